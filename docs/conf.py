@@ -1,0 +1,50 @@
+"""Sphinx configuration; the build reads nothing from the network."""
+
+import sys
+from typing import Any
+
+import scoresde
+
+project = "scoresde"
+author = "The scoresde authors"
+copyright = "2026, The scoresde authors"
+version = release = scoresde.__version__
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode", "myst_nb"]
+exclude_patterns = ["_build", "jupyter_execute"]
+
+autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+napoleon_numpy_docstring = False
+
+myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "auto"
+nb_execution_raise_on_error = True
+
+html_theme = "furo"
+html_title = f"scoresde {release}"
+
+
+def link_exported_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
+    """Link a name by whichever of its paths: ``scoresde.VP`` is documented as ``scoresde.sde.VP``."""
+
+    def find(path: str) -> Any:
+        module, _, name = path.rpartition(".")
+        return getattr(sys.modules.get(module), name, None)
+
+    target = node.get("reftarget", "")
+    wanted = find(target)
+    if wanted is None or not target.startswith("scoresde."):
+        return None
+    domain = env.get_domain("py")
+    for path in domain.objects:
+        if path.endswith("." + target.rpartition(".")[2]) and find(path) is wanted:
+            return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], path, node, contnode)
+    return None
+
+
+def setup(app: Any) -> None:
+    app.connect("missing-reference", link_exported_name)

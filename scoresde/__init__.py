@@ -1,0 +1,35 @@
+"""Score-based generative models seen as stochastic differential equations."""
+
+from scoresde import models, objectives, problems, solvers
+from scoresde.chain import DDPM, NCSN, GaussianChain
+from scoresde.sampling import NonFiniteError, Samples, sample
+from scoresde.score import ScoreModel
+from scoresde.sde import EDM, SDE, VE, VP, CosineVP, GaussianSDE, RectifiedFlow, SubVP
+from scoresde.training import FitResult, fit, load, save
+
+__version__ = "0.1.0"
+__all__ = [
+    "DDPM",
+    "EDM",
+    "NCSN",
+    "SDE",
+    "VE",
+    "VP",
+    "CosineVP",
+    "FitResult",
+    "GaussianChain",
+    "GaussianSDE",
+    "NonFiniteError",
+    "RectifiedFlow",
+    "Samples",
+    "ScoreModel",
+    "SubVP",
+    "fit",
+    "load",
+    "models",
+    "objectives",
+    "problems",
+    "sample",
+    "save",
+    "solvers",
+]

@@ -1,0 +1,80 @@
+"""A noise-conditional multilayer perceptron, for vectors."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.models.layers import Embedding, modulate, zero
+
+__all__ = ["MLP"]
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron whose hidden layers are scaled and shifted by an embedding of time.
+
+    Args:
+        features: number of components of a sample; an event of any shape is flattened to a vector.
+        hidden: width of each hidden layer.
+        time_features: number of Fourier features of time.
+        time_scale: about the length of the interval of the times it gets: 1 for times in [0, 1], n for the steps of a
+            chain of n, 1 for EDM's noise level.
+        num_classes: number of class labels; ``None`` for a network without.
+        label_dropout: probability, in training, of hiding a label.
+        dropout: probability, in training, of zeroing a hidden feature.
+
+    The output layer starts at zero. :attr:`config` holds the arguments, as plain values.
+
+    Example:
+        >>> net = MLP(2, hidden=(64, 64))
+        >>> net(torch.randn(5, 2), torch.rand(5)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: Sequence[int] = (128, 128, 128),
+        *,
+        time_features: int = 64,
+        time_scale: float = 1.0,
+        num_classes: int | None = None,
+        label_dropout: float = 0.1,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if features < 1 or not hidden or min(hidden) < 1:
+            raise ValueError(f"got features={features} and hidden={tuple(hidden)}; expected positive sizes")
+        self.config: dict[str, Any] = {
+            "features": features,
+            "hidden": list(hidden),
+            "time_features": time_features,
+            "time_scale": time_scale,
+            "num_classes": num_classes,
+            "label_dropout": label_dropout,
+            "dropout": dropout,
+        }
+        width = max(hidden)
+        self.features = features
+        self.embedding = Embedding(width, time_features, time_scale, num_classes, label_dropout)
+        sizes = [features, *hidden]
+        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(sizes)])
+        self.modulations = nn.ModuleList([zero(nn.Linear(width, 2 * size)) for size in hidden])
+        self.dropout = nn.Dropout(dropout)
+        self.output = zero(nn.Linear(sizes[-1], features))
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """The output at ``x`` of shape ``(batch, *event)``, ``t`` and ``label`` of shape ``(batch,)``; shape of x."""
+        h = x.flatten(1)  # (batch, features)
+        if h.shape[1] != self.features:
+            raise ValueError(
+                f"got x of shape {tuple(x.shape)}, {h.shape[1]} components a sample, for an MLP of {self.features}"
+            )
+        embedding = self.embedding(t, label)
+        for layer, modulation in zip(self.layers, self.modulations, strict=True):
+            h = self.dropout(torch.nn.functional.silu(modulate(layer(h), modulation(embedding))))
+        return self.output(h).reshape(x.shape)  # type: ignore[no-any-return]

@@ -1,0 +1,71 @@
+r"""The one coefficient routine: exponential integrals of Lagrange polynomials, in float64.
+
+.. math:: I_j(z) = \int_0^1 e^{-z (1 - \theta)}\, \ell_j(\theta)\, d\theta
+
+With rate z = 0 these are the classical quadrature weights (Adams, trapezoid, ...); with z the length of a step in
+log-SNR, the phi-functions of exponential integrators (Hochbruck and Ostermann, "Exponential integrators", 2010).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+__all__ = ["lagrange_integrals", "moments"]
+
+
+def moments(z: float, count: int) -> list[float]:
+    r"""M_k(z) = :math:`\int_0^1 e^{-z (1 - \theta)} \theta^k d\theta` for k = 0..count-1, to full float64 precision.
+
+    Example:
+        >>> moments(0.0, 3) == [1.0, 1 / 2, 1 / 3]
+        True
+    """
+    if abs(z) > 25:  # integration by parts; stable where |z| exceeds k
+        values = [-math.expm1(-z) / z]
+        for k in range(1, count):
+            values.append((1 - k * values[-1]) / z)
+        return values
+    # Elsewhere the recurrence cancels. Both series have positive terms only, so that neither does.
+    values = []
+    for k in range(count):
+        if z >= 0:  # e^-z sum_n z^n / (n! (n + k + 1))
+            term, total, n = 1.0, 1.0 / (k + 1), 0
+            while term > 1e-18 * total or n < z:
+                n += 1
+                term *= z / n
+                total += term / (n + k + 1)
+            values.append(math.exp(-z) * total)
+        else:  # sum_n |z|^n k! / (k + n + 1)!
+            term = total = 1.0 / (k + 1)
+            n = 0
+            while term > 1e-18 * total:
+                n += 1
+                term *= -z / (k + n + 1)
+                total += term
+            values.append(total)
+    return values
+
+
+def lagrange_integrals(nodes: Sequence[float], z: float) -> list[float]:
+    r"""The weights I_j(z) of the interpolation at ``nodes``, in units of the step (0 is its start, 1 its end).
+
+    Example:
+        >>> lagrange_integrals([0.0, 1.0], 0.0)  # the trapezoidal rule
+        [0.5, 0.5]
+        >>> lagrange_integrals([0.0, -1.0], 0.0)  # Adams-Bashforth of order 2
+        [1.5, -0.5]
+    """
+    if len(set(nodes)) != len(nodes):
+        raise ValueError(f"got nodes {list(nodes)}; expected them distinct, since one polynomial passes through them all")
+    powers = moments(z, len(nodes))
+    weights = []
+    for j, node in enumerate(nodes):
+        polynomial = [1.0]  # coefficients of l_j, lowest power first
+        for i, other in enumerate(nodes):
+            if i != j:
+                scale = 1 / (node - other)
+                shifted = [0.0, *polynomial]
+                polynomial = [scale * (s - other * p) for s, p in zip(shifted, [*polynomial, 0.0], strict=True)]
+        weights.append(math.fsum(c * m for c, m in zip(polynomial, powers, strict=True)))
+    return weights

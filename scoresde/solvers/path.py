@@ -1,0 +1,215 @@
+r"""Paths: the times that a sampler visits, with everything a solver needs to know of them, in float64 on the host.
+
+A path of ``steps`` moves goes from the noise at ``t_max`` to the data. With ``denoise=True`` its last move is the one
+from ``t_min`` to :math:`\sigma = 0`, in which every solver returns the newest data prediction.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoresde.sde import AffineSDE
+
+__all__ = [
+    "PATHS",
+    "Path",
+    "Point",
+    "karras",
+    "make_path",
+    "points",
+    "quadratic",
+    "uniform_lam",
+    "uniform_t",
+]
+
+
+class Point(NamedTuple):
+    """A point of a path: a time, the marginal there and its rates, as Python floats."""
+
+    t: float
+    log_alpha: float
+    log_sigma: float
+    d_alpha: float
+    d_log_sigma: float
+    diffusion_squared: float
+
+    @property
+    def alpha(self) -> float:
+        """The factor of the data in the mean."""
+        return math.exp(self.log_alpha)
+
+    @property
+    def sigma(self) -> float:
+        """The standard deviation of the noise."""
+        return math.exp(self.log_sigma)
+
+    @property
+    def lam(self) -> float:
+        """Half the log signal-to-noise ratio."""
+        return self.log_alpha - self.log_sigma
+
+
+CLEAN = Point(0.0, 0.0, -math.inf, 0.0, math.inf, 0.0)
+"""The data themselves: alpha = 1 and sigma = 0."""
+
+
+def points(sde: AffineSDE, t: Tensor) -> list[Point]:
+    """The points of ``sde`` at the float64 times ``t``, shape ``(n,)``, computed all at once."""
+    columns = (t, sde.log_alpha(t), sde.log_sigma(t), sde.d_alpha(t), sde.d_log_sigma(t), sde.diffusion_squared(t))
+    return [Point(*row) for row in zip(*(c.detach().tolist() for c in columns), strict=True)]
+
+
+@dataclass(frozen=True)
+class Path:
+    """The points to visit, from noise to data, on one SDE.
+
+    Raises:
+        ValueError: for fewer than two points, a start that is not the noisiest point, or sigma = 0 before the end.
+
+    Example:
+        >>> from scoresde import EDM
+        >>> path = Path.from_times(EDM(), [80.0, 1.0, 0.0])
+        >>> [round(p.sigma, 3) for p in path.points]
+        [80.0, 1.0, 0.0]
+    """
+
+    sde: AffineSDE
+    points: tuple[Point, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.points) < 2:
+            raise ValueError(f"got a path of {len(self.points)} points; expected at least two, a start and an end")
+        lams = [p.lam for p in self.points]
+        if any(math.isnan(lam) for lam in lams):
+            raise ValueError(
+                f"got a path that leaves the SDE: {self.sde!r} has no marginal at "
+                f"t={next(p.t for p in self.points if math.isnan(p.lam))}"
+            )
+        if lams[0] != min(lams) or lams[0] == lams[1]:
+            raise ValueError(
+                f"got a path that starts at t={self.points[0].t:.6g}, which is not its noisiest point; "
+                "expected times from noise to data, that is, falling"
+            )
+        if any(p.log_sigma == -math.inf for p in self.points[:-1]):
+            raise ValueError("got sigma = 0 before the end of the path; expected it at the last point only")
+
+    @classmethod
+    def from_times(cls, sde: AffineSDE, times: Tensor | Sequence[float]) -> Path:
+        """The path through ``times``, from noise to data; a last time of 0 is the clean data, sigma = 0."""
+        t = torch.as_tensor(times, dtype=torch.float64, device="cpu")
+        if t.ndim != 1 or not bool(torch.isfinite(t).all()):
+            raise ValueError(f"got times of shape {tuple(t.shape)}; expected a vector of finite times")
+        if bool((t < 0).any()) or bool((t > sde.span[1]).any()):
+            raise ValueError(
+                f"got times between {float(t.min()):.6g} and {float(t.max()):.6g}; {type(sde).__name__} is defined for "
+                f"0 <= t <= {sde.span[1]:.6g}"
+            )
+        clean = len(t) > 1 and float(t[-1]) == 0
+        return cls(sde, (*points(sde, t[:-1] if clean else t), *([CLEAN] if clean else [])))
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The times of the points."""
+        return tuple(p.t for p in self.points)
+
+    @property
+    def ends_clean(self) -> bool:
+        """Whether the last point has sigma = 0."""
+        return self.points[-1].log_sigma == -math.inf
+
+    def __len__(self) -> int:
+        return len(self.points) - 1
+
+
+Spacing = Callable[[AffineSDE, int, float, float], Tensor]
+PathLike = str | Path | Spacing | Tensor | Sequence[float]
+
+
+def uniform_t(sde: AffineSDE, n: int, t_max: float, t_min: float) -> Tensor:
+    """``n`` times, equidistant: the spacing of DDPM and of Song et al., 2021."""
+    return torch.linspace(t_max, t_min, n, dtype=torch.float64)
+
+
+def quadratic(sde: AffineSDE, n: int, t_max: float, t_min: float) -> Tensor:
+    """``n`` times whose square roots are equidistant (Song et al., "Denoising Diffusion Implicit Models", 2020)."""
+    return torch.linspace(math.sqrt(t_max), math.sqrt(t_min), n, dtype=torch.float64) ** 2
+
+
+def _lam_range(sde: AffineSDE, t_max: float, t_min: float) -> tuple[float, float]:
+    low, high = float(sde.lam(t_max)), float(sde.lam(t_min))
+    if high == math.inf:
+        raise ValueError(f"got t_min={t_min}, where sigma = 0 and lam is infinite; expected a larger t_min, or path='t'")
+    # From alpha = 0, lam has infinitely far to go: the spacing is laid out from the mirror image of its end instead.
+    return (low if math.isfinite(low) else -abs(high) - 1), high
+
+
+def uniform_lam(sde: AffineSDE, n: int, t_max: float, t_min: float) -> Tensor:
+    """``n`` times, equidistant in lam (Lu et al., "DPM-Solver", 2022)."""
+    return sde.time(torch.linspace(*_lam_range(sde, t_max, t_min), n, dtype=torch.float64))
+
+
+def karras(sde: AffineSDE, n: int, t_max: float, t_min: float, rho: float = 7.0) -> Tensor:
+    """``n`` times, equidistant in (sigma / alpha)^(1 / rho) (Karras et al., 2022, equation (5))."""
+    low, high = _lam_range(sde, t_max, t_min)
+    level = torch.linspace(math.exp(-low / rho), math.exp(-high / rho), n, dtype=torch.float64)
+    return sde.time(-rho * torch.log(level))
+
+
+PATHS: dict[str, Spacing] = {"t": uniform_t, "quadratic": quadratic, "lam": uniform_lam, "karras": karras}
+"""The named spacings: ``(sde, n, t_max, t_min) -> n times``."""
+
+
+def make_path(
+    sde: AffineSDE,
+    path: PathLike = "lam",
+    steps: int = 20,
+    *,
+    t_max: float | None = None,
+    t_min: float | None = None,
+    denoise: bool = True,
+) -> Path:
+    """A :class:`Path` from a name of :data:`PATHS`, a spacing function, times, or a path, which is returned as it is.
+
+    Args:
+        steps: number of moves.
+        t_max: where to start, by default ``sde.span[1]``.
+        t_min: the smallest time but zero, by default ``sde.span[0]``.
+        denoise: whether the last of the ``steps`` moves goes from ``t_min`` to sigma = 0.
+
+    Example:
+        >>> from scoresde import EDM
+        >>> [round(p.sigma, 3) for p in make_path(EDM(), "karras", 3).points]
+        [80.0, 2.515, 0.002, 0.0]
+    """
+    if isinstance(path, Path):
+        return path
+    if not isinstance(path, str) and not callable(path):
+        return Path.from_times(sde, path)
+    if isinstance(path, str):
+        if path not in PATHS:
+            near = difflib.get_close_matches(path, PATHS, n=2)
+            raise ValueError(
+                f"got path {path!r}; expected one of {', '.join(PATHS)}, a Path, a spacing function or a list of times"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+        path = PATHS[path]
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"got steps={steps!r}; expected a whole number of at least 1")
+    start, end = sde.span[1] if t_max is None else t_max, sde.span[0] if t_min is None else t_min
+    if not 0 <= end < start <= sde.span[1]:
+        raise ValueError(
+            f"got t_max={start} and t_min={end}; expected 0 <= t_min < t_max <= {sde.span[1]} on {type(sde).__name__}"
+        )
+    n = steps if denoise else steps + 1
+    if n == 1:
+        return Path.from_times(sde, [start, 0.0])
+    times = path(sde, n, start, end)
+    times[0], times[-1] = start, end  # exact, whatever a spacing's inverse rounds to
+    return Path(sde, (*points(sde, times), *([CLEAN] if denoise and float(sde.sigma(end)) > 0 else [])))

@@ -1,0 +1,226 @@
+r"""Predictions: the quantity N = p x + q m that a solver interpolates, in which clock, behind which exact linear flow.
+
+Every reverse process is, with the data prediction m and half log-SNR :math:`\lambda`,
+
+.. math:: d(x / \sigma) = \left[ -\eta\, x / \sigma + (1 + \eta)\, e^{\lambda} m \right] d\lambda
+          + \sqrt{2 \eta}\, dW_\lambda,
+
+where eta = 0 is the probability-flow ODE and eta = 1 the time-reversed SDE. A prediction rewrites a step u -> v of it as
+
+.. math:: x_v = \mathrm{carry}(u, v)\, x_u + \mathrm{gain}(v) \int_u^v e^{\mathrm{rate}\,(s - v)} N\, ds
+          + \mathrm{noise}(u, v)\, \xi.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde.sde import AffineSDE
+from scoresde.solvers.path import Point
+
+__all__ = ["Data", "Noise", "Prediction", "Rho", "Time", "Velocity"]
+
+
+def _step(u: Point, v: Point) -> float:
+    return v.lam - u.lam
+
+
+@dataclass(frozen=True)
+class Prediction(ABC):
+    """Interface: the exact linear part of a step, and the quantity that is left to interpolate."""
+
+    carries_zero_alpha = False
+    """Whether a step may start at alpha = 0."""
+
+    @property
+    @abstractmethod
+    def rate(self) -> float:
+        """The exponent of the integral, per unit of the clock."""
+
+    @abstractmethod
+    def clock(self, u: Point) -> float:
+        """The variable of integration at ``u``."""
+
+    @abstractmethod
+    def time(self, sde: AffineSDE, clock: Tensor) -> Tensor:
+        """The times at which the clock shows ``clock``."""
+
+    @abstractmethod
+    def carry(self, u: Point, v: Point) -> float:
+        """The factor of x_u in x_v."""
+
+    @abstractmethod
+    def gain(self, v: Point) -> float:
+        """The factor in front of the integral."""
+
+    @abstractmethod
+    def mix(self, u: Point) -> tuple[float, float]:
+        """p and q of N = p x + q m."""
+
+    @abstractmethod
+    def noise(self, u: Point, v: Point) -> float:
+        """The standard deviation of the noise of the step."""
+
+    def check(self, u: Point) -> None:
+        """Refuse by name a start that this prediction cannot carry."""
+        if u.log_alpha == -math.inf and not self.carries_zero_alpha:
+            raise ValueError(
+                f"{type(self).__name__} prediction cannot start at alpha = 0 (t={u.t:.6g}), where it divides by alpha; "
+                "take a solver in Data or Velocity prediction (ddim, dpmpp-2m, euler), or a smaller t_max"
+            )
+
+
+@dataclass(frozen=True)
+class Data(Prediction):
+    r"""N = m, carried as :math:`x / (\sigma e^{-\eta \lambda})` in lam: DPM-Solver++, DDIM; eta = 1: SDE-DPM-Solver++."""
+
+    eta: float = 0.0
+    carries_zero_alpha = True
+
+    @property
+    def rate(self) -> float:
+        return 1 + self.eta
+
+    def clock(self, u: Point) -> float:
+        return u.lam
+
+    def time(self, sde: AffineSDE, clock: Tensor) -> Tensor:
+        return sde.time(clock)
+
+    def carry(self, u: Point, v: Point) -> float:
+        decay = self.eta * _step(u, v) if self.eta else 0.0  # not 0 times infinity where alpha_u = 0
+        return math.exp(v.log_sigma - u.log_sigma - decay)
+
+    def gain(self, v: Point) -> float:
+        return (1 + self.eta) * v.alpha
+
+    def mix(self, u: Point) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    def noise(self, u: Point, v: Point) -> float:
+        return v.sigma * math.sqrt(-math.expm1(-2 * self.eta * _step(u, v))) if self.eta else 0.0
+
+
+class _NoiseKernel(Prediction):
+    """The part that Noise and Rho share: N = eps, carried as x / alpha."""
+
+    eta: float
+
+    def carry(self, u: Point, v: Point) -> float:
+        return math.exp(v.log_alpha - u.log_alpha)
+
+    def mix(self, u: Point) -> tuple[float, float]:
+        return 1 / u.sigma, -u.alpha / u.sigma
+
+    def noise(self, u: Point, v: Point) -> float:
+        return v.sigma * math.sqrt(self.eta * math.expm1(2 * _step(u, v))) if self.eta else 0.0
+
+
+@dataclass(frozen=True)
+class Noise(_NoiseKernel):
+    """N = eps in the clock lam: DPM-Solver, exponential Adams-Bashforth."""
+
+    eta: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        return -1.0
+
+    def clock(self, u: Point) -> float:
+        return u.lam
+
+    def time(self, sde: AffineSDE, clock: Tensor) -> Tensor:
+        return sde.time(clock)
+
+    def gain(self, v: Point) -> float:
+        return -(1 + self.eta) * v.sigma
+
+
+@dataclass(frozen=True)
+class Rho(_NoiseKernel):
+    """N = eps in the clock rho = sigma / alpha, in which it is the slope of x / alpha: EDM's Euler and Heun, LMS."""
+
+    eta: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        return 0.0
+
+    def clock(self, u: Point) -> float:
+        return math.exp(-u.lam)
+
+    def time(self, sde: AffineSDE, clock: Tensor) -> Tensor:
+        return sde.time(-torch.log(clock))
+
+    def gain(self, v: Point) -> float:
+        return (1 + self.eta) * v.alpha
+
+
+@dataclass(frozen=True)
+class Velocity(Prediction):
+    r"""N = eps - m in the clock :math:`\sigma / (\alpha + \sigma)`, carried as x / (alpha + sigma): rectified flow."""
+
+    carries_zero_alpha = True
+
+    @property
+    def rate(self) -> float:
+        return 0.0
+
+    def clock(self, u: Point) -> float:
+        return 1 / (1 + math.exp(u.lam))
+
+    def time(self, sde: AffineSDE, clock: Tensor) -> Tensor:
+        return sde.time(torch.log1p(-clock) - torch.log(clock))
+
+    def carry(self, u: Point, v: Point) -> float:
+        return (v.alpha + v.sigma) / (u.alpha + u.sigma)
+
+    def gain(self, v: Point) -> float:
+        return v.alpha + v.sigma
+
+    def mix(self, u: Point) -> tuple[float, float]:
+        return 1 / u.sigma, -(u.alpha + u.sigma) / u.sigma
+
+    def noise(self, u: Point, v: Point) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Time(Prediction):
+    """N = dx/dt, the drift of the reverse process itself, in the clock t: Euler, Heun, Runge-Kutta, Euler-Maruyama."""
+
+    eta: float = 0.0
+
+    @property
+    def carries_zero_alpha(self) -> bool:  # type: ignore[override]  # a property of the instance here
+        return self.eta == 0
+
+    @property
+    def rate(self) -> float:
+        return 0.0
+
+    def clock(self, u: Point) -> float:
+        return u.t
+
+    def time(self, sde: AffineSDE, clock: Tensor) -> Tensor:
+        return clock
+
+    def carry(self, u: Point, v: Point) -> float:
+        return 1.0
+
+    def gain(self, v: Point) -> float:
+        return 1.0
+
+    def mix(self, u: Point) -> tuple[float, float]:
+        # f x - (1 + eta) / 2 g^2 score, regrouped so that nothing is infinite at alpha = 0 while eta = 0.
+        extra = 0.5 * self.eta * u.diffusion_squared / u.sigma**2 if self.eta else 0.0
+        slope = u.d_log_sigma + extra
+        return slope, u.d_alpha - u.alpha * slope
+
+    def noise(self, u: Point, v: Point) -> float:
+        return math.sqrt(self.eta * u.diffusion_squared * abs(v.t - u.t)) if self.eta else 0.0

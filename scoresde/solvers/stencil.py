@@ -1,0 +1,53 @@
+"""Stencils: where in a step the interpolated quantity is sampled.
+
+A stencil is a tuple of stages ``Stage(c, nodes)``. Stage i computes the state at the fraction ``c`` of the step from the
+values at ``nodes``: node 0 is the start of the step, 1, 2, .. the earlier stages of this step, -1, -2, .. the starts of
+earlier steps. The last stage has c = 1 and ends the step. Without ``weights`` the nodes are interpolated by a polynomial,
+which is integrated exactly; explicit ``weights`` (of a Butcher tableau, in units of the step) are for predictions whose
+rate is zero.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["Stage", "euler", "midpoint", "multistep", "radau", "rk4", "trapezoid"]
+
+
+class Stage(NamedTuple):
+    """One stage: the fraction of the step at which it ends, its nodes, and their weights where not by interpolation."""
+
+    c: float
+    nodes: tuple[int, ...]
+    weights: tuple[float, ...] | None = None
+
+
+Stencil = tuple[Stage, ...]
+
+
+def multistep(order: int) -> Stencil:
+    """This step's start and the ``order - 1`` before it (Adams-Bashforth)."""
+    if not isinstance(order, int) or order < 1:
+        raise ValueError(f"got order={order!r}; expected a whole number of at least 1")
+    return (Stage(1.0, tuple(range(0, -order, -1))),)
+
+
+euler: Stencil = multistep(1)
+"""One evaluation, at the start; order 1."""
+
+midpoint: Stencil = (Stage(0.5, (0,)), Stage(1.0, (1,)))
+"""The value halfway stands for the whole step; order 2."""
+
+trapezoid: Stencil = (Stage(1.0, (0,)), Stage(1.0, (0, 1)))
+"""Predict to the end, evaluate, average: Heun's second-order method."""
+
+radau: Stencil = (Stage(1 / 3, (0,)), Stage(2 / 3, (0, 1)), Stage(1.0, (0, 2)))
+"""Heun's third-order abscissae (0, 1/3, 2/3), linear in the first and the last: DPM-Solver-3."""
+
+rk4: Stencil = (
+    Stage(0.5, (0,), (0.5,)),
+    Stage(0.5, (1,), (0.5,)),
+    Stage(1.0, (2,), (1.0,)),
+    Stage(1.0, (0, 1, 2, 3), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+)
+"""The classical Runge-Kutta method; order 4."""

@@ -1,0 +1,120 @@
+"""The data of a step of training, as a function of the seed and the step alone."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from scoresde._shape import check_batch
+
+__all__ = ["Batches", "Samplable", "seeded"]
+
+
+@runtime_checkable
+class Samplable(Protocol):
+    """A distribution: anything with ``sample(n, generator) -> (n, *event)``."""
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor: ...
+
+
+def _derive(seed: int, stream: str, index: int) -> int:
+    """A seed of 63 bits for one purpose at one step; unrelated to those of other steps and purposes."""
+    digest = hashlib.blake2b(f"{seed}/{stream}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seeded(seed: int, stream: str, index: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The generator of one purpose, ``stream``, at one step, ``index``.
+
+    Example:
+        >>> torch.rand(1, generator=seeded(0, "noise", 7)) == torch.rand(1, generator=seeded(0, "noise", 7))
+        tensor([True])
+    """
+    return torch.Generator(device).manual_seed(_derive(seed, stream, index))
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(n: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(n, generator=seeded(seed, "epoch", epoch))
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Batches of a tensor, each sample once per epoch in an order drawn for that epoch, or of a distribution.
+
+    Args:
+        data: samples of shape ``(n, *event)``, or anything with ``sample(n, generator)``.
+        batch_size: samples per batch; a batch may reach from one epoch into the next.
+        seed: with the number of the batch, all that the choice depends on.
+        conditions: for a tensor, what belongs to each sample, such as ``{"label": labels}``, each of ``n`` entries.
+
+    Raises:
+        ValueError: if the data are neither, empty, not finite, or not as many as the conditions.
+
+    Example:
+        >>> batches = Batches(torch.arange(6.0)[:, None], batch_size=4, seed=0)
+        >>> first_epoch = torch.cat([batches.at(0)[0], batches.at(1)[0][:2]])
+        >>> first_epoch.flatten().sort().values
+        tensor([0., 1., 2., 3., 4., 5.])
+    """
+
+    data: Tensor | Samplable
+    batch_size: int
+    seed: int
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise ValueError(f"got batch_size={self.batch_size!r}; expected a whole number of at least 1")
+        if not isinstance(self.data, Tensor):
+            if not isinstance(self.data, Samplable):
+                raise ValueError(
+                    f"got data of type {type(self.data).__name__}; expected a tensor of shape (n, *event) or anything "
+                    "with sample(n, generator)"
+                )
+            if self.conditions:
+                raise ValueError("got conditions for data that are sampled; they belong to the samples of a tensor")
+            return
+        check_batch(self.data)
+        if not len(self.data):
+            raise ValueError("got data of no samples; expected a tensor of shape (n, *event) with n of at least 1")
+        if not bool(torch.isfinite(self.data).all()):
+            raise ValueError("got data that are not all finite; remove the samples that hold nan or inf")
+        for name, values in self.conditions.items():
+            if values.ndim == 0 or len(values) != len(self.data):
+                raise ValueError(
+                    f"got condition {name!r} of shape {tuple(values.shape)} for {len(self.data)} samples; "
+                    "expected one entry per sample"
+                )
+
+    def at(
+        self, index: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Batch number ``index``, of shape ``(batch_size, *event)``, and its conditions."""
+        if not isinstance(self.data, Tensor):
+            drawn = self.data.sample(self.batch_size, generator=seeded(self.seed, "data", index))
+            return check_batch(drawn).to(device=device, dtype=dtype), {}
+        n, start = len(self.data), index * self.batch_size
+        position = torch.arange(start, start + self.batch_size)
+        epochs = range(start // n, (start + self.batch_size - 1) // n + 1)
+        orders = torch.cat([_permutation(n, self.seed, epoch) for epoch in epochs])
+        chosen = orders[position - epochs[0] * n].to(self.data.device)
+        return self.data[chosen].to(device=device, dtype=dtype), {
+            name: values[chosen.to(values.device)].to(device) for name, values in self.conditions.items()
+        }
+
+    def fingerprint(self) -> str:
+        """A short text that tells these data from others: shapes, types and a digest of the values."""
+        if not isinstance(self.data, Tensor):
+            return type(self.data).__name__
+        digest = hashlib.blake2b(digest_size=8)
+        for values in (self.data, *self.conditions.values()):
+            digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        names = "".join(f" {name}" for name in self.conditions)
+        return f"{self.data.dtype} {tuple(self.data.shape)}{names} {digest.hexdigest()}"

@@ -1,0 +1,97 @@
+"""What several tests share: every SDE, a smooth problem, and exact propagation through a solver on Gaussian data."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoresde import EDM, VE, VP, CosineVP, GaussianSDE, RectifiedFlow, ScoreModel, SubVP, solvers
+from scoresde.problems import GaussianMixture
+from scoresde.sde import AffineSDE
+from scoresde.solvers import FreshNoise, Path, Point
+
+SDES: dict[str, AffineSDE] = {
+    "VP": VP(),
+    "CosineVP": CosineVP(),
+    "SubVP": SubVP(),
+    "VE": VE(),
+    "EDM": EDM(),
+    "RectifiedFlow": RectifiedFlow(),
+    "GaussianSDE": GaussianSDE(lambda t: -0.5 * t**2, lambda t: torch.log(t) + 0.3 * t, t_min=1e-3, t_max=2.0),
+}
+"""Every SDE; a new one is tested by being added here."""
+
+
+def finite_start(sde: AffineSDE) -> float:
+    """The end of the span, or a little before where alpha = 0 there, which not every solver can carry."""
+    t = sde.span[1]
+    return t if math.isfinite(float(sde.lam(t))) else 0.9 * t
+
+
+def mixture() -> GaussianMixture:
+    """Three smooth modes in the plane."""
+    means = torch.tensor([[-1.0, 0.3], [0.8, -0.5], [0.2, 0.9]], dtype=torch.float64)
+    covariances = torch.tensor([0.15, 0.1, 0.2], dtype=torch.float64)
+    return GaussianMixture(means, covariances, torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def slopes(errors: Sequence[float], factor: float = 2.0) -> list[float]:
+    """The observed orders between successive refinements."""
+    return [math.log(a / b) / math.log(factor) for a, b in itertools.pairwise(errors)]
+
+
+class LinearModel:
+    """E[x_0 | x_t] for data N(mean, std^2), acting on affine forms: row vectors of coefficients, the first of 1."""
+
+    def __init__(self, sde: AffineSDE, mean: float, std: float) -> None:
+        self.sde, self.mean, self.std = sde, mean, std
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        gain = alpha * self.std**2 / (alpha**2 * self.std**2 + sigma**2)
+        one = torch.zeros_like(x)
+        one[:, 0] = 1
+        return gain * x + self.mean * (1 - gain * alpha) * one
+
+    def at(self, times: Tensor, *, device: torch.device, dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
+        return [lambda x, t=t: self(x, t) for t in times]
+
+
+class BasisNoise(FreshNoise):
+    """Noise that is the next unit vector instead of a number."""
+
+    def __init__(self) -> None:
+        self.used = 1
+
+    def __call__(self, start: Point, to: Point, out: Tensor) -> Tensor:
+        self.used += 1
+        out.zero_()[:, self.used] = 1
+        return out
+
+
+def propagate(solver: solvers.RowSolver, path: Path, mean: float, std: float) -> tuple[float, float]:
+    """Exact mean and variance of a solver's output on data N(mean, std^2), from the exact marginal: no Monte Carlo."""
+    rows = solver.rows(path)
+    draws = sum(bool(getattr(row, "s", 0.0)) for row in rows)
+    x = torch.zeros(1, 2 + draws, dtype=torch.float64)
+    start = path.points[0]
+    x[0, 0], x[0, 1] = start.alpha * mean, math.sqrt(start.alpha**2 * std**2 + start.sigma**2)
+    end = solvers.fast(rows, LinearModel(path.sde, mean, std), x, BasisNoise())[0]
+    return float(end[0]), float((end[1:] ** 2).sum())
+
+
+def rms(x: Tensor | np.ndarray) -> float:
+    return float(torch.as_tensor(x).pow(2).mean().sqrt())
+
+
+def model_on(sde: AffineSDE) -> ScoreModel:
+    return mixture().model(sde)

@@ -1,0 +1,83 @@
+"""Paths: where they start, where they end, and what they refuse."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support import SDES
+
+from scoresde import EDM, VE, VP, RectifiedFlow
+from scoresde.solvers import PATHS, Path, make_path
+
+F64 = torch.float64
+
+
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("path", PATHS)
+@given(steps=st.integers(1, 60), denoise=st.booleans())
+def test_paths_run_from_the_prior_to_the_data(name: str, path: str, steps: int, denoise: bool) -> None:
+    sde = SDES[name]
+    made = make_path(sde, path, steps, denoise=denoise)
+    assert len(made) == steps and len(made.points) == steps + 1
+    assert made.times[0] == sde.span[1]
+    assert made.ends_clean == denoise
+    if not denoise:
+        assert made.times[-1] == sde.span[0]
+    lams = [p.lam for p in made.points]
+    assert all(a < b for a, b in itertools.pairwise(lams))
+
+
+def test_spacings_are_what_their_names_say() -> None:
+    sde = VP()
+    t = torch.tensor(make_path(sde, "t", 10, denoise=False).times, dtype=F64)
+    assert t.diff().std() < 1e-12
+    root = torch.tensor(make_path(sde, "quadratic", 10, denoise=False).times, dtype=F64).sqrt()
+    assert root.diff().std() < 1e-12
+    lam = torch.tensor([p.lam for p in make_path(sde, "lam", 10, denoise=False).points], dtype=F64)
+    assert lam.diff().std() < 1e-12
+    # Karras et al., 2022, equation (5), on their own SDE
+    got = [p.sigma for p in make_path(EDM(), "karras", 18).points]
+    i = torch.arange(18, dtype=F64)
+    wanted = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    assert got == pytest.approx([*wanted.tolist(), 0.0], rel=1e-10)
+
+
+def test_points_carry_the_marginals_of_their_times() -> None:
+    for sde in SDES.values():
+        for p in make_path(sde, "t", 5).points[1:-1]:
+            assert p.alpha == pytest.approx(sde.alpha(p.t).item()) and p.sigma == pytest.approx(sde.sigma(p.t).item())
+            assert p.diffusion_squared == pytest.approx(sde.diffusion_squared(p.t).item())
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda: make_path(VP(), "lam", 0), "got steps=0; expected a whole number of at least 1"),
+        (lambda: make_path(VP(), "lam", 2.5), "expected a whole number"),  # type: ignore[arg-type]
+        (lambda: make_path(VP(), "karas"), "did you mean 'karras'"),
+        (lambda: make_path(VP(), "lam", 5, t_min=0.0), "where sigma = 0 and lam is infinite"),
+        (lambda: make_path(VP(), "t", 5, t_min=0.5, t_max=0.2), "expected 0 <= t_min < t_max"),
+        (lambda: make_path(VP(), "t", 5, t_max=1.5), "t_max <= 1.0 on VP"),
+        (lambda: Path.from_times(VP(), [0.0, 1.0]), "not its noisiest point"),
+        (lambda: Path.from_times(VP(), [0.5]), "expected at least two"),
+        (lambda: Path.from_times(VP(), [1.0, 1.0]), "not its noisiest point"),
+        (lambda: Path.from_times(VP(), [1.0, 0.0, 0.5]), "sigma = 0 before the end"),
+        (lambda: Path.from_times(VP(), [1.2, 0.5]), "VP is defined for 0 <= t <= 1"),
+        (lambda: Path.from_times(VP(), [math.nan, 0.5]), "expected a vector of finite times"),
+    ],
+)
+def test_bad_input(build: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        build()
+
+
+def test_a_time_of_zero_at_the_end_is_the_data() -> None:
+    for sde in (VP(), VE(), EDM(), RectifiedFlow()):
+        path = Path.from_times(sde, [sde.span[1], 0.0])
+        assert path.ends_clean and path.points[-1].alpha == 1
