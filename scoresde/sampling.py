@@ -156,7 +156,7 @@ def sample(
     seed: int | Sequence[int] | None = 0,
     t_min: float | None = None,
     t_max: float | None = None,
-    denoise: bool = True,
+    end: str = "denoise",
     progress: bool = True,
     callback: Callable[[State], object] | None = None,
     transform: Callable[[Tensor, float], Tensor] | None = None,
@@ -180,7 +180,9 @@ def sample(
             1e-3 instead of 1e-5 has some eighteen times the error in its variance; a small one takes steps away from where
             they matter more when there are few of them.
         t_max: where to start, by default the end of the SDE's span.
-        denoise: whether the last step goes from ``t_min`` to sigma = 0 by returning the data prediction.
+        end: how the last step ends. ``"denoise"``: at sigma = 0, by returning the data prediction D (Tweedie's formula);
+            ``"flow"``: at sigma = 0, by following the flow there, (x / alpha + D) / 2, closer for smooth densities and worse
+            for data on a manifold, such as images; ``"stop"``: at ``t_min``, with its noise.
         progress: a progress bar.
         callback: called with every :class:`~scoresde.solvers.State` (step, point, x).
         transform: applied to each data prediction, ``transform(m, t)``: clipping, thresholding.
@@ -212,7 +214,7 @@ def sample(
         raise TypeError(
             f"got model of type {type(model).__name__}; expected a ScoreModel: ScoreModel(net, sde) makes one of a network"
         )
-    where = make_path(model.sde, path, steps, t_max=t_max, t_min=t_min, denoise=denoise)
+    where = make_path(model.sde, path, steps, t_max=t_max, t_min=t_min, end=end)
     if not isinstance(shape_or_start, Tensor) and where.times[0] < model.sde.span[1] * (1 - 1e-6):
         raise ValueError(
             f"got a path that starts at t={where.times[0]:.6g}, while the prior is at t={model.sde.span[1]:.6g}; expected "
@@ -224,21 +226,21 @@ def sample(
     with torch.no_grad(), _evaluation_mode(model), _bar(progress, method, where) as on_step:
         begin = time.perf_counter()
         if callback is None:
-            end = method.final(where, door, x, noise, on_step)
+            last = method.final(where, door, x, noise, on_step)
         else:
-            end = x
+            last = x
             for state in _checked(method.states(where, door, x, noise), x, method.name):
                 callback(state)
-                end = state.x
+                last = state.x
                 on_step(state.step)
-        finite = bool(torch.isfinite(end).all())  # the one synchronisation with the device
+        finite = bool(torch.isfinite(last).all())  # the one synchronisation with the device
         seconds = time.perf_counter() - begin
         evaluations = door.evaluations
         if not finite:
             # Run again with every state checked, to say where it happened: only a failure costs that.
             for state in _checked(method.states(where, door, x, FreshNoise(noise.seeds, x.device)), x, method.name):
-                end = state.x
-    return Samples(end, evaluations, seconds, noise.seeds, method.name, where.times)
+                last = state.x
+    return Samples(last, evaluations, seconds, noise.seeds, method.name, where.times)
 
 
 @contextlib.contextmanager

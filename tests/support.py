@@ -81,7 +81,7 @@ class BasisNoise(FreshNoise):
 def propagate(solver: solvers.RowSolver, path: Path, mean: float, std: float) -> tuple[float, float]:
     """Exact mean and variance of a solver's output on data N(mean, std^2), from the exact marginal: no Monte Carlo."""
     rows = solver.rows(path)
-    draws = sum(bool(getattr(row, "s", 0.0)) for row in rows)
+    draws = sum(getattr(row, "draw", None) is not None for row in rows)
     x = torch.zeros(1, 2 + draws, dtype=torch.float64)
     start = path.points[0]
     x[0, 0], x[0, 1] = start.alpha * mean, math.sqrt(start.alpha**2 * std**2 + start.sigma**2)

@@ -91,4 +91,4 @@ def test_the_finite_step_is_the_variation_of_constants(eta: float) -> None:
     assert row.w[0] == pytest.approx(wanted, rel=1e-12)
     # The noise is an Ito integral: its variance is the integral of the squared kernel.
     variance = quad(lambda lam: 2 * eta * math.exp(2 * eta * (lam - v.lam)), u.lam, v.lam)[0]
-    assert row.s**2 == pytest.approx(v.sigma**2 * variance, rel=1e-10, abs=1e-15)
+    assert sum(row.s) ** 2 == pytest.approx(v.sigma**2 * variance, rel=1e-10, abs=1e-15)

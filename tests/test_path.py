@@ -20,14 +20,14 @@ F64 = torch.float64
 
 @pytest.mark.parametrize("name", SDES)
 @pytest.mark.parametrize("path", PATHS)
-@given(steps=st.integers(1, 60), denoise=st.booleans())
-def test_paths_run_from_the_prior_to_the_data(name: str, path: str, steps: int, denoise: bool) -> None:
+@given(steps=st.integers(1, 60), end=st.sampled_from(["denoise", "flow", "stop"]))
+def test_paths_run_from_the_prior_to_the_data(name: str, path: str, steps: int, end: str) -> None:
     sde = SDES[name]
-    made = make_path(sde, path, steps, denoise=denoise)
+    made = make_path(sde, path, steps, end=end)
     assert len(made) == steps and len(made.points) == steps + 1
     assert made.times[0] == sde.span[1]
-    assert made.ends_clean == denoise
-    if not denoise:
+    assert made.ends_clean == (end != "stop")
+    if end == "stop":
         assert made.times[-1] == sde.span[0]
     lams = [p.lam for p in made.points]
     assert all(a < b for a, b in itertools.pairwise(lams))
@@ -35,11 +35,11 @@ def test_paths_run_from_the_prior_to_the_data(name: str, path: str, steps: int, 
 
 def test_spacings_are_what_their_names_say() -> None:
     sde = VP()
-    t = torch.tensor(make_path(sde, "t", 10, denoise=False).times, dtype=F64)
+    t = torch.tensor(make_path(sde, "t", 10, end="stop").times, dtype=F64)
     assert t.diff().std() < 1e-12
-    root = torch.tensor(make_path(sde, "quadratic", 10, denoise=False).times, dtype=F64).sqrt()
+    root = torch.tensor(make_path(sde, "quadratic", 10, end="stop").times, dtype=F64).sqrt()
     assert root.diff().std() < 1e-12
-    lam = torch.tensor([p.lam for p in make_path(sde, "lam", 10, denoise=False).points], dtype=F64)
+    lam = torch.tensor([p.lam for p in make_path(sde, "lam", 10, end="stop").points], dtype=F64)
     assert lam.diff().std() < 1e-12
     # Karras et al., 2022, equation (5), on their own SDE
     got = [p.sigma for p in make_path(EDM(), "karras", 18).points]

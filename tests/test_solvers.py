@@ -40,7 +40,7 @@ def reference(name: str) -> torch.Tensor:
     if name not in _references:
         sde = SDES[name]
         tight = SciPy(solvers.get("rk45").description, "DOP853", 1e-12, 1e-12)
-        kwargs = {"t_max": finite_start(sde), "denoise": False, "progress": False}
+        kwargs = {"t_max": finite_start(sde), "end": "stop", "progress": False}
         _references[name] = sample(model_on(sde), start_on(sde), tight, **kwargs).x
     return _references[name]
 
@@ -52,7 +52,7 @@ def test_deterministic_solvers_have_the_order_they_claim(solver: str, name: str)
     method = VARIANTS.get(solver) or solvers.get(solver)
     errors = []
     for steps in (100, 200):
-        end = sample(model, start_on(sde), method, steps, t_max=finite_start(sde), denoise=False, progress=False).x
+        end = sample(model, start_on(sde), method, steps, t_max=finite_start(sde), end="stop", progress=False).x
         errors.append(rms(end - reference(name)))
     assert method.description.order is not None
     assert errors[1] > 1e-11, "at rounding level: no order can be read from it"
@@ -67,7 +67,7 @@ def test_stochastic_solvers_converge_at_the_weak_order_they_claim(solver: str, n
     assert isinstance(method, RowSolver)
     errors = []
     for steps in (400, 800, 1600):
-        path = make_path(SDES[name], "lam", steps, denoise=False)
+        path = make_path(SDES[name], "lam", steps, end="stop")
         mean, variance = propagate(method, path, 0.8, 0.5)
         end = path.points[-1]
         errors.append(abs(mean - end.alpha * 0.8) + abs(variance - end.alpha**2 * 0.25 - end.sigma**2))
@@ -82,7 +82,7 @@ def test_stochastic_solvers_converge_at_the_weak_order_they_claim(solver: str, n
 def test_deterministic_solvers_transport_gaussians_exactly_in_the_limit(solver: str) -> None:
     method = solvers.get(solver)
     assert isinstance(method, RowSolver)
-    path = make_path(VP(), "lam", 3000, denoise=False)
+    path = make_path(VP(), "lam", 3000, end="stop")
     mean, variance = propagate(method, path, 0.8, 0.5)
     end = path.points[-1]
     assert mean == pytest.approx(end.alpha * 0.8, abs=1e-4)
@@ -92,7 +92,7 @@ def test_deterministic_solvers_transport_gaussians_exactly_in_the_limit(solver: 
 def test_the_upper_variance_is_exact_for_white_data() -> None:
     """On data N(0, 1) a variance-preserving ancestral step with beta as its variance is the exact reverse transition."""
     for steps in (3, 10, 100):
-        _, variance = propagate(solvers.ddpm(), make_path(VP(), "t", steps, denoise=False), 0.0, 1.0)
+        _, variance = propagate(solvers.ddpm(), make_path(VP(), "t", steps, end="stop"), 0.0, 1.0)
         assert variance == pytest.approx(1, abs=1e-12)
 
 
@@ -106,7 +106,7 @@ def test_what_the_smallest_time_costs(t_min: float) -> None:
 
 def test_the_lower_variance_is_exact_for_one_point() -> None:
     for name in ("VP", "VE", "RectifiedFlow"):
-        path = make_path(SDES[name], "t", 7, denoise=False)
+        path = make_path(SDES[name], "t", 7, end="stop")
         mean, variance = propagate(solvers.ncsn(), path, 0.6, 0.0)
         end = path.points[-1]
         assert mean == pytest.approx(end.alpha * 0.6) and variance == pytest.approx(end.sigma**2)
@@ -118,7 +118,7 @@ def test_the_lower_variance_is_exact_for_one_point() -> None:
 def assert_same_rows(one: RowSolver, other: RowSolver, path: Path, tolerance: float = 1e-12) -> None:
     """Equality of the linear maps in (x, m, xi): a proof that two one-evaluation solvers are the same."""
     for a, b in zip(one.rows(path), other.rows(path), strict=True):
-        maps = [(r.a + r.w[0] * r.p, r.w[0] * r.q, r.s) for r in (a, b)]  # type: ignore[union-attr]
+        maps = [(r.a + r.w[0] * r.p, r.w[0] * r.q, sum(r.s)) for r in (a, b)]  # type: ignore[union-attr]
         assert maps[0] == pytest.approx(maps[1], rel=1e-9, abs=tolerance)
 
 
@@ -135,7 +135,7 @@ def test_identities_between_solvers(name: str) -> None:
 
 
 def test_on_edm_time_is_rho() -> None:
-    path = make_path(EDM(), "karras", 9, denoise=False)
+    path = make_path(EDM(), "karras", 9, end="stop")
     model, x = model_on(EDM()), start_on(EDM())
     for make in (solvers.euler, solvers.heun, solvers.rk4):
         ends = [sample(model, x, make(clock), path=path, progress=False).x for clock in ("t", "rho")]
@@ -162,7 +162,7 @@ def test_the_sample_does_not_depend_on_the_sde(solver: str) -> None:
 def test_dpmpp_2m_is_the_published_update() -> None:
     """Algorithm 2 of the paper, written out by hand."""
     sde, model = VP(), model_on(VP())
-    path = make_path(sde, "quadratic", 7, denoise=False)
+    path = make_path(sde, "quadratic", 7, end="stop")
     x, old, h_old = start_on(sde), None, None
     for u, v in zip(path.points[:-1], path.points[1:], strict=True):
         m, h = model.x0(x, u.t), v.lam - u.lam
@@ -178,7 +178,7 @@ def test_dpmpp_2m_is_the_published_update() -> None:
 def test_dpm_solver_3_is_the_published_update() -> None:
     """Algorithm 2 of the paper, written out by hand."""
     sde, model = VP(), model_on(VP())
-    path = make_path(sde, "lam", 4, denoise=False)
+    path = make_path(sde, "lam", 4, end="stop")
     x = start_on(sde)
     for u, v in zip(path.points[:-1], path.points[1:], strict=True):
         h = v.lam - u.lam
@@ -283,7 +283,7 @@ def test_a_model_that_returns_its_input_is_not_overwritten() -> None:
 def test_evaluations_per_step_are_as_declared(solver: str) -> None:
     method = solvers.get(solver)
     declared = method.description.evaluations
-    counted = sample(model_on(VP()), (2, 2), method, 5, "t", denoise=False, progress=False).evaluations
+    counted = sample(model_on(VP()), (2, 2), method, 5, "t", end="stop", progress=False).evaluations
     if declared is None:
         assert counted > 5
     else:
@@ -418,3 +418,59 @@ def test_explicit_weights_need_a_prediction_without_a_rate() -> None:
 
     with pytest.raises(ValueError, match="expected one whose rate is zero"):
         solvers.stencil_rows(solvers.Data(), rk4, make_path(VP(), "t", 3))
+
+
+# Paths that go both ways, and their end --------------------------------------------------------------------
+
+
+def test_a_move_towards_the_noise_is_the_forward_kernel() -> None:
+    """Up and down again: every solver keeps the law of Gaussian data, to the accuracy of its steps up."""
+    sde = VP()
+    there = torch.linspace(1.0, 0.3, 400, dtype=F64)
+    again = torch.linspace(0.6, 0.05, 400, dtype=F64)
+    for name in ("ddim", "dpmpp-2m", "heun", "ddpm", "reverse-diffusion", "dpm-2"):
+        method, path = solvers.get(name), Path.from_times(sde, torch.cat([there, again]))
+        assert isinstance(method, RowSolver)
+        mean, variance = propagate(method, path, 0.8, 0.5)
+        end = path.points[-1]
+        assert mean == pytest.approx(end.alpha * 0.8, abs=0.01)
+        assert variance == pytest.approx(end.alpha**2 * 0.25 + end.sigma**2, abs=0.02)
+        assert sum(getattr(row, "at", None) is None for row in method.rows(path)) == 1
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+@pytest.mark.parametrize("prediction", [solvers.Data, solvers.Noise, solvers.Rho])
+def test_the_stages_of_a_stochastic_step_share_its_noise(prediction: type, eta: float) -> None:
+    """However a step is cut into stages, the noise at its end has the variance of the whole interval."""
+    path = make_path(VP(), "lam", 5, end="stop")
+    whole = solvers.stencil_rows(prediction(eta), solvers.multistep(1), path)
+    cut = [row for row in solvers.stencil_rows(prediction(eta), solvers.radau, path) if row.ends_step]  # type: ignore[union-attr]
+    for one, other in zip(whole, cut, strict=True):
+        assert len(other.s) == 3 and len(one.s) == 1  # type: ignore[union-attr]
+        assert sum(s**2 for s in other.s) == pytest.approx(one.s[0] ** 2, rel=1e-10)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_flows_end_is_the_mean_of_both_others_and_closer_for_smooth_data(solver: str) -> None:
+    sde, model = EDM(), model_on(EDM())
+    x = sde.perturb(
+        mixture().sample(100, generator(1), dtype=F64), 0.1, torch.randn(100, 2, generator=generator(2), dtype=F64)
+    )
+    if solver in ("annealed-langevin", "pc"):
+        pytest.skip("it moves at the last point before it leaves it")
+    ends = {
+        end: sample(model, x, solver, path=Path.from_times(sde, [0.1, 0.0], end), progress=False).x
+        for end in ("denoise", "flow")
+    }
+    torch.testing.assert_close(ends["flow"], (x + ends["denoise"]) / 2)
+    tight = SciPy(solvers.get("rk45").description, "DOP853", 1e-11, 1e-12)
+    truth = sample(model, x, tight, path=Path.from_times(sde, [0.1, 1e-6], "stop"), progress=False).x
+    assert rms(ends["flow"] - truth) < rms(ends["denoise"] - truth) / 20
+    assert rms(ends["flow"] - truth) < rms(x - truth) / 20
+
+
+def test_mixed_stencils_are_taken_step_by_step() -> None:
+    path = make_path(VP(), "lam", 6, end="stop")
+    shapes = [solvers.radau, solvers.midpoint, solvers.multistep(1)]
+    rows = solvers.stencil_rows(solvers.Noise(), shapes, path)
+    assert [row.ends_step for row in rows] == [False, False, True, False, True, True, True, True, True]  # type: ignore[union-attr]

@@ -45,8 +45,10 @@ def _bind(rows: Sequence[Op], model: Denoiser, x: Tensor) -> Iterator[Callable[[
     return iter(model.at(times, device=x.device, dtype=x.dtype))
 
 
-def _depth(rows: Sequence[Op]) -> int:
-    return max([len(row.w) for row in rows if isinstance(row, Row)], default=0)
+def _depths(rows: Sequence[Op]) -> tuple[int, int]:
+    """How many predictions and how many draws of noise the rows look back on."""
+    linear = [row for row in rows if isinstance(row, Row)]
+    return max([len(row.w) for row in linear], default=0), max([len(row.s) for row in linear], default=0)
 
 
 def _langevin(row: Langevin, x: Tensor, m: Tensor, xi: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ def readable(rows: Sequence[Op], model: Denoiser, x: Tensor, noise: NoiseSource)
         [0.994, 0.825, 0.01, 0.0]
     """
     evaluate = _bind(rows, model, x)
-    history: deque[Tensor] = deque(maxlen=_depth(rows))
+    history, draws = (deque[Tensor](maxlen=depth) for depth in _depths(rows))
     y, step = x, 0
     for row in rows:
         if isinstance(row, Langevin):
@@ -90,8 +92,10 @@ def readable(rows: Sequence[Op], model: Denoiser, x: Tensor, noise: NoiseSource)
         for w, n in zip(row.w, history, strict=False):
             if w:
                 y = torch.add(y, n, alpha=w)
-        if row.s:
-            y = torch.add(y, noise(row.start, row.to, torch.empty_like(x)), alpha=row.s)
+        if row.draw is not None:
+            draws.appendleft(noise(*row.draw, torch.empty_like(x)))
+        for s, xi in zip(row.s, draws, strict=False):
+            y = torch.add(y, xi, alpha=s)
         if row.ends_step:
             x, step = y, step + 1
             yield State(step, row.to, x)
@@ -106,22 +110,23 @@ def fast(
 ) -> Tensor:
     """Run ``rows`` from ``x``, which is left as it is, and return the last state. Not differentiable.
 
-    Memory beside the model's: the state, one stage where the solver has stages, the history, one buffer of noise.
+    Memory beside the model's: the state, one stage where the solver has stages, the history, the draws of one step.
 
     Args:
         on_step: called with the number of steps done, on the host, without waiting for the device.
     """
     evaluate = _bind(rows, model, x)
-    history: deque[Tensor] = deque(maxlen=_depth(rows))
+    depth, kept = _depths(rows)
+    history = deque[Tensor](maxlen=depth)
     x = x.clone(memory_format=torch.contiguous_format)
     stages = any(isinstance(row, Row) and not row.ends_step for row in rows)
     stage = torch.empty_like(x) if stages else x
-    stochastic = any(isinstance(row, Langevin) or row.s for row in rows)
-    xi = torch.empty_like(x) if stochastic else x
+    kept = max(kept, any(isinstance(row, Langevin) for row in rows))
+    draws = deque([torch.empty_like(x) for _ in range(kept)])
     y, step = x, 0
     for row in rows:
         if isinstance(row, Langevin):
-            x.copy_(_langevin(row, x, next(evaluate)(x), noise(row.at, row.at, xi)))
+            x.copy_(_langevin(row, x, next(evaluate)(x), noise(row.at, row.at, draws[0])))
             continue
         if row.at is not None:
             m = next(evaluate)(y)
@@ -135,8 +140,11 @@ def fast(
         for w, n in zip(row.w, history, strict=False):
             if w:
                 y.add_(n, alpha=w)
-        if row.s:
-            y.add_(noise(row.start, row.to, xi), alpha=row.s)
+        if row.draw is not None:
+            draws.rotate(1)
+            noise(*row.draw, draws[0])
+        for s, xi in zip(row.s, draws, strict=False):
+            y.add_(xi, alpha=s)
         if row.ends_step:
             step += 1
             if on_step is not None:

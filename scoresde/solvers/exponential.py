@@ -6,7 +6,6 @@ eps the noise prediction at u; xi is standard normal.
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import replace
 
@@ -80,16 +79,16 @@ def dpmpp_2m(variant: str = "published") -> RowSolver:
         raise ValueError(f"got variant={variant!r}; expected 'published' or 'exact'")
 
     def rows(path: Path) -> list[Op]:
-        first_order = stencil_rows(Data(), stencil.multistep(1), path)
-        out: list[Op] = first_order[:1]
-        for before, row in itertools.pairwise(first_order):
-            assert isinstance(row, Row) and isinstance(before, Row)
-            ratio = (row.to.lam - row.start.lam) / (before.to.lam - before.start.lam)
-            # ratio is 0 after a first step from alpha = 0, of which nothing can be extrapolated, and infinite at
-            # sigma = 0, where the newest prediction is frozen.
-            if 0 < ratio < math.inf:
-                row = replace(row, w=(row.w[0] * (1 + 0.5 * ratio), -row.w[0] * 0.5 * ratio))
-            out.append(row)
+        out = stencil_rows(Data(), stencil.multistep(1), path)
+        h_before = math.inf
+        for i, (u, v) in enumerate(path.moves):
+            row, h = out[i], v.lam - u.lam
+            # Nothing can be extrapolated at the start, after a first step from alpha = 0, or after a move towards the noise.
+            if 0 < h < math.inf and h_before > 0 and isinstance(row, Row):
+                ratio = h / h_before
+                if ratio:
+                    out[i] = replace(row, w=(row.w[0] * (1 + 0.5 * ratio), -row.w[0] * 0.5 * ratio))
+            h_before = h
         return out
 
     return RowSolver(description, rows)

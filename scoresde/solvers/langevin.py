@@ -10,7 +10,7 @@ import math
 
 from scoresde.solvers.path import Path
 from scoresde.solvers.prediction import Noise
-from scoresde.solvers.rows import Langevin, Op, Row, freeze, one_step
+from scoresde.solvers.rows import Langevin, Op, Row, forward_move, last_move, one_step
 from scoresde.solvers.solver import Description, RowSolver
 from scoresde.solvers.stochastic import reverse_diffusion
 
@@ -50,7 +50,7 @@ def predictor_corrector(
         raise ValueError(f"got norm={norm!r}; expected 'sample' or 'batch'")
 
     def rows(path: Path) -> list[Op]:
-        below = {u: v for u, v in zip(path.points[:-1], path.points[1:], strict=True)}
+        below = dict(path.moves)
         out: list[Op] = []
         for row in base.rows(path):
             out.append(row)
@@ -80,7 +80,7 @@ def annealed_langevin(steps_per_level: int = 5, step: float = 0.2) -> RowSolver:
     def rows(path: Path) -> list[Op]:
         Noise().check(path.points[0])
         out: list[Op] = []
-        for u, v in zip(path.points[:-1], path.points[1:], strict=True):
+        for u, v in path.moves:
             correction = one_step(
                 u,
                 u,
@@ -91,10 +91,12 @@ def annealed_langevin(steps_per_level: int = 5, step: float = 0.2) -> RowSolver:
                 q=u.alpha / u.sigma**2,
             )
             out += [correction] * steps_per_level
-            if v.log_sigma == -math.inf:
-                out.append(freeze(u, v))
+            if v.sigma == 0:
+                out.append(last_move(path))
+            elif v.lam < u.lam:
+                out.append(forward_move(u, v))
             elif v.log_alpha != u.log_alpha:
-                out.append(Row(to=v, at=None, start=u, a=math.exp(v.log_alpha - u.log_alpha)))
+                out.append(Row(to=v, at=None, a=math.exp(v.log_alpha - u.log_alpha)))
         return out
 
     return RowSolver(

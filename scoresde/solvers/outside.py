@@ -1,7 +1,7 @@
 """Outside references: SciPy's and torchsde's integrators, each a solver like the others.
 
 They see the reverse process as plain functions of ``(x, t)``. A path that ends at sigma = 0 is followed to its last point
-before that, and its last move is the data prediction there, as for every other solver.
+before that, and its last move is that of every other solver.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from scoresde.solvers.drivers import Denoiser, State
 from scoresde.solvers.general import point_at
 from scoresde.solvers.noise import FreshNoise
 from scoresde.solvers.path import Path
+from scoresde.solvers.rows import last_move
 from scoresde.solvers.solver import Description, Dynamics, Solver
 
 if TYPE_CHECKING:
@@ -62,8 +63,9 @@ class _Outside(Solver):
                 step, x = state.step, state.x
                 yield State(step, path.points[step], x)
         if path.ends_clean:
-            last = model(x, torch.tensor(path.points[-2].t, dtype=torch.float64))
-            yield State(step + 1, path.points[-1], last)
+            last = last_move(path)
+            m = model(x, torch.tensor(path.points[-2].t, dtype=torch.float64))
+            yield State(step + 1, path.points[-1], torch.add(last.a * x, m, alpha=last.w[0]))
 
 
 @dataclass(frozen=True, repr=False)

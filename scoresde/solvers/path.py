@@ -1,12 +1,14 @@
 r"""Paths: the times that a sampler visits, with everything a solver needs to know of them, in float64 on the host.
 
-A path of ``steps`` moves goes from the noise at ``t_max`` to the data. With ``denoise=True`` its last move is the one
-from ``t_min`` to :math:`\sigma = 0`, in which every solver returns the newest data prediction.
+A path of ``steps`` moves goes from the noise at ``t_max`` to the data. Its last move, unless it is to stop at ``t_min``, is
+the one from there to :math:`\sigma = 0`, which every solver makes alike: see :func:`scoresde.solvers.rows.last_move`.
+A move towards the noise is the exact forward kernel, for every solver as well.
 """
 
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,6 +58,8 @@ class Point(NamedTuple):
         return self.log_alpha - self.log_sigma
 
 
+ENDS = ("denoise", "flow", "stop")
+
 CLEAN = Point(0.0, 0.0, -math.inf, 0.0, math.inf, 0.0)
 """The data themselves: alpha = 1 and sigma = 0."""
 
@@ -68,7 +72,7 @@ def points(sde: AffineSDE, t: Tensor) -> list[Point]:
 
 @dataclass(frozen=True)
 class Path:
-    """The points to visit, from noise to data, on one SDE.
+    """The points to visit, from noise to data, on one SDE; ``end`` says how the last move reaches sigma = 0, if it does.
 
     Raises:
         ValueError: for fewer than two points, a start that is not the noisiest point, or sigma = 0 before the end.
@@ -82,8 +86,11 @@ class Path:
 
     sde: AffineSDE
     points: tuple[Point, ...]
+    end: str = "denoise"
 
     def __post_init__(self) -> None:
+        if self.end not in ENDS:
+            raise ValueError(f"got end={self.end!r}; expected one of {', '.join(ENDS)}")
         if len(self.points) < 2:
             raise ValueError(f"got a path of {len(self.points)} points; expected at least two, a start and an end")
         lams = [p.lam for p in self.points]
@@ -101,7 +108,7 @@ class Path:
             raise ValueError("got sigma = 0 before the end of the path; expected it at the last point only")
 
     @classmethod
-    def from_times(cls, sde: AffineSDE, times: Tensor | Sequence[float]) -> Path:
+    def from_times(cls, sde: AffineSDE, times: Tensor | Sequence[float], end: str = "denoise") -> Path:
         """The path through ``times``, from noise to data; a last time of 0 is the clean data, sigma = 0."""
         t = torch.as_tensor(times, dtype=torch.float64, device="cpu")
         if t.ndim != 1 or not bool(torch.isfinite(t).all()):
@@ -112,12 +119,17 @@ class Path:
                 f"0 <= t <= {sde.span[1]:.6g}"
             )
         clean = len(t) > 1 and float(t[-1]) == 0
-        return cls(sde, (*points(sde, t[:-1] if clean else t), *([CLEAN] if clean else [])))
+        return cls(sde, (*points(sde, t[:-1] if clean else t), *([CLEAN] if clean else [])), end)
 
     @property
     def times(self) -> tuple[float, ...]:
         """The times of the points."""
         return tuple(p.t for p in self.points)
+
+    @property
+    def moves(self) -> list[tuple[Point, Point]]:
+        """The moves from point to point."""
+        return list(itertools.pairwise(self.points))
 
     @property
     def ends_clean(self) -> bool:
@@ -173,7 +185,7 @@ def make_path(
     *,
     t_max: float | None = None,
     t_min: float | None = None,
-    denoise: bool = True,
+    end: str = "denoise",
 ) -> Path:
     """A :class:`Path` from a name of :data:`PATHS`, a spacing function, times, or a path, which is returned as it is.
 
@@ -181,7 +193,8 @@ def make_path(
         steps: number of moves.
         t_max: where to start, by default ``sde.span[1]``.
         t_min: the smallest time but zero, by default ``sde.span[0]``.
-        denoise: whether the last of the ``steps`` moves goes from ``t_min`` to sigma = 0.
+        end: ``"denoise"`` and ``"flow"``: the last of the ``steps`` moves goes from ``t_min`` to sigma = 0, by returning the
+            data prediction or by following the flow; ``"stop"``: the path ends at ``t_min``.
 
     Example:
         >>> from scoresde import EDM
@@ -202,14 +215,15 @@ def make_path(
         path = PATHS[path]
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"got steps={steps!r}; expected a whole number of at least 1")
-    start, end = sde.span[1] if t_max is None else t_max, sde.span[0] if t_min is None else t_min
-    if not 0 <= end < start <= sde.span[1]:
+    start, stop = sde.span[1] if t_max is None else t_max, sde.span[0] if t_min is None else t_min
+    if not 0 <= stop < start <= sde.span[1]:
         raise ValueError(
-            f"got t_max={start} and t_min={end}; expected 0 <= t_min < t_max <= {sde.span[1]} on {type(sde).__name__}"
+            f"got t_max={start} and t_min={stop}; expected 0 <= t_min < t_max <= {sde.span[1]} on {type(sde).__name__}"
         )
-    n = steps if denoise else steps + 1
+    n = steps + 1 if end == "stop" else steps
     if n == 1:
-        return Path.from_times(sde, [start, 0.0])
-    times = path(sde, n, start, end)
-    times[0], times[-1] = start, end  # exact, whatever a spacing's inverse rounds to
-    return Path(sde, (*points(sde, times), *([CLEAN] if denoise and float(sde.sigma(end)) > 0 else [])))
+        return Path.from_times(sde, [start, 0.0], end)
+    times = path(sde, n, start, stop)
+    times[0], times[-1] = start, stop  # exact, whatever a spacing's inverse rounds to
+    clean = end != "stop" and float(sde.sigma(stop)) > 0
+    return Path(sde, (*points(sde, times), *([CLEAN] if clean else [])), end)

@@ -3,14 +3,16 @@ r"""Rows: what a solver turns a path into, and all that a driver knows of it.
 A :class:`Row` evaluates the model at the current state y, if ``at`` is a point, which appends
 :math:`N = p\,y + q\,m(y)` to the history, and then sets
 
-.. math:: y = a\,x + \sum_j w_j N_j + s\,\xi
+.. math:: y = a\,x + \sum_j w_j N_j + \sum_k s_k\,\xi_k
 
-with x the state at the start of the step, ``w[0]`` belonging to the newest N. The row that ends a step makes y the new x.
+with x the state at the start of the step, ``w[0]`` belonging to the newest N and ``s[0]`` to the newest draw of noise. The
+row that ends a step makes y the new x.
 A :class:`Langevin` correction is the one update that is not linear: its step size depends on the state.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,9 +23,9 @@ import torch
 from scoresde.solvers.coefficients import lagrange_integrals
 from scoresde.solvers.path import Path, Point, points
 from scoresde.solvers.prediction import Prediction
-from scoresde.solvers.stencil import Stencil
+from scoresde.solvers.stencil import Stage, Stencil
 
-__all__ = ["Langevin", "Row", "each_step", "freeze", "from_json", "one_step", "stencil_rows", "to_json"]
+__all__ = ["Langevin", "Row", "each_step", "forward_move", "from_json", "last_move", "one_step", "stencil_rows", "to_json"]
 
 
 @dataclass(frozen=True)
@@ -33,20 +35,20 @@ class Row:
     Attributes:
         to: the point at which y then lives.
         at: the point at which the model is evaluated first, or ``None``.
-        a, w, s: factors of the state, of the history (newest first) and of the noise.
+        a, w, s: factors of the state, of the history and of the draws of noise, both newest first.
         p, q: N = p y + q m.
-        start: the point from which the step, and its noise, leads to ``to``.
+        draw: the interval over which noise is drawn first, or ``None``.
         ends_step: whether y becomes the state from which the next rows start.
     """
 
     to: Point
     at: Point | None
-    start: Point
     a: float
     w: tuple[float, ...] = ()
-    s: float = 0.0
+    s: tuple[float, ...] = ()
     p: float = 0.0
     q: float = 1.0
+    draw: tuple[Point, Point] | None = None
     ends_step: bool = True
 
 
@@ -71,116 +73,148 @@ Op = Row | Langevin
 
 def one_step(u: Point, v: Point, a: float, w: float, s: float = 0.0, p: float = 0.0, q: float = 1.0) -> Row:
     """The row of a solver that evaluates once, at the start of the step u -> v, and keeps no history."""
-    return Row(to=v, at=u, start=u, a=a, w=(w,), s=s, p=p, q=q)
+    return Row(to=v, at=u, a=a, w=(w,), s=(s,) if s else (), p=p, q=q, draw=(u, v) if s else None)
 
 
-def freeze(u: Point, v: Point) -> Row:
-    """The last move, to sigma = 0, of every solver: the newest data prediction."""
+def last_move(path: Path) -> Row:
+    """The move to sigma = 0, the same for every solver: the newest data prediction, or the flow's end.
+
+    Near sigma = 0 the flow is dx/dsigma = (x - D) / sigma with alpha = 1. A smooth density has D(x, sigma) =
+    x + sigma^2 s(x) + O(sigma^4) with the score s of the data, so that the flow ends at x + sigma^2 s / 2 = (x + D) / 2, to fourth order,
+    while D itself is off by sigma^2 s / 2. Where the data lie on a manifold the score has no limit across it, sigma^2 s does
+    not vanish, and D is the better end.
+    """
+    u, v = path.points[-2:]
+    if path.end == "flow":
+        return one_step(u, v, a=0.5 * v.alpha / u.alpha, w=0.5 * v.alpha)
     return one_step(u, v, a=0.0, w=v.alpha)
 
 
+def forward_move(u: Point, v: Point) -> Row:
+    """A move towards the noise: the exact forward kernel from u to v."""
+    a = math.exp(v.log_alpha - u.log_alpha)
+    return Row(to=v, at=None, a=a, s=(v.sigma * math.sqrt(-math.expm1(2 * (v.lam - u.lam))),), draw=(u, v))
+
+
 def each_step(rule: Callable[[Point, Point], Row], path: Path) -> list[Op]:
-    """A one-step rule along a path, its last move to sigma = 0 excepted, which is the same for all."""
-    pairs = zip(path.points[:-1], path.points[1:], strict=True)
-    return [freeze(u, v) if v.log_sigma == -math.inf else rule(u, v) for u, v in pairs]
+    """A one-step rule along a path; moves towards the noise and the last move to sigma = 0 are the same for all."""
+    return [last_move(path) if v.sigma == 0 else forward_move(u, v) if v.lam < u.lam else rule(u, v) for u, v in path.moves]
 
 
-def stencil_rows(prediction: Prediction, stencil: Stencil, path: Path) -> list[Op]:
-    """The rows of ``prediction`` x ``stencil`` on ``path``; missing history at the start lowers the order there."""
-    if prediction.rate != 0 and any(stage.weights is not None for stage in stencil):
+def stencil_rows(prediction: Prediction, stencil: Stencil | list[Stencil], path: Path) -> list[Op]:
+    """The rows of ``prediction`` x ``stencil`` on ``path``.
+
+    Missing history, at the start and after a move towards the noise, lowers the order there. A list of stencils is taken
+    step by step, its last one for all further steps.
+    """
+    stencils = stencil if isinstance(stencil, list) else [stencil]
+    if prediction.rate != 0 and any(stage.weights is not None for shape in stencils for stage in shape):
         raise ValueError(
             f"got a stencil with explicit weights in {type(prediction).__name__} prediction; expected one whose rate is "
             "zero (Rho, Velocity, Time), or a stencil without weights"
         )
-    steps = list(zip(path.points[:-1], path.points[1:], strict=True))
-    if path.ends_clean:
-        steps = steps[:-1]
-    for u, _ in steps:
+    moves = path.moves[:-1] if path.ends_clean else path.moves
+    up = [(u, v) for u, v in moves if v.lam > u.lam]
+    shapes = [stencils[min(i, len(stencils) - 1)] for i in range(len(up))]
+    for u, _ in up:
         prediction.check(u)
-    inner = _inner_points(prediction, stencil, path, steps)
+    inner = iter(_inner_points(prediction, shapes, path, up))
+    shape = iter(shapes)
 
     rows: list[Op] = []
     starts: list[tuple[int, float]] = []  # of each step so far: the number of its first evaluation, and its clock
     evaluated = 0
-    for (u, v), stage_points in zip(steps, inner, strict=True):
+    for u, v in moves:
+        if v.lam < u.lam:
+            rows.append(forward_move(u, v))
+            starts = []
+            continue
         starts.append((evaluated, prediction.clock(u)))
-        at, here = u, [starts[-1]]
-        for stage, target in zip(stencil, [*stage_points, v], strict=True):
+        at, here, pieces = u, [starts[-1]], [u]
+        stages = next(shape)
+        for stage, target in zip(stages, [*next(inner), v], strict=True):
             evaluated += 1
-            nodes, weights = _nodes(stage.nodes, stage.weights, here, starts)
-            length = prediction.clock(target) - prediction.clock(u)
-            w = _weights(prediction, target, prediction.clock(u), length, nodes, weights, stage.c)
-            p, q = prediction.mix(at)
-            last = target is v and len(here) == len(stencil)
+            nodes = _nodes(stage.nodes, here, starts)
+            draw, s = _noise(prediction, pieces, target)
             rows.append(
                 Row(
                     to=target,
                     at=at,
-                    start=u,
                     a=prediction.carry(u, target),
-                    w=_newest_first(w, [n for n, _ in nodes], evaluated),
-                    s=prediction.noise(u, target) if last else 0.0,
-                    p=p,
-                    q=q,
-                    ends_step=last,
+                    w=_newest_first(_weights(prediction, u, target, nodes, stage), [n for n, _ in nodes], evaluated),
+                    s=s,
+                    p=prediction.mix(at)[0],
+                    q=prediction.mix(at)[1],
+                    draw=draw,
+                    ends_step=len(here) == len(stages),
                 )
             )
             here.append((evaluated, prediction.clock(target)))
             at = target
     if path.ends_clean:
-        rows.append(freeze(path.points[-2], path.points[-1]))
+        rows.append(last_move(path))
     return rows
 
 
 def _inner_points(
-    prediction: Prediction, stencil: Stencil, path: Path, steps: Sequence[tuple[Point, Point]]
+    prediction: Prediction, shapes: list[Stencil], path: Path, steps: list[tuple[Point, Point]]
 ) -> list[list[Point]]:
     """The points of all stages but the last, for all steps: one call of the SDE's functions."""
-    fractions = [stage.c for stage in stencil[:-1]]
-    if not fractions or not steps:
+    clocks: list[float] = []
+    for shape, (u, v) in zip(shapes, steps, strict=True):
+        start, end = prediction.clock(u), prediction.clock(v)
+        if len(shape) > 1 and not math.isfinite(start):
+            raise ValueError(
+                f"a solver with inner stages in {type(prediction).__name__} prediction cannot start at alpha = 0, where lam "
+                "is infinite and has no middle; take a multistep solver (dpmpp-2m, ddim), or a smaller t_max"
+            )
+        clocks += [start + stage.c * (end - start) for stage in shape[:-1]]
+    if not clocks:
         return [[] for _ in steps]
-    ends = torch.tensor([[prediction.clock(u), prediction.clock(v)] for u, v in steps], dtype=torch.float64)
-    if not bool(torch.isfinite(ends).all()):
-        raise ValueError(
-            f"a solver with inner stages in {type(prediction).__name__} prediction cannot start at alpha = 0, where lam "
-            "is infinite and has no middle; take a multistep solver (dpmpp-2m, ddim), or a smaller t_max"
-        )
-    clocks = ends[:, :1] + torch.tensor(fractions, dtype=torch.float64) * (ends[:, 1:] - ends[:, :1])
-    flat = points(path.sde, prediction.time(path.sde, clocks.flatten()).clamp(0.0, path.sde.span[1]))
-    k = len(fractions)
-    # A stage at c = 1 is the end of the step itself, not its round trip through the clock.
-    return [[v if f == 1 else flat[i * k + j] for j, f in enumerate(fractions)] for i, (_, v) in enumerate(steps)]
+    times = prediction.time(path.sde, torch.tensor(clocks, dtype=torch.float64)).clamp(0.0, path.sde.span[1])
+    flat = iter(points(path.sde, times))
+    # A stage at c = 0 or 1 is an end of the step itself, not its round trip through the clock.
+    return [
+        [{0.0: u, 1.0: v}.get(stage.c, point) for stage, point in zip(shape[:-1], flat, strict=False)]
+        for shape, (u, v) in zip(shapes, steps, strict=True)
+    ]
 
 
-def _nodes(
-    nodes: tuple[int, ...],
-    weights: tuple[float, ...] | None,
-    here: list[tuple[int, float]],
-    starts: list[tuple[int, float]],
-) -> tuple[list[tuple[int, float]], tuple[float, ...] | None]:
-    """The nodes that exist: (number of the evaluation, clock). A node at an infinite clock carries no information."""
-    found = [here[n] if n >= 0 else starts[n - 1] for n in nodes if n >= 0 or len(starts) >= 1 - n]
-    if len(found) > 1:
-        found = [n for i, n in enumerate(found) if i == 0 or math.isfinite(n[1])]
-    return found, weights
+def _nodes(wanted: Sequence[int], here: list[tuple[int, float]], starts: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The nodes that exist: (number of the evaluation, clock). A past node at an infinite clock carries no information."""
+    found = [here[n] if n >= 0 else starts[n - 1] for n in wanted if n >= 0 or len(starts) >= 1 - n]
+    return [n for i, n in enumerate(found) if i == 0 or math.isfinite(n[1])]
 
 
-def _weights(
-    prediction: Prediction,
-    target: Point,
-    start: float,
-    length: float,
-    nodes: list[tuple[int, float]],
-    weights: tuple[float, ...] | None,
-    c: float,
-) -> list[float]:
-    gain = prediction.gain(target)
-    if weights is not None:
-        return [gain * length / c * w for w in weights]
+def _weights(prediction: Prediction, u: Point, target: Point, nodes: list[tuple[int, float]], stage: Stage) -> list[float]:
+    gain, start = prediction.gain(target), prediction.clock(u)
+    length = prediction.clock(target) - start
+    if stage.weights is not None:
+        return [gain * length / stage.c * w for w in stage.weights]
     if math.isinf(length):  # from alpha = 0: the integral of e^{rate (s - v)} over all of the past
         return [gain / prediction.rate] + [0.0] * (len(nodes) - 1)
     theta = [(clock - start) / length for _, clock in nodes]
     return [gain * length * i for i in lagrange_integrals(theta, prediction.rate * length)]
+
+
+def _noise(
+    prediction: Prediction, pieces: list[Point], target: Point
+) -> tuple[tuple[Point, Point] | None, tuple[float, ...]]:
+    """The interval to draw over, and the factors of all draws of this step so far, newest first.
+
+    The stages of a step share its noise: each interval between successive stages is drawn once, reaches the end of its
+    interval with the deviation ``noise`` and is carried on from there by the linear flow.
+    """
+    if prediction.noise(pieces[0], target) == 0:
+        return None, ()
+    draw = None
+    if target.lam > pieces[-1].lam:
+        draw = (pieces[-1], target)
+        pieces.append(target)
+    elif target.lam < pieces[-1].lam:
+        raise ValueError("got a stencil whose stages go back; a solver with noise needs stages in the order of their c")
+    pairs = list(itertools.pairwise(pieces))
+    return draw, tuple(prediction.noise(a, b) * prediction.carry(b, target) for a, b in reversed(pairs))
 
 
 def _newest_first(w: list[float], numbers: list[int], evaluated: int) -> tuple[float, ...]:
@@ -208,11 +242,13 @@ def from_json(values: Sequence[dict[str, Any]]) -> list[Op]:
     rows: list[Op] = []
     for value in values:
         fields = {k: v for k, v in value.items() if k != "op"}
-        for name in ("to", "at", "start"):
+        for name in ("to", "at"):
             if fields.get(name) is not None:
                 fields[name] = Point(*fields[name])
+        if fields.get("draw") is not None:
+            fields["draw"] = tuple(Point(*p) for p in fields["draw"])
         if value["op"] == "Langevin":
             rows.append(Langevin(**fields))
         else:
-            rows.append(Row(**{**fields, "w": tuple(fields["w"])}))
+            rows.append(Row(**{**fields, "w": tuple(fields["w"]), "s": tuple(fields["s"])}))
     return rows

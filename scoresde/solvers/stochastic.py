@@ -45,8 +45,11 @@ def ancestral(variance: str | float = "lower") -> RowSolver:
 
     def rows(path: Path) -> list[Op]:
         out = stencil_rows(reverse, stencil.multistep(1), path)
-        # s_upper / s_lower = sigma_u / sigma_v
-        return [replace(r, s=r.s * (r.start.sigma / r.to.sigma) ** upper) if isinstance(r, Row) and r.s else r for r in out]
+        for i, (u, v) in enumerate(path.moves):
+            row = out[i]
+            if isinstance(row, Row) and row.s and v.lam > u.lam:  # s_upper / s_lower = sigma_u / sigma_v
+                out[i] = replace(row, s=(row.s[0] * (u.sigma / v.sigma) ** upper,))
+        return out
 
     return RowSolver(Description("ancestral", "ancestral", HO, weak_order=1, stochastic=True), rows)
 
