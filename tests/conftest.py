@@ -18,6 +18,16 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 # The tensors here are small: more threads cost more than they bring, and one makes results the same on every machine.
 torch.set_num_threads(1)
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` skip, with the reason, where there is no device to run them on."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
 MakeGenerator = Callable[..., torch.Generator]
 
 

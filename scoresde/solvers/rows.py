@@ -79,10 +79,10 @@ def one_step(u: Point, v: Point, a: float, w: float, s: float = 0.0, p: float = 
 def last_move(path: Path) -> Row:
     """The move to sigma = 0, the same for every solver: the newest data prediction, or the flow's end.
 
-    Near sigma = 0 the flow is dx/dsigma = (x - D) / sigma with alpha = 1. A smooth density has D(x, sigma) =
-    x + sigma^2 s(x) + O(sigma^4) with the score s of the data, so that the flow ends at x + sigma^2 s / 2 = (x + D) / 2, to fourth order,
-    while D itself is off by sigma^2 s / 2. Where the data lie on a manifold the score has no limit across it, sigma^2 s does
-    not vanish, and D is the better end.
+    Near sigma = 0 the flow is dx/dsigma = (x - D) / sigma, with alpha = 1. A smooth density has
+    D(x, sigma) = x + sigma^2 s(x) + O(sigma^4), s the score of the data, so that the flow ends, to fourth order, at
+    x + sigma^2 s / 2 = (x + D) / 2, while D itself is off by sigma^2 s / 2. Where the data lie on a manifold the score
+    across it has no limit, sigma^2 s does not vanish, and D is the better end.
     """
     u, v = path.points[-2:]
     if path.end == "flow":
