@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": set(),
     "metrics": {"_shape"},
     "sampling": _SCORE | {"solvers"},
-    "training": _SCORE | {"objectives", "models", "data"},
+    "training": _SCORE | {"_files", "objectives", "models", "data"},
     "plots": {"_files", "solvers", "training"},
     "_runs": _SCORE | {"_files", "models", "training"},
     "demo": _TOP | {"_files", "_runs", "plots"},

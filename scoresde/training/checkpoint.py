@@ -7,7 +7,6 @@ unpickled.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import reprlib
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from scoresde import chain as chains
 from scoresde import models
 from scoresde import sde as sdes
+from scoresde._files import replacing
 from scoresde.chain import Chain
 from scoresde.score import ScoreModel
 from scoresde.sde import AffineSDE
@@ -77,22 +77,12 @@ def write(path: str | os.PathLike[str], description: Mapping[str, Any], tensors:
 
     import scoresde
 
-    path = Path(path)
     versions = {"format": FORMAT, "scoresde": scoresde.__version__, "torch": torch.__version__}
     # A copy of each tensor: shared memory (tied weights) cannot be written, and a device's memory only by way of ours.
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     content = serialize(copies, metadata={_KEY: json.dumps({"versions": versions, **description})})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
 
 
 def _check_is_safetensors(path: Path) -> None:

@@ -1,0 +1,251 @@
+"""The command line: ``scoresde demo``, ``train``, ``sample`` and ``solvers``.
+
+What the library refuses is one line on standard error and exit status 2; Ctrl-C is 130, after saving.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+import scoresde
+from scoresde import _runs, data, plots
+from scoresde import demo as demonstration
+from scoresde._files import replacing
+from scoresde.sampling import sample as draw
+from scoresde.solvers import SOLVERS, sample_seeds
+from scoresde.solvers import get as get_solver
+from scoresde.training import FitResult, fit
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    help="Score-based generative models seen as stochastic differential equations.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+"""The commands, as an application of typer."""
+
+
+def main() -> None:
+    """The console command."""
+    app()
+
+
+@contextlib.contextmanager
+def _reported() -> Iterator[None]:
+    """Turn what the library raises into a line on standard error and an exit status."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        typer.echo(f"interrupted: {interrupt}" if str(interrupt) else "interrupted", err=True)
+        raise typer.Exit(130) from None
+    except (ValueError, OSError, FloatingPointError) as error:
+        typer.echo(f"scoresde: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"scoresde {scoresde.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+# demo ----------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="A twentieth of the work, to see that everything runs.")] = False,
+    progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Show a progress bar.")] = True,
+) -> None:
+    """Train on handwritten digits, sample with every solver, and compare them: pictures and a table.
+
+    Takes about three minutes on two CPU cores. A training that was interrupted continues, a finished one is used again.
+    """
+    with _reported():
+        demonstration.run(out, quick=quick, progress=progress, echo=typer.echo)
+
+
+# solvers -------------------------------------------------------------------------------------------------------------
+
+_WIDTH = 100
+_COLUMNS = f"{'name':<18} {'family':<12} {'order':<7} {'evals/step':<10} {'noise':<6} "
+
+
+@app.command()
+def solvers() -> None:
+    """The table of solvers: name, family, order, evaluations per step, whether noise is drawn, paper.
+
+    The order is that of the end point's error or, of a solver that draws noise, the weak order: that of the moments. A
+    dash stands where it does not follow from the step.
+    """
+    typer.echo(_COLUMNS + "paper")
+    typer.echo("-" * _WIDTH)
+    for name, make in SOLVERS.items():
+        d = make().description
+        order = str(d.order) if d.order else f"{d.weak_order:g} weak" if d.weak_order else "-"
+        calls = "adaptive" if d.evaluations is None else str(d.evaluations)
+        paper = textwrap.wrap(d.paper, _WIDTH - len(_COLUMNS))
+        noise = "yes" if d.stochastic else "no"
+        typer.echo(f"{name:<18} {d.family:<12} {order:<7} {calls:<10} {noise:<6} {paper[0]}")
+        for line in paper[1:]:
+            typer.echo(" " * len(_COLUMNS) + line)
+
+
+# train ---------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def train(
+    data_name: Annotated[str, typer.Option("--data", help="digits, or a file: .npy, .npz or IDX, also in .gz.")],
+    out: Annotated[Path, typer.Option(help="The run folder.")],
+    sde: Annotated[str, typer.Option(help=f"One of {', '.join(_runs.SDES)}.")] = "vp",
+    predicts: Annotated[
+        str | None, typer.Option(help="eps, x0, v, velocity, score or edm; by default what suits the SDE.")
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="ddpm, ncsn, likelihood or edm; by default what suits the SDE.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps of the whole training, with those of a resumed one.")] = 5000,
+    batch_size: Annotated[int, typer.Option(help="Samples per step.")] = 64,
+    lr: Annotated[float, typer.Option(help="Step size of Adam.")] = 2e-3,
+    ema: Annotated[float, typer.Option(help="Decay per step of the average of the weights.")] = 0.999,
+    width: Annotated[int, typer.Option(help="Channels of the U-Net; the MLP is four times as wide.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
+    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Continue from the run folder.")] = True,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ..")] = None,
+    progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Show a progress bar.")] = True,
+) -> None:
+    """Train a small U-Net on images, or an MLP on vectors, and write the checkpoint and the loss curve."""
+    with _reported():
+        x = data.load(data_name)
+        chosen = _runs.choice(sde)
+        model = _runs.build(x, chosen.sde(), predicts or chosen.predicts, width=width, seed=seed)
+        parameters = sum(p.numel() for p in model.parameters())
+        kind = type(model.net).__name__
+        typer.echo(f"data: {len(x)} samples of shape {tuple(x.shape[1:])}, deviation {float(x.std()):.3g}")
+        typer.echo(f"model: {kind} of {parameters} parameters, predicts {model.predicts} on {model.sde!r}")
+        checkpoint = out / _runs.CHECKPOINT
+        result = fit(
+            model,
+            x,
+            objective=objective or chosen.objective,
+            steps=steps,
+            batch_size=batch_size,
+            lr=lr,
+            ema=ema,
+            seed=seed,
+            out=checkpoint,
+            resume=resume,
+            save_every=save_every,
+            device=device,
+            progress=progress,
+        )
+        _finish(result, x, out)
+
+
+def _finish(result: FitResult, x: Tensor, out: Path) -> None:
+    """What a training leaves beside the checkpoint, and says."""
+    report = result.report
+    _runs.write_shape(out, x.shape[1:])
+    plots.save(plots.losses(result.history, report.edges, report.loss, report.excess), out / "loss.png")
+    typer.echo(f"\nloss by time after {len(result.history)} steps:\n{report}\n")
+    typer.echo(f"checkpoint: {out / _runs.CHECKPOINT}\nloss curve: {out / 'loss.png'}\nnow: scoresde sample {out}")
+
+
+# sample --------------------------------------------------------------------------------------------------------------
+
+
+def _parse_shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(n) for n in text.split(","))
+    except ValueError:
+        raise ValueError(f"got --shape {text!r}; expected whole numbers with commas, such as 1,28,28") from None
+
+
+def _write(x: Tensor, seeds: list[int], out: Path, title: str) -> None:
+    import numpy as np
+
+    if out.suffix == ".png":
+        figure = plots.scatter({title: x}) if x.ndim == 2 else plots.panels({title: x}, columns=max(1, round(len(x) ** 0.5)))
+        plots.save(figure, out)
+        return
+    with replacing(out) as temporary:
+        if out.suffix == ".npy":
+            np.save(temporary, x.numpy())
+        else:
+            np.savez(temporary, x=x.numpy(), seeds=np.array(seeds))
+
+
+def _check_output(out: Path, event: tuple[int, ...]) -> None:
+    """Fail before the sampling, not after it."""
+    if out.suffix not in (".png", ".npy", ".npz"):
+        raise ValueError(f"got --out {str(out)!r}; expected a name that ends in .png, .npy or .npz")
+    drawable = event == (2,) or (len(event) == 3 and event[0] in (1, 3))
+    if out.suffix == ".png" and not drawable:
+        raise ValueError(
+            f"samples of shape {event} cannot be drawn, only images of one or three channels and points in the plane; "
+            "take --out samples.npy"
+        )
+
+
+@app.command()
+def sample(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint.")],
+    n: Annotated[int, typer.Option("--n", "-n", help="How many samples.")] = 64,
+    solver: Annotated[str, typer.Option(help="A name of the table: scoresde solvers.")] = "dpmpp-2m",
+    steps: Annotated[int, typer.Option(help="Steps of the solver.")] = 20,
+    path: Annotated[str, typer.Option(help="t, quadratic, lam or karras.")] = "lam",
+    seed: Annotated[int, typer.Option(help="From which each sample's own seed derives.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help=".png, .npy or .npz; by default samples.png (.npy for vectors) in the run folder."),
+    ] = None,
+    shape: Annotated[str | None, typer.Option(help="Of a sample, such as 1,28,28, where there is no run folder.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples at a time; they do not depend on it.")] = 512,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ..")] = "cpu",
+    progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Show a progress bar.")] = True,
+) -> None:
+    """Draw samples from a trained model and write them to a picture or an array."""
+    with _reported():
+        for name, number in (("--n", n), ("--batch-size", batch_size)):
+            if number < 1:
+                raise ValueError(f"got {name} {number}; expected at least 1")
+        get_solver(solver)
+        model, event = _runs.open_run(run, None if shape is None else _parse_shape(shape))
+        if out is None:
+            folder = run if run.is_dir() else run.parent
+            out = folder / ("samples.png" if len(event) == 3 else "samples.npy")
+        _check_output(out, event)
+        model.to(device)
+        seeds = sample_seeds(seed, n)
+        parts = [
+            draw(model, (len(s), *event), solver, steps, path, seed=s, progress=progress)
+            for s in (seeds[i : i + batch_size] for i in range(0, n, batch_size))
+        ]
+        x = torch.cat([part.x.cpu() for part in parts])
+        calls, seconds = parts[0].evaluations, sum(part.seconds for part in parts)
+        _write(x, seeds, out, f"{solver}, {calls} evaluations")
+        typer.echo(f"{n} samples by {solver}, {calls} evaluations each, in {seconds:.3g} s: {out}")
