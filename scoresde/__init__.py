@@ -1,6 +1,6 @@
 """Score-based generative models seen as stochastic differential equations."""
 
-from scoresde import models, objectives, problems, solvers
+from scoresde import analysis, models, objectives, problems, solvers
 from scoresde.chain import DDPM, NCSN, GaussianChain
 from scoresde.sampling import NonFiniteError, Samples, sample
 from scoresde.score import ScoreModel
@@ -24,6 +24,7 @@ __all__ = [
     "Samples",
     "ScoreModel",
     "SubVP",
+    "analysis",
     "fit",
     "load",
     "models",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -16,14 +17,18 @@ from torch import Tensor, nn
 from scoresde._shape import check_batch
 from scoresde.score import ScoreModel
 from scoresde.sde import ReverseSDE
-from scoresde.solvers.drivers import State
-from scoresde.solvers.noise import FreshNoise, sample_seeds
+from scoresde.solvers.drivers import DRIVERS, Project, State, cuda_graph, differentiable, fast, readable
+from scoresde.solvers.noise import BrownianNoise, FreshNoise, sample_seeds
 from scoresde.solvers.path import Path, PathLike, make_path
 from scoresde.solvers.rows import Row
+from scoresde.solvers.scalar import value
 from scoresde.solvers.solver import Dynamics, RowSolver, Solver
 from scoresde.solvers.table import get
 
 __all__ = ["NonFiniteError", "Samples", "sample"]
+
+Driver = Callable[..., Iterator[State] | Tensor]
+Transform = Callable[[Tensor, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,13 @@ class Samples:
 
     Attributes:
         x: the samples, shape ``(batch, *event)``.
-        evaluations: how often the network was called, as counted.
+        evaluations: how often the network was called for the batch, as counted.
         seconds: wall time of the solver.
         seeds: the seed of each sample; ``sample(..., seed=seeds[i:i+1])`` draws the i-th one again.
         solver: the name of the solver.
-        times: the times of the path.
+        times: the times of the path, as far as it was followed.
+        info: what the driver or the solver reports of itself: ``sweeps`` of the parallel driver, ``accepted`` and
+            ``rejected`` steps of an adaptive solver for each sample.
     """
 
     x: Tensor
@@ -45,6 +52,7 @@ class Samples:
     seeds: list[int]
     solver: str
     times: tuple[float, ...]
+    info: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return (
@@ -73,25 +81,43 @@ class _Door:
     """The one signature to which every model is reduced: data prediction at a time, conditions bound, calls counted."""
 
     def __init__(
-        self, model: ScoreModel, conditions: dict[str, Any], transform: Callable[[Tensor, float], Tensor] | None
+        self, model: ScoreModel, batch: int, conditions: dict[str, Any], transform: Transform | None, grads: bool = False
     ) -> None:
-        self.model, self.conditions, self.transform = model, conditions, transform
+        self.model, self.batch, self.conditions, self.transform = model, batch, conditions, transform
+        # A backward pass evaluates again, long after sampling left the network in the mode it was in.
+        self.mode = _evaluation_mode if grads else contextlib.nullcontext
         self.evaluations = 0
 
-    def _finish(self, m: Tensor, t: float) -> Tensor:
-        self.evaluations += 1
+    def _finish(self, m: Tensor, t: float | Tensor, copies: int = 1) -> Tensor:
+        self.evaluations += copies
         return m if self.transform is None else self.transform(m, t)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return self._finish(self.model.x0(x, t, **self.conditions), float(t))
+        copies = x.shape[0] // self.batch  # more than one where a driver stacks several states of the batch
+        conditions = {name: _repeated(c, self.batch, copies) for name, c in self.conditions.items()}
+        with self.mode(self.model):
+            m = self.model.x0(x, t, **conditions)
+        return self._finish(m, float(t.detach()) if t.ndim == 0 else t, copies)
 
     def at(self, times: Tensor, *, device: torch.device, dtype: torch.dtype) -> Sequence[Callable[[Tensor], Tensor]]:
         bound = self.model.at(times, device=device, dtype=dtype, **self.conditions)
 
         def counted(function: Callable[[Tensor], Tensor], t: float) -> Callable[[Tensor], Tensor]:
-            return lambda x: self._finish(function(x), t)
+            def evaluate(x: Tensor) -> Tensor:
+                with self.mode(self.model):
+                    m = function(x)
+                return self._finish(m, t)
+
+            return evaluate
 
         return [counted(f, t) for f, t in zip(bound, times.tolist(), strict=True)]
+
+
+def _repeated(condition: Any, batch: int, copies: int) -> Any:
+    """A condition with an entry per sample, for ``copies`` of the batch after one another."""
+    if copies == 1 or not isinstance(condition, Tensor) or condition.ndim == 0 or condition.shape[0] != batch:
+        return condition
+    return condition.repeat(copies, *[1] * (condition.ndim - 1))
 
 
 @contextlib.contextmanager
@@ -122,9 +148,10 @@ def _start(
     prior_std: float,
     device: torch.device | str | None,
     dtype: torch.dtype | None,
+    grads: bool = False,
 ) -> tuple[Tensor, FreshNoise]:
     if isinstance(shape_or_start, Tensor):
-        x = check_batch(shape_or_start.detach())
+        x = check_batch(shape_or_start if grads else shape_or_start.detach())
         x = x.to(device=x.device if device is None else device, dtype=dtype or x.dtype)
         return x, FreshNoise(sample_seeds(seed, x.shape[0]), x.device)
     shape = tuple(shape_or_start)
@@ -136,6 +163,37 @@ def _start(
     home, precision = _home(model, device, dtype)
     noise = FreshNoise(sample_seeds(seed, shape[0]), home)
     return noise.normal(torch.empty(shape, device=home, dtype=precision)).mul_(prior_std), noise
+
+
+def _loop(
+    method: Solver, driver: str | Driver, callback: Callable[[State], object] | None, project: Project | None
+) -> Driver | None:
+    """The driver to run the rows of ``method`` with, or ``None`` for a solver that has a loop of its own."""
+    if isinstance(driver, str) and driver != "auto" and driver not in DRIVERS:
+        near = difflib.get_close_matches(driver, DRIVERS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"got driver {driver!r}; expected 'auto', {', '.join(map(repr, DRIVERS))} or a driver itself{hint}")
+    if not isinstance(method, RowSolver):
+        if driver not in ("auto", "readable"):
+            raise ValueError(
+                f"got driver {driver!r} for solver {method.name!r}, which chooses its own steps and makes no rows that a "
+                "driver could run; expected driver='auto'"
+            )
+        if project is not None:
+            raise ValueError(
+                f"got a projection for solver {method.name!r}, which chooses its own steps and cannot project the states at "
+                "their ends; take a solver that makes rows (dpmpp-2m, heun, ddpm)"
+            )
+        return None
+    if driver == "auto":
+        return readable if callback is not None else fast
+    loop = DRIVERS[driver] if isinstance(driver, str) else driver
+    if callback is not None and loop in (fast, cuda_graph):
+        raise ValueError(
+            f"got a callback for driver {driver!r}, which overwrites its states and has none to show; take "
+            "driver='readable', which computes the same, or 'auto'"
+        )
+    return loop
 
 
 def _checked(states: Iterator[State], x: Tensor, solver: str) -> Iterator[State]:
@@ -154,12 +212,15 @@ def sample(
     path: PathLike = "lam",
     *,
     seed: int | Sequence[int] | None = 0,
+    noise: FreshNoise | None = None,
     t_min: float | None = None,
     t_max: float | None = None,
     end: str = "denoise",
     progress: bool = True,
     callback: Callable[[State], object] | None = None,
-    transform: Callable[[Tensor, float], Tensor] | None = None,
+    transform: Transform | None = None,
+    project: Project | None = None,
+    driver: str | Driver = "auto",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     **conditions: Any,
@@ -175,6 +236,8 @@ def sample(
         path: "t", "quadratic", "lam", "karras"; a spacing function; times from noise to data; or a ``Path``.
         seed: one integer, from which every sample's own seed derives, or a seed per sample; ``None`` for a new one. A
             sample depends on its own seed and not on the batch it is drawn in.
+        noise: where the solver's noise comes from, with the seeds of the samples, in place of ``seed``: a
+            :class:`~scoresde.solvers.BrownianNoise` that several calls share. By default fresh noise.
         t_min: the smallest time but zero, by default the SDE's. What it costs: the last move takes away, or with
             ``end="stop"`` leaves, noise of variance ``sigma(t_min)^2``. A 1000-step "ddpm" chain on data of variance 1,
             which it reproduces exactly otherwise, loses 1.1e-4 of it at VP's default of 1e-3 and 1.0e-6 at 1e-5. A
@@ -184,8 +247,15 @@ def sample(
             ``"flow"``: at sigma = 0, by following the flow there, (x / alpha + D) / 2, closer for smooth densities and worse
             for data on a manifold, such as images; ``"stop"``: at ``t_min``, with its noise.
         progress: a progress bar.
-        callback: called with every :class:`~scoresde.solvers.State` (step, point, x).
-        transform: applied to each data prediction, ``transform(m, t)``: clipping, thresholding.
+        callback: called with every :class:`~scoresde.solvers.State` (step, point, x); sampling stops there if it returns
+            something true.
+        transform: applied to each data prediction, ``transform(m, t)``: clipping, thresholding. ``t`` is a number, or a
+            tensor of shape ``(batch,)`` where samples have times of their own (adaptive solvers, the parallel driver).
+        project: applied to the state at the end of each step, ``project(x, t)``: a constraint.
+        driver: the loop that runs the solver's rows. ``"auto"``: ``"fast"``, or ``"readable"`` where there is a callback;
+            ``"compiled"``, ``"cuda-graph"``, ``"parallel"``, ``"differentiable"``: see :mod:`scoresde.solvers.drivers`; or
+            a driver with its options set, ``functools.partial(scoresde.solvers.parallel, window=8)``. ``"differentiable"``
+            is the only one through which gradients flow.
         device, dtype: of the start, where it is drawn; by default those of the model, and float32.
         **conditions: passed on to the network.
 
@@ -193,7 +263,8 @@ def sample(
         :class:`Samples`.
 
     Raises:
-        ValueError: for a wrong shape, an unknown solver or path, ``steps=0``, a path that does not start at the prior.
+        ValueError: for a wrong shape, an unknown solver, path or driver, ``steps=0``, a path that does not start at the
+            prior, a callback or a projection that the driver cannot honour.
         NonFiniteError: where a state becomes infinite or NaN; it carries the last finite one.
 
     Example:
@@ -208,7 +279,20 @@ def sample(
         raise TypeError(f"got solver {solver!r}; expected a name or a solver object")
     if isinstance(model, ReverseSDE):
         return _sample_general(
-            model, shape_or_start, method, steps, path, seed, t_min, t_max, progress, callback, device, dtype
+            model,
+            shape_or_start,
+            method,
+            steps,
+            path,
+            seed,
+            t_min,
+            t_max,
+            progress,
+            callback,
+            project,
+            driver,
+            device,
+            dtype,
         )
     if not isinstance(model, ScoreModel):
         raise TypeError(
@@ -220,27 +304,46 @@ def sample(
             f"got a path that starts at t={where.times[0]:.6g}, while the prior is at t={model.sde.span[1]:.6g}; expected "
             "a start tensor noised to that time (sde.perturb), or a path from the prior on"
         )
-    x, noise = _start(shape_or_start, model, seed, math.exp(where.points[0].log_sigma), device, dtype)
-    door = _Door(model, conditions, transform)
-
-    with torch.no_grad(), _evaluation_mode(model), _bar(progress, method, where) as on_step:
+    loop = _loop(method, driver, callback, project)
+    grads = getattr(loop, "func", loop) is differentiable
+    if noise is not None:
+        seed = noise.seeds
+    x, fresh = _start(shape_or_start, model, seed, math.exp(value(where.points[0].log_sigma)), device, dtype, grads)
+    noise = fresh if noise is None else noise
+    door = _Door(model, x.shape[0], conditions, transform, grads)
+    stopped, reached, info = False, 0, None
+    with torch.set_grad_enabled(grads), _evaluation_mode(model), _bar(progress, method, where) as on_step:
         begin = time.perf_counter()
-        if callback is None:
-            last = method.final(where, door, x, noise, on_step)
+        last: Tensor = x
+        if isinstance(method, RowSolver) and loop in (fast, cuda_graph):
+            last = loop(method.rows(where), door, x, noise, on_step, project=project)
         else:
-            last = x
-            for state in _checked(method.states(where, door, x, noise), x, method.name):
-                callback(state)
-                last = state.x
+            states = _states(method, loop, where, door, x, noise, project)
+            for state in states if callback is None else _checked(states, x, method.name):
+                last, info, reached = state.x, state.info, state.step
                 on_step(state.step)
+                if callback is not None and callback(state):
+                    stopped = True
+                    break
         finite = bool(torch.isfinite(last).all())  # the one synchronisation with the device
         seconds = time.perf_counter() - begin
         evaluations = door.evaluations
         if not finite:
             # Run again with every state checked, to say where it happened: only a failure costs that.
-            for state in _checked(method.states(where, door, x, FreshNoise(noise.seeds, x.device)), x, method.name):
+            again = noise if isinstance(noise, BrownianNoise) else FreshNoise(noise.seeds, x.device)
+            states = _states(method, readable, where, door, x, again, project)
+            for state in _checked(states, x, method.name):
                 last = state.x
-    return Samples(last, evaluations, seconds, noise.seeds, method.name, where.times)
+    times = tuple(value(t) for t in where.times[: reached + 1 if stopped else None])
+    return Samples(last, evaluations, seconds, noise.seeds, method.name, times, dict(info or {}))
+
+
+def _states(
+    method: Solver, loop: Driver | None, path: Path, door: _Door, x: Tensor, noise: FreshNoise, project: Project | None
+) -> Iterator[State]:
+    if loop is None or not isinstance(method, RowSolver):
+        return method.states(path, door, x, noise)
+    return cast(Iterator[State], loop(method.rows(path), door, x, noise, project=project))
 
 
 @contextlib.contextmanager
@@ -267,10 +370,17 @@ def _sample_general(
     t_max: float | None,
     progress: bool,
     callback: Callable[[State], object] | None,
+    project: Project | None,
+    driver: str | Driver,
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> Samples:
     """The same for an SDE without marginals: times, a drift and a diffusion are all there is."""
+    if driver not in ("auto", "readable") or project is not None:
+        raise ValueError(
+            "got a driver or a projection for an SDE without marginals, whose steps are not rows; expected driver='auto' "
+            "and no projection"
+        )
     low, high = reverse.forward.span
     if isinstance(path, Tensor | list | tuple):
         times = torch.as_tensor(path, dtype=torch.float64).tolist()
@@ -301,6 +411,7 @@ def _sample_general(
         for state in _checked(method.integrate(dynamics, x, times, noise), x, method.name):
             x = state.x
             on_step(state.step)
-            if callback is not None:
-                callback(state)
+            if callback is not None and callback(state):
+                times = times[: state.step + 1]
+                break
     return Samples(x, calls, time.perf_counter() - begin, noise.seeds, method.name, tuple(times))

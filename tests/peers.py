@@ -1,8 +1,9 @@
-"""Peers' samplers, loaded by themselves: k-diffusion's sampling module without its package's imports (torchvision, ...)."""
+"""Peers' samplers, loaded by themselves, without what else their packages import (torchvision, ...)."""
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 import types
 from pathlib import Path
@@ -37,3 +38,49 @@ def k_diffusion_sampling() -> Any:
     sys.modules["k_diffusion.sampling"] = module
     loader.loader.exec_module(module)
     return module
+
+
+def diffusers_scheduler(module: str, name: str) -> Any:
+    """The class ``name`` of ``diffusers.schedulers.<module>``; skips the test where diffusers is not installed.
+
+    The module is loaded by itself too: what it takes from the rest of its package are configuration and downloads.
+    """
+    spec = importlib.util.find_spec("diffusers")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("diffusers is not installed: pip install diffusers")
+    root = "peer_diffusers"  # under another name, so that the real package can be imported beside it
+
+    def register_to_config(init: Any) -> Any:
+        def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+            bound = inspect.signature(init).bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            self.config = types.SimpleNamespace(**{k: v for k, v in bound.arguments.items() if k != "self"})
+            init(self, *args, **kwargs)
+
+        return wrapped
+
+    contents: dict[str, dict[str, Any]] = {
+        "": {},
+        ".schedulers": {},
+        ".configuration_utils": {"ConfigMixin": type("ConfigMixin", (), {}), "register_to_config": register_to_config},
+        ".utils": {"deprecate": lambda *_, **__: None, "is_scipy_available": lambda: True},
+        ".utils.torch_utils": {"randn_tensor": None},
+        ".schedulers.scheduling_utils": {
+            "KarrasDiffusionSchedulers": (),
+            "SchedulerMixin": type("SchedulerMixin", (), {}),
+            "SchedulerOutput": types.SimpleNamespace,
+        },
+    }
+    for suffix, names in contents.items():
+        stub = types.ModuleType(root + suffix)
+        stub.__path__ = []
+        vars(stub).update(names)
+        sys.modules.setdefault(root + suffix, stub)
+    full = f"{root}.schedulers.{module}"
+    if full not in sys.modules:
+        file = Path(spec.submodule_search_locations[0]) / "schedulers" / f"{module}.py"
+        loader = importlib.util.spec_from_file_location(full, file)
+        assert loader is not None and loader.loader is not None
+        sys.modules[full] = importlib.util.module_from_spec(loader)
+        loader.loader.exec_module(sys.modules[full])
+    return getattr(sys.modules[full], name)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scoresde import EDM, VE, VP, CosineVP, GaussianSDE, RectifiedFlow, ScoreModel, SubVP, solvers
+from scoresde.analysis import moments
 from scoresde.problems import GaussianMixture
 from scoresde.sde import AffineSDE
 from scoresde.solvers import FreshNoise, Path, Point
@@ -42,6 +43,16 @@ def mixture() -> GaussianMixture:
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def amid_the_modes(sde: AffineSDE, n: int = 6) -> tuple[Tensor, float]:
+    """States of :func:`mixture` at lam = 0, where the modes part, and their time: the first step errs as much as any other.
+
+    From the prior on, where the flow is nearly linear, a first step of order one hides behind the rest for very long.
+    """
+    t = float(sde.time(0.0))
+    eps = torch.randn(n, 2, generator=generator(5), dtype=torch.float64)
+    return sde.perturb(mixture().sample(n, generator(7), dtype=torch.float64), t, eps), t
 
 
 def slopes(errors: Sequence[float], factor: float = 2.0) -> list[float]:
@@ -80,13 +91,8 @@ class BasisNoise(FreshNoise):
 
 def propagate(solver: solvers.RowSolver, path: Path, mean: float, std: float) -> tuple[float, float]:
     """Exact mean and variance of a solver's output on data N(mean, std^2), from the exact marginal: no Monte Carlo."""
-    rows = solver.rows(path)
-    draws = sum(getattr(row, "draw", None) is not None for row in rows)
-    x = torch.zeros(1, 2 + draws, dtype=torch.float64)
-    start = path.points[0]
-    x[0, 0], x[0, 1] = start.alpha * mean, math.sqrt(start.alpha**2 * std**2 + start.sigma**2)
-    end = solvers.fast(rows, LinearModel(path.sde, mean, std), x, BasisNoise())[0]
-    return float(end[0]), float((end[1:] ** 2).sum())
+    found = moments(solver, path, [mean], std**2)
+    return float(found.mean), float(found.covariance)
 
 
 def rms(x: Tensor | np.ndarray) -> float:

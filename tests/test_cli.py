@@ -1,5 +1,6 @@
 """The command line: what it writes, what it refuses and that it then writes nothing."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,9 +12,9 @@ import torch
 from typer.testing import CliRunner
 
 import scoresde
-from scoresde import data
+from scoresde import EDM, VP, data
 from scoresde.cli import app
-from scoresde.solvers import SOLVERS
+from scoresde.solvers import SOLVERS, from_json, get, make_path
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,6 +68,19 @@ def test_the_table_has_every_solver_and_what_it_claims_within_100_columns():
             assert f" {d.weak_order:g} weak " in rows[name]
     text = " ".join(result.stdout.split())
     assert all(make().description.paper in text for make in SOLVERS.values())
+
+
+def test_rows_are_shown_as_numbers_and_as_json():
+    shown = invoke("solvers", "--show", "dpmpp-3m", "--steps", 5)
+    assert shown.exit_code == 0 and max(map(len, shown.stdout.splitlines())) <= 125
+    rows = get("dpmpp-3m").rows(make_path(VP(), "lam", 5))
+    assert shown.stdout.count("*") == 1 + len(rows)
+    for row in rows:
+        assert " ".join(f"{w:.6g}" for w in row.w) in shown.stdout
+    printed = invoke("solvers", "--show", "pc", "--steps", 3, "--sde", "edm", "--path", "karras", "--json")
+    assert from_json(json.loads(printed.stdout)) == get("pc").rows(make_path(EDM(), "karras", 3))
+    assert invoke("solvers", "--show", "rk45").exit_code == 2
+    assert invoke("solvers", "--show", "ddim", "--steps", 0).exit_code == 2
 
 
 def test_the_console_command_in_a_process_of_its_own():

@@ -25,7 +25,7 @@ PACKAGE = ROOT / "scoresde"
 
 _SDE = {"_shape", "sde"}
 _SCORE = _SDE | {"chain", "score"}
-_TOP = _SCORE | {"objectives", "problems", "solvers", "models", "data", "metrics", "sampling", "training"}
+_TOP = _SCORE | {"objectives", "problems", "solvers", "models", "data", "metrics", "sampling", "training", "analysis"}
 
 # What each top-level module, or package as a whole, may import of the others.
 ALLOWED: dict[str, set[str]] = {
@@ -45,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "plots": {"_files", "solvers", "training"},
     "_runs": _SCORE | {"_files", "models", "training"},
     "demo": _TOP | {"_files", "_runs", "plots"},
+    "analysis": _SCORE | {"problems", "solvers", "sampling"},
     "__init__": _TOP,
     "cli": _TOP | {"__init__", "_files", "_runs", "demo", "plots"},
 }

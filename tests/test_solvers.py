@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import SDES, BasisNoise, finite_start, generator, mixture, model_on, propagate, rms, slopes
+from support import SDES, BasisNoise, amid_the_modes, finite_start, generator, mixture, model_on, propagate, rms, slopes
 
 from scoresde import DDPM, EDM, NCSN, VE, VP, CosineVP, RectifiedFlow, sample, solvers
+from scoresde.sde import AffineSDE
 from scoresde.solvers import SOLVERS, FreshNoise, Path, RowSolver, make_path, outside
 from scoresde.solvers.general import euler_maruyama
 from scoresde.solvers.outside import SciPy, affine_dynamics
@@ -24,6 +25,8 @@ VARIANTS = {
     "euler-rho": solvers.euler("rho"),
     "heun-rho": solvers.heun("rho"),
     "rk4-rho": solvers.rk4("rho"),
+    "midpoint-rho": solvers.explicit_midpoint("rho"),
+    "rk3-rho": solvers.rk3("rho"),
 }
 
 
@@ -38,10 +41,9 @@ _references: dict[str, torch.Tensor] = {}
 def reference(name: str) -> torch.Tensor:
     """The end of the probability flow by SciPy's order-8 method in t, which shares no coefficient with ours."""
     if name not in _references:
-        sde = SDES[name]
+        x, t = amid_the_modes(SDES[name])
         tight = SciPy(solvers.get("rk45").description, "DOP853", 1e-12, 1e-12)
-        kwargs = {"t_max": finite_start(sde), "end": "stop", "progress": False}
-        _references[name] = sample(model_on(sde), start_on(sde), tight, **kwargs).x
+        _references[name] = sample(model_on(SDES[name]), x, tight, t_max=t, end="stop", progress=False).x
     return _references[name]
 
 
@@ -50,13 +52,25 @@ def reference(name: str) -> torch.Tensor:
 def test_deterministic_solvers_have_the_order_they_claim(solver: str, name: str) -> None:
     sde, model = SDES[name], model_on(SDES[name])
     method = VARIANTS.get(solver) or solvers.get(solver)
+    x, t = amid_the_modes(sde)
     errors = []
-    for steps in (100, 200):
-        end = sample(model, start_on(sde), method, steps, t_max=finite_start(sde), end="stop", progress=False).x
+    for steps in (102, 204):  # by the same remainder modulo 3: "dpm-fast" ends alike
+        end = sample(model, x, method, steps, t_max=t, end="stop", progress=False).x
         errors.append(rms(end - reference(name)))
     assert method.description.order is not None
     assert errors[1] > 1e-11, "at rounding level: no order can be read from it"
     assert abs(slopes(errors)[0] - method.description.order) < 0.25, (errors, slopes(errors))
+
+
+def weak_errors(method: RowSolver, sde: AffineSDE, t_min: float | None = None) -> list[float]:
+    """Of mean and variance on Gaussian data, propagated exactly, on paths of 400 and 800 steps."""
+    errors = []
+    for steps in (400, 800):
+        path = make_path(sde, "lam", steps, t_min=t_min, end="stop")
+        mean, variance = propagate(method, path, 0.8, 0.5)
+        end = path.points[-1]
+        errors.append(abs(mean - end.alpha * 0.8) + abs(variance - end.alpha**2 * 0.25 - end.sigma**2))
+    return errors
 
 
 @pytest.mark.parametrize("name", ["VP", "VE", "EDM", "SubVP", "GaussianSDE"])
@@ -65,17 +79,15 @@ def test_stochastic_solvers_converge_at_the_weak_order_they_claim(solver: str, n
     """Mean and variance on Gaussian data, propagated exactly: no Monte Carlo."""
     method = solvers.get(solver)
     assert isinstance(method, RowSolver)
-    errors = []
-    for steps in (400, 800, 1600):
-        path = make_path(SDES[name], "lam", steps, end="stop")
-        mean, variance = propagate(method, path, 0.8, 0.5)
-        end = path.points[-1]
-        errors.append(abs(mean - end.alpha * 0.8) + abs(variance - end.alpha**2 * 0.25 - end.sigma**2))
+    errors = weak_errors(method, SDES[name])
     order = method.description.weak_order
     assert order is not None and slopes(errors)[-1] > order - 0.12, slopes(errors)
-    if name == "VP":  # elsewhere the leading terms of mean and variance may nearly cancel
-        assert slopes(errors)[-1] < order + 0.12, slopes(errors)
     assert errors[-1] < 0.02
+    if name == "VP":
+        # No better either. Stopped early: on the way down to little noise the leading terms of some of them nearly cancel.
+        errors = weak_errors(method, SDES[name], t_min=0.2)
+        slack = 0.65 if solver in ("er-sde-2", "er-sde-3") else 0.12  # whose term of first order is tiny
+        assert slopes(errors)[-1] < order + slack, slopes(errors)
 
 
 @pytest.mark.parametrize("solver", [*DETERMINISTIC])
@@ -315,7 +327,9 @@ def test_rows_survive_json(solver: str) -> None:
 
 
 CARRIES_ZERO_ALPHA = {
+    *("sde-dpmpp-1", "sde-dpmpp-2m", "sde-dpmpp-3m", "sa"),
     *("euler", "heun", "rk4", "rk45", "ddim", "dpmpp-2m", "ddpm", "ncsn", "reverse-diffusion", "pc"),
+    *("midpoint", "rk3", "dpmpp-3m", "unipc-2", "unipc-3", "expam-2", "expam-3", "velocity-1", "velocity-2", "velocity-3"),
 }
 
 

@@ -3,24 +3,65 @@
 A solver is a prediction and a stencil on a path; it turns the path into rows, and drivers run rows.
 """
 
+from scoresde.solvers.adaptive import Adaptive, bogacki_shampine, dormand_prince, dpm_adaptive
 from scoresde.solvers.coefficients import lagrange_integrals, moments
-from scoresde.solvers.drivers import Denoiser, State, fast, readable
-from scoresde.solvers.exponential import ddim, dpm_solver, dpmpp_2m
+from scoresde.solvers.detours import (
+    churn,
+    detour,
+    dpm2_ancestral,
+    dpmpp_2s_ancestral,
+    edm_stochastic,
+    euler_ancestral,
+    overshoot,
+    restart,
+    restart_heun,
+)
+from scoresde.solvers.drivers import (
+    DRIVERS,
+    CapturedSampler,
+    Denoiser,
+    Project,
+    State,
+    compiled,
+    cuda_graph,
+    differentiable,
+    fast,
+    parallel,
+    readable,
+)
+from scoresde.solvers.er import er_sde_solver
+from scoresde.solvers.exponential import ddim, dpm_fast, dpm_multistep, dpm_solver, dpmpp_2m, dpmpp_2s, dpmpp_3m, dpmpp_3s
+from scoresde.solvers.exponential_sde import sde_dpm_solver, sde_dpmpp, seeds
 from scoresde.solvers.langevin import annealed_langevin, predictor_corrector
-from scoresde.solvers.noise import FreshNoise, NoiseSource, sample_seeds
+from scoresde.solvers.multistep import deis, gradient_estimation, ipndm, ipndm_v, lms, plms, pndm, velocity
+from scoresde.solvers.noise import BrownianNoise, FreshNoise, NoiseSource, sample_seeds
 from scoresde.solvers.outside import rk45, torchsde_solver
 from scoresde.solvers.path import PATHS, Path, Point, make_path, points
 from scoresde.solvers.prediction import Data, Noise, Prediction, Rho, Time, Velocity
 from scoresde.solvers.rows import Langevin, Row, each_step, from_json, one_step, stencil_rows, to_json
-from scoresde.solvers.runge_kutta import euler, heun, rk4
+from scoresde.solvers.runge_kutta import euler, explicit_midpoint, heun, rk3, rk4
+from scoresde.solvers.sa import sa_solver
 from scoresde.solvers.solver import Description, Dynamics, RowSolver, Solver, compose
 from scoresde.solvers.stencil import Stage, midpoint, multistep, radau, trapezoid
-from scoresde.solvers.stochastic import ancestral, ddpm, euler_maruyama, ncsn, reverse_diffusion
-from scoresde.solvers.table import SOLVERS, get
+from scoresde.solvers.stochastic import (
+    analytic_dpm,
+    ancestral,
+    ddpm,
+    euler_maruyama,
+    ncsn,
+    reverse_diffusion,
+    sde_heun,
+)
+from scoresde.solvers.table import SOLVERS, get, plugins, register
+from scoresde.solvers.unipc import exp_adams_moulton, unipc
 
 __all__ = [
+    "DRIVERS",
     "PATHS",
     "SOLVERS",
+    "Adaptive",
+    "BrownianNoise",
+    "CapturedSampler",
     "Data",
     "Denoiser",
     "Description",
@@ -32,6 +73,7 @@ __all__ = [
     "Path",
     "Point",
     "Prediction",
+    "Project",
     "Rho",
     "Row",
     "RowSolver",
@@ -40,37 +82,79 @@ __all__ = [
     "State",
     "Time",
     "Velocity",
+    "analytic_dpm",
     "ancestral",
     "annealed_langevin",
+    "bogacki_shampine",
+    "churn",
+    "compiled",
     "compose",
+    "cuda_graph",
     "ddim",
     "ddpm",
+    "deis",
+    "detour",
+    "differentiable",
+    "dormand_prince",
+    "dpm2_ancestral",
+    "dpm_adaptive",
+    "dpm_fast",
+    "dpm_multistep",
     "dpm_solver",
     "dpmpp_2m",
+    "dpmpp_2s",
+    "dpmpp_2s_ancestral",
+    "dpmpp_3m",
+    "dpmpp_3s",
     "each_step",
+    "edm_stochastic",
+    "er_sde_solver",
     "euler",
+    "euler_ancestral",
     "euler_maruyama",
+    "exp_adams_moulton",
+    "explicit_midpoint",
     "fast",
     "from_json",
     "get",
+    "gradient_estimation",
     "heun",
+    "ipndm",
+    "ipndm_v",
     "lagrange_integrals",
+    "lms",
     "make_path",
     "midpoint",
     "moments",
     "multistep",
     "ncsn",
     "one_step",
+    "overshoot",
+    "parallel",
+    "plms",
+    "plugins",
+    "pndm",
     "points",
     "predictor_corrector",
     "radau",
     "readable",
+    "register",
+    "restart",
+    "restart_heun",
     "reverse_diffusion",
+    "rk3",
     "rk4",
     "rk45",
+    "sa_solver",
     "sample_seeds",
+    "sde_dpm_solver",
+    "sde_dpmpp",
+    "sde_heun",
+    "seeds",
     "stencil_rows",
     "to_json",
     "torchsde_solver",
     "trapezoid",
+    "unipc",
+    "velocity",
 ]

@@ -10,22 +10,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
+from typing import Any, cast
 
-__all__ = ["lagrange_integrals", "moments"]
+import torch
+from torch import Tensor
+
+from scoresde.solvers import scalar
+
+__all__ = ["gauss_legendre", "lagrange_integrals", "lagrange_weights", "moments"]
 
 
 def moments(z: float, count: int) -> list[float]:
     r"""M_k(z) = :math:`\int_0^1 e^{-z (1 - \theta)} \theta^k d\theta` for k = 0..count-1, to full float64 precision.
+
+    For a 0-dim tensor ``z`` they are tensors, differentiable in it.
 
     Example:
         >>> moments(0.0, 3) == [1.0, 1 / 2, 1 / 3]
         True
     """
     if abs(z) > 25:  # integration by parts; stable where |z| exceeds k
-        values = [-math.expm1(-z) / z]
+        values = [-scalar.expm1(-z) / z]
         for k in range(1, count):
             values.append((1 - k * values[-1]) / z)
         return values
+    if isinstance(z, Tensor):
+        theta, weights = gauss_legendre()
+        kernel = weights * torch.exp(-scalar.plain(z) * (1 - theta))
+        return [cast(Any, (kernel * theta**k).sum().as_subclass(scalar.Coefficient)) for k in range(count)]
     # Elsewhere the recurrence cancels. Both series have positive terms only, so that neither does.
     values = []
     for k in range(count):
@@ -47,6 +60,15 @@ def moments(z: float, count: int) -> list[float]:
     return values
 
 
+@cache
+def gauss_legendre() -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [0, 1], enough of them for e^{-25 theta} times any polynomial in use, to rounding."""
+    import numpy as np
+
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    return torch.from_numpy(0.5 * (nodes + 1)), torch.from_numpy(0.5 * weights)
+
+
 def lagrange_integrals(nodes: Sequence[float], z: float) -> list[float]:
     r"""The weights I_j(z) of the interpolation at ``nodes``, in units of the step (0 is its start, 1 its end).
 
@@ -56,9 +78,18 @@ def lagrange_integrals(nodes: Sequence[float], z: float) -> list[float]:
         >>> lagrange_integrals([0.0, -1.0], 0.0)  # Adams-Bashforth of order 2
         [1.5, -0.5]
     """
+    return lagrange_weights(nodes, moments(z, len(nodes)))
+
+
+def lagrange_weights(nodes: Sequence[float], powers: Sequence[float]) -> list[float]:
+    """The weights of the interpolation at ``nodes`` under any functional, of which ``powers`` are the values at theta^k.
+
+    Example:
+        >>> lagrange_weights([0.0, 1.0], [1.0, 0.25])  # of the value at 1/4
+        [0.75, 0.25]
+    """
     if len(set(nodes)) != len(nodes):
         raise ValueError(f"got nodes {list(nodes)}; expected them distinct, since one polynomial passes through them all")
-    powers = moments(z, len(nodes))
     weights = []
     for j, node in enumerate(nodes):
         polynomial = [1.0]  # coefficients of l_j, lowest power first
@@ -67,5 +98,5 @@ def lagrange_integrals(nodes: Sequence[float], z: float) -> list[float]:
                 scale = 1 / (node - other)
                 shifted = [0.0, *polynomial]
                 polynomial = [scale * (s - other * p) for s, p in zip(shifted, [*polynomial, 0.0], strict=True)]
-        weights.append(math.fsum(c * m for c, m in zip(polynomial, powers, strict=True)))
+        weights.append(scalar.fsum([c * m for c, m in zip(polynomial, powers, strict=True)]))
     return weights

@@ -6,8 +6,7 @@ eps the noise prediction at u; xi is standard normal.
 
 from __future__ import annotations
 
-import math
-
+from scoresde.solvers import scalar
 from scoresde.solvers.path import Path
 from scoresde.solvers.prediction import Noise
 from scoresde.solvers.rows import Langevin, Op, Row, forward_move, last_move, one_step
@@ -56,7 +55,7 @@ def predictor_corrector(
             out.append(row)
             if isinstance(row, Row) and row.ends_step and row.to.sigma > 0:
                 towards_data = below.get(row.to, row.to)
-                scale = math.exp(2 * (row.to.log_alpha - towards_data.log_alpha))
+                scale = scalar.exp(2 * (row.to.log_alpha - towards_data.log_alpha))
                 out += [Langevin(row.to, snr, scale, norm)] * corrections
         return out
 
@@ -86,7 +85,7 @@ def annealed_langevin(steps_per_level: int = 5, step: float = 0.2) -> RowSolver:
                 u,
                 a=1.0,
                 w=0.5 * step * u.sigma**2,
-                s=math.sqrt(step) * u.sigma,
+                s=scalar.sqrt(step) * u.sigma,
                 p=-1 / u.sigma**2,
                 q=u.alpha / u.sigma**2,
             )
@@ -96,7 +95,7 @@ def annealed_langevin(steps_per_level: int = 5, step: float = 0.2) -> RowSolver:
             elif v.lam < u.lam:
                 out.append(forward_move(u, v))
             elif v.log_alpha != u.log_alpha:
-                out.append(Row(to=v, at=None, a=math.exp(v.log_alpha - u.log_alpha)))
+                out.append(Row(to=v, at=None, a=scalar.exp(v.log_alpha - u.log_alpha)))
         return out
 
     return RowSolver(

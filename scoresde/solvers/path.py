@@ -12,12 +12,13 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from scoresde.sde import AffineSDE
+from scoresde.solvers import scalar
 
 __all__ = [
     "PATHS",
@@ -33,7 +34,10 @@ __all__ = [
 
 
 class Point(NamedTuple):
-    """A point of a path: a time, the marginal there and its rates, as Python floats."""
+    """A point of a path: a time, the marginal there and its rates, as Python floats.
+
+    On a path whose times require gradients they are :class:`~scoresde.solvers.scalar.Coefficient` tensors instead.
+    """
 
     t: float
     log_alpha: float
@@ -45,12 +49,12 @@ class Point(NamedTuple):
     @property
     def alpha(self) -> float:
         """The factor of the data in the mean."""
-        return math.exp(self.log_alpha)
+        return scalar.exp(self.log_alpha)
 
     @property
     def sigma(self) -> float:
         """The standard deviation of the noise."""
-        return math.exp(self.log_sigma)
+        return scalar.exp(self.log_sigma)
 
     @property
     def lam(self) -> float:
@@ -65,8 +69,10 @@ CLEAN = Point(0.0, 0.0, -math.inf, 0.0, math.inf, 0.0)
 
 
 def points(sde: AffineSDE, t: Tensor) -> list[Point]:
-    """The points of ``sde`` at the float64 times ``t``, shape ``(n,)``, computed all at once."""
+    """The points of ``sde`` at float64 times ``t``, shape ``(n,)``, all computed at once, with gradients if ``t`` has."""
     columns = (t, sde.log_alpha(t), sde.log_sigma(t), sde.d_alpha(t), sde.d_log_sigma(t), sde.diffusion_squared(t))
+    if t.requires_grad:
+        return [Point(*(cast(float, c[i].as_subclass(scalar.Coefficient)) for c in columns)) for i in range(len(t))]
     return [Point(*row) for row in zip(*(c.detach().tolist() for c in columns), strict=True)]
 
 
@@ -93,15 +99,15 @@ class Path:
             raise ValueError(f"got end={self.end!r}; expected one of {', '.join(ENDS)}")
         if len(self.points) < 2:
             raise ValueError(f"got a path of {len(self.points)} points; expected at least two, a start and an end")
-        lams = [p.lam for p in self.points]
+        lams = [scalar.value(p.lam) for p in self.points]
         if any(math.isnan(lam) for lam in lams):
             raise ValueError(
                 f"got a path that leaves the SDE: {self.sde!r} has no marginal at "
-                f"t={next(p.t for p in self.points if math.isnan(p.lam))}"
+                f"t={next(p.t for p, lam in zip(self.points, lams, strict=True) if math.isnan(lam))}"
             )
         if lams[0] != min(lams) or lams[0] == lams[1]:
             raise ValueError(
-                f"got a path that starts at t={self.points[0].t:.6g}, which is not its noisiest point; "
+                f"got a path that starts at t={scalar.value(self.points[0].t):.6g}, which is not its noisiest point; "
                 "expected times from noise to data, that is, falling"
             )
         if any(p.log_sigma == -math.inf for p in self.points[:-1]):
@@ -109,16 +115,20 @@ class Path:
 
     @classmethod
     def from_times(cls, sde: AffineSDE, times: Tensor | Sequence[float], end: str = "denoise") -> Path:
-        """The path through ``times``, from noise to data; a last time of 0 is the clean data, sigma = 0."""
+        """The path through ``times``, from noise to data; a last time of 0 is the clean data, sigma = 0.
+
+        Where ``times`` is a tensor that requires gradients, so do all coefficients computed from the path: see
+        :func:`scoresde.solvers.differentiable`.
+        """
         t = torch.as_tensor(times, dtype=torch.float64, device="cpu")
         if t.ndim != 1 or not bool(torch.isfinite(t).all()):
             raise ValueError(f"got times of shape {tuple(t.shape)}; expected a vector of finite times")
         if bool((t < 0).any()) or bool((t > sde.span[1]).any()):
             raise ValueError(
-                f"got times between {float(t.min()):.6g} and {float(t.max()):.6g}; {type(sde).__name__} is defined for "
-                f"0 <= t <= {sde.span[1]:.6g}"
+                f"got times between {float(t.detach().min()):.6g} and {float(t.detach().max()):.6g}; {type(sde).__name__} "
+                f"is defined for 0 <= t <= {sde.span[1]:.6g}"
             )
-        clean = len(t) > 1 and float(t[-1]) == 0
+        clean = len(t) > 1 and bool(t[-1] == 0)
         return cls(sde, (*points(sde, t[:-1] if clean else t), *([CLEAN] if clean else [])), end)
 
     @property

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from scoresde.sde import AffineSDE
+from scoresde.solvers import scalar
 from scoresde.solvers.path import Point
 
 __all__ = ["Data", "Noise", "Prediction", "Rho", "Time", "Velocity"]
@@ -70,8 +71,8 @@ class Prediction(ABC):
         """Refuse by name a start that this prediction cannot carry."""
         if u.log_alpha == -math.inf and not self.carries_zero_alpha:
             raise ValueError(
-                f"{type(self).__name__} prediction cannot start at alpha = 0 (t={u.t:.6g}), where it divides by alpha; "
-                "take a solver in Data or Velocity prediction (ddim, dpmpp-2m, euler), or a smaller t_max"
+                f"{type(self).__name__} prediction cannot start at alpha = 0 (t={scalar.value(u.t):.6g}), where it divides "
+                "by alpha; take a solver in Data or Velocity prediction (ddim, dpmpp-2m, euler), or a smaller t_max"
             )
 
 
@@ -94,7 +95,7 @@ class Data(Prediction):
 
     def carry(self, u: Point, v: Point) -> float:
         decay = self.eta * _step(u, v) if self.eta else 0.0  # not 0 times infinity where alpha_u = 0
-        return math.exp(v.log_sigma - u.log_sigma - decay)
+        return scalar.exp(v.log_sigma - u.log_sigma - decay)
 
     def gain(self, v: Point) -> float:
         return (1 + self.eta) * v.alpha
@@ -103,7 +104,7 @@ class Data(Prediction):
         return 0.0, 1.0
 
     def noise(self, u: Point, v: Point) -> float:
-        return v.sigma * math.sqrt(-math.expm1(-2 * self.eta * _step(u, v))) if self.eta else 0.0
+        return v.sigma * scalar.sqrt(-scalar.expm1(-2 * self.eta * _step(u, v))) if self.eta else 0.0
 
 
 class _NoiseKernel(Prediction):
@@ -112,13 +113,13 @@ class _NoiseKernel(Prediction):
     eta: float
 
     def carry(self, u: Point, v: Point) -> float:
-        return math.exp(v.log_alpha - u.log_alpha)
+        return scalar.exp(v.log_alpha - u.log_alpha)
 
     def mix(self, u: Point) -> tuple[float, float]:
         return 1 / u.sigma, -u.alpha / u.sigma
 
     def noise(self, u: Point, v: Point) -> float:
-        return v.sigma * math.sqrt(self.eta * math.expm1(2 * _step(u, v))) if self.eta else 0.0
+        return v.sigma * scalar.sqrt(self.eta * scalar.expm1(2 * _step(u, v))) if self.eta else 0.0
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class Rho(_NoiseKernel):
         return 0.0
 
     def clock(self, u: Point) -> float:
-        return math.exp(-u.lam)
+        return scalar.exp(-u.lam)
 
     def time(self, sde: AffineSDE, clock: Tensor) -> Tensor:
         return sde.time(-torch.log(clock))
@@ -172,7 +173,7 @@ class Velocity(Prediction):
         return 0.0
 
     def clock(self, u: Point) -> float:
-        return 1 / (1 + math.exp(u.lam))
+        return 1 / (1 + scalar.exp(u.lam))
 
     def time(self, sde: AffineSDE, clock: Tensor) -> Tensor:
         return sde.time(torch.log1p(-clock) - torch.log(clock))
@@ -223,4 +224,4 @@ class Time(Prediction):
         return slope, u.d_alpha - u.alpha * slope
 
     def noise(self, u: Point, v: Point) -> float:
-        return math.sqrt(self.eta * u.diffusion_squared * abs(v.t - u.t)) if self.eta else 0.0
+        return scalar.sqrt(self.eta * u.diffusion_squared * abs(v.t - u.t)) if self.eta else 0.0

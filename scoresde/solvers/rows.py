@@ -18,8 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
+from scoresde.solvers import scalar
 from scoresde.solvers.coefficients import lagrange_integrals
 from scoresde.solvers.path import Path, Point, points
 from scoresde.solvers.prediction import Prediction
@@ -92,8 +91,8 @@ def last_move(path: Path) -> Row:
 
 def forward_move(u: Point, v: Point) -> Row:
     """A move towards the noise: the exact forward kernel from u to v."""
-    a = math.exp(v.log_alpha - u.log_alpha)
-    return Row(to=v, at=None, a=a, s=(v.sigma * math.sqrt(-math.expm1(2 * (v.lam - u.lam))),), draw=(u, v))
+    a = scalar.exp(v.log_alpha - u.log_alpha)
+    return Row(to=v, at=None, a=a, s=(v.sigma * scalar.sqrt(-scalar.expm1(2 * (v.lam - u.lam))),), draw=(u, v))
 
 
 def each_step(rule: Callable[[Point, Point], Row], path: Path) -> list[Op]:
@@ -136,6 +135,7 @@ def stencil_rows(prediction: Prediction, stencil: Stencil | list[Stencil], path:
             evaluated += 1
             nodes = _nodes(stage.nodes, here, starts)
             draw, s = _noise(prediction, pieces, target)
+            p, q = prediction.mix(at)
             rows.append(
                 Row(
                     to=target,
@@ -143,8 +143,8 @@ def stencil_rows(prediction: Prediction, stencil: Stencil | list[Stencil], path:
                     a=prediction.carry(u, target),
                     w=_newest_first(_weights(prediction, u, target, nodes, stage), [n for n, _ in nodes], evaluated),
                     s=s,
-                    p=prediction.mix(at)[0],
-                    q=prediction.mix(at)[1],
+                    p=p,
+                    q=q,
                     draw=draw,
                     ends_step=len(here) == len(stages),
                 )
@@ -163,7 +163,7 @@ def _inner_points(
     clocks: list[float] = []
     for shape, (u, v) in zip(shapes, steps, strict=True):
         start, end = prediction.clock(u), prediction.clock(v)
-        if len(shape) > 1 and not math.isfinite(start):
+        if len(shape) > 1 and not scalar.isfinite(start):
             raise ValueError(
                 f"a solver with inner stages in {type(prediction).__name__} prediction cannot start at alpha = 0, where lam "
                 "is infinite and has no middle; take a multistep solver (dpmpp-2m, ddim), or a smaller t_max"
@@ -171,7 +171,7 @@ def _inner_points(
         clocks += [start + stage.c * (end - start) for stage in shape[:-1]]
     if not clocks:
         return [[] for _ in steps]
-    times = prediction.time(path.sde, torch.tensor(clocks, dtype=torch.float64)).clamp(0.0, path.sde.span[1])
+    times = prediction.time(path.sde, scalar.vector(clocks)).clamp(0.0, path.sde.span[1])
     flat = iter(points(path.sde, times))
     # A stage at c = 0 or 1 is an end of the step itself, not its round trip through the clock.
     return [
@@ -183,7 +183,7 @@ def _inner_points(
 def _nodes(wanted: Sequence[int], here: list[tuple[int, float]], starts: list[tuple[int, float]]) -> list[tuple[int, float]]:
     """The nodes that exist: (number of the evaluation, clock). A past node at an infinite clock carries no information."""
     found = [here[n] if n >= 0 else starts[n - 1] for n in wanted if n >= 0 or len(starts) >= 1 - n]
-    return [n for i, n in enumerate(found) if i == 0 or math.isfinite(n[1])]
+    return [n for i, n in enumerate(found) if i == 0 or scalar.isfinite(n[1])]
 
 
 def _weights(prediction: Prediction, u: Point, target: Point, nodes: list[tuple[int, float]], stage: Stage) -> list[float]:
@@ -191,7 +191,7 @@ def _weights(prediction: Prediction, u: Point, target: Point, nodes: list[tuple[
     length = prediction.clock(target) - start
     if stage.weights is not None:
         return [gain * length / stage.c * w for w in stage.weights]
-    if math.isinf(length):  # from alpha = 0: the integral of e^{rate (s - v)} over all of the past
+    if abs(length) == math.inf:  # from alpha = 0: the integral of e^{rate (s - v)} over all of the past
         return [gain / prediction.rate] + [0.0] * (len(nodes) - 1)
     theta = [(clock - start) / length for _, clock in nodes]
     return [gain * length * i for i in lagrange_integrals(theta, prediction.rate * length)]

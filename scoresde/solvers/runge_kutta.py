@@ -13,7 +13,7 @@ from scoresde.solvers import general, stencil
 from scoresde.solvers.prediction import Prediction, Rho, Time
 from scoresde.solvers.solver import Description, RowSolver, compose
 
-__all__ = ["euler", "heun", "rk4"]
+__all__ = ["euler", "explicit_midpoint", "heun", "rk3", "rk4"]
 
 SONG_2021 = "Song et al. 2021, arXiv:2011.13456"
 KARRAS = "Karras et al. 2022, arXiv:2206.00364"
@@ -46,6 +46,23 @@ def heun(clock: str = "t") -> RowSolver:
     """
     solver = compose(Description("heun", "runge-kutta", KARRAS, order=2, evaluations=2), _clock(clock), stencil.trapezoid)
     return replace(solver, general=general.heun)
+
+
+def explicit_midpoint(clock: str = "t") -> RowSolver:
+    r"""The probability flow by the explicit midpoint method: half an Euler step, then the whole one with the slope there.
+
+    .. math:: x_v = x_u + (v - u) \left. \frac{dx}{dt} \right|_{(u + v) / 2}
+
+    The middle is that of the clock, ``t`` or ``rho``; with the geometric middle of rho it is DPM-Solver-2, k-diffusion's
+    DPM2. Source: Runge, 1895; Karras et al., 2022, appendix D, where it is alpha = 1/2.
+    """
+    description = Description("midpoint", "runge-kutta", "Runge 1895", order=2, evaluations=2)
+    return compose(description, _clock(clock), stencil.midpoint)
+
+
+def rk3(clock: str = "t") -> RowSolver:
+    """The probability flow by Kutta's method of order 3, with Simpson's rule for its last stage (Kutta, 1901)."""
+    return compose(Description("rk3", "runge-kutta", "Kutta 1901", order=3, evaluations=3), _clock(clock), stencil.rk3)
 
 
 def rk4(clock: str = "t") -> RowSolver:

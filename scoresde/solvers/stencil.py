@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Stage", "euler", "midpoint", "multistep", "radau", "rk4", "trapezoid"]
+__all__ = ["Stage", "euler", "midpoint", "multistep", "radau", "rk3", "rk4", "trapezoid"]
 
 
 class Stage(NamedTuple):
@@ -43,6 +43,13 @@ trapezoid: Stencil = (Stage(1.0, (0,)), Stage(1.0, (0, 1)))
 
 radau: Stencil = (Stage(1 / 3, (0,)), Stage(2 / 3, (0, 1)), Stage(1.0, (0, 2)))
 """Heun's third-order abscissae (0, 1/3, 2/3), linear in the first and the last: DPM-Solver-3."""
+
+rk3: Stencil = (
+    Stage(0.5, (0,), (0.5,)),
+    Stage(1.0, (0, 1), (-1.0, 2.0)),
+    Stage(1.0, (0, 1, 2), (1 / 6, 2 / 3, 1 / 6)),
+)
+"""Kutta's third-order method, Simpson's rule; order 3."""
 
 rk4: Stencil = (
     Stage(0.5, (0,), (0.5,)),

@@ -1,0 +1,22 @@
+"""Numerical analysis of solvers: the order they have, the linear map they are, the moments they produce, their stability."""
+
+from scoresde.analysis.convergence import Convergence, Measurement, convergence
+from scoresde.analysis.fingerprint import Call, Difference, Fingerprint, Form, fingerprint, to_rows
+from scoresde.analysis.moments import Moments, moments
+from scoresde.analysis.stability import growth, stability
+
+__all__ = [
+    "Call",
+    "Convergence",
+    "Difference",
+    "Fingerprint",
+    "Form",
+    "Measurement",
+    "Moments",
+    "convergence",
+    "fingerprint",
+    "growth",
+    "moments",
+    "stability",
+    "to_rows",
+]

@@ -1,0 +1,291 @@
+r"""The linear map that a sampler is, read off by running it on impulses.
+
+A sampler with fixed steps is linear in its start, in what the model returned and in its noise, whatever the model. So give
+the start, each value of the model and each draw of noise a coordinate of its own: the model returns the next unit vector
+instead of a prediction, and every state that the sampler then makes *is* its row of coefficients,
+
+.. math:: y = a\, x_T + \sum_k w_k m_k + \sum_k s_k \xi_k.
+
+Two samplers that call the model at the same times, on the same rows, and end on the same row return the same sample for
+every model, start and noise. Nothing is assumed of the code: it may be anybody's.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from scoresde.sde import AffineSDE
+from scoresde.solvers.noise import FreshNoise
+from scoresde.solvers.path import CLEAN, Path, Point, points
+from scoresde.solvers.rows import Op, Row
+from scoresde.solvers.solver import Solver
+from scoresde.solvers.table import get
+
+__all__ = ["Call", "Difference", "Fingerprint", "Form", "fingerprint", "to_rows"]
+
+SIZES = (64, 512, 4096)
+"""The numbers of coordinates that are tried in turn."""
+
+Denoise = Callable[..., Tensor]
+Sampler = Callable[[Denoise, Tensor, Callable[..., Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A state as a linear form: the coefficients of the start, of every prediction and of every draw made before it."""
+
+    x: float
+    m: tuple[float, ...]
+    xi: tuple[float, ...]
+
+    def terms(self) -> dict[str, float]:
+        """The coefficients by name: "x", "m1", "m2", .., "xi1", .."""
+        named = {"x": self.x, **{f"m{i + 1}": c for i, c in enumerate(self.m)}}
+        return {**named, **{f"xi{i + 1}": c for i, c in enumerate(self.xi)}}
+
+    def __str__(self) -> str:
+        return " ".join(f"{c:+.6g} {name}" for name, c in self.terms().items() if abs(c) > 1e-14) or "0"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One evaluation of the model: the time, and the state."""
+
+    t: float
+    state: Form
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One coefficient in which two fingerprints differ: ``place`` is "evaluation k" or "end", ``term`` "t", "x", "m1", .."""
+
+    place: str
+    term: str
+    one: float
+    other: float
+
+    def __str__(self) -> str:
+        return f"{self.place}, {self.term}: {self.one:.12g} against {self.other:.12g}"
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """All that a sampler does: where it calls the model, in order, and where it ends."""
+
+    calls: tuple[Call, ...]
+    end: Form
+
+    def differences(self, other: Fingerprint, tolerance: float = 1e-10) -> list[Difference]:
+        """Where two samplers differ by more than ``tolerance``, relatively, in the order in which it happens.
+
+        The first entry locates the error: a state at "evaluation k" was made by the update after evaluation k - 1. Those
+        that follow may be its consequences. An empty list is the proof that the samplers are the same.
+        """
+        if len(self.calls) != len(other.calls):
+            return [Difference("sampler", "evaluations", len(self.calls), len(other.calls))]
+        found: list[Difference] = []
+        places = [f"evaluation {k + 1}" for k in range(len(self.calls))] + ["end"]
+        for place, (one, t), (two, s) in zip(places, self._states(), other._states(), strict=True):
+            pairs = {"t": (t, s)}
+            mine, theirs = one.terms(), two.terms()
+            pairs |= {name: (mine.get(name, 0.0), theirs.get(name, 0.0)) for name in {**mine, **theirs}}
+            found += [
+                Difference(place, name, a, b)
+                for name, (a, b) in pairs.items()
+                if not abs(a - b) <= tolerance * max(abs(a), abs(b)) + 1e-13
+            ]
+        return found
+
+    def _states(self) -> Iterator[tuple[Form, float]]:
+        yield from ((call.state, call.t) for call in self.calls)
+        yield self.end, 0.0
+
+    def __str__(self) -> str:
+        lines = [f"m{k + 1} at t={call.t:<10.6g} {call.state}" for k, call in enumerate(self.calls)]
+        return "\n".join([*lines, f"end{'':<14} {self.end}"])
+
+
+def fingerprint(
+    sampler: str | Solver | Sampler,
+    path: Path | None = None,
+    *,
+    time: Callable[[float], float] | None = None,
+) -> Fingerprint:
+    """The exact linear map of any sampler with fixed steps, ours or foreign.
+
+    Args:
+        sampler: a name of the table or a solver, which needs a ``path``; or any function ``sampler(denoise, x, noise) -> x``
+            which calls ``denoise(x, t)`` for the data prediction at a state of shape ``(1, n)`` in float64, with ``t`` in
+            any units and a number or a tensor, and ``noise(...)``, whatever its arguments, for a standard normal draw.
+        time: turns what a foreign sampler passes for ``t`` into the time of the SDE; by default they are the same.
+
+    Raises:
+        ValueError: for a solver without a path, and for a sampler that is not linear (adaptive steps, Langevin norms,
+            clipping) or draws noise behind its caller's back.
+
+    Example:
+        >>> from scoresde import VP
+        >>> from scoresde.solvers import euler, make_path
+        >>> path = make_path(VP(), "lam", 4)
+        >>> fingerprint("ddim", path).differences(fingerprint(euler("rho"), path))
+        []
+        >>> fingerprint("ddim", path).differences(fingerprint("dpmpp-2m", path))[0].place
+        'evaluation 3'
+    """
+    run = _solver_as_function(sampler, path) if isinstance(sampler, str | Solver) else sampler
+    one = _record(run, lambda column: 1.0)
+    # Uneven factors of both signs: what is linear gives the same coefficients again, and little else does.
+    other = _record(run, lambda column: (-1) ** column * (0.6 + 0.37 * ((7 * column) % 5)))
+    if one.differences(other, 1e-8):
+        raise ValueError(
+            f"got a sampler that is not a fixed linear map ({one.differences(other, 1e-8)[0]} for scaled impulses); "
+            "expected fixed steps, no clipping and no norms of the state, and all noise from the function that is passed in"
+        )
+    return Fingerprint(tuple(Call(time(c.t), c.state) for c in one.calls), one.end) if time else one
+
+
+class _Full(Exception):
+    """The coordinates are used up."""
+
+
+@dataclass
+class _Recorder:
+    """Hands out unit vectors, and reads forms off states."""
+
+    size: int
+    scale: Callable[[int], float]
+    kinds: list[str] = field(default_factory=lambda: ["x"])
+    calls: list[Call] = field(default_factory=list)
+
+    def impulse(self, kind: str) -> Tensor:
+        column = len(self.kinds) - (kind == "x")
+        if column >= self.size:
+            raise _Full
+        if kind != "x":
+            self.kinds.append(kind)
+        out = torch.zeros(1, self.size, dtype=torch.float64)
+        out[0, column] = self.scale(column)
+        return out
+
+    def read(self, x: Tensor) -> Form:
+        if tuple(x.shape) != (1, self.size):
+            raise ValueError(
+                f"got a state of shape {tuple(x.shape)} from the sampler; expected that of its start, {(1, self.size)}"
+            )
+        values = [c / self.scale(i) for i, c in enumerate(x.detach()[0].tolist())]
+        if any(values[len(self.kinds) :]):
+            raise ValueError("got a state that depends on more than start, predictions and noise; expected a linear sampler")
+        of = {kind: tuple(c for c, k in zip(values, self.kinds, strict=False) if k == kind) for kind in ("m", "xi")}
+        return Form(values[0], of["m"], of["xi"])
+
+    def denoise(self, x: Tensor, t: Tensor | float, *args: Any, **kwargs: Any) -> Tensor:
+        t = float(torch.as_tensor(t, dtype=torch.float64).flatten()[0])
+        self.calls.append(Call(t, self.read(x)))
+        return self.impulse("m")
+
+    def noise(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.impulse("xi")
+
+
+def _record(run: Sampler, scale: Callable[[int], float]) -> Fingerprint:
+    for size in SIZES:
+        recorder = _Recorder(size, scale)
+        try:
+            end = run(recorder.denoise, recorder.impulse("x"), recorder.noise)
+        except _Full:
+            continue
+        return Fingerprint(tuple(recorder.calls), recorder.read(end))
+    raise ValueError(
+        f"got a sampler with more than {SIZES[-1] - 1} evaluations and draws; expected fewer: take a shorter path, and "
+        "fixed steps (an adaptive sampler is no linear map)"
+    )
+
+
+def _solver_as_function(solver: str | Solver, path: Path | None) -> Sampler:
+    method = get(solver) if isinstance(solver, str) else solver
+    if path is None:
+        raise ValueError(f"got solver {method.name!r} without a path; expected one: make_path(sde, 'lam', 10)")
+    where = path
+
+    def run(denoise: Denoise, x: Tensor, noise: Callable[..., Tensor]) -> Tensor:
+        class Door:
+            def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+                return denoise(x, t)
+
+            def at(self, times: Tensor, *, device: torch.device, dtype: torch.dtype) -> Sequence[Callable[[Tensor], Tensor]]:
+                return [functools.partial(denoise, t=t) for t in times]
+
+        class Impulses(FreshNoise):
+            def normal(self, out: Tensor) -> Tensor:
+                return out.copy_(noise())
+
+        for state in method.states(where, Door(), x, Impulses([0], x.device)):
+            x = state.x
+        return x
+
+    return cast(Sampler, run)
+
+
+def to_rows(found: Fingerprint, sde: AffineSDE, t_end: float = 0.0) -> list[Op]:
+    """The rows of a recorded sampler: they run on every driver.
+
+    Each row evaluates once, in data prediction (p = 0, q = 1), and ends a step: a stage becomes a step of its own. The
+    factor of the state is the one that removes the start from what is left, which leaves the shortest history.
+
+    Args:
+        found: from :func:`fingerprint`.
+        sde: whose times those of the evaluations are.
+        t_end: the time at which the sampler ends; 0 is the clean data.
+
+    Example:
+        >>> from scoresde import EDM
+        >>> from scoresde.solvers import make_path
+        >>> rows = to_rows(fingerprint("heun", make_path(EDM(), "karras", 5)), EDM())
+        >>> [len(row.w) for row in rows]
+        [1, 2, 1, 2, 1, 2, 1, 2, 1]
+    """
+    where = points(sde, torch.tensor([call.t for call in found.calls], dtype=torch.float64))
+    last = CLEAN if t_end == 0 else points(sde, torch.tensor([t_end], dtype=torch.float64))[0]
+    start = Form(1.0, (), ())
+    states = [start, *(call.state for call in found.calls), found.end]
+    rows: list[Op] = []
+    for k, (base, target) in enumerate(itertools.pairwise(states)):
+        at = where[k - 1] if k else None
+        to = where[k] if k < len(where) else last
+        rows += _update(base, target, at, to)
+    return rows
+
+
+def _update(base: Form, target: Form, at: Point | None, to: Point) -> list[Op]:
+    """The rows from one state to the next: one that evaluates, and one for every further draw of noise."""
+    a = target.x / base.x if abs(base.x) > 1e-13 else 0.0
+    w = _rest(a, base.m, target.m)
+    s = _rest(a, base.xi, target.xi)
+    new = len(target.xi) - len(base.xi)
+    if at is None and not new and a == 1:
+        return []  # the start itself
+    here = at or to
+    late = s[len(base.xi) + 1 :]
+    early = s[: len(s) - len(late)]
+    rows = [Row(to, at, a, _newest_first(w), _newest_first(early), draw=(here, to) if new else None)]
+    return [*rows, *(Row(to, None, 1.0, (), (c,), draw=(here, to)) for c in late)]
+
+
+def _rest(a: float, base: tuple[float, ...], target: tuple[float, ...]) -> list[float]:
+    """target - a base, exactly zero where that is no more than rounding."""
+    floor = 1e-13 * max(map(abs, target), default=0.0)
+    pairs = itertools.zip_longest(base, target, fillvalue=0.0)
+    return [c if abs(c := t - a * b) > 1e-12 * abs(t) + floor else 0.0 for b, t in pairs]
+
+
+def _newest_first(coefficients: Sequence[float]) -> tuple[float, ...]:
+    """Reversed, without what lies before the oldest that counts."""
+    used = itertools.dropwhile(lambda c: c == 0, coefficients)
+    return tuple(reversed(list(used)))

@@ -1,0 +1,143 @@
+r"""Mean and covariance of a solver's samples on Gaussian data, exactly: no Monte Carlo.
+
+On data :math:`N(\mu, C)` the data prediction is affine in the state,
+
+.. math:: E[x_0 \mid x] = \mu + \alpha C (\alpha^2 C + \sigma^2 I)^{-1} (x - \alpha \mu),
+
+so a solver whose rows are linear maps Gaussian starts to Gaussian ends. In the eigenbasis of C every coordinate is by
+itself, and its state is an affine form: coefficients of one, of the start and of each draw of noise. The variance is the
+sum of the squares of all of them but the first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.problems import Gaussian
+from scoresde.solvers.path import Path, Point
+from scoresde.solvers.rows import Langevin, Op, Row
+from scoresde.solvers.solver import RowSolver, Solver
+from scoresde.solvers.table import get
+
+__all__ = ["Moments", "moments"]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The ``mean``, shape ``(d,)``, and the ``covariance``, shape ``(d, d)``, of a Gaussian; float64."""
+
+    mean: Tensor
+    covariance: Tensor
+
+    def distance(self, other: Moments) -> float:
+        """The root of the summed squares of all differences, of the mean and of the covariance."""
+        of_mean = (self.mean - other.mean).square().sum()
+        return float((of_mean + (self.covariance - other.covariance).square().sum()).sqrt())
+
+
+def moments(
+    solver: str | Solver, path: Path, mean: Any, covariance: Any, *, start: str = "marginal", corrector: str = "refuse"
+) -> Moments:
+    r"""The exact mean and covariance of what ``solver`` makes on ``path`` of the data N(``mean``, ``covariance``).
+
+    Args:
+        solver: a name of the table or a solver that makes rows.
+        mean, covariance: of the data, as for :class:`scoresde.problems.Gaussian`: any event shape, which is flattened; a
+            variance, a diagonal or a full matrix.
+        start: ``"marginal"``: the law of the noised data at the path's start, so that all error is the solver's;
+            ``"prior"``: N(0, sigma^2 I) there, from which ``sample`` starts.
+        corrector: what to do with a Langevin correction whose step :math:`2\, \mathrm{scale}\, (\mathrm{snr}\, \|\xi\| /
+            \|s\|)^2` depends on the state and is no linear map. ``"refuse"``, or ``"mean-field"``: take
+            :math:`\|\xi\|^2 / \|s\|^2` to be :math:`d / E \|s\|^2`. If every coordinate is repeated k times independently,
+            both norms are sums of k independent terms, so that their ratio tends to this one as k grows, with relative
+            fluctuations of order :math:`k^{-1/2}`: exact in the limit, and close for images. Corrections of a fixed step
+            (annealed Langevin dynamics) are linear rows and exact always.
+
+    Raises:
+        ValueError: for a solver without rows, and for a correction that depends on the state unless ``"mean-field"``.
+
+    Example:
+        >>> from scoresde import VP
+        >>> from scoresde.solvers import make_path
+        >>> end = moments("ddpm", make_path(VP(), "t", 10, end="stop"), [0.0, 0.0], 1.0)
+        >>> bool(torch.allclose(end.covariance, torch.eye(2, dtype=torch.float64)))  # exact for white data
+        True
+    """
+    if start not in ("marginal", "prior"):
+        raise ValueError(f"got start={start!r}; expected 'marginal' or 'prior'")
+    if corrector not in ("refuse", "mean-field"):
+        raise ValueError(f"got corrector={corrector!r}; expected 'refuse' or 'mean-field'")
+    method = get(solver) if isinstance(solver, str) else solver
+    if not isinstance(method, RowSolver):
+        raise ValueError(
+            f"got solver {method.name!r}, which makes no rows; expected a solver with fixed steps, or draw samples instead"
+        )
+    rows, problem, begin = method.rows(path), Gaussian(mean, covariance), path.points[0]
+    variances, basis = torch.linalg.eigh(problem.covariance)
+    variances = variances.clamp(min=0)
+    centre = basis.T @ problem.mean.flatten()
+    draws = sum(isinstance(row, Langevin) or row.draw is not None for row in rows)
+    x = torch.zeros(len(centre), 2 + draws, dtype=torch.float64)
+    if start == "marginal":
+        x[:, 0], x[:, 1] = begin.alpha * centre, (begin.alpha**2 * variances + begin.sigma**2).sqrt()
+    else:
+        x[:, 1] = begin.sigma
+    end = _run(rows, x, centre, variances, corrector == "mean-field")
+    return Moments(basis @ end[:, 0], (basis * end[:, 1:].square().sum(1)) @ basis.T)
+
+
+def exact(path: Path, mean: Any, covariance: Any) -> Moments:
+    """The law of the noised data at the end of ``path``, which a perfect solver reaches."""
+    problem, end = Gaussian(mean, covariance), path.points[-1]
+    noise = end.sigma**2 * torch.eye(problem.event.numel(), dtype=torch.float64)
+    return Moments(end.alpha * problem.mean.flatten(), end.alpha**2 * problem.covariance + noise)
+
+
+def _run(rows: Sequence[Op], x: Tensor, centre: Tensor, variances: Tensor, mean_field: bool) -> Tensor:
+    """The readable driver on affine forms, shape ``(d, 2 + draws)``; it differs in the corrections only."""
+    linear = [row for row in rows if isinstance(row, Row)]
+    history = deque[Tensor](maxlen=max([len(row.w) for row in linear], default=0))
+    noise: list[int] = []  # the columns of the draws, newest first
+
+    def predict(y: Tensor, at: Point) -> Tensor:
+        gain = at.alpha * variances / (at.alpha**2 * variances + at.sigma**2)
+        m = gain[:, None] * y
+        m[:, 0] += centre * (1 - gain * at.alpha)
+        return m
+
+    y, column = x, 1
+    for row in rows:
+        if isinstance(row, Langevin):
+            if not mean_field:
+                raise ValueError(
+                    "got a Langevin correction whose step depends on the state: its output is not Gaussian; take "
+                    "corrector='mean-field' for its limit in many dimensions, or a correction of fixed step"
+                )
+            score = (row.at.alpha * predict(x, row.at) - x) / row.at.sigma**2
+            step = 2 * row.scale * row.snr**2 * len(x) / float(score.square().sum())
+            column += 1
+            x = y = x + step * score
+            x[:, column] += math.sqrt(2 * step)
+            continue
+        if row.at is not None:
+            m = predict(y, row.at)
+            history.appendleft(m if (row.p, row.q) == (0, 1) else row.p * y + row.q * m)
+        y = row.a * x
+        for w, n in zip(row.w, history, strict=False):
+            if w:
+                y = torch.add(y, n, alpha=w)
+        if row.draw is not None:
+            column += 1
+            noise.insert(0, column)
+        for s, k in zip(row.s, noise, strict=False):
+            y[:, k] += s
+        if row.ends_step:
+            x = y
+    return x

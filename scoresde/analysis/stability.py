@@ -1,0 +1,107 @@
+r"""Linear stability: how large a step may be before errors grow.
+
+Linearized about a trajectory, the data prediction is :math:`m = \mu\, x / \alpha` along each eigenvector of its Jacobian,
+and the probability flow becomes, with :math:`z = x / \alpha` and half log-SNR :math:`\lambda`,
+
+.. math:: \frac{dz}{d\lambda} = (\mu - 1)\, z .
+
+On Gaussian data of variance c^2, :math:`\mu = \alpha^2 c^2 / (\alpha^2 c^2 + \sigma^2)` lies between 0 and 1. Where guidance
+pushes, or modes compete, it leaves that range: :math:`\mu < 0` is the stiff side, on which a step too long makes errors grow
+although the flow shrinks them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from scoresde.sde import EDM
+from scoresde.solvers.path import Path, points
+from scoresde.solvers.rows import Langevin, Row
+from scoresde.solvers.solver import RowSolver, Solver
+from scoresde.solvers.table import get
+
+__all__ = ["growth", "stability"]
+
+MOVES = 24
+"""Steps of the path whose middle one is analysed: far from any start, and from any simpler last steps."""
+
+
+def growth(solver: str | Solver, h: float, mu: Tensor) -> Tensor:
+    """The factor by which a step of length ``h`` in lam multiplies x / alpha in the long run; the flow's is e^{(mu - 1) h}.
+
+    It is the spectral radius of the map from (state, states of the past evaluations) to the same a step later. On a path
+    uniform in lam that map is the same for every step, if the solver steps in lam, in rho = sigma / alpha, or on EDM in t;
+    in another clock (velocity) it is that of a step about lam = 0.
+
+    Args:
+        solver: a deterministic one that makes rows.
+        h: the length of the steps.
+        mu: the eigenvalues of the prediction's Jacobian, real or complex, shape ``(n,)``.
+
+    Returns:
+        The factors, without sign, shape ``(n,)``, float64.
+
+    Example:
+        >>> mu = torch.tensor([0.0, 0.5], dtype=torch.float64)
+        >>> [round(g, 3) for g in growth("ddim", 1.0, mu).tolist()]  # ddim: mu + (1 - mu) e^{-h}
+        [0.368, 0.684]
+    """
+    method = get(solver) if isinstance(solver, str) else solver
+    rows = _rows(method, h)
+    mu = mu.to(torch.complex128)
+    ends = [i + 1 for i, row in enumerate(rows) if row.ends_step]
+    if len(ends) != MOVES:
+        raise ValueError(
+            f"got solver {method.name!r}, whose steps are not the moves of its path; expected one that makes each"
+        )
+    first, last = ends[MOVES // 2 - 1], ends[MOVES // 2]
+    depth = max(len(row.w) for row in rows)
+    past = [row for row in rows[:first] if row.at is not None][::-1][:depth]
+    # Each state is a row of coefficients of the states that the step starts from: its own, and those of past evaluations.
+    unit = torch.eye(1 + depth, dtype=torch.complex128).expand(len(mu), -1, -1)
+    x = y = unit[:, 0]
+    states = deque([unit[:, 1 + j] for j in range(len(past))], maxlen=depth)
+    values = deque([(row.p + row.q * mu)[:, None] * s for row, s in zip(past, states, strict=True)], maxlen=depth)
+    for row in rows[first:last]:
+        if row.at is not None:
+            states.appendleft(y)
+            values.appendleft((row.p + row.q * mu)[:, None] * y)
+        y = row.a * x + sum(w * n for w, n in zip(row.w, values, strict=False))
+    step = torch.stack([y, *states, *[torch.zeros_like(y)] * (depth - len(states))], 1)
+    radius: Tensor = torch.linalg.eigvals(step).abs().amax(1)
+    return radius
+
+
+def _rows(method: Solver, h: float) -> Sequence[Row]:
+    if not isinstance(method, RowSolver) or method.stochastic:
+        raise ValueError(f"got solver {method.name!r}; expected a deterministic solver that makes rows")
+    if not 0 < h <= 10:
+        raise ValueError(f"got a step of h={h}; expected a length in lam between 0 and 10")
+    reach = 0.5 * MOVES * h
+    sde = EDM(sigma_min=math.exp(-reach), sigma_max=math.exp(reach))
+    times = torch.exp(torch.linspace(reach, -reach, MOVES + 1, dtype=torch.float64)).clamp(*sde.span)
+    rows = method.rows(Path(sde, tuple(points(sde, times)), "stop"))
+    return [row for row in rows if not isinstance(row, Langevin)]
+
+
+def stability(solver: str | Solver, h: float, lowest: float = -1000.0) -> float:
+    """The smallest real mu, not below ``lowest``, down to which steps of length ``h`` in lam make no error grow.
+
+    Example:
+        >>> round(stability("ddim", 1.0), 6)  # -(1 + e^{-h}) / (1 - e^{-h})
+        -2.163953
+    """
+    low, high = lowest, 0.0
+    for _ in range(6):  # each pass finds the first interval of the grid that is not stable, and cuts it up
+        grid = torch.linspace(high, low, 257, dtype=torch.float64)
+        unstable = (growth(solver, h, grid) > 1 + 1e-9).nonzero()
+        if len(unstable) == 0:
+            return lowest
+        first = max(int(unstable[0]), 1)
+        high, low = float(grid[first - 1]), float(grid[first])
+    return high

@@ -1,0 +1,98 @@
+"""The whole of sampling as one CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from scoresde.solvers.drivers.base import Denoiser, Project, bind, refuse_gradients
+from scoresde.solvers.drivers.sequential import run_in_place
+from scoresde.solvers.noise import NoiseSource, sample_seeds
+from scoresde.solvers.rows import Op
+
+__all__ = ["CapturedSampler", "cuda_graph"]
+
+
+class CapturedSampler:
+    """All evaluations and rows as one CUDA graph, which the host launches at once.
+
+    Everything is fixed at capture: rows, network (its parameters are read where they lie, so that new values there count),
+    batch and event shape, conditions. A graph pays where it is replayed: capture once, then call with other starts and
+    seeds.
+
+    Args:
+        rows, model, noise: as of :func:`scoresde.solvers.fast`; noise needs the ``generators`` it draws from, as
+            :class:`~scoresde.solvers.FreshNoise` has, on the device of ``x``.
+        x: a start, on a CUDA device, whose shape and dtype all starts share.
+        project: as of :func:`scoresde.solvers.fast`; it is captured, so it may not wait for the device.
+        warmup: how often the first evaluation runs before the capture, in which libraries may not initialise themselves.
+
+    Raises:
+        ValueError: if ``x`` does not live on a CUDA device, or the coefficients carry gradients.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Op],
+        model: Denoiser,
+        x: Tensor,
+        noise: NoiseSource,
+        *,
+        project: Project | None = None,
+        warmup: int = 2,
+    ) -> None:
+        if x.device.type != "cuda":
+            raise ValueError(
+                f"got a start on device {str(x.device)!r}; driver 'cuda-graph' needs a CUDA device: move the model and the "
+                "start there, or take driver='fast' or 'compiled'"
+            )
+        refuse_gradients(rows, "cuda-graph")
+        self._generators: list[torch.Generator] = list(getattr(noise, "generators", []))
+        self._start = x.detach().clone(memory_format=torch.contiguous_format)
+        evaluations = list(bind(rows, model, x))
+        with torch.no_grad(), torch.cuda.device(x.device):
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(warmup):
+                    for evaluation in evaluations[:1]:
+                        evaluation(self._start)
+            torch.cuda.current_stream().wait_stream(side)
+            self._graph = torch.cuda.CUDAGraph()
+            for generator in self._generators:
+                self._graph.register_generator_state(generator)
+            with torch.cuda.graph(self._graph):
+                self._end = run_in_place(rows, iter(evaluations), self._start, noise, None, project)
+
+    def __call__(self, x: Tensor, seeds: int | Sequence[int] | None = None) -> Tensor:
+        """The samples from the start ``x``; with new ``seeds`` of the noise, else its generators go on."""
+        if x.shape != self._start.shape:
+            raise ValueError(
+                f"got a start of shape {tuple(x.shape)}; this graph was captured for {tuple(self._start.shape)}, and for no "
+                "other"
+            )
+        if seeds is not None:
+            for generator, seed in zip(self._generators, sample_seeds(seeds, len(self._generators)), strict=True):
+                generator.manual_seed(seed)
+        self._start.copy_(x)
+        self._graph.replay()
+        return self._end.clone()
+
+
+def cuda_graph(
+    rows: Sequence[Op],
+    model: Denoiser,
+    x: Tensor,
+    noise: NoiseSource,
+    on_step: Callable[[int], None] | None = None,
+    *,
+    project: Project | None = None,
+) -> Tensor:
+    """Capture sampling from ``x`` as one CUDA graph, replay it once and return the last state; equal to ``fast``.
+
+    To replay it often, keep a :class:`CapturedSampler`. ``on_step`` is never called: the steps are one launch. The
+    warm-up before the capture calls the network too, and is counted.
+    """
+    return CapturedSampler(rows, model, x, noise, project=project)(x)

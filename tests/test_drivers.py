@@ -1,0 +1,529 @@
+"""Drivers: all compute what the readable loop computes; hooks; gradients; adaptive solvers."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import mpmath
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import SDES, finite_start, generator, model_on, rms, slopes
+from torch import Tensor
+
+from scoresde import EDM, SDE, VP, RectifiedFlow, ScoreModel, sample, solvers
+from scoresde.problems import GaussianMixture
+from scoresde.solvers import SOLVERS, FreshNoise, Path, RowSolver, make_path, moments, scalar
+from scoresde.solvers.outside import SciPy
+
+F64 = torch.float64
+LINEAR = [
+    name
+    for name in SOLVERS
+    if isinstance(solver := solvers.get(name), RowSolver)
+    and all(isinstance(row, solvers.Row) for row in solver.rows(make_path(VP(), "lam", 4)))
+]
+SOME = ["ddim", "dpmpp-2m", "dpm-3", "heun", "rk4", "ddpm", "euler-maruyama"]
+EAGER = functools.partial(solvers.compiled, backend="eager")
+PAIRS = ["dpm-12", "dpm-23", "bs3", "dopri5"]
+
+
+def start_on(sde: VP, n: int = 4) -> Tensor:
+    return torch.randn(n, 2, generator=generator(5), dtype=F64) * float(sde.sigma(finite_start(sde)))
+
+
+def draw(solver: str | solvers.Solver, driver: object = "readable", steps: int = 8, **kwargs: object) -> Tensor:
+    sde = kwargs.pop("sde", VP())
+    start = kwargs.pop("start", start_on(sde))  # type: ignore[arg-type]
+    return sample(model_on(sde), start, solver, steps, driver=driver, seed=3, progress=False, **kwargs).x  # type: ignore[arg-type]
+
+
+# All drivers compute the same --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", LINEAR)
+def test_every_linear_solver_runs_on_every_driver(solver: str) -> None:
+    wanted = draw(solver, steps=5)
+    assert torch.equal(draw(solver, "fast", 5), wanted)
+    assert torch.equal(draw(solver, "differentiable", 5), wanted)
+    torch.testing.assert_close(draw(solver, EAGER, 5), wanted, rtol=1e-10, atol=1e-10)
+    exact = functools.partial(solvers.parallel, tolerance=0.0, window=4)
+    torch.testing.assert_close(draw(solver, exact, 5), wanted, rtol=1e-9, atol=1e-9)
+
+
+@given(
+    solver=st.sampled_from(SOME),
+    sde=st.sampled_from([VP(), EDM()]),
+    steps=st.integers(1, 40),
+    window=st.integers(1, 50),
+    anderson=st.integers(0, 4),
+    tolerance=st.sampled_from([1e-3, 1e-6]),
+)
+@settings(max_examples=25)
+def test_parallel_is_sequential_to_its_tolerance(
+    solver: str, sde: VP, steps: int, window: int, anderson: int, tolerance: float
+) -> None:
+    driver = functools.partial(solvers.parallel, window=window, anderson=anderson, tolerance=tolerance)
+    got = sample(model_on(sde), start_on(sde), solver, steps, driver=driver, seed=3, progress=False)
+    one = sample(model_on(sde), start_on(sde), solver, steps, driver="readable", seed=3, progress=False)
+    assert rms(got.x - one.x) < 20 * tolerance
+    assert 1 <= got.info["sweeps"] <= one.evaluations <= got.evaluations
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm-3", "ddpm"])
+def test_parallel_takes_a_tenth_of_the_sequential_calls(solver: str) -> None:
+    driver = functools.partial(solvers.parallel, window=300, tolerance=1e-3)
+    got = sample(model_on(VP()), start_on(VP()), solver, 100, driver=driver, seed=3, progress=False)
+    assert got.info["sweeps"] <= 12
+    assert rms(got.x - draw(solver, steps=100)) < 3e-3
+
+
+def test_anderson_acceleration_saves_sweeps() -> None:
+    """On data far from the linearisation, twelve narrow modes; and it ends in the same place."""
+    means = torch.randn(12, 8, generator=generator(), dtype=F64)
+    model = GaussianMixture(means, torch.full((12,), 0.05**2, dtype=F64), torch.full((12,), 1 / 12, dtype=F64)).model(VP())
+    x = torch.randn(4, 8, generator=generator(1), dtype=F64)
+    drivers = [functools.partial(solvers.parallel, window=60, anderson=a, tolerance=1e-5) for a in (0, 1)]
+    runs = [sample(model, x, "ddim", 60, driver=driver, progress=False) for driver in drivers]
+    assert runs[1].info["sweeps"] < runs[0].info["sweeps"]
+    torch.testing.assert_close(runs[0].x, runs[1].x, rtol=1e-3, atol=1e-3)
+
+
+def test_parallel_hands_conditions_to_each_copy_of_the_batch() -> None:
+    model = ScoreModel(lambda x, t, shift: torch.zeros_like(x) + shift, VP(), "x0")
+    shift = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    got = sample(model, (3, 2), "heun", 6, driver="parallel", shift=shift, progress=False)
+    assert torch.allclose(got.x, shift)
+
+
+def test_parallel_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(ValueError, match="Langevin corrections, whose step depends on the state"):
+        draw("pc", "parallel")
+    with pytest.raises(ValueError, match="expected window >= 1"):
+        draw("ddim", functools.partial(solvers.parallel, window=0))
+
+
+# Compiled ----------------------------------------------------------------------------------------------------
+
+
+def test_solvers_of_one_length_of_history_share_a_compilation() -> None:
+    compilations = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        compilations.append(graph)
+        return graph.forward
+
+    driver = functools.partial(solvers.compiled, backend=backend)
+    for solver, total in (("ddim", 1), ("dpm-2", 1), ("euler", 1), ("dpmpp-2m", 2), ("heun", 2), ("ddpm", 3), ("ncsn", 3)):
+        for steps in (4, 9):
+            draw(solver, driver, steps)
+            assert len(compilations) == total, (solver, steps)
+
+
+@pytest.mark.slow
+def test_compiled_by_the_real_compiler() -> None:
+    for solver in ("dpmpp-2m", "ddpm", "pc"):
+        torch.testing.assert_close(draw(solver, "compiled"), draw(solver), rtol=1e-9, atol=1e-9)
+
+
+def test_compiled_runs_langevin_corrections_and_paths_that_go_back() -> None:
+    path = Path.from_times(VP(), [1.0, 0.6, 0.3, 0.5, 0.2, 0.0])
+    for solver in ("pc", "dpmpp-2m", "ddpm"):
+        torch.testing.assert_close(draw(solver, EAGER, path=path), draw(solver, path=path), rtol=1e-10, atol=1e-10)
+        if solver != "pc":
+            exact = functools.partial(solvers.parallel, tolerance=0.0)
+            torch.testing.assert_close(draw(solver, exact, path=path), draw(solver, path=path), rtol=1e-9, atol=1e-9)
+
+
+# CUDA graph --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("solver", ["dpmpp-2m", "heun", "ddpm", "pc"])
+def test_a_cuda_graph_is_fast(solver: str) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(2, 64), torch.nn.SiLU(), torch.nn.Linear(64, 2)).cuda()
+    model = ScoreModel(lambda x, t: net(x), VP(), "x0")
+    method, x = solvers.get(solver), torch.randn(5, 2, generator=generator()).cuda()
+    assert isinstance(method, RowSolver)
+    rows = method.rows(make_path(VP(), "lam", 6))
+
+    class Door:
+        def at(self, times: Tensor, *, device: torch.device, dtype: torch.dtype) -> object:
+            return model.at(times, device=device, dtype=dtype)
+
+    with torch.no_grad():
+        captured = solvers.CapturedSampler(rows, Door(), x, FreshNoise(range(5), x.device))  # type: ignore[arg-type]
+        for scale, seeds in ((1.0, [0, 1, 2, 3, 4]), (0.5, [9, 8, 7, 6, 5]), (1.0, [0, 1, 2, 3, 4])):
+            wanted = solvers.fast(rows, Door(), scale * x, FreshNoise(seeds, x.device))  # type: ignore[arg-type]
+            torch.testing.assert_close(captured(scale * x, seeds), wanted)
+        with pytest.raises(ValueError, match="captured for"):
+            captured(x[:3])
+
+
+def test_a_cuda_graph_needs_cuda() -> None:
+    with pytest.raises(ValueError, match="needs a CUDA device"):
+        draw("ddim", "cuda-graph")
+
+
+# Hooks -------------------------------------------------------------------------------------------------------
+
+STATES = ["readable", EAGER, functools.partial(solvers.parallel, tolerance=1e-12), "differentiable"]
+
+
+@pytest.mark.parametrize("driver", STATES, ids=["readable", "compiled", "parallel", "differentiable"])
+@pytest.mark.parametrize("solver", ["dpmpp-2m", "dpm-2", "ddpm"])
+def test_every_driver_honours_the_hooks(driver: object, solver: str) -> None:
+    def on_sphere(x: Tensor, t: float) -> Tensor:
+        return x / x.norm(dim=1, keepdim=True)
+
+    def clip(m: Tensor, t: object) -> Tensor:
+        return m.clamp(-0.4, 0.4)
+
+    seen: list[solvers.State] = []
+    wanted: list[solvers.State] = []
+    hooks = {"project": on_sphere, "transform": clip}
+    end = draw(solver, driver, callback=seen.append, **hooks)
+    draw(solver, "readable", callback=wanted.append, **hooks)
+    assert [s.step for s in seen] == [s.step for s in wanted] == list(range(1, 9))
+    for one, other in zip(seen, wanted, strict=True):
+        assert one.point == other.point
+        torch.testing.assert_close(one.x, other.x, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(end.norm(dim=1), torch.ones(4, dtype=F64))
+    assert not torch.allclose(end, draw(solver, driver, project=on_sphere), atol=1e-3), "the transform matters"
+    torch.testing.assert_close(draw(solver, "fast", **hooks), wanted[-1].x, rtol=0, atol=0)
+
+    stopped = sample(
+        model_on(VP()),
+        start_on(VP()),
+        solver,
+        8,
+        driver=driver,
+        seed=3,
+        progress=False,
+        callback=lambda s: s.step == 3,
+        **hooks,
+    )
+    assert len(stopped.times) == 4
+    torch.testing.assert_close(stopped.x, wanted[2].x, rtol=1e-8, atol=1e-8)
+
+
+def test_a_projection_follows_langevin_corrections_too() -> None:
+    norms: list[Tensor] = []
+    end = draw("pc", project=lambda x, t: x / x.norm(dim=1, keepdim=True), callback=lambda s: norms.append(s.x.norm(dim=1)))
+    assert torch.allclose(torch.stack(norms), torch.ones(1, dtype=F64))
+    assert torch.equal(draw("pc", "fast", project=lambda x, t: x / x.norm(dim=1, keepdim=True)), end)
+
+
+def test_early_stop_of_other_loops() -> None:
+    stopped = sample(model_on(VP()), (3, 2), "dopri5", 8, callback=lambda s: s.step == 2, progress=False)
+    assert len(stopped.times) == 3
+    sde = SDE(f=lambda x, t: -x, g=lambda x, t: torch.ones_like(x))
+    stopped = sample(
+        sde.reverse(lambda x, t: -x), (3, 2), "euler-maruyama", 8, "t", callback=lambda s: s.step == 2, progress=False
+    )
+    assert len(stopped.times) == 3
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "sentence"),
+    [
+        ({"driver": "fsat"}, "did you mean 'fast'"),
+        ({"driver": "fast", "callback": print}, "overwrites its states and has none to show"),
+        ({"driver": "cuda-graph", "callback": print}, "overwrites its states and has none to show"),
+        ({"solver": "rk45", "driver": "fast"}, "makes no rows that a driver could run"),
+        ({"solver": "dopri5", "project": lambda x, t: x}, "cannot project the states"),
+    ],
+)
+def test_what_a_driver_cannot_do_is_refused(kwargs: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        draw(kwargs.pop("solver", "ddim"), **kwargs)  # type: ignore[arg-type]
+
+
+def test_an_sde_without_marginals_has_no_drivers() -> None:
+    sde = SDE(f=lambda x, t: -x, g=lambda x, t: torch.ones_like(x))
+    with pytest.raises(ValueError, match="whose steps are not rows"):
+        sample(sde.reverse(lambda x, t: -x), (3, 2), "euler-maruyama", 8, "t", driver="fast", progress=False)
+
+
+# Differentiable ----------------------------------------------------------------------------------------------
+
+TIMES = torch.tensor([0.9, 0.7, 0.45, 0.3, 0.1], dtype=F64)
+HAVE_GRADIENTS = ["ddim", "dpm-1", "dpm-2", "dpm-3", "dpmpp-2m", "euler", "heun", "rk4", "ddpm", "ncsn", "euler-maruyama"]
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+@pytest.mark.parametrize("solver", HAVE_GRADIENTS)
+def test_gradients_with_respect_to_start_and_times(solver: str, checkpoint: bool) -> None:
+    """Against finite differences; the last of the times included."""
+    driver = functools.partial(solvers.differentiable, checkpoint=checkpoint)
+    sde = VP()
+
+    def end(x: Tensor, times: Tensor) -> Tensor:
+        return sample(model_on(sde), x, solver, path=times, driver=driver, seed=3, progress=False).x
+
+    x, times = start_on(sde, 1).requires_grad_(), TIMES.clone().requires_grad_()
+    assert torch.autograd.gradcheck(end, (x, times), eps=1e-6, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["EDM", "SubVP", "CosineVP", "RectifiedFlow"])
+@pytest.mark.parametrize("solver", ["dpm-3", "dpmpp-2m", "rk4"])
+def test_gradients_with_respect_to_times_on_other_sdes(solver: str, name: str) -> None:
+    def end(times: Tensor) -> Tensor:
+        sde = SDES[name]
+        return sample(model_on(sde), start_on(sde, 1), solver, path=times, driver="differentiable", progress=False).x
+
+    assert torch.autograd.gradcheck(end, (TIMES.clone().requires_grad_(),), eps=1e-6, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("solver", LINEAR)
+def test_every_linear_solver_is_differentiable_in_the_times_or_says_that_it_is_not(solver: str) -> None:
+    """The same numbers, and the derivative in one direction against a central difference."""
+    times, direction = TIMES.clone().requires_grad_(), torch.tensor([-0.3, 1.0, -0.7, 0.4, 0.5], dtype=F64)
+    try:
+        got = draw(solver, "differentiable", path=times)
+    except TypeError as error:
+        assert "which would lose them" in str(error) and solver not in HAVE_GRADIENTS
+        return
+    torch.testing.assert_close(got.detach(), draw(solver, path=TIMES), rtol=1e-10, atol=1e-10)
+    (gradient,) = torch.autograd.grad(got.sum(), times)
+    ends = [float(draw(solver, path=TIMES + sign * 1e-5 * direction).sum()) for sign in (1, -1)]
+    assert float(gradient @ direction) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5, abs=1e-6)
+
+
+def test_gradients_with_respect_to_the_network_and_the_coefficients() -> None:
+    rows = solvers.dpmpp_2m().rows(make_path(VP(), TIMES))
+    x = start_on(VP(), 2)
+
+    def end(weight: Tensor, *factors: Tensor) -> Tensor:
+        class Net:
+            def at(self, times: Tensor, *, device: torch.device, dtype: torch.dtype) -> object:
+                return [lambda y: torch.tanh(y @ weight)] * len(times)
+
+        mine = [
+            replace(row, a=a, w=(w, *row.w[1:]))  # type: ignore[type-var]
+            for row, a, w in zip(rows, factors[: len(rows)], factors[len(rows) :], strict=True)
+        ]
+        *_, last = solvers.differentiable(mine, Net(), x, FreshNoise([], x.device))  # type: ignore[arg-type]
+        return last.x
+
+    weight = torch.randn(2, 2, generator=generator(), dtype=F64).requires_grad_()
+    factors = [torch.tensor(c, dtype=F64, requires_grad=True) for c in [r.a for r in rows] + [r.w[0] for r in rows]]  # type: ignore[union-attr]
+    assert torch.autograd.gradcheck(end, (weight, *factors), eps=1e-6, atol=1e-7)
+
+
+def test_checkpoints_keep_one_state_per_evaluation_and_nothing_of_the_network() -> None:
+    wide = torch.nn.Sequential(torch.nn.Linear(4, 500), torch.nn.SiLU(), torch.nn.Linear(500, 4))
+    model = ScoreModel(lambda x, t: wide(x), VP(), "x0")
+
+    def kept(steps: int, checkpoint: bool) -> int:
+        seen: dict[int, int] = {}
+
+        def pack(x: Tensor) -> Tensor:
+            if not isinstance(x, torch.nn.Parameter) and x._base is None:
+                seen[x.data_ptr()] = x.numel()
+            return x
+
+        driver = functools.partial(solvers.differentiable, checkpoint=checkpoint)
+        start = torch.randn(8, 4, generator=generator()).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            end = sample(model, start, "dpmpp-2m", steps, driver=driver, progress=False).x
+        del end
+        return sum(seen.values())
+
+    assert kept(20, True) <= 21 * 2 * 32, "states, and no activations of 500 features"
+    assert kept(20, False) > 20 * 8 * 500
+
+
+def test_a_backward_pass_evaluates_in_evaluation_mode() -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor(0.5))
+            self.modes: list[bool] = []
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            self.modes.append(self.training)
+            return self.scale * x
+
+    net = Net()
+    x = sample(ScoreModel(net, VP()), (2, 2), "ddim", 4, driver="differentiable", progress=False).x
+    x.sum().backward()
+    assert net.modes == [False] * 8 and net.training and net.scale.grad is not None
+
+
+def test_solvers_that_compute_with_plain_floats_refuse_to_lose_a_gradient() -> None:
+    def rows(path: Path) -> list[solvers.Row]:
+        return [solvers.one_step(u, v, a=math.exp(v.log_sigma - u.log_sigma), w=1.0) for u, v in path.moves]
+
+    mine = RowSolver(solvers.get("ddim").description, rows)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="which would lose them"):
+        draw(mine, "differentiable", path=TIMES.clone().requires_grad_())
+    for driver in ("fast", "parallel", EAGER):
+        with pytest.raises(ValueError, match="take driver='differentiable'"):
+            draw("ddim", driver, path=TIMES.clone().requires_grad_())
+
+
+@given(z=st.floats(-60, 60), count=st.integers(1, 6))
+def test_moments_of_tensors_are_those_of_floats(z: float, count: int) -> None:
+    tensor = torch.tensor(z, dtype=F64, requires_grad=True)
+    got = moments(tensor.as_subclass(scalar.Coefficient), count)  # type: ignore[arg-type]
+    for k, (one, wanted) in enumerate(zip(got, moments(z, count), strict=True)):
+        assert scalar.value(one) == pytest.approx(wanted, rel=1e-11)
+        # dM_k / dz = M_{k+1} - M_k
+        (slope,) = torch.autograd.grad(scalar.plain(one), tensor, retain_graph=True)
+        pair = moments(z, k + 2)
+        assert float(slope) == pytest.approx(pair[k + 1] - pair[k], rel=1e-7, abs=1e-11 * abs(wanted))
+
+
+@given(x=st.floats(-5, 5))
+def test_scalar_functions_take_floats_and_tensors_alike(x: float) -> None:
+    tensor = torch.tensor(x, dtype=F64, requires_grad=True)
+    for name in ("exp", "expm1"):
+        mine = getattr(scalar, name)
+        assert mine(x) == pytest.approx(float(getattr(mpmath, name)(x)), rel=1e-14)
+        assert scalar.value(mine(tensor)) == pytest.approx(mine(x), rel=1e-14)
+    for name in ("log", "log1p", "sqrt"):
+        mine = getattr(scalar, name)
+        assert scalar.value(mine(tensor.square() + 0.1)) == pytest.approx(mine(x**2 + 0.1), rel=1e-14)
+    assert scalar.isfinite(tensor) and not scalar.isfinite(math.inf)  # type: ignore[arg-type]
+
+
+# Adaptive ----------------------------------------------------------------------------------------------------
+
+
+def reference(sde: VP) -> Tensor:
+    tight = SciPy(solvers.get("rk45").description, "DOP853", 1e-12, 1e-12)
+    return sample(model_on(sde), start_on(sde), tight, t_max=finite_start(sde), end="stop", progress=False).x
+
+
+def adaptive(name: str, tolerance: float, clock: str = "lam") -> solvers.Adaptive:
+    if name == "bs3":
+        return solvers.bogacki_shampine(tolerance, tolerance, clock)
+    if name == "dopri5":
+        return solvers.dormand_prince(tolerance, tolerance, clock)
+    return solvers.dpm_adaptive(int(name[-2:]), tolerance, tolerance)
+
+
+CASES = [*((name, "lam") for name in PAIRS), ("bs3", "rho"), ("dopri5", "rho")]
+
+
+@pytest.mark.parametrize("name", ["VP", "RectifiedFlow"])
+@pytest.mark.parametrize(("pair", "clock"), CASES)
+def test_accuracy_follows_the_tolerance(pair: str, clock: str, name: str) -> None:
+    """And the number of steps grows as tolerance^(-1 / order), which only a pair of that order does."""
+    sde = SDES[name]
+    truth, errors, steps = reference(sde), [], []
+    tolerances = {"dopri5": (1e-4, 1e-6, 1e-8), "bs3": (1e-4, 1e-6)}.get(pair, (1e-3, 1e-5))
+    for tolerance in tolerances:
+        method = adaptive(pair, tolerance, clock)
+        end = sample(model_on(sde), start_on(sde), method, 1, t_max=finite_start(sde), end="stop", progress=False)
+        errors.append(rms(end.x - truth) / rms(truth))
+        steps.append(float(end.info["accepted"].double().mean()))
+        assert errors[-1] < 100 * tolerance
+    assert all(one > 5 * other for one, other in itertools.pairwise(errors))
+    order = method.pair.order
+    assert slopes(steps[::-1], tolerances[0] / tolerances[1])[0] == pytest.approx(1 / order, rel=0.3)
+
+
+@pytest.mark.parametrize(("pair", "clock"), CASES)
+def test_a_pair_has_the_orders_it_claims(pair: str, clock: str) -> None:
+    """With steps of one length: a tolerance that accepts everything, and a controller that changes nothing."""
+    sde, model, path = VP(), model_on(VP()), Path.from_times(VP(), [0.8, 0.3])
+    tight = SciPy(solvers.get("rk45").description, "DOP853", 1e-13, 1e-13)
+    truth = sample(model, start_on(sde), tight, path=path, progress=False).x
+    span = path.points[1].lam - path.points[0].lam
+    errors = []
+    for n in (16, 32):
+        method = replace(adaptive(pair, 1e9, clock), first_step=span / n, proportional=0.0, integral=1e-30, safety=1.0)
+        end = sample(model, start_on(sde), method, path=path, progress=False)
+        assert end.info["accepted"].tolist() == [n] * 4
+        errors.append(rms(end.x - truth))
+    # In rho the leading error of dopri5 is so small here that the next one shows.
+    assert method.pair.order - 0.3 < slopes(errors)[0] < method.pair.order + 1.1
+
+
+@pytest.mark.parametrize(("pair", "order"), [("bs3", 3), ("dopri5", 5)])
+def test_both_estimates_of_a_tableau_are_quadratures_of_their_order(pair: str, order: int) -> None:
+    """sum_j w_j c_j^k = 1 / (k + 1) for k below the order, and of the other estimate for one power less."""
+    tableau = adaptive(pair, 1e-3, "rho").pair
+    one = torch.ones(1, dtype=F64)
+    where = [solvers.adaptive.Where(lam, lam, one, one) for lam in tableau.lams(0 * one, 0.3 * one)]
+    n, length = len(tableau.c), math.exp(-0.3) - 1
+    for i, top in ((n, order), (n + 1, order - 1)):
+        w = [float(weight) / length for weight in tableau.weights(where, i)]
+        for k in range(order + 1):
+            defect = sum(wj * c**k for wj, c in zip(w, tableau.c, strict=False)) - 1 / (k + 1)
+            assert (abs(defect) < 1e-12) == (k < top), (i, k)
+    for i in range(1, n):  # every stage is where it says it is
+        assert sum(float(weight) for weight in tableau.weights(where, i)) / length == pytest.approx(tableau.c[i], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("event", [(2,), (3, 4, 4)])
+def test_each_sample_is_independent_of_its_batch(name: str, event: tuple[int, ...]) -> None:
+    model = ScoreModel(lambda x, t: torch.tanh(x) * VP().sigma(t).reshape(-1, *([1] * len(event))).to(x), VP())
+    x = torch.randn(5, *event, generator=generator()) * torch.tensor([0.1, 1, 3, 1, 10]).reshape(-1, *([1] * len(event)))
+    both = sample(model, x, name, 6, progress=False)
+    for i in range(5):
+        alone = sample(model, x[i : i + 1], name, 6, progress=False)
+        assert torch.equal(alone.x[0], both.x[i])
+        for key in ("accepted", "rejected"):
+            assert alone.info[key][0] == both.info[key][i]
+    assert len(set(both.info["accepted"].tolist())) > 1, "each has steps of its own"
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_evaluations_and_rejections_are_counted(name: str) -> None:
+    calls = []
+    base = model_on(VP())
+    model = ScoreModel(lambda x, t: calls.append(t) or base.eps(x, t), VP())  # type: ignore[func-returns-value]
+    method = replace(adaptive(name, 1e-4), first_step=3.0)
+    end = sample(model, start_on(VP(), 1), method, 1, end="stop", progress=False)
+    assert end.evaluations == len(calls)
+    accepted, rejected = int(end.info["accepted"]), int(end.info["rejected"])
+    assert rejected > 0, "the first step is far too long"
+    n = len(method.pair.c)
+    # An accepted step of a pair that does not evaluate at its end evaluates at the next start, the last one excepted.
+    expected = 1 + (n - 1) * (accepted + rejected) + (0 if method.pair.reuses_last else accepted - 1)
+    assert end.evaluations == expected
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_states_between_lie_on_the_solution(name: str) -> None:
+    sde, model = VP(), model_on(VP())
+    tolerance = 1e-7 if name == "dopri5" else 1e-5
+    seen: list[solvers.State] = []
+    path = make_path(sde, "lam", 12, t_min=0.05, end="stop")
+    end = sample(model, start_on(sde), adaptive(name, tolerance), path=path, callback=seen.append, progress=False)
+    assert [s.step for s in seen] == list(range(1, 13)) and [s.point for s in seen] == list(path.points[1:])
+    direct = sample(model, start_on(sde), adaptive(name, tolerance), path=[path.times[0], path.times[-1]], progress=False)
+    assert torch.equal(direct.x, end.x), "points between change nothing"
+    tight = SciPy(solvers.get("rk45").description, "DOP853", 1e-12, 1e-12)
+    for state in seen[::3]:
+        truth = sample(model, start_on(sde), tight, path=[path.times[0], state.point.t], progress=False).x
+        assert rms(state.x - truth) < 300 * tolerance
+
+
+def test_adaptive_solvers_say_what_they_cannot_do() -> None:
+    with pytest.raises(ValueError, match="expected positive tolerances"):
+        solvers.dormand_prince(rtol=0)
+    with pytest.raises(ValueError, match="expected 12 or 23"):
+        solvers.dpm_adaptive(3)
+    with pytest.raises(ValueError, match="expected 'lam' or 'rho'"):
+        solvers.bogacki_shampine(clock="t")
+    with pytest.raises(ValueError, match="positive integral part"):
+        replace(solvers.dormand_prince(), first_step=0.0)
+    with pytest.raises(ValueError, match="goes back towards the noise"):
+        draw("dopri5", "auto", path=[1.0, 0.4, 0.6, 0.2])
+    with pytest.raises(ValueError, match="cannot start at alpha = 0"):
+        draw("bs3", "auto", sde=RectifiedFlow())
+    broken = ScoreModel(lambda x, t: x * torch.nan, VP())
+    with pytest.raises(ArithmeticError, match="Check that the network is finite"):
+        sample(broken, (2, 2), "dopri5", progress=False)
+    with pytest.raises(ArithmeticError, match="take larger tolerances"):
+        draw(replace(solvers.dormand_prince(), max_attempts=3), "auto")
