@@ -22,6 +22,8 @@ napoleon_numpy_docstring = False
 myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "auto"
+nb_execution_timeout = 300
+nb_render_markdown_format = "myst"
 nb_execution_raise_on_error = True
 
 html_theme = "furo"
