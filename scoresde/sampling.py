@@ -331,6 +331,8 @@ def sample(
         if not finite:
             # Run again with every state checked, to say where it happened: only a failure costs that.
             again = noise if isinstance(noise, BrownianNoise) else FreshNoise(noise.seeds, x.device)
+            if not isinstance(shape_or_start, Tensor):
+                again.normal(torch.empty_like(x))  # the start came first
             states = _states(method, readable, where, door, x, again, project)
             for state in _checked(states, x, method.name):
                 last = state.x

@@ -123,6 +123,24 @@ def test_a_non_finite_state_names_the_step_and_keeps_the_last_finite_one() -> No
         torch.testing.assert_close(caught.value.last_finite, wanted)
 
 
+def test_the_step_that_failed_is_found_with_the_same_noise() -> None:
+    """A network that fails where its own, random, state goes: the second run must go there too."""
+    model = ScoreModel(lambda x, t: torch.where(x[:, :1].abs() > 1.0, torch.nan, 0.9) * x, VP())
+    path, found = make_path(VP(), "quadratic", 30), 0
+    for seed in range(20):
+        failures = []
+        for callback in (lambda state: None, None):
+            try:
+                sample(model, (1, 2), "ddpm", path=path, seed=seed, callback=callback, progress=False)
+            except NonFiniteError as error:
+                failures.append(error)
+        if failures:
+            watched, blind = failures
+            assert watched.step == blind.step and torch.equal(watched.last_finite, blind.last_finite)
+            found += watched.step > 1
+    assert found > 3
+
+
 def test_progress_bar_counts_steps(capsys: pytest.CaptureFixture[str]) -> None:
     sample(model_on(VP()), (2, 2), "dpm-2", 5)
     assert "dpm-2" in capsys.readouterr().err
