@@ -8,6 +8,7 @@ log-SNR, the phi-functions of exponential integrators (Hochbruck and Ostermann, 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -39,25 +40,32 @@ def moments(z: float, count: int) -> list[float]:
         theta, weights = gauss_legendre()
         kernel = weights * torch.exp(-scalar.plain(z) * (1 - theta))
         return [cast(Any, (kernel * theta**k).sum().as_subclass(scalar.Coefficient)) for k in range(count)]
-    # Elsewhere the recurrence cancels. Both series have positive terms only, so that neither does.
-    values = []
-    for k in range(count):
-        if z >= 0:  # e^-z sum_n z^n / (n! (n + k + 1))
-            term, total, n = 1.0, 1.0 / (k + 1), 0
-            while term > 1e-18 * total or n < z:
-                n += 1
-                term *= z / n
-                total += term / (n + k + 1)
-            values.append(math.exp(-z) * total)
-        else:  # sum_n |z|^n k! / (k + n + 1)!
-            term = total = 1.0 / (k + 1)
-            n = 0
-            while term > 1e-18 * total:
-                n += 1
-                term *= -z / (k + n + 1)
-                total += term
-            values.append(total)
-    return values
+    # Elsewhere that recurrence cancels. A series of positive terms does not, and for |z| <= 1 the recurrence run backwards,
+    # M_{k-1} = (1 - z M_k) / k, does not either, so that one series is enough.
+    if abs(z) > 1:
+        return [_series(z, k) for k in range(count)]
+    values = [_series(z, count - 1)]
+    for k in range(count - 1, 0, -1):
+        values.append((1 - z * values[-1]) / k)
+    return values[::-1]
+
+
+def _series(z: float, k: int) -> float:
+    """M_k(z) by a series of positive terms."""
+    if z >= 0:  # e^-z sum_n z^n / (n! (n + k + 1))
+        term, total, n = 1.0, 1.0 / (k + 1), 0
+        while term > 1e-18 * total or n < z:
+            n += 1
+            term *= z / n
+            total += term / (n + k + 1)
+        return math.exp(-z) * total
+    term = total = 1.0 / (k + 1)  # sum_n |z|^n k! / (k + n + 1)!
+    n = 0
+    while term > 1e-18 * total:
+        n += 1
+        term *= -z / (k + n + 1)
+        total += term
+    return total
 
 
 @cache
@@ -92,11 +100,10 @@ def lagrange_weights(nodes: Sequence[float], powers: Sequence[float]) -> list[fl
         raise ValueError(f"got nodes {list(nodes)}; expected them distinct, since one polynomial passes through them all")
     weights = []
     for j, node in enumerate(nodes):
-        polynomial = [1.0]  # coefficients of l_j, lowest power first
+        values = list(powers)  # of the functional at theta^k times the factors of l_j so far
         for i, other in enumerate(nodes):
             if i != j:
                 scale = 1 / (node - other)
-                shifted = [0.0, *polynomial]
-                polynomial = [scale * (s - other * p) for s, p in zip(shifted, [*polynomial, 0.0], strict=True)]
-        weights.append(scalar.fsum([c * m for c, m in zip(polynomial, powers, strict=True)]))
+                values = [scale * (high - other * low) for low, high in itertools.pairwise(values)]
+        weights.append(values[0])
     return weights

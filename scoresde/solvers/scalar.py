@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-__all__ = ["Coefficient", "exp", "expm1", "fsum", "isfinite", "log", "log1p", "plain", "sqrt", "value", "vector"]
+__all__ = ["Coefficient", "exp", "expm1", "isfinite", "log", "log1p", "plain", "sqrt", "value", "vector"]
 
 
 class Coefficient(Tensor):
@@ -55,12 +55,6 @@ def log1p(x: float) -> float:
 def sqrt(x: float) -> float:
     """The square root."""
     return cast(Any, x).sqrt() if isinstance(x, Tensor) else math.sqrt(x)
-
-
-def fsum(terms: Sequence[float]) -> float:
-    """The sum: exactly rounded for floats, plain for tensors."""
-    total = sum(terms)
-    return total if isinstance(total, Tensor) else math.fsum(terms)
 
 
 def value(x: float) -> float:
