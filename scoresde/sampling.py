@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from scoresde._shape import check_batch
+from scoresde._door import Door, Transform, evaluation_mode, start
 from scoresde.score import ScoreModel
 from scoresde.sde import ReverseSDE
 from scoresde.solvers.drivers import DRIVERS, Project, State, cuda_graph, differentiable, fast, readable
-from scoresde.solvers.noise import BrownianNoise, FreshNoise, sample_seeds
+from scoresde.solvers.noise import BrownianNoise, FreshNoise
 from scoresde.solvers.path import Path, PathLike, make_path
 from scoresde.solvers.rows import Row
 from scoresde.solvers.scalar import value
@@ -28,7 +28,6 @@ from scoresde.solvers.table import get
 __all__ = ["NonFiniteError", "Samples", "sample"]
 
 Driver = Callable[..., Iterator[State] | Tensor]
-Transform = Callable[[Tensor, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -75,94 +74,6 @@ class NonFiniteError(FloatingPointError):
             "state is on this exception as .last_finite. Check the network there, take more steps, or another solver"
         )
         self.last_finite, self.step, self.t = last_finite, step, t
-
-
-class _Door:
-    """The one signature to which every model is reduced: data prediction at a time, conditions bound, calls counted."""
-
-    def __init__(
-        self, model: ScoreModel, batch: int, conditions: dict[str, Any], transform: Transform | None, grads: bool = False
-    ) -> None:
-        self.model, self.batch, self.conditions, self.transform = model, batch, conditions, transform
-        # A backward pass evaluates again, long after sampling left the network in the mode it was in.
-        self.mode = _evaluation_mode if grads else contextlib.nullcontext
-        self.evaluations = 0
-
-    def _finish(self, m: Tensor, t: float | Tensor, copies: int = 1) -> Tensor:
-        self.evaluations += copies
-        return m if self.transform is None else self.transform(m, t)
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        copies = x.shape[0] // self.batch  # more than one where a driver stacks several states of the batch
-        conditions = {name: _repeated(c, self.batch, copies) for name, c in self.conditions.items()}
-        with self.mode(self.model):
-            m = self.model.x0(x, t, **conditions)
-        return self._finish(m, float(t.detach()) if t.ndim == 0 else t, copies)
-
-    def at(self, times: Tensor, *, device: torch.device, dtype: torch.dtype) -> Sequence[Callable[[Tensor], Tensor]]:
-        bound = self.model.at(times, device=device, dtype=dtype, **self.conditions)
-
-        def counted(function: Callable[[Tensor], Tensor], t: float) -> Callable[[Tensor], Tensor]:
-            def evaluate(x: Tensor) -> Tensor:
-                with self.mode(self.model):
-                    m = function(x)
-                return self._finish(m, t)
-
-            return evaluate
-
-        return [counted(f, t) for f, t in zip(bound, times.tolist(), strict=True)]
-
-
-def _repeated(condition: Any, batch: int, copies: int) -> Any:
-    """A condition with an entry per sample, for ``copies`` of the batch after one another."""
-    if copies == 1 or not isinstance(condition, Tensor) or condition.ndim == 0 or condition.shape[0] != batch:
-        return condition
-    return condition.repeat(copies, *[1] * (condition.ndim - 1))
-
-
-@contextlib.contextmanager
-def _evaluation_mode(model: object) -> Iterator[None]:
-    """Networks are sampled in evaluation mode, and left in the mode they were in."""
-    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _home(model: object, device: torch.device | str | None, dtype: torch.dtype | None) -> tuple[Any, torch.dtype]:
-    """Where and in which precision to start: as asked, else as the model's first parameter, else CPU and the default."""
-    first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    if device is None:
-        device = first.device if first is not None else "cpu"
-    return torch.device(device), dtype or torch.get_default_dtype()
-
-
-def _start(
-    shape_or_start: Tensor | Sequence[int],
-    model: object,
-    seed: int | Sequence[int] | None,
-    prior_std: float,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-    grads: bool = False,
-) -> tuple[Tensor, FreshNoise]:
-    if isinstance(shape_or_start, Tensor):
-        x = check_batch(shape_or_start if grads else shape_or_start.detach())
-        x = x.to(device=x.device if device is None else device, dtype=dtype or x.dtype)
-        return x, FreshNoise(sample_seeds(seed, x.shape[0]), x.device)
-    shape = tuple(shape_or_start)
-    if len(shape) < 2 or any(not isinstance(n, int) or n < 1 for n in shape):
-        raise ValueError(
-            f"got shape {shape}; expected (batch, *event) of positive whole numbers with at least one event dimension: "
-            "write scalars as (batch, 1)"
-        )
-    home, precision = _home(model, device, dtype)
-    noise = FreshNoise(sample_seeds(seed, shape[0]), home)
-    return noise.normal(torch.empty(shape, device=home, dtype=precision)).mul_(prior_std), noise
 
 
 def _loop(
@@ -308,11 +219,11 @@ def sample(
     grads = getattr(loop, "func", loop) is differentiable
     if noise is not None:
         seed = noise.seeds
-    x, fresh = _start(shape_or_start, model, seed, math.exp(value(where.points[0].log_sigma)), device, dtype, grads)
+    x, fresh = start(shape_or_start, model, seed, math.exp(value(where.points[0].log_sigma)), device, dtype, grads)
     noise = fresh if noise is None else noise
-    door = _Door(model, x.shape[0], conditions, transform, grads)
+    door = Door(model, x.shape[0], conditions, transform, grads)
     stopped, reached, info = False, 0, None
-    with torch.set_grad_enabled(grads), _evaluation_mode(model), _bar(progress, method, where) as on_step:
+    with torch.set_grad_enabled(grads), evaluation_mode(model), _bar(progress, method, where) as on_step:
         begin = time.perf_counter()
         last: Tensor = x
         if isinstance(method, RowSolver) and loop in (fast, cuda_graph):
@@ -341,7 +252,7 @@ def sample(
 
 
 def _states(
-    method: Solver, loop: Driver | None, path: Path, door: _Door, x: Tensor, noise: FreshNoise, project: Project | None
+    method: Solver, loop: Driver | None, path: Path, door: Door, x: Tensor, noise: FreshNoise, project: Project | None
 ) -> Iterator[State]:
     if loop is None or not isinstance(method, RowSolver):
         return method.states(path, door, x, noise)
@@ -395,7 +306,7 @@ def _sample_general(
         raise ValueError(f"got path {path!r} for an SDE without marginals; expected 't' or a list of times")
     if len(times) < 2 or any(u <= v for u, v in itertools.pairwise(times)) or not low <= times[-1]:
         raise ValueError(f"got times from {times[0]} to {times[-1]}; expected falling times between {high} and {low}")
-    x, noise = _start(shape_or_start, None, seed, reverse.forward.prior_std, device, dtype)
+    x, noise = start(shape_or_start, None, seed, reverse.forward.prior_std, device, dtype)
     calls = 0
 
     def drift(y: Tensor, t: Tensor) -> Tensor:
