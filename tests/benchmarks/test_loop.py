@@ -11,34 +11,38 @@ import pytest
 import torch
 
 sys.path.insert(0, str(File(__file__).resolve().parents[1]))
-from peers import k_diffusion_sampling
+from peers import diffusers_scheduler, k_diffusion_sampling
 
 from scoresde import EDM, solvers
 from scoresde.solvers import FreshNoise, make_path
 
 SHAPE, STEPS, ROUNDS = (64, 3, 32, 32), 20, 40
 SDE = EDM()
-PATH = make_path(SDE, "karras", STEPS)
-PREDICTION = torch.randn(*SHAPE, generator=torch.Generator().manual_seed(1))
+PATH = make_path(SDE, "karras", STEPS, end="stop")  # at sigma = 0 every loop would end at the last prediction
+PREDICTIONS = list(torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(1)))
 START = 80 * torch.randn(*SHAPE, generator=torch.Generator().manual_seed(0))
 
 
 class FreeModel:
-    """A network that costs nothing."""
+    """A network that costs nothing: its evaluations return three tensors in turn."""
+
+    def __init__(self):
+        self.calls = 0
 
     def __call__(self, x, sigma):
-        return PREDICTION
+        self.calls += 1
+        return PREDICTIONS[(self.calls - 1) % 3]
 
     def at(self, times, *, device, dtype):
-        return [lambda x: PREDICTION] * len(times)
+        return [lambda x, m=PREDICTIONS[i % 3]: m for i in range(len(times))]
 
 
 def by_hand() -> torch.Tensor:
     """The same arithmetic in place, its coefficients computed beforehand."""
     x = START.clone()
-    old = PREDICTION
-    for a, w0, w1 in COEFFICIENTS:
-        m = PREDICTION
+    old = PREDICTIONS[0]
+    for i, (a, w0, w1) in enumerate(COEFFICIENTS):
+        m = PREDICTIONS[i % 3]
         x.mul_(a).add_(m, alpha=w0)
         if w1:
             x.add_(old, alpha=w1)
@@ -76,7 +80,23 @@ def k_diffusion() -> torch.Tensor:
     return k_diffusion_sampling().sample_dpmpp_2m(FreeModel(), START, sigmas, disable=True)
 
 
-@pytest.mark.parametrize("loop", [fast, readable, k_diffusion], ids=lambda f: f.__name__)
+def diffusers() -> torch.Tensor:
+    """Its scheduler, on our noise levels: a step a call, as its pipelines do."""
+    scheduler = diffusers_scheduler("scheduling_dpmsolver_multistep", "DPMSolverMultistepScheduler")(
+        prediction_type="sample", lower_order_final=False, final_sigmas_type="sigma_min"
+    )
+    scheduler.set_timesteps(STEPS)
+    scheduler.sigmas = torch.tensor([p.sigma for p in PATH.points])
+    scale = [(1 + p.sigma**2) ** 0.5 for p in PATH.points]  # its states are those of the variance-preserving process
+    x = START / scale[0]
+    for i in range(STEPS):
+        scheduler._step_index = i
+        x = scheduler.step(PREDICTIONS[i % 3], scheduler.timesteps[i], x).prev_sample
+    return x * scale[-1]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("loop", [fast, readable, k_diffusion, diffusers], ids=lambda f: f.__name__)
 def test_loop_against_the_same_arithmetic_by_hand(
     benchmark, capsys: pytest.CaptureFixture[str], loop: Callable[[], torch.Tensor]
 ) -> None:
