@@ -28,7 +28,7 @@ from scoresde.solvers.rows import Op, Row, forward_move, last_move, stencil_rows
 from scoresde.solvers.solver import Description, RowSolver
 from scoresde.solvers.stencil import Stencil
 
-__all__ = ["Eta", "multistep_rows", "per_step", "sde_dpm_solver", "sde_dpmpp", "seeds", "singlestep_rows"]
+__all__ = ["Eta", "multistep_rows_per_step", "per_step", "sde_dpm_solver", "sde_dpmpp", "seeds", "singlestep_rows_per_step"]
 
 DPMPP = "Lu et al. 2022, arXiv:2211.01095"
 SEEDS = "Gonzalez et al. 2023, arXiv:2305.14267"
@@ -57,7 +57,7 @@ def per_step(kind: type[Data] | type[Noise], eta: Eta) -> Choice:
     return choose
 
 
-def multistep_rows(path: Path, choice: Choice, order: int, rule: Rule = exact_rule, corrector: int = 0) -> list[Op]:
+def multistep_rows_per_step(path: Path, choice: Choice, order: int, rule: Rule = exact_rule, corrector: int = 0) -> list[Op]:
     """The rows of a multistep method whose prediction is chosen step by step.
 
     Args:
@@ -110,7 +110,7 @@ def multistep_rows(path: Path, choice: Choice, order: int, rule: Rule = exact_ru
     return out
 
 
-def singlestep_rows(path: Path, choice: Choice, shape: Stencil) -> list[Op]:
+def singlestep_rows_per_step(path: Path, choice: Choice, shape: Stencil) -> list[Op]:
     """The rows of a method with inner stages whose prediction is chosen step by step."""
     out: list[Op] = []
     for u, v in path.moves:
@@ -175,7 +175,7 @@ def sde_dpmpp(kind: str = "2m", eta: Eta = 1.0, variant: str = "published") -> R
     rule, order = _rule(rules[kind], variant), int(kind[0])
     return RowSolver(
         _description(f"sde-dpmpp-{kind}", DPMPP, min(order, 2), 1, eta, min(order, 2)),
-        lambda path: multistep_rows(path, choice, order, rule),
+        lambda path: multistep_rows_per_step(path, choice, order, rule),
     )
 
 
@@ -193,7 +193,8 @@ def sde_dpm_solver(order: int = 2, eta: Eta = 1.0, variant: str = "published") -
         raise ValueError(f"got order={order}; expected 1 or 2")
     choice, rule = per_step(Noise, eta), _rule(_two_nodes, variant)
     return RowSolver(
-        _description(f"sde-dpm-{order}", DPMPP, order, 1, eta, order), lambda path: multistep_rows(path, choice, order, rule)
+        _description(f"sde-dpm-{order}", DPMPP, order, 1, eta, order),
+        lambda path: multistep_rows_per_step(path, choice, order, rule),
     )
 
 
@@ -220,5 +221,5 @@ def seeds(order: int = 3, eta: Eta = 1.0) -> RowSolver:
 
 def _stages(path: Path, choice: Choice, eta: Eta, shape: Stencil) -> list[Op]:
     if callable(eta):
-        return singlestep_rows(path, choice, shape)
+        return singlestep_rows_per_step(path, choice, shape)
     return stencil_rows(choice(*path.points[:2]), shape, path)
