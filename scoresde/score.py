@@ -90,6 +90,10 @@ class ScoreModel(nn.Module):
         sde: the forward SDE, or a chain, whose network is then addressed by its step: ``chain.index(t)`` = 0..n-1.
         predicts: a key of :data:`PREDICTIONS`.
         sigma_data: standard deviation of the data, for ``"edm"``.
+        learned_variance: the network returns twice the channels (dimension 1 of x): after the prediction, what tells where
+            the logarithm of the reverse variance lies between its bounds, -1 at the lower and 1 at the upper one. Only
+            the ancestral solvers with ``variance="learned"`` and the variational bound use it. Source: Nichol and
+            Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, https://arxiv.org/abs/2102.09672.
         time: what the network gets for ``t``: a function of it, by default ``t`` itself, the index for a chain, and
             :math:`c_{noise} = \tfrac14 \log(\sigma / \alpha)` for ``"edm"`` (limited to 10, where alpha = 0).
 
@@ -108,6 +112,7 @@ class ScoreModel(nn.Module):
         predicts: str = "eps",
         *,
         sigma_data: float = 0.5,
+        learned_variance: bool = False,
         time: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -125,6 +130,7 @@ class ScoreModel(nn.Module):
         self.sde = sde.sde() if isinstance(sde, Chain) else sde
         self.predicts = predicts
         self.sigma_data = sigma_data
+        self.learned_variance = learned_variance
         self._time = time or (sde.index if isinstance(sde, Chain) else self._default_time)
 
     def _default_time(self, t: Tensor) -> Tensor:
@@ -136,20 +142,47 @@ class ScoreModel(nn.Module):
         return PREDICTIONS[self.predicts](self.sde.alpha(t), self.sde.sigma(t), self.sigma_data)
 
     def _native(self, x: Tensor, t: Tensor, c_in: Tensor | None, conditions: dict[str, Any]) -> Tensor:
+        return self._outputs(x, t, c_in, conditions)[0]
+
+    def _outputs(
+        self, x: Tensor, t: Tensor, c_in: Tensor | None, conditions: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
         check_batch(x)
         expand(t, x)  # a clear error for a wrong shape, before the network sees it
         net_t = self._time(t.to(torch.float64)).to(device=x.device, dtype=x.dtype).expand(x.shape[0])
         output = self.net(x if c_in is None else expand(c_in, x).to(x) * x, net_t, **conditions)
+        if self.learned_variance:
+            return _halves(output, x)
         if output.shape != x.shape:
             raise ValueError(
                 f"the network returned shape {tuple(output.shape)} for x of shape {tuple(x.shape)}; expected the same"
             )
-        return output
+        return output, None
 
     def forward(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
         """The network's own output at ``x`` and ``t``, whatever it predicts; shape of ``x``."""
         t = self.sde.check_time(t)
         return self._native(x, t, self.coefficients(t).c_in, conditions)
+
+    def outputs(self, x: Tensor, t: Time, **conditions: Any) -> tuple[Tensor, Tensor]:
+        """What :meth:`forward` returns, and the fraction f of the learned variance, both of the shape of ``x``.
+
+        The logarithm of the reverse variance is (1 - f) times that of the lower bound plus f times that of the upper one.
+
+        Raises:
+            ValueError: for a model without a learned variance.
+        """
+        t = self.sde.check_time(t)
+        output, fraction = self._outputs(x, t, self.coefficients(t).c_in, conditions)
+        return output, self._learned(fraction)
+
+    def _learned(self, fraction: Tensor | None) -> Tensor:
+        if fraction is None:
+            raise ValueError(
+                "got a model without a learned variance; expected ScoreModel(net, sde, learned_variance=True), whose "
+                "network returns twice the channels, or a fixed variance: 'lower' or 'upper'"
+            )
+        return fraction
 
     def _combine(self, pair: tuple[Tensor, Tensor], x: Tensor, output: Tensor) -> Tensor:
         of_x, of_output = (expand(c, x).to(x) for c in pair)
@@ -191,23 +224,58 @@ class ScoreModel(nn.Module):
         The coefficients are Python numbers and the network's times lie on ``device``, so that a call launches the
         network and one fused update, and nothing waits for the device.
         """
-        times = times.to(device="cpu", dtype=torch.float64)
-        c = self.coefficients(times)
-        net_times = self._time(times).to(device=device, dtype=dtype)
-        of_x, of_output = (p.tolist() for p in c.x0)
-        c_in = None if c.c_in is None else c.c_in.tolist()
+        networks, (of_x, of_output) = self._bound(times, device, dtype, conditions)
 
-        def bind(i: int) -> Callable[[Tensor], Tensor]:
-            a, b, t = of_x[i], of_output[i], net_times[i]
-            scale = None if c_in is None else c_in[i]
-
+        def bind(net: Callable[[Tensor], Tensor], a: float, b: float) -> Callable[[Tensor], Tensor]:
             def x0(x: Tensor) -> Tensor:
-                output = self.net(x if scale is None else scale * x, t.expand(x.shape[0]), **conditions)
+                output = _halves(net(x), x)[0] if self.learned_variance else net(x)
                 return output if a == 0 and b == 1 else torch.add(b * output, x, alpha=a)
 
             return x0
 
-        return [bind(i) for i in range(len(times))]
+        return [bind(*each) for each in zip(networks, of_x, of_output, strict=True)]
+
+    def at_with_variance(
+        self, times: Tensor, *, device: torch.device, dtype: torch.dtype, **conditions: Any
+    ) -> Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        """:meth:`at`, with the fraction of the learned variance beside each data prediction; see :meth:`outputs`."""
+        if not self.learned_variance:
+            self._learned(None)
+        networks, (of_x, of_output) = self._bound(times, device, dtype, conditions)
+
+        def bind(net: Callable[[Tensor], Tensor], a: float, b: float) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+            def both(x: Tensor) -> tuple[Tensor, Tensor]:
+                output, fraction = _halves(net(x), x)
+                return torch.add(b * output, x, alpha=a), fraction
+
+            return both
+
+        return [bind(*each) for each in zip(networks, of_x, of_output, strict=True)]
+
+    def _bound(
+        self, times: Tensor, device: torch.device, dtype: torch.dtype, conditions: dict[str, Any]
+    ) -> tuple[list[Callable[[Tensor], Tensor]], tuple[list[float], list[float]]]:
+        """The network at each of ``times``, and the coefficients of the data prediction as Python numbers."""
+        times = times.to(device="cpu", dtype=torch.float64)
+        c = self.coefficients(times)
+        net_times = self._time(times).to(device=device, dtype=dtype)
+        c_in = [None] * len(times) if c.c_in is None else c.c_in.tolist()
+
+        def bind(t: Tensor, scale: float | None) -> Callable[[Tensor], Tensor]:
+            return lambda x: self.net(x if scale is None else scale * x, t.expand(x.shape[0]), **conditions)
+
+        return [bind(t, scale) for t, scale in zip(net_times, c_in, strict=True)], (c.x0[0].tolist(), c.x0[1].tolist())
 
     def extra_repr(self) -> str:
-        return f"sde={self.sde!r}, predicts={self.predicts!r}"
+        return f"sde={self.sde!r}, predicts={self.predicts!r}" + ", learned_variance=True" * self.learned_variance
+
+
+def _halves(output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The prediction, and the second output from [-1, 1] to [0, 1], as the authors scale it."""
+    if output.shape != (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
+        raise ValueError(
+            f"the network returned shape {tuple(output.shape)} for x of shape {tuple(x.shape)}; a learned variance needs "
+            f"twice the channels, {(x.shape[0], 2 * x.shape[1], *x.shape[2:])}"
+        )
+    prediction, second = output.chunk(2, dim=1)
+    return prediction, 0.5 * (second + 1)

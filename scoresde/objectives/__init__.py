@@ -1,0 +1,52 @@
+"""Objectives: what a score model is trained on.
+
+A loss at given data, time and noise, averaged over a distribution of times. Denoising score matching is a weighting, a
+distribution of times, and nothing else; beside it stand the variational bound of a chain with its learned variance, and
+implicit and sliced score matching.
+"""
+
+from scoresde.objectives.bound import Hybrid, VariationalBound
+from scoresde.objectives.implicit import ImplicitScoreMatching
+from scoresde.objectives.matching import DSM, NOISES, OBJECTIVES, Objective, noised, objective, target
+from scoresde.objectives.preparation import LabelDropout, dequantize
+from scoresde.objectives.times import (
+    TIMES,
+    AdaptiveTimes,
+    AutoTimes,
+    LikelihoodTimes,
+    LogNormalTimes,
+    StepTimes,
+    Times,
+    UniformTimes,
+    quantiles,
+)
+from scoresde.objectives.weightings import WEIGHTINGS, Weighting, min_snr, p2, sigmoid
+
+__all__ = [
+    "DSM",
+    "NOISES",
+    "OBJECTIVES",
+    "TIMES",
+    "WEIGHTINGS",
+    "AdaptiveTimes",
+    "AutoTimes",
+    "Hybrid",
+    "ImplicitScoreMatching",
+    "LabelDropout",
+    "LikelihoodTimes",
+    "LogNormalTimes",
+    "Objective",
+    "StepTimes",
+    "Times",
+    "UniformTimes",
+    "VariationalBound",
+    "Weighting",
+    "dequantize",
+    "min_snr",
+    "noised",
+    "objective",
+    "p2",
+    "quantiles",
+    "sigmoid",
+    "target",
+]

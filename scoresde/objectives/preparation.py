@@ -1,0 +1,119 @@
+"""What is done to data and conditions before the loss: label dropout and dequantization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde._shape import expand
+from scoresde.objectives.matching import DSM, Objective
+from scoresde.objectives.times import Times
+from scoresde.objectives.weightings import Weighting
+from scoresde.score import ScoreModel
+
+__all__ = ["LabelDropout", "dequantize"]
+
+
+@dataclass(frozen=True)
+class LabelDropout(Objective):
+    """Any objective, with the conditions of some samples replaced: what classifier-free guidance needs.
+
+    Args:
+        inner: the objective.
+        null: of each condition to drop, by name, what stands for its absence: a number, or a tensor of the condition's
+            shape without the batch.
+        probability: that a sample loses its conditions, all of them together.
+
+    Source: Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, https://arxiv.org/abs/2207.12598.
+
+    Example:
+        >>> from scoresde import VP
+        >>> seen = []
+        >>> model = ScoreModel(lambda x, t, label: seen.append(label) or x, VP())
+        >>> drop = LabelDropout(null={"label": 10}, probability=1.0)
+        >>> _ = drop(model, torch.zeros(3, 2), torch.Generator(), label=torch.tensor([1, 2, 3]))
+        >>> seen
+        [tensor([10, 10, 10])]
+    """
+
+    inner: Objective = field(default_factory=DSM)
+    null: Mapping[str, Any] = field(default_factory=dict)
+    probability: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.null or not 0 <= self.probability <= 1:
+            raise ValueError(
+                f"got null={dict(self.null)!r} and probability={self.probability}; expected what stands for the absence of "
+                "at least one condition, as {'label': 10}, and a number between 0 and 1"
+            )
+
+    @property
+    def weight(self) -> Weighting:
+        """That of the inner objective."""
+        return self.inner.weight
+
+    @property
+    def distribution(self) -> Times:
+        """That of the inner objective."""
+        return self.inner.distribution
+
+    @property
+    def spread(self) -> bool:
+        return self.inner.spread
+
+    def draws(self, x0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Those of the inner objective, and which samples lose their conditions."""
+        inner = self.inner.draws(x0, generator)
+        u = torch.rand(len(x0), generator=generator, device=generator.device)
+        return {**inner, "dropped": (u < self.probability).to(x0.device)}
+
+    def at(
+        self,
+        model: ScoreModel,
+        x0: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        *,
+        dropped: Tensor | None = None,
+        **conditions: Any,
+    ) -> Tensor:
+        """As of every objective; without ``dropped``, shape ``(batch,)``, no condition is."""
+        missing = sorted(set(self.null) - set(conditions))
+        if missing:
+            raise ValueError(f"got no condition {', '.join(missing)}, which label dropout is to replace; pass it by name")
+        if dropped is not None:
+            for name, absent in self.null.items():
+                given = conditions[name]
+                absent = torch.as_tensor(absent, dtype=given.dtype, device=given.device)
+                conditions[name] = torch.where(expand(dropped, given), absent, given)
+        return self.inner.at(model, x0, t, eps, **conditions)
+
+
+def dequantize(x: Tensor, width: float, generator: torch.Generator) -> Tensor:
+    r"""Data on a grid spread uniformly over the cells around its points: x + ``width`` (u - 1/2).
+
+    The density p of what results bounds the probability of the grid's points, in each number
+    :math:`-\log P(x) \le -E \log p(x + \mathrm{width} (u - \tfrac12)) - \log \mathrm{width}`.
+
+    Args:
+        x: data of shape ``(batch, *event)``, floating point.
+        width: the distance of the grid's points: 2 / 255 for bytes scaled to [-1, 1].
+        generator: where the randomness comes from.
+
+    Source: Theis et al., "A Note on the Evaluation of Generative Models", 2016, https://arxiv.org/abs/1511.01844.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 1.0]])
+        >>> bool(((dequantize(x, 0.1, torch.Generator()) - x).abs() <= 0.05).all())
+        True
+    """
+    if not width > 0:
+        raise ValueError(f"got width={width}; expected the positive distance of the grid's points")
+    if not x.is_floating_point():
+        raise ValueError(f"got data of dtype {x.dtype}; expected a floating point tensor: use x.float()")
+    u = torch.rand(x.shape, generator=generator, device=generator.device, dtype=x.dtype).to(x.device)
+    return x + width * (u - 0.5)

@@ -1,0 +1,253 @@
+"""Distributions of times: maps from the uniform distribution, with the weights that make up for them.
+
+Sources: Song et al., "Maximum Likelihood Training of Score-Based Diffusion Models", 2021, https://arxiv.org/abs/2101.09258;
+Kingma et al., "Variational Diffusion Models", 2021, https://arxiv.org/abs/2107.00630; Karras et al., 2022,
+https://arxiv.org/abs/2206.00364; Nichol and Dhariwal, 2021, https://arxiv.org/abs/2102.09672; Esser et al., "Scaling
+Rectified Flow Transformers", 2024, https://arxiv.org/abs/2403.03206, for the logit-normal one.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from scoresde.chain import ChainSDE
+from scoresde.objectives.weightings import likelihood, named
+from scoresde.sde import AffineSDE
+
+__all__ = [
+    "TIMES",
+    "AdaptiveTimes",
+    "AutoTimes",
+    "LikelihoodTimes",
+    "LogNormalTimes",
+    "StepTimes",
+    "Times",
+    "UniformTimes",
+    "quantiles",
+]
+
+
+@dataclass(frozen=True)
+class Times(ABC):
+    """Interface of a distribution of times: a map from the uniform distribution on [0, 1).
+
+    That map being explicit, times can be stratified, binned by their quantiles, and integrated over exactly.
+    """
+
+    @abstractmethod
+    def at(self, u: Tensor, sde: AffineSDE) -> tuple[Tensor, Tensor]:
+        """The times at the quantiles ``u``, float64, and the weight that each carries in the mean; shapes of ``u``."""
+
+    def sample(
+        self, n: int, sde: AffineSDE, *, generator: torch.Generator, stratified: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Draw ``n`` times and their weights, each of shape ``(n,)``, on the generator's device; see :func:`quantiles`."""
+        return self.at(quantiles(n, generator, stratified), sde)
+
+    def observe(self, u: Tensor, loss: Tensor) -> None:  # noqa: B027  # most have nothing to learn
+        """Learn what the loss was at the quantiles ``u``, both of shape ``(batch,)``; most distributions do not."""
+
+
+def quantiles(n: int, generator: torch.Generator, stratified: bool = True) -> Tensor:
+    """``n`` uniform numbers in [0, 1), float64, on the generator's device.
+
+    Stratified ones share one random offset, u_i = (u + i / n) mod 1: each is uniform by itself, so nothing is biased, and
+    together they cover the interval evenly (Kingma et al., 2021, appendix I.1).
+    """
+    size = 1 if stratified else n
+    u = torch.rand(size, generator=generator, device=generator.device, dtype=torch.float64)
+    if stratified:
+        u = (u + torch.arange(n, device=u.device) / n) % 1.0
+    return u
+
+
+@dataclass(frozen=True)
+class UniformTimes(Times):
+    """Uniform from ``t_min`` to ``t_max``, weight 1."""
+
+    def at(self, u: Tensor, sde: AffineSDE) -> tuple[Tensor, Tensor]:
+        low, high = sde.span
+        return torch.lerp(torch.full_like(u, low), torch.full_like(u, high), u), torch.ones_like(u)
+
+
+@dataclass(frozen=True)
+class StepTimes(Times):
+    """The steps of a chain, t = k / n for k = 1..n with equal probability, weight 1.
+
+    Raises:
+        ValueError: if the model is not made of a chain.
+    """
+
+    def at(self, u: Tensor, sde: AffineSDE) -> tuple[Tensor, Tensor]:
+        if not isinstance(sde, ChainSDE):
+            raise ValueError(
+                f"got discrete times for a model of {type(sde).__name__}; they belong to a chain: build the model with "
+                "sde.discretize(n), or take times='uniform'"
+            )
+        n = len(sde.chain)
+        return ((u * n).floor().clamp(max=n - 1) + 1) / n, torch.ones_like(u)
+
+
+@dataclass(frozen=True)
+class AutoTimes(Times):
+    """The steps of the chain for a model made of one, uniform for any other."""
+
+    def at(self, u: Tensor, sde: AffineSDE) -> tuple[Tensor, Tensor]:
+        times: Times = StepTimes() if isinstance(sde, ChainSDE) else UniformTimes()
+        return times.at(u, sde)
+
+
+@dataclass(frozen=True)
+class LikelihoodTimes(Times):
+    r"""Importance sampling for the likelihood weighting: density proportional to :math:`g^2 / \sigma^2`.
+
+    That is :math:`-2\,d\lambda/dt`: uniform in lam. The weight is the density of the uniform distribution on the span
+    over this one,
+
+    .. math:: \frac{1}{(t_{max} - t_{min})\, p(t)} = \frac{\lambda(t_{min}) - \lambda(t_{max})}
+              {(t_{max} - t_{min})\, |d\lambda/dt|},
+
+    so that the mean of weight times anything is the mean of that over uniform times, and the likelihood weighting
+    becomes a constant. Source: Song et al., "Maximum Likelihood Training", 2021, section 5.
+
+    Raises:
+        ValueError: if lam is not finite at both ends of time.
+    """
+
+    def at(self, u: Tensor, sde: AffineSDE) -> tuple[Tensor, Tensor]:
+        low, high = sde.span
+        ends = sde.lam(torch.tensor([low, high], dtype=torch.float64))
+        top, bottom = ends.tolist()
+        if not bool(torch.isfinite(ends).all()):
+            raise ValueError(
+                f"got half log signal-to-noise ratios from {top:.4g} to {bottom:.4g} over {type(sde).__name__}'s "
+                "times; times uniform in them need finite ends: take a smaller t_max (0.999), or a positive t_min"
+            )
+        t = sde.time(torch.lerp(torch.full_like(u, top), torch.full_like(u, bottom), u)).clamp(low, high)
+        return t, 2 * (top - bottom) / (high - low) / likelihood(sde, t, 1.0)
+
+
+@dataclass(frozen=True)
+class LogNormalTimes(Times):
+    r"""EDM's distribution, :math:`\log(\sigma / \alpha) \sim N(P_{mean}, P_{std}^2)`, limited to the span; weight 1.
+
+    The distribution is a part of EDM's objective, so it is not corrected for. In the time :math:`\sigma / (\alpha + \sigma)`
+    of rectified flow it is the logit-normal distribution.
+
+    Args:
+        mean, std: P_mean and P_std, by default for data of deviation 0.5.
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise ValueError(f"got std={self.std}; expected a positive number")
+
+    def at(self, u: Tensor, sde: AffineSDE) -> tuple[Tensor, Tensor]:
+        low, high = sde.span
+        top, bottom = sde.lam(torch.tensor([low, high], dtype=torch.float64)).tolist()
+        lam = -(self.mean + self.std * torch.special.ndtri(u)).clamp(-top, -bottom)
+        return sde.time(lam).clamp(low, high), torch.ones_like(u)
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptiveTimes(Times):
+    r"""Importance sampling learned from the losses: loss-aware resampling.
+
+    The quantiles of a base distribution are cut into bins of equal probability. Once every bin has seen ``memory`` losses,
+    bin b is drawn with probability
+
+    .. math:: p_b \propto \sqrt{E[L_b^2]}^{\,power},
+
+    mixed with a little of the uniform distribution, and its losses are weighted by 1 / (bins p_b): unbiased, with the least
+    variance of the loss that a choice of bins can give. On a chain with a bin per step it is improved DDPM's.
+
+    It changes as it is used: each :class:`~scoresde.objectives.Objective` that has it reports its losses to it. The losses
+    come to the host at every step.
+
+    Args:
+        base: a name in :data:`TIMES` or any :class:`Times`.
+        bins: how many.
+        memory: of how many losses per bin.
+        uniform: the part of the uniform distribution.
+        power: of the root mean square loss in p_b. 1, as published, makes the loss least noisy, and 1/2, for a squared
+            error, rather its gradient, which is in proportion to the error and not to its square.
+
+    Source: Nichol and Dhariwal, 2021, https://arxiv.org/abs/2102.09672, section 3.3.
+
+    Example:
+        >>> from scoresde import VP
+        >>> times, u = AdaptiveTimes("uniform", bins=2, memory=1, uniform=0.0), torch.tensor([0.2, 0.8])
+        >>> times.observe(u, torch.tensor([3.0, 1.0]))
+        >>> times.probabilities
+        tensor([0.7500, 0.2500], dtype=torch.float64)
+    """
+
+    base: str | Times = "auto"
+    bins: int = 100
+    memory: int = 10
+    uniform: float = 0.001
+    power: float = 1.0
+    history: Tensor = field(init=False, repr=False)
+    seen: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.base, str):
+            named(TIMES, self.base, "times")
+        if self.bins < 1 or self.memory < 1 or not 0 <= self.uniform <= 1 or not self.power > 0:
+            raise ValueError(
+                f"got bins={self.bins}, memory={self.memory}, uniform={self.uniform}, power={self.power}; expected at least "
+                "one bin and one loss, a part between 0 and 1, and a positive power"
+            )
+        object.__setattr__(self, "history", torch.zeros(self.bins, self.memory, dtype=torch.float64))
+        object.__setattr__(self, "seen", torch.zeros(self.bins, dtype=torch.long))
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Of the bins, shape ``(bins,)``, float64, on the host; equal until every bin is known."""
+        even = torch.full((self.bins,), 1 / self.bins, dtype=torch.float64)
+        size = self.history.square().mean(1) ** (0.5 * self.power)
+        if bool((self.seen < self.memory).any()) or not 0 < float(size.sum()) < math.inf:
+            return even
+        return torch.lerp(size / size.sum(), even, self.uniform)
+
+    def _place(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The bins of ``u``, the places inside, in [0, 1), and the weights of the bins."""
+        p = self.probabilities.to(u.device)
+        ends = p.cumsum(0)
+        k = torch.searchsorted(ends, u.to(p), right=True).clamp(max=self.bins - 1)
+        return k, ((u - (ends - p)[k]) / p[k]).clamp(0, 1 - 1e-12), 1 / (self.bins * p[k])
+
+    def at(self, u: Tensor, sde: AffineSDE) -> tuple[Tensor, Tensor]:
+        k, inside, weight = self._place(u)
+        base = TIMES[self.base] if isinstance(self.base, str) else self.base
+        t, given = base.at((k + inside) / self.bins, sde)
+        return t, given * weight
+
+    def observe(self, u: Tensor, loss: Tensor) -> None:
+        """Remember the losses, the newest ``memory`` of each bin."""
+        order = (k := self._place(u)[0].cpu()).argsort(stable=True)
+        k, loss = k[order], loss.detach().to(device="cpu", dtype=torch.float64)[order]
+        counts = torch.bincount(k, minlength=self.bins)
+        rank = torch.arange(len(k)) - (counts.cumsum(0) - counts)[k]
+        new = rank >= counts[k] - self.memory  # more would write one place twice
+        self.history[k[new], (self.seen[k] + rank)[new] % self.memory] = loss[new]
+        self.seen.add_(counts)
+
+
+TIMES: dict[str, Times] = {
+    "auto": AutoTimes(),
+    "uniform": UniformTimes(),
+    "steps": StepTimes(),
+    "likelihood": LikelihoodTimes(),
+    "lognormal": LogNormalTimes(),
+    "logit-normal": LogNormalTimes(0.0, 1.0),
+}
+"""The distributions of times by name."""
