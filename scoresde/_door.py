@@ -40,6 +40,21 @@ class Door:
             m = self.model.x0(x, t, **conditions)
         return self._finish(m, float(t.detach()) if t.ndim == 0 else t, copies)
 
+    def at_with_variance(
+        self, times: Tensor, *, device: torch.device, dtype: torch.dtype
+    ) -> Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        bound = self.model.at_with_variance(times, device=device, dtype=dtype, **self.conditions)
+
+        def counted(function: Callable[[Tensor], tuple[Tensor, Tensor]], t: float) -> Callable[[Tensor], Any]:
+            def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
+                with self.mode(self.model):
+                    m, fraction = function(x)
+                return self._finish(m, t), fraction
+
+            return evaluate
+
+        return [counted(f, t) for f, t in zip(bound, times.tolist(), strict=True)]
+
     def at(self, times: Tensor, *, device: torch.device, dtype: torch.dtype) -> Sequence[Callable[[Tensor], Tensor]]:
         bound = self.model.at(times, device=device, dtype=dtype, **self.conditions)
 

@@ -21,7 +21,7 @@ from scoresde import _runs, data, plots
 from scoresde import demo as demonstration
 from scoresde._files import replacing
 from scoresde.sampling import sample as draw
-from scoresde.solvers import SOLVERS, Langevin, RowSolver, make_path, plugins, sample_seeds, to_json
+from scoresde.solvers import SOLVERS, Langevin, LearnedNoise, RowSolver, make_path, plugins, sample_seeds, to_json
 from scoresde.solvers import Path as SolverPath
 from scoresde.solvers import get as get_solver
 from scoresde.training import FitResult, fit
@@ -138,6 +138,9 @@ def _show_rows(name: str, path: SolverPath, as_json: bool) -> None:
     typer.echo("y = a x + sum w N + sum s xi, with N = p y + q m(y, t), newest first; * ends a step\n")
     typer.echo(f"  {'t':>9} {'to':>9} {'a':>11} {'p':>11} {'q':>11}  w | s")
     for row in rows:
+        if isinstance(row, LearnedNoise):
+            typer.echo(f"* {row.at.t:9.5f} {row.to.t:9.5f} {row.a:11.6g} {row.w:.6g} | {row.lower:.6g} .. {row.upper:.6g}")
+            continue
         if isinstance(row, Langevin):
             typer.echo(
                 f"  {row.at.t:9.5f} {row.at.t:9.5f} Langevin: snr {row.snr:g}, scale {row.scale:.6g}, norm {row.norm}"

@@ -7,9 +7,9 @@ import difflib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from torch import Tensor
 from scoresde._door import Door, Transform, evaluation_mode, start
 from scoresde.score import ScoreModel
 from scoresde.sde import ReverseSDE
+from scoresde.solvers.brownian import BrownianNoise
 from scoresde.solvers.drivers import DRIVERS, Project, State, cuda_graph, differentiable, fast, readable
-from scoresde.solvers.noise import BrownianNoise, FreshNoise
+from scoresde.solvers.noise import FreshNoise
 from scoresde.solvers.path import Path, PathLike, make_path
 from scoresde.solvers.rows import Row
 from scoresde.solvers.scalar import value
@@ -222,33 +223,57 @@ def sample(
     x, fresh = start(shape_or_start, model, seed, math.exp(value(where.points[0].log_sigma)), device, dtype, grads)
     noise = fresh if noise is None else noise
     door = Door(model, x.shape[0], conditions, transform, grads)
-    stopped, reached, info = False, 0, None
     with torch.set_grad_enabled(grads), evaluation_mode(model), _bar(progress, method, where) as on_step:
         begin = time.perf_counter()
-        last: Tensor = x
-        if isinstance(method, RowSolver) and loop in (fast, cuda_graph):
-            last = loop(method.rows(where), door, x, noise, on_step, project=project)
-        else:
-            states = _states(method, loop, where, door, x, noise, project)
-            for state in states if callback is None else _checked(states, x, method.name):
-                last, info, reached = state.x, state.info, state.step
-                on_step(state.step)
-                if callback is not None and callback(state):
-                    stopped = True
-                    break
-        finite = bool(torch.isfinite(last).all())  # the one synchronisation with the device
-        seconds = time.perf_counter() - begin
-        evaluations = door.evaluations
+        last = _run(method, loop, where, door, x, noise, project, callback, on_step)
+        finite = bool(torch.isfinite(last.x).all())  # the one synchronisation with the device
+        seconds, evaluations = time.perf_counter() - begin, door.evaluations
         if not finite:
-            # Run again with every state checked, to say where it happened: only a failure costs that.
             again = noise if isinstance(noise, BrownianNoise) else FreshNoise(noise.seeds, x.device)
             if not isinstance(shape_or_start, Tensor):
                 again.normal(torch.empty_like(x))  # the start came first
-            states = _states(method, readable, where, door, x, again, project)
-            for state in _checked(states, x, method.name):
-                last = state.x
-    times = tuple(value(t) for t in where.times[: reached + 1 if stopped else None])
-    return Samples(last, evaluations, seconds, noise.seeds, method.name, times, dict(info or {}))
+            last = _blame(method, where, door, x, again, project)
+    times = tuple(value(t) for t in where.times[: last.reached])
+    return Samples(last.x, evaluations, seconds, noise.seeds, method.name, times, dict(last.info or {}))
+
+
+class _Last(NamedTuple):
+    """The last state of a run, what was reported with it, and how many points of the path were reached (None: all)."""
+
+    x: Tensor
+    info: Mapping[str, Any] | None = None
+    reached: int | None = None
+
+
+def _run(
+    method: Solver,
+    loop: Driver | None,
+    path: Path,
+    door: Door,
+    x: Tensor,
+    noise: FreshNoise,
+    project: Project | None,
+    callback: Callable[[State], object] | None,
+    on_step: Callable[[int], None],
+) -> _Last:
+    if isinstance(method, RowSolver) and loop in (fast, cuda_graph):
+        return _Last(loop(method.rows(path), door, x, noise, on_step, project=project))
+    last = _Last(x)
+    states = _states(method, loop, path, door, x, noise, project)
+    for state in states if callback is None else _checked(states, x, method.name):
+        last = _Last(state.x, state.info)
+        on_step(state.step)
+        if callback is not None and callback(state):
+            return last._replace(reached=state.step + 1)
+    return last
+
+
+def _blame(method: Solver, path: Path, door: Door, x: Tensor, noise: FreshNoise, project: Project | None) -> _Last:
+    """Run again with every state checked, to say where it became non-finite: only a failure costs that."""
+    last = _Last(x)
+    for state in _checked(_states(method, readable, path, door, x, noise, project), x, method.name):
+        last = _Last(state.x, state.info)
+    return last
 
 
 def _states(
@@ -294,7 +319,24 @@ def _sample_general(
             "got a driver or a projection for an SDE without marginals, whose steps are not rows; expected driver='auto' "
             "and no projection"
         )
-    low, high = reverse.forward.span
+    times = _general_times(reverse.forward.span, path, steps, t_max, t_min)
+    x, noise = start(shape_or_start, None, seed, reverse.forward.prior_std, device, dtype)
+    counted = _Counted(reverse)
+    begin = time.perf_counter()
+    with torch.no_grad(), _bar(progress, method, None, len(times) - 1) as on_step:
+        for state in _checked(method.integrate(counted.dynamics(), x, times, noise), x, method.name):
+            x = state.x
+            on_step(state.step)
+            if callback is not None and callback(state):
+                times = times[: state.step + 1]
+                break
+    return Samples(x, counted.calls, time.perf_counter() - begin, noise.seeds, method.name, tuple(times))
+
+
+def _general_times(
+    span: tuple[float, float], path: PathLike, steps: int, t_max: float | None, t_min: float | None
+) -> list[float]:
+    low, high = span
     if isinstance(path, Tensor | list | tuple):
         times = torch.as_tensor(path, dtype=torch.float64).tolist()
     elif path in ("t", "lam"):  # "lam" is the default of sample(), and there is no lam here
@@ -306,25 +348,22 @@ def _sample_general(
         raise ValueError(f"got path {path!r} for an SDE without marginals; expected 't' or a list of times")
     if len(times) < 2 or any(u <= v for u, v in itertools.pairwise(times)) or not low <= times[-1]:
         raise ValueError(f"got times from {times[0]} to {times[-1]}; expected falling times between {high} and {low}")
-    x, noise = start(shape_or_start, None, seed, reverse.forward.prior_std, device, dtype)
-    calls = 0
+    return cast(list[float], times)
 
-    def drift(y: Tensor, t: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return reverse.drift(y, t)
 
-    def conversion(y: Tensor, t: Tensor) -> Tensor | float:
+class _Counted:
+    """The dynamics of a reverse process, whose drifts are counted."""
+
+    def __init__(self, reverse: ReverseSDE) -> None:
+        self.reverse, self.calls = reverse, 0
+
+    def _drift(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += 1
+        return self.reverse.drift(x, t)
+
+    def _conversion(self, x: Tensor, t: Tensor) -> Tensor | float:
         # Time runs backwards: the correction -c c' / 2 of the drift changes its sign.
-        return 0.25 * reverse.eta * reverse.forward.diffusion_divergence(y, t)
+        return 0.25 * self.reverse.eta * self.reverse.forward.diffusion_divergence(x, t)
 
-    dynamics = Dynamics(drift, reverse.diffusion, conversion, reverse.eta)
-    begin = time.perf_counter()
-    with torch.no_grad(), _bar(progress, method, None, len(times) - 1) as on_step:
-        for state in _checked(method.integrate(dynamics, x, times, noise), x, method.name):
-            x = state.x
-            on_step(state.step)
-            if callback is not None and callback(state):
-                times = times[: state.step + 1]
-                break
-    return Samples(x, calls, time.perf_counter() - begin, noise.seeds, method.name, tuple(times))
+    def dynamics(self) -> Dynamics:
+        return Dynamics(self._drift, self.reverse.diffusion, self._conversion, self.reverse.eta)

@@ -83,7 +83,7 @@ class BasisNoise(FreshNoise):
     def __init__(self) -> None:
         self.used = 1
 
-    def __call__(self, start: Point, to: Point, out: Tensor) -> Tensor:
+    def __call__(self, start: Point, to: Point, out: Tensor, kernel: float = 0.0) -> Tensor:
         self.used += 1
         out.zero_()[:, self.used] = 1
         return out

@@ -133,7 +133,7 @@ def test_a_rule_that_is_exact_is_the_stencil(prediction: solvers.Prediction) -> 
     path = Path.from_times(VP(), VP().time(lams))
     for opening in ([], [solvers.midpoint] * 2):
         shapes = ([*opening, solvers.multistep(3)] * 7)[: len(opening) + 1]
-        one = multistep_rows(prediction, path, 3, exact_rule, opening)
+        one = multistep_rows(prediction, path, (3, exact_rule), opening=opening)
         two = solvers.stencil_rows(prediction, _per_step(path, shapes), path)
         assert len(one) == len(two)
         for a, b in zip(one, two, strict=True):
@@ -181,6 +181,39 @@ def test_what_is_wrong_with_the_published_ipndm_v() -> None:
     varying = Path.from_times(sde, [9.0, 8.0, 5.5, 5.0, 3.5, 3.0, 1.5, 1.0], "stop")
     assert abs(sum(weights(solvers.ipndm_v(), varying, 6)) - 1) > 0.01
     assert sum(weights(solvers.ipndm_v(variant="exact"), varying, 6)) == pytest.approx(1)
+
+
+def ipndm_v_weights(
+    h: float, h1: float, h2: float, h3: float, *, brackets: bool = False, sign: bool = False, ratio: bool = False
+) -> list[float]:
+    """The authors' four weights, in their own order of operations, with any of three corrections."""
+    b1 = h * (h + h1) / (h1 * (h1 + h2))
+    b2 = h * (h + h1) * (h + h1 + h2) / (h1 * (h1 + h2) * (h1 + h2 + h3))
+    g1 = (1 - h / (3 * (h + h1))) / 2
+    t1 = g1 * b1 if brackets else (1 - h / (3 * (h + h1)) * b1) / 2
+    t2 = (g1 + (-1 if sign else 1) * (1 - h / (2 * (h + h1))) * h / (6 * (h + h1 + h2))) * b2
+    r, q = h1 / h2, h1 * (h1 + h2) / (h2 * (h2 + h3))
+    return [
+        (2 + h / h1) / 2 + t1 + t2,
+        -(h / h1) / 2 - (1 + r) * t1 - (1 + r + q) * t2,
+        t1 * r + (r + q * (1 + h2 / h3)) * t2,
+        -t2 * q * (h2 / h3 if ratio else r),
+    ]
+
+
+@given(steps=st.lists(st.floats(0.2, 1.0), min_size=4, max_size=4))
+def test_the_published_ipndm_v_is_adams_bashforth_but_for_three_slips(steps: list[float]) -> None:
+    """A bracket, a sign and a ratio: with all three put right it is the exact rule; the ratio alone makes the sum 1."""
+    h3, h2, h1, h = steps
+    times = torch.tensor([9.0, *(9.0 - t for t in itertools.accumulate(steps))], dtype=F64)
+    path = Path.from_times(EDM(), times, "stop")
+    rows = {v: solvers.ipndm_v(variant=v).rows(path)[3] for v in ("published", "exact")}
+    got = {v: [-w / h for w in row.w] for v, row in rows.items()}  # type: ignore[union-attr]
+    assert got["published"] == pytest.approx(ipndm_v_weights(h, h1, h2, h3), rel=1e-9)
+    assert got["exact"] == pytest.approx(
+        ipndm_v_weights(h, h1, h2, h3, brackets=True, sign=True, ratio=True), rel=1e-9, abs=1e-12
+    )
+    assert sum(ipndm_v_weights(h, h1, h2, h3, ratio=True)) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
@@ -325,17 +358,37 @@ def test_the_sample_does_not_depend_on_the_sde(solver: str) -> None:
 # Paths -----------------------------------------------------------------------------------------------------
 
 
-@given(n=st.integers(1, 40))
-def test_the_budget_of_dpm_fast_is_kept(n: int) -> None:
-    """One evaluation per move of the path; given a number, n // 3 + 1 steps on a path of its own."""
+@given(n=st.integers(1, 40), finish=st.sampled_from(["published", "high-order"]))
+def test_the_budget_of_dpm_fast_is_kept(n: int, finish: str) -> None:
+    """One evaluation per move of the path; given a number, a path of its own, of the fewest steps or one more."""
     path = make_path(VP(), "lam", n, end="stop")
-    grouped = [row for row in solvers.dpm_fast().rows(path) if isinstance(row, Row)]
-    own = make_path(VP(), "lam", n // 3 + 1, end="stop")
-    given_steps = [row for row in solvers.dpm_fast(n).rows(own) if isinstance(row, Row)]
+    grouped = [row for row in solvers.dpm_fast(finish=finish).rows(path) if isinstance(row, Row)]
+    own = make_path(VP(), "lam", n // 3 + 1 if finish == "published" else -(-n // 3), end="stop")
+    given_steps = [row for row in solvers.dpm_fast(n, finish).rows(own) if isinstance(row, Row)]
     for rows in (grouped, given_steps):
         assert sum(row.at is not None for row in rows) == n
     assert [row.to for row in given_steps if row.ends_step] == list(own.points[1:])
     assert {row.to for row in grouped if row.ends_step} <= set(path.points) and grouped[-1].to == path.points[-1]
+
+
+@pytest.mark.parametrize("given_number", [True, False])
+@pytest.mark.parametrize("finish", ["published", "high-order"])
+@pytest.mark.parametrize("remainder", [0, 1, 2])
+def test_the_order_of_dpm_fast_is_that_of_its_last_step(remainder: int, finish: str, given_number: bool) -> None:
+    """Where the model still changes at the end of the path, so that the last step shows."""
+    sde, model = VP(), model_on(VP())
+    x, t = amid_the_modes(sde)
+    tight = SciPy(solvers.get("rk45").description, "DOP853", 1e-13, 1e-13)
+    truth = sample(model, x, tight, t_max=t, t_min=0.2, end="stop", progress=False).x
+    errors = []
+    for n in (120 + remainder, 240 + remainder):
+        method = solvers.dpm_fast(n if given_number else None, finish)
+        steps = n if not given_number else n // 3 + 1 if finish == "published" else -(-n // 3)
+        errors.append(rms(sample(model, x, method, steps, t_max=t, t_min=0.2, end="stop", progress=False).x - truth))
+    order = 3 if finish == "high-order" or remainder == 2 else 2
+    assert abs(slopes(errors)[0] - order) < 0.2, (errors, slopes(errors))
+    assert order == method.description.order or not given_number
+    assert solvers.dpm_fast(finish=finish).description.order == (3 if finish == "high-order" else 2)
 
 
 @pytest.mark.parametrize("solver", ["dpm-fast", "dpmpp-3m", "unipc-3", "expam-3", "pndm", "plms", "tab-3", "velocity-3"])
@@ -523,6 +576,7 @@ def test_plms_is_equal_to_diffusers() -> None:
         (lambda: solvers.gradient_estimation(0.5), "got gamma=0.5; expected a number between 1"),
         (lambda: solvers.explicit_midpoint("lam"), "got clock='lam'; expected one of t, rho"),
         (lambda: solvers.dpm_fast(0), "got evaluations=0; expected at least 1"),
+        (lambda: solvers.dpm_fast(finish="exact"), "got finish='exact'; expected 'published' or 'high-order'"),
         (
             lambda: solvers.dpm_fast(9).rows(make_path(VP(), "lam", 9)),
             "got a path of 8 steps for 9 evaluations of 'dpm-fast'; expected 4 steps",

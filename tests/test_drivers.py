@@ -13,20 +13,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peers import k_diffusion_sampling
 from support import SDES, finite_start, generator, model_on, rms, slopes
 from torch import Tensor
 
 from scoresde import EDM, SDE, VP, RectifiedFlow, ScoreModel, sample, solvers
 from scoresde.problems import GaussianMixture
 from scoresde.solvers import SOLVERS, FreshNoise, Path, RowSolver, make_path, moments, scalar
+from scoresde.solvers.control import Controller
 from scoresde.solvers.outside import SciPy
 
 F64 = torch.float64
+ROWS = {name: solver for name in SOLVERS if isinstance(solver := solvers.get(name), RowSolver)}
 LINEAR = [
     name
-    for name in SOLVERS
-    if isinstance(solver := solvers.get(name), RowSolver)
-    and all(isinstance(row, solvers.Row) for row in solver.rows(make_path(VP(), "lam", 4)))
+    for name, solver in ROWS.items()
+    if all(isinstance(row, solvers.Row) for row in solver.rows(make_path(VP(), "lam", 4)))
 ]
 SOME = ["ddim", "dpmpp-2m", "dpm-3", "heun", "rk4", "ddpm", "euler-maruyama"]
 EAGER = functools.partial(solvers.compiled, backend="eager")
@@ -253,11 +255,11 @@ def test_an_sde_without_marginals_has_no_drivers() -> None:
 # Differentiable ----------------------------------------------------------------------------------------------
 
 TIMES = torch.tensor([0.9, 0.7, 0.45, 0.3, 0.1], dtype=F64)
-HAVE_GRADIENTS = ["ddim", "dpm-1", "dpm-2", "dpm-3", "dpmpp-2m", "euler", "heun", "rk4", "ddpm", "ncsn", "euler-maruyama"]
+CHECKED_WHOLE = ["ddim", "dpm-3", "dpmpp-2m", "rk4", "ddpm", "euler-maruyama", "er-sde-3", "dpmpp-2s-a", "pc"]
 
 
 @pytest.mark.parametrize("checkpoint", [True, False])
-@pytest.mark.parametrize("solver", HAVE_GRADIENTS)
+@pytest.mark.parametrize("solver", CHECKED_WHOLE)
 def test_gradients_with_respect_to_start_and_times(solver: str, checkpoint: bool) -> None:
     """Against finite differences; the last of the times included."""
     driver = functools.partial(solvers.differentiable, checkpoint=checkpoint)
@@ -280,19 +282,42 @@ def test_gradients_with_respect_to_times_on_other_sdes(solver: str, name: str) -
     assert torch.autograd.gradcheck(end, (TIMES.clone().requires_grad_(),), eps=1e-6, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("solver", LINEAR)
-def test_every_linear_solver_is_differentiable_in_the_times_or_says_that_it_is_not(solver: str) -> None:
+# The second path begins with a move shorter than a churn, goes back, and ends at sigma = 0.
+TIMES_OF: dict[str, list[float]] = {"down": TIMES.tolist(), "back": [0.95, 0.93, 0.5, 0.7, 0.4, 0.45, 0.2, 0.0]}
+WITH_OPTIONS: dict[str, Callable[[], RowSolver]] = {
+    "ddim-eta": lambda: solvers.ddim(0.5),
+    "sde-dpmpp-3m-eta(lam)": lambda: solvers.sde_dpmpp("3m", lambda lam: 1 / (1 + lam**2)),
+    "sa-tau(lam)": lambda: solvers.sa_solver(2, 3, lambda lam: 0.5 / (1 + lam**2), "exact"),
+    "er-sde-3-exact": lambda: solvers.er_sde_solver(3, variant="exact"),
+    "edm-small-churn": lambda: solvers.edm_stochastic(0.5, s_noise=1.003),
+    "dpm2-a-eta": lambda: solvers.dpm2_ancestral(0.4),
+    "pc-dpmpp": lambda: solvers.predictor_corrector(solvers.dpmpp_2m(), 2, norm="batch"),
+}
+
+
+@pytest.mark.parametrize("which", TIMES_OF)
+@pytest.mark.parametrize("solver", [*ROWS, *WITH_OPTIONS])
+def test_every_solver_that_makes_rows_is_differentiable_in_the_times(solver: str, which: str) -> None:
     """The same numbers, and the derivative in one direction against a central difference."""
-    times, direction = TIMES.clone().requires_grad_(), torch.tensor([-0.3, 1.0, -0.7, 0.4, 0.5], dtype=F64)
-    try:
-        got = draw(solver, "differentiable", path=times)
-    except TypeError as error:
-        assert "which would lose them" in str(error) and solver not in HAVE_GRADIENTS
-        return
-    torch.testing.assert_close(got.detach(), draw(solver, path=TIMES), rtol=1e-10, atol=1e-10)
+    method = WITH_OPTIONS.get(solver, lambda: solvers.get(solver))()
+    plain = torch.tensor(TIMES_OF[which], dtype=F64)
+    times, direction = plain.clone().requires_grad_(), torch.randn(len(plain), generator=generator(1), dtype=F64)
+    direction[plain == 0] = 0
+    got = draw(method, "differentiable", path=times)
+    torch.testing.assert_close(got.detach(), draw(method, path=plain), rtol=1e-10, atol=1e-10)
     (gradient,) = torch.autograd.grad(got.sum(), times)
-    ends = [float(draw(solver, path=TIMES + sign * 1e-5 * direction).sum()) for sign in (1, -1)]
-    assert float(gradient @ direction) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5, abs=1e-6)
+    ends = [float(draw(method, path=plain + sign * 1e-5 * direction).sum()) for sign in (1, -1)]
+    assert float(gradient @ direction) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5, abs=1e-5)
+
+
+def test_the_sum_of_coefficients_takes_any_iterable_and_keeps_gradients() -> None:
+    """A generator is read once, and floats add up to the last digit."""
+    assert scalar.fsum(x for x in [1e16, 1.0, -1e16]) == 1.0
+    terms = torch.tensor([1.0, 2.0, 4.0], dtype=F64, requires_grad=True)
+    mixed = [0.5, *(scalar.plain(t).as_subclass(scalar.Coefficient) for t in terms)]
+    total = scalar.fsum(x for x in mixed)
+    assert scalar.value(total) == 7.5
+    assert torch.autograd.grad(scalar.plain(total), terms)[0].tolist() == [1.0] * 3
 
 
 def test_gradients_with_respect_to_the_network_and_the_coefficients() -> None:
@@ -439,7 +464,7 @@ def test_a_pair_has_the_orders_it_claims(pair: str, clock: str) -> None:
     span = path.points[1].lam - path.points[0].lam
     errors = []
     for n in (16, 32):
-        method = replace(adaptive(pair, 1e9, clock), first_step=span / n, proportional=0.0, integral=1e-30, safety=1.0)
+        method = replace(adaptive(pair, 1e9, clock), first_step=span / n, controller=Controller(1e-30, safety=1.0))
         end = sample(model, start_on(sde), method, path=path, progress=False)
         assert end.info["accepted"].tolist() == [n] * 4
         errors.append(rms(end.x - truth))
@@ -509,6 +534,64 @@ def test_states_between_lie_on_the_solution(name: str) -> None:
         assert rms(state.x - truth) < 300 * tolerance
 
 
+@pytest.mark.parametrize("order", [2, 3])
+def test_dpm_adaptive_is_the_published_algorithm(order: int) -> None:
+    """The authors' loop for one sample, written out by hand: the same attempts, and the same result."""
+    sde, model = VP(), model_on(VP())
+    x = start = start_on(sde, 1)
+    lam, end = float(sde.lam(1.0)), float(sde.lam(1e-3))
+
+    def eps(y: Tensor, at: float) -> Tensor:
+        return model.eps(y, float(sde.time(at)))
+
+    def step(y: Tensor, u: float, v: float, *terms: tuple[float, Tensor]) -> Tensor:
+        """alpha_v / alpha_u y - sigma_v sum w eps."""
+        t, s = float(sde.time(u)), float(sde.time(v))
+        return sde.alpha(s) / sde.alpha(t) * y - sde.sigma(s) * sum(w * e for w, e in terms)
+
+    h, attempts, before = 0.05, [0, 0], x
+    while end - lam > 1e-9:
+        h = min(h, end - lam)
+        e0, (p1, c) = eps(x, lam), (math.expm1(h), 0.5 if order == 2 else 1 / 3)
+        e1 = eps(step(x, lam, lam + c * h, (math.expm1(c * h), e0)), lam + c * h)
+        if order == 2:
+            low, high = step(x, lam, lam + h, (p1, e0)), step(x, lam, lam + h, (p1, e1))
+        else:
+            low = step(x, lam, lam + h, (p1, e0), (p1 / (2 * c), e1 - e0))
+            phi = math.expm1(2 * h / 3) / (2 * h / 3) - 1
+            e2 = eps(step(x, lam, lam + 2 * h / 3, (math.expm1(2 * h / 3), e0), (2 * phi, e1 - e0)), lam + 2 * h / 3)
+            high = step(x, lam, lam + h, (p1, e0), (1.5 * (p1 / h - 1), e2 - e0))
+        scale = torch.maximum(torch.tensor(0.0078), 0.05 * torch.maximum(low.abs(), before.abs()))
+        error = float(((high - low) / scale).square().mean().sqrt())
+        attempts[error > 1] += 1
+        if error <= 1:
+            x, lam, before = high, lam + h, low
+        h = 0.9 * h * error ** (-1 / order)
+    got = sample(model, start, f"dpm-{order - 1}{order}", t_min=1e-3, end="stop", path="t", progress=False)
+    assert [int(got.info["accepted"]), int(got.info["rejected"])] == attempts and min(attempts) > 0
+    torch.testing.assert_close(got.x, x, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("seed", "tolerance"), [(0, 0.05), (1, 0.05), (2, 0.01), (3, 0.3)])
+@pytest.mark.parametrize("order", [2, 3])
+def test_dpm_adaptive_is_k_diffusions(order: int, seed: int, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer, model = k_diffusion_sampling(), model_on(EDM())
+    # It adds 1e-8 to the error, so as not to divide by zero: without that the steps are the same to rounding.
+    monkeypatch.setattr(peer.PIDStepSizeController.__init__, "__defaults__", (1, 0.81, 0.0))
+    x = 80 * torch.randn(1, 2, generator=generator(seed), dtype=F64)
+    torch.set_default_dtype(F64)
+    try:
+        wanted, info = peer.sample_dpm_adaptive(
+            lambda y, s: model.x0(y, s[0]), x, 0.01, 80.0, order=order, rtol=tolerance, disable=True, return_info=True
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
+    method = solvers.dpm_adaptive(10 * (order - 1) + order, tolerance, controller="k-diffusion")
+    got = sample(model, x, method, path=[80.0, 0.01], progress=False)
+    assert (int(got.info["accepted"]), int(got.info["rejected"])) == (info["n_accept"], info["n_reject"])
+    torch.testing.assert_close(got.x, wanted, rtol=1e-10, atol=1e-10)
+
+
 def test_adaptive_solvers_say_what_they_cannot_do() -> None:
     with pytest.raises(ValueError, match="expected positive tolerances"):
         solvers.dormand_prince(rtol=0)
@@ -517,7 +600,13 @@ def test_adaptive_solvers_say_what_they_cannot_do() -> None:
     with pytest.raises(ValueError, match="expected 'lam' or 'rho'"):
         solvers.bogacki_shampine(clock="t")
     with pytest.raises(ValueError, match="positive integral part"):
-        replace(solvers.dormand_prince(), first_step=0.0)
+        Controller(integral=0.0)
+    with pytest.raises(ValueError, match="expected a positive length"):
+        draw(replace(solvers.dormand_prince(), first_step=0.0), "auto")
+    with pytest.raises(ValueError, match="expected 'state' or 'estimate'"):
+        replace(solvers.dormand_prince(), before="end")
+    with pytest.raises(ValueError, match="expected 'published' or 'k-diffusion'"):
+        solvers.dpm_adaptive(controller="pid")
     with pytest.raises(ValueError, match="goes back towards the noise"):
         draw("dopri5", "auto", path=[1.0, 0.4, 0.6, 0.2])
     with pytest.raises(ValueError, match="cannot start at alpha = 0"):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,36 +16,67 @@ from support import mixture, rms, slopes
 
 from scoresde import VP, sample, solvers
 from scoresde.solvers import BrownianNoise, FreshNoise, Path, RowSolver, make_path
+from scoresde.solvers.brownian import _split, _weights
+from scoresde.solvers.er import power
 
 F64 = torch.float64
 CPU = torch.device("cpu")
 FINE = make_path(VP(), "lam", 1024, t_min=0.02, end="stop")
 
 
-def brownian(seeds: object = range(4), knots: object = (-8.0, 8.0), **kwargs: int) -> BrownianNoise:
+ALL = (0.0, 1.0, -1.0, 0.5)
+
+
+def brownian(seeds: object = range(4), knots: object = (-8.0, 8.0), **kwargs: object) -> BrownianNoise:
     return BrownianNoise(list(seeds), CPU, knots, **kwargs)  # type: ignore[call-overload, arg-type]
 
 
-def like(n: int = 4, *event: int) -> torch.Tensor:
-    return torch.empty(n, *(event or (3,)), dtype=F64)
+def like(n: int = 4, *event: int, dtype: torch.dtype = F64) -> torch.Tensor:
+    return torch.empty(n, *(event or (3,)), dtype=dtype)
 
 
-@given(st.lists(st.floats(-8, 8), min_size=2, max_size=6), st.randoms(), st.sampled_from([2, 3, 64]))
-def test_the_path_does_not_depend_on_what_is_asked_nor_on_its_order_nor_on_the_cache(
-    lams: list[float], random: object, cache: int
+def integrals_of_exponentials(low: float, high: float) -> np.ndarray:
+    """The covariance of the integrals with the kernels ``ALL``: that of e^{(k + l) s} from low to high."""
+    rates = np.add.outer(ALL, ALL)
+    safe = np.where(rates == 0, 1.0, rates)
+    return np.where(rates == 0, high - low, np.exp(safe * low) * np.expm1(safe * (high - low)) / safe)
+
+
+lams = st.floats(-8, 8).map(lambda lam: round(lam, 4))
+kernels = st.sampled_from(ALL)
+lengths = st.floats(1e-5, 2)
+
+
+@given(st.lists(st.tuples(lams, lams, kernels), min_size=1, max_size=5), st.randoms())
+def test_the_path_does_not_depend_on_what_is_asked_nor_on_its_order(asked: list[tuple[float, ...]], random: object) -> None:
+    first, other = brownian(kernels=ALL), brownian(kernels=ALL)
+    wanted = {(min(u, v), max(u, v), k) for u, v, k in asked if u != v}
+    found = {spec: first.integral(*spec[:2], like(), spec[2]) for spec in sorted(wanted)}
+    again = sorted(wanted)
+    random.shuffle(again)  # type: ignore[attr-defined]
+    for spec in again:
+        assert torch.equal(other.integral(*spec[:2], like(), spec[2]), found[spec])
+
+
+@pytest.mark.parametrize(("event", "dtype"), [((3,), F64), ((1,), torch.float32), ((3, 7, 11), torch.float32)])
+def test_a_sample_sees_its_own_path_in_any_batch(event: tuple[int, ...], dtype: torch.dtype) -> None:
+    batch, alone = brownian([5, 6, 7], kernels=ALL), brownian([6], kernels=ALL)
+    for v in (-7.0, 0.1, 3.0):
+        whole = batch.integral(-8, v, like(3, *event, dtype=dtype), 0.5)
+        assert torch.equal(whole[1:2], alone.integral(-8, v, like(1, *event, dtype=dtype), 0.5))
+    others = brownian([5, 8, 7], kernels=ALL).integral(-8, 3.0, like(3, *event, dtype=dtype), 0.5)
+    assert torch.equal(whole[0], others[0]) and not torch.equal(whole[1], others[1])
+
+
+@given(st.lists(lams, min_size=3, max_size=5, unique=True), kernels, st.sampled_from([(), (-2.0, -1.5, 0.0, 0.1, 4.0)]))
+def test_the_integrals_over_the_parts_of_an_interval_add_up(
+    at: list[float], kernel: float, inner: tuple[float, ...]
 ) -> None:
-    first, other = brownian(), brownian(cache=cache)
-    wanted = {lam: first.value(lam, like()).clone() for lam in lams}
-    random.shuffle(lams)  # type: ignore[attr-defined]
-    for lam in lams:
-        assert torch.equal(other.value(lam, like()), wanted[lam])
-
-
-def test_a_sample_sees_its_own_path_in_any_batch() -> None:
-    batch, alone = brownian([5, 6, 7]), brownian([6])
-    for lam in (-7.0, 0.1, 3.0):
-        assert torch.equal(batch.value(lam, like(3))[1:2], alone.value(lam, like(1)))
-    assert not torch.equal(batch.value(1.0, like(3)), brownian([5, 6, 8]).value(1.0, like(3)))
+    noise = brownian(knots=(-8.0, *inner, 8.0), kernels=ALL)
+    at.sort()
+    total = sum(noise.integral(u, v, like(), kernel) for u, v in itertools.pairwise(at))
+    size = math.exp(abs(kernel) * max(map(abs, at)))
+    torch.testing.assert_close(total, noise.integral(at[0], at[-1], like(), kernel), rtol=1e-11, atol=1e-11 * size)
 
 
 def test_the_draws_of_a_solver_add_up() -> None:
@@ -55,17 +89,66 @@ def test_the_draws_of_a_solver_add_up() -> None:
         torch.testing.assert_close(total, whole, rtol=1e-10, atol=1e-10)
 
 
+@given(lengths, st.floats(0.01, 0.99))
+def test_a_cell_and_its_parts_have_the_joint_law_of_their_integrals(length: float, share: float) -> None:
+    """Given independent standard normal numbers this is all that the law rests on."""
+    left, n = share * length, len(ALL)
+    right = length - left
+    matrix = np.array(_split(ALL, left, right))
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(2 * n), atol=1e-13)
+    weights = np.array([_weights(ALL, k, length) for k in ALL])
+    np.testing.assert_allclose(weights @ weights.T, integrals_of_exponentials(-length / 2, length / 2), rtol=1e-12)
+    for k, whole in zip(ALL, weights, strict=True):
+        ends = math.exp(-k * right / 2), math.exp(k * left / 2)  # from the middle of the cell to those of its parts
+        parts = [e * w for e, of in zip(ends, (left, right), strict=True) for w in _weights(ALL, k, of)]
+        # The integral over the whole is the sum over the parts: nothing of the fresh numbers is left in it.
+        np.testing.assert_allclose(np.array(parts) @ matrix, [*np.zeros(n), *whole], atol=1e-13 * math.sqrt(length))
+
+
 @pytest.mark.parametrize("knots", [(-8.0, 8.0), (-8.0, -3.0, -1.0, 0.3, 8.0)])
-def test_the_law_is_that_of_brownian_motion(knots: tuple[float, ...]) -> None:
-    """Covariance min(s, t) from the first knot on, at knots and between them, within five Monte Carlo deviations."""
-    n, lams = 20000, (-7.0, -3.0, -2.9, 0.3, 1.7, 8.0)
-    noise = brownian([3], knots)
-    w = torch.stack([noise.value(lam, like(1, n))[0] for lam in lams])
-    times = torch.tensor(lams, dtype=F64) + 8
-    exact = torch.minimum(times[:, None], times[None])
-    deviation = ((exact**2 + times[:, None] * times[None]) / n).sqrt()
-    assert float(((w @ w.T / n - exact).abs() / deviation).max()) < 5
-    assert float((w.mean(1).abs() / (times / n).sqrt()).max()) < 5
+def test_the_law_is_that_of_the_integrals(knots: tuple[float, ...]) -> None:
+    """Covariances over overlapping intervals, of all kernels, at knots and between them, within five deviations."""
+    n, at = 20000, (-8.0, -3.0, -2.9, 0.3, 1.7)
+    noise = brownian([3], knots, kernels=ALL)
+    spans = list(itertools.combinations(at, 2))
+    found = torch.stack([noise.integral(u, v, like(1, n), k)[0] for u, v in spans for k in ALL])
+    exact = torch.zeros(len(found), len(found), dtype=F64)
+    for (i, (a, b)), (j, (c, d)) in itertools.product(enumerate(spans), repeat=2):
+        if max(a, c) < min(b, d):
+            block = torch.from_numpy(integrals_of_exponentials(max(a, c), min(b, d)))
+            exact[4 * i : 4 * i + 4, 4 * j : 4 * j + 4] = block
+    variance = exact.diagonal()
+    deviation = ((exact**2 + variance[:, None] * variance) / n).sqrt()
+    assert float(((found @ found.T / n - exact).abs() / deviation).max()) < 5
+    assert float((found.mean(1).abs() / (variance / n).sqrt()).max()) < 5
+
+
+def test_a_kernel_that_is_not_named_is_replaced_by_its_projection() -> None:
+    """With n kernels its relative error is of order n in the step; the draw is standard normal all the same."""
+    for named in ((0.0,), (0.0, 1.0), (0.0, 1.0, -1.0)):
+        lost = []
+        for h in (0.4, 0.2):
+            missing = 1 - sum(w**2 for w in _weights(named, 0.5, h)) / (2 * math.sinh(0.5 * h))
+            lost.append(math.sqrt(missing))
+        assert math.log2(lost[0] / lost[1]) == pytest.approx(len(named), abs=0.02)
+    noise, (u, v) = brownian([1], FINE, kernels=(0.0,)), FINE.points[::1024]
+    draw = noise(u, v, like(1, 20000), 1.0)
+    assert abs(float(draw.var()) - 1) < 5 * math.sqrt(2 / 20000)
+
+
+@pytest.mark.parametrize(("every", "cost"), [(1, 1.0), (2, 1.0), (8, 1.0), (64, 1.0), (3, 2.6)])
+def test_coarse_steps_on_fine_knots_cost_no_more_than_fine_ones(
+    every: int, cost: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Draws a step: one where every 2nd, 4th, .. knot is visited, those between them elsewhere."""
+    calls, normal = [], BrownianNoise._normal
+    monkeypatch.setattr(BrownianNoise, "_normal", lambda self, key: calls.append(key) or normal(self, key))
+    fine = make_path(VP(), "karras", 600, t_min=0.02, end="stop")
+    noise, visited = brownian([1], fine), fine.points[::every]
+    for u, v in itertools.pairwise(visited):
+        noise(u, v, like(1))
+    assert len(calls) <= cost * (len(visited) - 1) + 1  # and one that leads beyond the last of them
+    assert len(set(calls)) == len(calls)
 
 
 def test_what_is_no_step_of_the_reverse_sde_takes_fresh_noise() -> None:
@@ -73,6 +156,112 @@ def test_what_is_no_step_of_the_reverse_sde_takes_fresh_noise() -> None:
     for start, to in ((v, u), (u, u), (u._replace(log_alpha=-math.inf), v)):
         got, fresh = brownian()(start, to, like()), FreshNoise(range(4), CPU).normal(like())
         assert torch.equal(got, fresh)
+
+
+class Constant:
+    """A model whose data prediction, or whose noise prediction, is the same everywhere."""
+
+    def __init__(self, predicts: str) -> None:
+        self.predicts = predicts
+
+    def at(self, times: torch.Tensor, *, device: torch.device, dtype: torch.dtype) -> list[object]:
+        return [lambda x, t=t: self(x, t) for t in times]
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        value = torch.linspace(-1, 1, x.shape[1], dtype=F64).expand_as(x)
+        if self.predicts == "data":
+            return value
+        alpha, sigma = (f(t).reshape(-1, *[1] * (x.ndim - 1)) for f in (VP().alpha, VP().sigma))
+        return (x - sigma * value) / alpha
+
+
+def _exponential() -> dict[str, tuple[float, RowSolver]]:
+    """The stochastic solvers whose noise is an exponential integral, with its kernel: from the table, and at other eta."""
+    found = {}
+    for name in solvers.SOLVERS:
+        method = solvers.get(name)
+        if isinstance(method, RowSolver) and method.stochastic:
+            rows = [row for row in method.rows(Path(VP(), FINE.points[::128], "stop")) if getattr(row, "draw", None)]
+            drawn = {row.kernel if row.draw[0].lam < row.draw[1].lam else 0.0 for row in rows}
+            if len(drawn) == 1 and drawn < {1.0, -1.0}:
+                found[name] = (*drawn, method)
+    found.pop("ddpm")  # its published noise is that of the forward transition
+    for eta in (1.0, 0.5):
+        for kind in ("1", "2s", "2m", "3m"):
+            found[f"sde-dpmpp-{kind} eta={eta}"] = eta, solvers.sde_dpmpp(kind, eta, "exact")
+        found[f"sa eta={eta}"] = eta, solvers.sa_solver(3, 3, math.sqrt(eta))
+        found[f"er-sde-3 eta={eta}"] = eta, solvers.er_sde_solver(3, power(eta), "exact")
+    found["ddim eta=1"] = 1.0, solvers.ddim(1.0)
+    return found
+
+
+EXPONENTIAL = _exponential()
+
+
+def test_the_table_has_exponential_solvers_of_both_kinds() -> None:
+    names = {"ncsn", "sde-dpmpp-1", "sde-dpmpp-2s", "sde-dpmpp-2m", "sde-dpmpp-3m", "sa", "sde-dpm-1", "sde-dpm-2"}
+    assert names | {"seeds-1", "seeds-2", "seeds-3"} <= set(EXPONENTIAL)
+
+
+@pytest.mark.parametrize("name", EXPONENTIAL)
+def test_where_the_prediction_is_constant_every_step_size_ends_at_the_same_point(name: str) -> None:
+    """Exponential integrators solve that SDE exactly: on one path all of them, on any path of steps, agree to rounding."""
+    kernel, method = EXPONENTIAL[name]
+    # Not solved step by step but all at once, from what the path itself says of the noise.
+    noise = brownian(range(5), FINE, kernels=(kernel, 0.0))
+    x = FreshNoise(range(5), CPU).normal(like(5))
+    u, v = FINE.points[0], FINE.points[-1]
+    constant = torch.linspace(-1, 1, 3, dtype=F64)
+    integral = noise.integral(u.lam, v.lam, like(5), kernel)
+    if kernel > 0:
+        decay = math.exp(-kernel * (v.lam - u.lam))
+        share = -math.expm1(-(1 + kernel) * (v.lam - u.lam))
+        deviation = v.sigma * math.sqrt(2 * kernel) * math.exp(-kernel * v.lam)
+        exact = v.sigma / u.sigma * decay * x + v.alpha * share * constant + deviation * integral
+    else:
+        exact = (
+            v.alpha / u.alpha * x - 2 * v.sigma * math.expm1(v.lam - u.lam) * constant + math.sqrt(2) * v.alpha * integral
+        )
+    for every in (1024, 256, 300, 16):
+        visited = (*FINE.points[:-1:every], v)
+        rows = method.rows(Path(VP(), visited, "stop"))
+        found = solvers.fast(rows, Constant("data" if kernel > 0 else "noise"), x, noise)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10 * float(exact.abs().max()))
+
+
+def test_several_paths_are_the_knots_of_one_brownian_path() -> None:
+    """Their points, merged: the same numbers whatever the order in which the paths are given."""
+    one, other = make_path(VP(), "lam", 8, end="stop"), make_path(VP(), "karras", 6, end="stop")
+    both, again = brownian(knots=[one, other]), brownian(knots=[other, one])
+    assert len(both.knots) == 9 + 7 - 2
+    for u, v in (*one.moves, *other.moves):
+        assert torch.equal(both(u, v, like(), 1.0), again(u, v, like(), 1.0))
+
+
+DRIVERS = {
+    "fast": "fast",
+    "compiled": functools.partial(solvers.compiled, backend="eager"),
+    "parallel": functools.partial(solvers.parallel, tolerance=0.0),
+    "differentiable": "differentiable",
+}
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_every_driver_asks_for_the_same_integrals(driver: str) -> None:
+    def run(chosen: object) -> torch.Tensor:
+        path, noise = Path(VP(), FINE.points[::128], "stop"), brownian(knots=FINE)
+        model = mixture().model(VP())
+        return sample(  # type: ignore[call-overload, no-any-return]
+            model, (4, 2), "sde-dpmpp-2s", path=path, noise=noise, driver=chosen, dtype=F64, progress=False
+        ).x
+
+    torch.testing.assert_close(run(DRIVERS[driver]), run("readable"), rtol=1e-10, atol=1e-10)
+
+
+def test_rows_keep_their_kernel_in_json() -> None:
+    rows = solvers.seeds(2).rows(Path(VP(), FINE.points[::256], "stop"))
+    assert {row.kernel for row in rows if isinstance(row, solvers.Row)} == {-1.0}
+    assert solvers.from_json(json.loads(json.dumps(solvers.to_json(rows)))) == rows
 
 
 @pytest.mark.parametrize(
@@ -139,8 +328,13 @@ def test_two_calls_of_the_front_door_share_one_path() -> None:
     [
         (lambda: brownian(knots=(1.0,)), "expected at least two finite values of lam"),
         (lambda: brownian(knots=(0.0, math.inf)), "expected at least two finite values of lam"),
-        (lambda: brownian().value(9.0, like()), "give it more knots"),
-        (lambda: brownian().value(0.0, like(3)), "expected one seed per sample"),
+        (lambda: brownian().integral(0.0, 9.0, like()), "give it more knots"),
+        (lambda: brownian().integral(0.0, 1.0, like(3)), "expected one seed per sample"),
+        (lambda: brownian().integral(1.0, 1.0, like()), "expected the first below the second"),
+        (lambda: brownian(resolution=0.1).integral(0.501, 0.502, like()), "below the resolution 0.1 of the Brownian path"),
+        (lambda: brownian(resolution=0.0), "expected a positive length in lam"),
+        (lambda: brownian(kernels=()), "expected distinct finite rates"),
+        (lambda: brownian(kernels=(1.0, 1.0)), "expected distinct finite rates"),
         (lambda: brownian()(solvers.general.point_at(1.0), solvers.general.point_at(0.5), like()), "has no lam"),
     ],
 )

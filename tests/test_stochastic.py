@@ -51,7 +51,7 @@ class Recorded(FreshNoise):
         super().__init__(range(SHAPE[0]), torch.device("cpu"))
         self.drawn: dict[float, torch.Tensor] = {}
 
-    def __call__(self, start: Point, to: Point, out: torch.Tensor) -> torch.Tensor:
+    def __call__(self, start: Point, to: Point, out: torch.Tensor, kernel: float = 0.0) -> torch.Tensor:
         self.drawn[start.sigma] = self.normal(out).clone()
         return out
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from scoresde.problems import Gaussian
 from scoresde.solvers.path import Path, Point
-from scoresde.solvers.rows import Langevin, Op, Row
+from scoresde.solvers.rows import Langevin, LearnedNoise, Op, Row
 from scoresde.solvers.solver import RowSolver, Solver
 from scoresde.solvers.table import get
 
@@ -83,7 +83,7 @@ def moments(
     variances, basis = torch.linalg.eigh(problem.covariance)
     variances = variances.clamp(min=0)
     centre = basis.T @ problem.mean.flatten()
-    draws = sum(isinstance(row, Langevin) or row.draw is not None for row in rows)
+    draws = sum(not isinstance(row, Row) or row.draw is not None for row in rows)
     x = torch.zeros(len(centre), 2 + draws, dtype=torch.float64)
     if start == "marginal":
         x[:, 0], x[:, 1] = begin.alpha * centre, (begin.alpha**2 * variances + begin.sigma**2).sqrt()
@@ -114,6 +114,8 @@ def _run(rows: Sequence[Op], x: Tensor, centre: Tensor, variances: Tensor, mean_
 
     y, column = x, 1
     for row in rows:
+        if isinstance(row, LearnedNoise):
+            raise ValueError("got a step with learned noise, which only a model knows; expected variance='lower' or 'upper'")
         if isinstance(row, Langevin):
             if not mean_field:
                 raise ValueError(

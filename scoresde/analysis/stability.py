@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scoresde.sde import EDM
 from scoresde.solvers.path import Path, points
-from scoresde.solvers.rows import Langevin, Row
+from scoresde.solvers.rows import Row
 from scoresde.solvers.solver import RowSolver, Solver
 from scoresde.solvers.table import get
 
@@ -86,7 +86,7 @@ def _rows(method: Solver, h: float) -> Sequence[Row]:
     sde = EDM(sigma_min=math.exp(-reach), sigma_max=math.exp(reach))
     times = torch.exp(torch.linspace(reach, -reach, MOVES + 1, dtype=torch.float64)).clamp(*sde.span)
     rows = method.rows(Path(sde, tuple(points(sde, times)), "stop"))
-    return [row for row in rows if not isinstance(row, Langevin)]
+    return [row for row in rows if isinstance(row, Row)]
 
 
 def stability(solver: str | Solver, h: float, lowest: float = -1000.0) -> float:

@@ -4,7 +4,10 @@ A solver is a prediction and a stencil on a path; it turns the path into rows, a
 """
 
 from scoresde.solvers.adaptive import Adaptive, bogacki_shampine, dormand_prince, dpm_adaptive
+from scoresde.solvers.adaptive_sde import AdaptiveSDE, gotta_go_fast
+from scoresde.solvers.brownian import BrownianNoise
 from scoresde.solvers.coefficients import lagrange_integrals, moments
+from scoresde.solvers.control import Controller
 from scoresde.solvers.detours import (
     churn,
     detour,
@@ -32,13 +35,13 @@ from scoresde.solvers.drivers import (
 from scoresde.solvers.er import er_sde_solver
 from scoresde.solvers.exponential import ddim, dpm_fast, dpm_multistep, dpm_solver, dpmpp_2m, dpmpp_2s, dpmpp_3m, dpmpp_3s
 from scoresde.solvers.exponential_sde import sde_dpm_solver, sde_dpmpp, seeds
-from scoresde.solvers.langevin import annealed_langevin, predictor_corrector
+from scoresde.solvers.langevin import annealed_langevin, predictor_corrector, underdamped_corrector
 from scoresde.solvers.multistep import deis, gradient_estimation, ipndm, ipndm_v, lms, plms, pndm, velocity
-from scoresde.solvers.noise import BrownianNoise, FreshNoise, NoiseSource, sample_seeds
+from scoresde.solvers.noise import FreshNoise, NoiseSource, sample_seeds
 from scoresde.solvers.outside import rk45, torchsde_solver
 from scoresde.solvers.path import PATHS, Path, Point, make_path, points
 from scoresde.solvers.prediction import Data, Noise, Prediction, Rho, Time, Velocity
-from scoresde.solvers.rows import Langevin, Row, each_step, from_json, one_step, stencil_rows, to_json
+from scoresde.solvers.rows import Langevin, LearnedNoise, Row, each_step, from_json, one_step, stencil_rows, to_json
 from scoresde.solvers.runge_kutta import euler, explicit_midpoint, heun, rk3, rk4
 from scoresde.solvers.sa import sa_solver
 from scoresde.solvers.solver import Description, Dynamics, RowSolver, Solver, compose
@@ -60,14 +63,17 @@ __all__ = [
     "PATHS",
     "SOLVERS",
     "Adaptive",
+    "AdaptiveSDE",
     "BrownianNoise",
     "CapturedSampler",
+    "Controller",
     "Data",
     "Denoiser",
     "Description",
     "Dynamics",
     "FreshNoise",
     "Langevin",
+    "LearnedNoise",
     "Noise",
     "NoiseSource",
     "Path",
@@ -117,6 +123,7 @@ __all__ = [
     "fast",
     "from_json",
     "get",
+    "gotta_go_fast",
     "gradient_estimation",
     "heun",
     "ipndm",
@@ -155,6 +162,7 @@ __all__ = [
     "to_json",
     "torchsde_solver",
     "trapezoid",
+    "underdamped_corrector",
     "unipc",
     "velocity",
 ]

@@ -5,13 +5,8 @@ With :math:`y = x / \alpha` and :math:`\rho = \sigma / \alpha = e^{-\lambda}` th
 
 .. math:: x_i = \frac{\alpha_i}{\alpha_u} x_u + \sum_j w_{ij}\, \epsilon_j,
 
-and their difference, in units of :math:`\delta = \max(\mathrm{atol}, \mathrm{rtol} \max(|x_u|, |x_v|))`, root mean square
-over the event, is the error E of the step. It is accepted where E <= 1, and the next one is longer by the factor
-
-.. math:: \theta\, E^{-k_I / q}\, E_{\mathrm{before}}^{\,k_P / q}
-
-(a PI controller; q is the order of the better estimate, theta = 0.9, and the factor is kept between 1/5 and 5, at most 1
-after a rejection). All samples are evaluated together, at a time each; a sample that has arrived stays as it is.
+of which the better one is kept. Their difference decides whether it is, and how long the next step will be: see
+:mod:`scoresde.solvers.control`. All samples are evaluated together, at a time each; one that has arrived stays as it is.
 """
 
 from __future__ import annotations
@@ -26,11 +21,11 @@ from torch import Tensor
 
 from scoresde._shape import expand
 from scoresde.sde import AffineSDE
+from scoresde.solvers.control import Controller, OwnSteps, as_it_is, bounded, scaled_error, smooth
 from scoresde.solvers.drivers import Denoiser, State
 from scoresde.solvers.noise import FreshNoise
-from scoresde.solvers.path import Path, Point
-from scoresde.solvers.rows import last_move
-from scoresde.solvers.solver import Description, Solver
+from scoresde.solvers.path import Point
+from scoresde.solvers.solver import Description
 
 __all__ = ["Adaptive", "Pair", "bogacki_shampine", "dormand_prince", "dpm_adaptive"]
 
@@ -44,6 +39,14 @@ class Where(NamedTuple):
     t: Tensor
     alpha: Tensor
     sigma: Tensor
+
+
+class Here(NamedTuple):
+    """A point, the state there and its slope."""
+
+    u: Where
+    x: Tensor
+    slope: Tensor
 
 
 Weights = Callable[[list[Where], int], list[Tensor]]
@@ -124,7 +127,7 @@ def _dpm_23(where: list[Where], i: int) -> list[Tensor]:
 
 
 @dataclass(frozen=True, repr=False)
-class Adaptive(Solver):
+class Adaptive(OwnSteps):
     """An embedded pair with per-sample control: see the module.
 
     It follows the flow from the first point of the path to the last before sigma = 0 with steps of its own, and yields a
@@ -136,7 +139,9 @@ class Adaptive(Solver):
         description: what it claims.
         pair: the embedded pair.
         rtol, atol: the tolerances.
-        integral, proportional, safety: k_I, k_P and theta of the controller.
+        controller: what the error decides.
+        before: what the tolerance is relative to beside the newest estimate: ``"state"``, the state at the start of the
+            step, or ``"estimate"``, the lower estimate of it, with which the last step ended.
         first_step: length in lam of the first attempt.
         max_attempts: after which it gives up.
     """
@@ -144,118 +149,81 @@ class Adaptive(Solver):
     pair: Pair
     rtol: float
     atol: float
-    integral: float = 0.7
-    proportional: float = 0.4
-    safety: float = 0.9
+    controller: Controller
+    before: str = "state"
     first_step: float = 0.05
     max_attempts: int = 100_000
 
     def __post_init__(self) -> None:
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"got rtol={self.rtol} and atol={self.atol}; expected positive tolerances")
-        if not (self.integral > 0 and self.proportional >= 0 and self.first_step > 0):
-            raise ValueError(
-                f"got integral={self.integral}, proportional={self.proportional}, first_step={self.first_step}; expected a "
-                "positive integral part and first step, and a proportional part of at least 0"
-            )
+        if self.before not in ("state", "estimate"):
+            raise ValueError(f"got before={self.before!r}; expected 'state' or 'estimate'")
 
-    def states(self, path: Path, model: Denoiser, x: Tensor, noise: FreshNoise) -> Iterator[State]:
-        points = path.points[:-1] if path.ends_clean else path.points
-        if points[0].log_alpha == -math.inf:
-            raise ValueError(
-                f"solver {self.name!r} cannot start at alpha = 0 (t={points[0].t:.6g}), where it divides by alpha; take a "
-                "smaller t_max or a solver in Data prediction"
-            )
-        if any(v.lam < u.lam for u, v in path.moves):
-            raise ValueError(
-                f"got a path that goes back towards the noise, while solver {self.name!r} chooses its own steps from one "
-                "end to the other; take a solver that makes rows (dpmpp-2m, heun)"
-            )
-        state = State(0, points[0], x)
-        if len(points) > 1:
-            for state in self._integrate(path.sde, points, model, x):
-                yield state
-        if path.ends_clean:
-            last = last_move(path)
-            m = model(state.x, torch.tensor(points[-1].t, dtype=torch.float64))
-            x = torch.add(last.a * state.x, m, alpha=last.w[0])
-            yield State(state.step + 1, path.points[-1], x, state.info)
-
-    def _integrate(self, sde: AffineSDE, points: tuple[Point, ...], model: Denoiser, x: Tensor) -> Iterator[State]:
-        pair, batch, n = self.pair, x.shape[0], len(self.pair.c)
+    def run(
+        self, sde: AffineSDE, points: tuple[Point, ...], model: Denoiser, x: Tensor, noise: FreshNoise
+    ) -> Iterator[State]:
+        flow = _Flow(sde, model, points[0].t, points[-1].t, x.shape[0])
         start, end = (torch.tensor(p.lam, dtype=torch.float64, device=x.device) for p in (points[0], points[-1]))
-        t_max, t_min = points[0].t, points[-1].t
-
-        def at(lams: list[Tensor]) -> list[Where]:
-            lam = torch.cat(lams)
-            t = sde.time(lam).clamp(t_min, t_max)
-            columns = (lam, t, sde.alpha(t), sde.sigma(t))
-            return [Where(*row) for row in zip(*(torch.split(column, batch) for column in columns), strict=True)]
-
-        def eps(y: Tensor, u: Where) -> Tensor:
-            return (y - expand(u.alpha, y).to(y) * model(y, u.t)) / expand(u.sigma, y).to(y)
-
-        u = at([start.expand(batch)])[0]
-        slope = eps(x, u)
-        length = torch.full_like(u.lam, self.first_step)
-        error_before, limit = torch.ones_like(length), torch.full_like(length, 5.0)
-        accepted, rejected = (torch.zeros(batch, dtype=torch.int64, device=x.device) for _ in range(2))
-        between = _Between(points[1:-1])
+        u = flow.at([start.expand(x.shape[0])])[0]
+        here, before = Here(u, x, flow.eps(x, u)), x
+        progress, between = self.controller.start(self.first_step, u.lam), _Between(points[1:-1])
         for _ in range(self.max_attempts):
             # A step that would leave a sliver goes all the way; a sample that has arrived goes nowhere.
-            whole = u.lam + length >= end - 1e-9 * (end - start)
-            where = at(pair.lams(u.lam, torch.where(whole, end, u.lam + length)))
-            slopes = [slope]
-            for i in range(1, n):
-                slopes.append(eps(_state(x, where, i, slopes, pair.weights(where, i)), where[i]))
-            v = where[n]
-            y, other = (_state(x, where, i, slopes, pair.weights(where, i)) for i in (n, n + 1))
+            goal = here.u.lam + progress.length
+            goal = torch.where(goal >= end - 1e-9 * (end - start), end, goal)
+            there, low = self._attempt(flow, here, goal)
+            error = scaled_error(low, there.x, before, self.rtol, self.atol)
+            good, progress = self.controller.judge(progress, error, goal - here.u.lam, here.u.lam < end)
+            stuck = progress.again & (progress.length < 1e-10 * (end - start))
 
-            error = self._error(x, y, other)
-            active = u.lam < end
-            good = active & (error <= 1)
-            bad = active & ~good
-            accepted, rejected = accepted + good, rejected + bad
-            # An error that is not a number is as bad as can be.
-            error = torch.nan_to_num(error, nan=1e10).clamp(1e-10, 1e10)
-            factor = self.safety * error ** (-self.integral / pair.order) * error_before ** (self.proportional / pair.order)
-            length = torch.minimum(factor.clamp(min=0.2), limit) * (v.lam - u.lam)
-            limit = torch.where(bad, 1.0, 5.0).to(limit)
-            error_before = torch.where(good, error, error_before)
-            stuck = bad & (length < 1e-10 * (end - start))
-
-            moved, before = expand(good, x), (u, x, slope)
-            x = torch.where(moved, y, x)
-            u = Where(*(torch.where(good, b, a) for a, b in zip(u, v, strict=True)))
+            moved, left = expand(good, x), here
+            u = Where(*(torch.where(good, b, a) for a, b in zip(here.u, there.u, strict=True)))
+            here = Here(u, torch.where(moved, there.x, here.x), torch.where(moved, there.slope, here.slope))
+            before = here.x if self.before == "state" else torch.where(moved, low, before)
             # The one wait for the device in each attempt.
             some, going, failed = torch.stack([good.any(), (u.lam < end).any(), stuck.any()]).tolist()
             if failed:
-                self._fail(float(u.t[stuck][0]), x.dtype)
-            if pair.reuses_last:
-                slope = torch.where(moved, slopes[-1], slope)
-            elif some and (going or between.waiting):
-                slope = torch.where(moved, eps(x, u), slope)
-            info = {"accepted": accepted, "rejected": rejected}
-            for i, state in between.passed(good, before, (u, x, slope)):
-                yield State(i + 1, points[i + 1], state, info)
+                raise self.no_progress(float(u.t[stuck][0]), x, self.rtol, self.atol)
+            if some and not self.pair.reuses_last and (going or between.waiting):
+                here = here._replace(slope=torch.where(moved, flow.eps(here.x, u), left.slope))
+            for i, state in between.passed(good, left, here):
+                yield State(i + 1, points[i + 1], state, progress.info)
             if not going:
-                yield State(len(points) - 1, points[-1], x, info)
+                yield State(len(points) - 1, points[-1], here.x, progress.info)
                 return
-        raise ArithmeticError(
-            f"solver {self.name!r} made {self.max_attempts} attempts and has not arrived; take larger tolerances"
-        )
+        raise self.no_arrival(self.max_attempts)
 
-    def _error(self, x: Tensor, y: Tensor, other: Tensor) -> Tensor:
-        """The error of each sample in units of the tolerance, shape ``(batch,)``."""
-        scale = (self.rtol * torch.maximum(x.abs(), other.abs())).clamp(min=self.atol)
-        return ((y - other) / scale).flatten(1).double().square().mean(1).sqrt()
+    def _attempt(self, flow: _Flow, here: Here, goal: Tensor) -> tuple[Here, Tensor]:
+        """A step from ``here`` to lam = ``goal``: its end, with the last slope evaluated, and the other estimate of it."""
+        pair, n = self.pair, len(self.pair.c)
+        where, slopes = flow.at(pair.lams(here.u.lam, goal)), [here.slope]
+        for i in range(1, n):
+            slopes.append(flow.eps(_state(here.x, where, i, slopes, pair.weights(where, i)), where[i]))
+        y, low = (_state(here.x, where, i, slopes, pair.weights(where, i)) for i in (n, n + 1))
+        return Here(where[n], y, slopes[-1]), low
 
-    def _fail(self, t: float, dtype: torch.dtype) -> None:
-        raise ArithmeticError(
-            f"the step of solver {self.name!r} became zero at t={t:.6g}: its error stays above rtol={self.rtol}, "
-            f"atol={self.atol} in {str(dtype).removeprefix('torch.')}. Check that the network is finite and smooth there, "
-            "take larger tolerances, or float64"
-        )
+
+@dataclass(frozen=True)
+class _Flow:
+    """The probability flow of a model, at a time per sample between two ends."""
+
+    sde: AffineSDE
+    model: Denoiser
+    t_max: float
+    t_min: float
+    batch: int
+
+    def at(self, lams: list[Tensor]) -> list[Where]:
+        """The marginals at each of ``lams``, in one call of the SDE."""
+        lam = torch.cat(lams)
+        t = self.sde.time(lam).clamp(self.t_min, self.t_max)
+        columns = (lam, t, self.sde.alpha(t), self.sde.sigma(t))
+        return [Where(*row) for row in zip(*(torch.split(column, self.batch) for column in columns), strict=True)]
+
+    def eps(self, y: Tensor, u: Where) -> Tensor:
+        """The noise prediction, which is the slope of x / alpha in rho."""
+        return (y - expand(u.alpha, y).to(y) * self.model(y, u.t)) / expand(u.sigma, y).to(y)
 
 
 def _state(x: Tensor, where: list[Where], i: int, slopes: list[Tensor], weights: list[Tensor]) -> Tensor:
@@ -265,10 +233,6 @@ def _state(x: Tensor, where: list[Where], i: int, slopes: list[Tensor], weights:
     for weight, slope in zip(weights, slopes, strict=False):
         y = y + expand(weight, x).to(x) * slope
     return y
-
-
-Here = tuple[Where, Tensor, Tensor]
-"""A point, the state there and its slope."""
 
 
 class _Between:
@@ -317,27 +281,43 @@ def _hermite(point: Point, before: Here, now: Here) -> Tensor:
     return terms[0] + terms[1] + terms[2] + terms[3]
 
 
-def dpm_adaptive(order: int = 23, rtol: float = 0.05, atol: float = 0.0078) -> Adaptive:
+def dpm_adaptive(order: int = 23, rtol: float = 0.05, atol: float = 0.0078, controller: str = "published") -> Adaptive:
     r"""DPM-Solver-12 (``order=12``) or -23: DPM-Solver-1 beside -2, or -2 beside -3, with the authors' controller.
 
     .. math:: x_v = \frac{\alpha_v}{\alpha_u} x_u - \sigma_v \int_{\lambda_u}^{\lambda_v}
               e^{\lambda_v - s}\, \epsilon(s)\, ds
 
-    They share their evaluations: two or three an attempt. The authors' controller is theta E^{-1/q}, their error the root
-    mean square over the event, as here; they take it over a batch as one system where here each sample has its own.
-    Source: Lu et al., "DPM-Solver", 2022, https://arxiv.org/abs/2206.00927, appendix C.
+    They share their evaluations: two or three an attempt. The error is in units of a tolerance relative to the lower
+    estimates of both ends of the step.
+
+    Args:
+        order: 12 or 23.
+        rtol, atol: the tolerances.
+        controller: ``"published"`` accepts E <= 1 and takes the factor 0.9 E^{-1/q}, q being 2 or 3; ``"k-diffusion"`` takes
+            1 + arctan(E^{-1/q} - 1) and accepts where that is at least 0.81, an error of up to 1.5 (q = 2) or 1.9 (3).
+
+    For a batch of one sample these are the authors' and k-diffusion's samplers, step for step; they take a larger batch as
+    one system where here each sample has steps of its own. Neither bounds the growth of the steps well, so that up to half
+    of the attempts are rejected; ``dataclasses.replace(solver, controller=Controller(1 / q))``, which lets a step grow
+    fivefold at most, took 38 evaluations in place of 80 with DPM-Solver-12 on a mixture in the plane under VP.
+
+    Source: Lu et al., "DPM-Solver", 2022, https://arxiv.org/abs/2206.00927, appendix C; k-diffusion's
+    ``sample_dpm_adaptive``.
     """
     pairs = {12: Pair(2, (0.0, 0.5), _dpm_12, "lam"), 23: Pair(3, (0.0, 1 / 3, 2 / 3), _dpm_23, "lam")}
     if order not in pairs:
         raise ValueError(f"got order={order}; expected 12 or 23")
-    return Adaptive(
-        Description(f"dpm-{order}", "adaptive", DPM, evaluations=None),
-        pairs[order],
-        rtol,
-        atol,
-        integral=1.0,
-        proportional=0.0,
-    )
+    if controller not in ("published", "k-diffusion"):
+        raise ValueError(f"got controller={controller!r}; expected 'published' or 'k-diffusion'")
+    pair = pairs[order]
+    control = Controller(1 / pair.order, limit=as_it_is)
+    if controller == "k-diffusion":  # 1 + arctan(f - 1) >= 0.81 where f = E^{-1/q} >= 1 - tan(0.19)
+        control = Controller(1 / pair.order, safety=1.0, limit=smooth, accepts=(1 - math.tan(0.19)) ** -pair.order)
+    return Adaptive(Description(f"dpm-{order}", "adaptive", DPM, evaluations=None), pair, rtol, atol, control, "estimate")
+
+
+def _pi(pair: Pair) -> Controller:
+    return Controller(0.7 / pair.order, 0.4 / pair.order, limit=bounded)
 
 
 def bogacki_shampine(rtol: float = 1e-3, atol: float = 1e-3, clock: str = "lam") -> Adaptive:
@@ -347,7 +327,7 @@ def bogacki_shampine(rtol: float = 1e-3, atol: float = 1e-3, clock: str = "lam")
     """
     a = [[1 / 2], [0, 3 / 4], [2 / 9, 1 / 3, 4 / 9]]
     pair = _tableau(3, (0, 1 / 2, 3 / 4, 1), a, [*a[-1], 0], [7 / 24, 1 / 4, 1 / 3, 1 / 8], clock)
-    return Adaptive(Description("bs3", "adaptive", "Bogacki & Shampine 1989", evaluations=None), pair, rtol, atol)
+    return Adaptive(Description("bs3", "adaptive", "Bogacki & Shampine 1989", evaluations=None), pair, rtol, atol, _pi(pair))
 
 
 def dormand_prince(rtol: float = 1e-5, atol: float = 1e-5, clock: str = "lam") -> Adaptive:
@@ -366,4 +346,6 @@ def dormand_prince(rtol: float = 1e-5, atol: float = 1e-5, clock: str = "lam") -
     ]
     low = [5179 / 57600, 0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40]
     pair = _tableau(5, (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1), a, [*a[-1], 0], low, clock)
-    return Adaptive(Description("dopri5", "adaptive", "Dormand & Prince 1980", evaluations=None), pair, rtol, atol)
+    return Adaptive(
+        Description("dopri5", "adaptive", "Dormand & Prince 1980", evaluations=None), pair, rtol, atol, _pi(pair)
+    )

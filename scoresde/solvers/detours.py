@@ -12,10 +12,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
-
 from scoresde.sde import AffineSDE
-from scoresde.solvers import stencil
+from scoresde.solvers import scalar, stencil
 from scoresde.solvers.exponential import ddim, dpm_solver
 from scoresde.solvers.path import Path, Point, points
 from scoresde.solvers.prediction import Data
@@ -43,14 +41,14 @@ XU = "Xu et al. 2023, arXiv:2306.14878"
 
 
 def _rho(p: Point) -> float:
-    return math.exp(-p.lam)
+    return scalar.exp(-p.lam)
 
 
 def _at(sde: AffineSDE, levels: Sequence[float]) -> list[Point]:
     """The points at these levels of rho, or at the SDE's own least one, where it has a larger."""
     least = math.exp(-float(sde.lam(0.0)))
-    lams = [-math.log(max(level, least)) for level in levels]
-    return points(sde, sde.time(torch.tensor(lams, dtype=torch.float64)).clamp(0.0, sde.span[1])) if lams else []
+    lams = [-scalar.log(max(level, least)) for level in levels]
+    return points(sde, sde.time(scalar.vector(lams)).clamp(0.0, sde.span[1])) if lams else []
 
 
 def churn(path: Path, s_churn: float, s_tmin: float = 0.0, s_tmax: float = math.inf) -> Path:
@@ -73,9 +71,10 @@ def churn(path: Path, s_churn: float, s_tmin: float = 0.0, s_tmax: float = math.
             f"got s_churn={s_churn}, s_tmin={s_tmin}, s_tmax={s_tmax}; expected s_churn >= 0 and 0 <= s_tmin <= s_tmax"
         )
     gamma = min(s_churn / len(path), math.sqrt(2) - 1)
-    start = _rho(path.points[0])
-    chosen = {p: min((1 + gamma) * _rho(p), start) for p, _ in path.moves[1:] if gamma and s_tmin <= _rho(p) <= s_tmax}
-    higher = dict(zip(chosen, _at(path.sde, list(chosen.values())), strict=True))
+    start = path.points[0]
+    chosen = [p for p, _ in path.moves[1:] if gamma and s_tmin <= _rho(p) <= s_tmax]
+    churned = _at(path.sde, [(1 + gamma) * _rho(p) for p in chosen])
+    higher = {p: high if high.lam > start.lam else start for p, high in zip(chosen, churned, strict=True)}
     there = [[p, higher[p]] if p in higher and higher[p].lam < p.lam else [p] for p in path.points]
     return Path(path.sde, tuple(itertools.chain(*there)), path.end)
 
@@ -106,7 +105,7 @@ def overshoot(path: Path, eta: float = 1.0) -> Path:
             "at once; take a smaller t_max, or a solver without overshoot (ddpm, sde-dpmpp-2m)"
         )
     up = [(u, v) for u, v in path.moves if eta and v.sigma > 0 and v.lam > u.lam]
-    levels = [_rho(v) * math.sqrt(1 - eta**2 * -math.expm1(2 * (u.lam - v.lam))) for u, v in up]
+    levels = [_rho(v) * scalar.sqrt(1 - eta**2 * -scalar.expm1(2 * (u.lam - v.lam))) for u, v in up]
     beyond = dict(zip(up, _at(path.sde, levels), strict=True))
     there = [[beyond[m], m[1]] if m in beyond and beyond[m].lam > m[1].lam else [m[1]] for m in path.moves]
     return Path(path.sde, (path.points[0], *itertools.chain(*there)), path.end)

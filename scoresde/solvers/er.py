@@ -2,13 +2,13 @@ r"""ER-SDE-Solver: the reverse SDE with a noise given by a function of rho = sig
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import cache
 
+from scoresde.solvers import scalar
 from scoresde.solvers.path import Path, Point
 from scoresde.solvers.prediction import Noise
-from scoresde.solvers.rows import Op, Row, forward_move, last_move
+from scoresde.solvers.rows import Op, Row, forward_move, kernel_of_decay, last_move
 from scoresde.solvers.solver import Description, RowSolver
 
 __all__ = ["er_sde_solver", "power"]
@@ -24,7 +24,7 @@ def power(eta: float) -> Scale:
 
 
 def _fifth(rho: float) -> float:
-    return rho * (math.exp(rho**0.3) + 10)
+    return rho * (scalar.exp(rho**0.3) + 10)
 
 
 def er_sde_solver(order: int = 3, scale: Scale = _fifth, variant: str = "published") -> RowSolver:
@@ -66,7 +66,7 @@ def er_sde_solver(order: int = 3, scale: Scale = _fifth, variant: str = "publish
                 past = []
             else:
                 Noise().check(u)
-                past = [math.exp(-u.lam), *past[: order - 1]]
+                past = [scalar.exp(-u.lam), *past[: order - 1]]
                 out.append(_row(u, v, past, scale, variant))
         return out
 
@@ -75,7 +75,7 @@ def er_sde_solver(order: int = 3, scale: Scale = _fifth, variant: str = "publish
 
 
 def _row(u: Point, v: Point, past: list[float], scale: Scale, variant: str) -> Row:
-    here, there = past[0], math.exp(-v.lam)
+    here, there = past[0], scalar.exp(-v.lam)
     r = scale(there) / scale(here)
     variance = (there + r * here) * (there - r * here)
     if not (r > 0 and variance > -1e-12 * there**2):
@@ -83,7 +83,7 @@ def _row(u: Point, v: Point, past: list[float], scale: Scale, variant: str) -> R
             f"got a scale that falls from {scale(here) / here:.6g} to {scale(there) / there:.6g} in units of rho between "
             f"rho={here:.6g} and {there:.6g}, or is not positive; expected scale(rho) / rho not to decrease with rho"
         )
-    s = v.alpha * math.sqrt(variance) if variance > 1e-12 * there**2 else 0.0  # what rounding leaves of none is none
+    s = v.alpha * scalar.sqrt(variance) if variance > 1e-12 * there**2 else 0.0  # what rounding leaves of none is none
     w = [1 - r]
     if len(past) > 1:
         first, second = (_published if variant == "published" else _gauss)(scale, here, there)
@@ -96,13 +96,15 @@ def _row(u: Point, v: Point, past: list[float], scale: Scale, variant: str) -> R
                 bend += 0.5 * slope * (past[0] - past[1])
             bends = [2 * d for d in _second_difference(past)]
             w = [a + bend * b for a, b in zip([*w, 0.0], bends, strict=True)]
+    a = scalar.exp(v.log_alpha - u.log_alpha) * r
     return Row(
         to=v,
         at=u,
-        a=math.exp(v.log_alpha - u.log_alpha) * r,
+        a=a,
         w=tuple(v.alpha * weight for weight in w),
         s=(s,) if s else (),
         draw=(u, v) if s else None,
+        kernel=kernel_of_decay(u, v, a) if s else 0.0,
     )
 
 
@@ -119,7 +121,8 @@ def _published(scale: Scale, here: float, there: float) -> tuple[float, float]:
     """The integrals of 1 / phi and (rho - rho_u) / phi from v to u, as the authors sum them."""
     width = (here - there) / 100
     rho = [there + k * width for k in range(100)]
-    return math.fsum(width / scale(x) for x in rho), math.fsum((x - here) * width / scale(x) for x in rho)
+    phi = [scale(x) for x in rho]
+    return scalar.fsum(width / f for f in phi), scalar.fsum((x - here) * width / f for x, f in zip(rho, phi, strict=True))
 
 
 @cache
@@ -132,8 +135,8 @@ def _legendre() -> tuple[list[float], list[float]]:
 
 def _gauss(scale: Scale, here: float, there: float) -> tuple[float, float]:
     """The same by Gauss's rule in log rho, in which every useful phi is smooth."""
-    half, middle = 0.5 * math.log(here / there), 0.5 * math.log(here * there)
+    half, middle = 0.5 * scalar.log(here / there), 0.5 * scalar.log(here * there)
     nodes, weights = _legendre()
-    rho = [math.exp(middle + half * x) for x in nodes]
+    rho = [scalar.exp(middle + half * x) for x in nodes]
     terms = [half * weight * x / scale(x) for weight, x in zip(weights, rho, strict=True)]
-    return math.fsum(terms), math.fsum(term * (x - here) for term, x in zip(terms, rho, strict=True))
+    return scalar.fsum(terms), scalar.fsum(term * (x - here) for term, x in zip(terms, rho, strict=True))

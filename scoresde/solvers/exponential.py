@@ -7,16 +7,15 @@ eps the noise prediction at u; xi is standard normal.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from scoresde.solvers import stencil
+from scoresde.solvers import scalar, stencil
 from scoresde.solvers.coefficients import moments
 from scoresde.solvers.history import Rule, constant_weight, exact_rule, high_order, multistep_rows, openings
 from scoresde.solvers.path import Path, Point
 from scoresde.solvers.prediction import Data, Noise, Prediction
-from scoresde.solvers.rows import Op, Row, each_step, one_step, stencil_rows
+from scoresde.solvers.rows import Op, Row, each_step, kernel_of_decay, one_step, stencil_rows
 from scoresde.solvers.solver import Description, RowSolver, compose
 from scoresde.solvers.stencil import Stencil
 
@@ -43,10 +42,10 @@ def ddim(eta: float = 0.0) -> RowSolver:
         raise ValueError(f"got eta={eta}; expected a number between 0 (deterministic) and 1 (DDPM's noise)")
 
     def rule(u: Point, v: Point) -> Row:
-        s = eta * v.sigma * math.sqrt(-math.expm1(-2 * (v.lam - u.lam)))
+        s = eta * v.sigma * scalar.sqrt(-scalar.expm1(-2 * (v.lam - u.lam)))
         # eps = (x - alpha_u m) / sigma_u, collected in x and m.
-        a = math.sqrt(max(v.sigma**2 - s**2, 0.0)) / u.sigma
-        return one_step(u, v, a=a, w=v.alpha - a * u.alpha, s=s)
+        a = scalar.sqrt(max(v.sigma**2 - s**2, 0.0)) / u.sigma
+        return one_step(u, v, a=a, w=v.alpha - a * u.alpha, s=s, kernel=kernel_of_decay(u, v, a) if s else 0.0)
 
     if eta == 0:  # the same row, with alpha_v (1 - e^{-h}) in the form that does not cancel
         return compose(Description("ddim", "exponential", DDIM, order=1), Data(), stencil.multistep(1))
@@ -100,7 +99,7 @@ def _variant(
         raise ValueError(f"got variant={variant!r}; expected 'published' or 'exact'")
     opening = high_order(order, start)
     if variant == "published":
-        return RowSolver(description, lambda path: multistep_rows(prediction, path, order, published, opening))
+        return RowSolver(description, lambda path: multistep_rows(prediction, path, (order, published), opening=opening))
     kept = order if start == "high-order" else min(order, 2)
     running = stencil.multistep(order)
     return RowSolver(
@@ -186,22 +185,26 @@ def dpm_multistep(order: int = 2, variant: str = "published", start: str = "publ
     return _variant(Description(f"dpm-{order}m", "exponential", DPM, order=2), Noise(), order, variant, start, published)
 
 
-def dpm_fast(evaluations: int | None = None) -> RowSolver:
+def dpm_fast(evaluations: int | None = None, finish: str = "published") -> RowSolver:
     r"""DPM-Solver-fast: as many steps of DPM-Solver-3 as a budget of evaluations has room for, the rest of lower order.
-
-    The orders of n evaluations are 3, .., 3, 2, 1 if 3 divides n, and 3, .., 3 and the remainder if not.
 
     Args:
         evaluations: by default the number of moves of the path, whose points are then taken by threes (at the end by twos
             and ones), the authors' rule for a path of any spacing. If given, the path's moves are the steps themselves,
-            n // 3 + 1 of them: the authors' rule for the spacing uniform in lam, and k-diffusion's.
+            n // 3 + 1 of them as published: the authors' rule for the spacing uniform in lam, and k-diffusion's.
+        finish: ``"published"``: the orders of n evaluations are 3, .., 3, 2, 1 if 3 divides n, and 3, .., 3 and the
+            remainder if not; ``"high-order"``: 3, .., 3 if it does, and else one or two steps of order 2 at the end, so
+            that there are as few steps as can be, n / 3 rounded up.
 
-    The move to sigma = 0 counts apart. Third order, in the steps of order 3; the last step, if it is of order 1, leaves a
-    local error of order 2, which is small where the data are smooth at the noise of that step.
+    The move to sigma = 0 counts apart. As published it is third order only if n leaves the remainder 2: else its last step
+    is of order 1, and its local error of order 2, though small where the data are smooth at the noise of that step, stays.
+    With the finish of high order it is third order whatever n is (from n = 3 on).
     Source: Lu et al., "DPM-Solver", 2022, section 3.4.
     """
     if evaluations is not None and evaluations < 1:
         raise ValueError(f"got evaluations={evaluations}; expected at least 1")
+    if finish not in ("published", "high-order"):
+        raise ValueError(f"got finish={finish!r}; expected 'published' or 'high-order'")
 
     def rows(path: Path) -> list[Op]:
         kept, orders, run = [path.points[0]], list[int](), list[Point]()
@@ -209,7 +212,7 @@ def dpm_fast(evaluations: int | None = None) -> RowSolver:
             if v.lam > u.lam and v.sigma > 0:
                 run.append(v)
             if run and (v is path.points[-1] or v.lam < u.lam or v.sigma == 0):
-                budget = _fast_orders(evaluations or len(run))
+                budget = _fast_orders(evaluations or len(run), finish)
                 if evaluations is not None and len(budget) != len(run):
                     raise ValueError(
                         f"got a path of {len(run)} steps for {evaluations} evaluations of 'dpm-fast'; expected "
@@ -223,8 +226,12 @@ def dpm_fast(evaluations: int | None = None) -> RowSolver:
                 kept.append(v)
         return stencil_rows(Noise(), [SINGLESTEP[order] for order in orders], Path(path.sde, tuple(kept), path.end))
 
-    return RowSolver(Description("dpm-fast", "exponential", DPM, order=3), rows)
+    order = 3 if finish == "high-order" or (evaluations is not None and evaluations % 3 == 2) else 2
+    return RowSolver(Description("dpm-fast", "exponential", DPM, order=order), rows)
 
 
-def _fast_orders(n: int) -> list[int]:
-    return [3] * (n // 3 - 1) + [2, 1] if n % 3 == 0 else [3] * (n // 3) + [n % 3]
+def _fast_orders(n: int, finish: str) -> list[int]:
+    if finish == "published":
+        return [3] * (n // 3 - 1) + [2, 1] if n % 3 == 0 else [3] * (n // 3) + [n % 3]
+    twos = min(-n % 3, n // 2)
+    return [3] * ((n - 2 * twos) // 3) + [2] * twos if n > 1 else [1]

@@ -17,26 +17,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from scoresde.solvers import scalar, stencil
 from scoresde.solvers.exponential import _three_nodes, _two_nodes
-from scoresde.solvers.history import Rule, exact_rule
+from scoresde.solvers.history import Choice, Rule, exact_rule, multistep_rows
 from scoresde.solvers.path import Path, Point
 from scoresde.solvers.prediction import Data, Noise, Prediction
-from scoresde.solvers.rows import Op, Row, forward_move, last_move, stencil_rows
+from scoresde.solvers.rows import Op, forward_move, last_move, stencil_rows
 from scoresde.solvers.solver import Description, RowSolver
 from scoresde.solvers.stencil import Stencil
 
-__all__ = ["Eta", "multistep_rows_per_step", "per_step", "sde_dpm_solver", "sde_dpmpp", "seeds", "singlestep_rows_per_step"]
+__all__ = ["Eta", "per_step", "sde_dpm_solver", "sde_dpmpp", "seeds", "singlestep_rows_per_step"]
 
 DPMPP = "Lu et al. 2022, arXiv:2211.01095"
 SEEDS = "Gonzalez et al. 2023, arXiv:2305.14267"
 
 Eta = float | Callable[[float], float]
 """The share of noise: a number, or a function of lam, taken at the start of each step and held over it."""
-
-Choice = Callable[[Point, Point], Prediction]
 
 
 def per_step(kind: type[Data] | type[Noise], eta: Eta) -> Choice:
@@ -49,65 +46,14 @@ def per_step(kind: type[Data] | type[Noise], eta: Eta) -> Choice:
 
     def choose(u: Point, v: Point) -> Prediction:
         lam = u.lam if scalar.isfinite(u.lam) else v.lam
-        value = float(eta(lam))
+        value = eta(lam)
+        if not isinstance(value, scalar.Coefficient):
+            value = float(value)
         if not 0 <= value < math.inf:
             raise ValueError(f"got eta(lam={lam:.6g}) = {value}; expected a number >= 0")
         return kind(value)
 
     return choose
-
-
-def multistep_rows_per_step(path: Path, choice: Choice, order: int, rule: Rule = exact_rule, corrector: int = 0) -> list[Op]:
-    """The rows of a multistep method whose prediction is chosen step by step.
-
-    Args:
-        choice: the prediction of a step; all of one kind, that is, of one clock and one interpolated quantity.
-        order: how many evaluations the predictor uses, as far as there are so many.
-        rule: the factors of the evaluations; by default the exact interpolation.
-        corrector: how many evaluations the corrector uses, the one at the end of its step included; 0 for none. It takes
-            the evaluation at the predicted state and the same noise once more, and is dropped at the end of the path.
-    """
-    moves = path.moves[:-1] if path.ends_clean else path.moves
-    out: list[Op] = []
-    nodes: list[Point] = []  # of the evaluations so far, newest first
-    known = False  # whether the newest of them is the one at the current point
-    for i, (u, v) in enumerate(moves):
-        if v.lam < u.lam:
-            out.append(forward_move(u, v))
-            nodes, known = [], False
-            continue
-        step = choice(u, v)
-        step.check(u)
-        if not known:
-            nodes.insert(0, u)
-        # A past node at alpha = 0 carries no information, and is the oldest.
-        nodes = nodes[:1] + [node for node in nodes[1 : max(order, corrector)] if scalar.isfinite(node.lam)]
-        s = step.noise(u, v)
-        p, q = step.mix(u)
-        row = Row(
-            to=v,
-            at=None if known else u,
-            a=step.carry(u, v),
-            w=tuple(rule(step, u, v, nodes[:order])),
-            s=(s,) if s else (),
-            p=p,
-            q=q,
-            draw=(u, v) if s else None,
-        )
-        # What follows, if anything, evaluates at v anyway, unless it is a move towards the noise.
-        then = path.moves[i + 1 : i + 2]
-        known = corrector > 0 and scalar.isfinite(u.lam) and any(after.lam > v.lam for _, after in then)
-        if known:
-            nodes.insert(0, v)
-            p, q = step.mix(v)
-            w = tuple(rule(step, u, v, nodes[:corrector]))
-            out += [replace(row, ends_step=False), replace(row, at=v, w=w, p=p, q=q, draw=None)]
-        else:
-            out.append(row)
-    if path.ends_clean:
-        end = last_move(path)
-        out.append(replace(end, at=None) if known else end)
-    return out
 
 
 def singlestep_rows_per_step(path: Path, choice: Choice, shape: Stencil) -> list[Op]:
@@ -175,7 +121,7 @@ def sde_dpmpp(kind: str = "2m", eta: Eta = 1.0, variant: str = "published") -> R
     rule, order = _rule(rules[kind], variant), int(kind[0])
     return RowSolver(
         _description(f"sde-dpmpp-{kind}", DPMPP, min(order, 2), 1, eta, min(order, 2)),
-        lambda path: multistep_rows_per_step(path, choice, order, rule),
+        lambda path: multistep_rows(choice, path, (order, rule)),
     )
 
 
@@ -194,7 +140,7 @@ def sde_dpm_solver(order: int = 2, eta: Eta = 1.0, variant: str = "published") -
     choice, rule = per_step(Noise, eta), _rule(_two_nodes, variant)
     return RowSolver(
         _description(f"sde-dpm-{order}", DPMPP, order, 1, eta, order),
-        lambda path: multistep_rows_per_step(path, choice, order, rule),
+        lambda path: multistep_rows(choice, path, (order, rule)),
     )
 
 

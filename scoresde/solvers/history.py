@@ -8,6 +8,7 @@ sees fewer nodes there.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,10 +20,13 @@ from scoresde.solvers.prediction import Prediction
 from scoresde.solvers.rows import Op, Row, _newest_first, forward_move, last_move, stencil_rows
 from scoresde.solvers.stencil import Stencil
 
-__all__ = ["Opening", "Rule", "constant_weight", "exact_rule", "high_order", "multistep_rows", "openings", "pec_rows"]
+__all__ = ["Choice", "Opening", "Rule", "constant_weight", "exact_rule", "high_order", "multistep_rows", "openings"]
 
 Rule = Callable[[Prediction, Point, Point, Sequence[Point]], list[float]]
 """``rule(prediction, u, v, nodes)``: the factor of N at each node in x_v of the step u -> v."""
+
+Choice = Callable[[Point, Point], Prediction]
+"""``choice(u, v)``: the prediction of the step u -> v."""
 
 Opening = Stencil | Callable[[Point, Point], Stencil]
 """A step that opens a method: a stencil, or one that depends on the step."""
@@ -51,8 +55,7 @@ def openings(path: Path, opening: Sequence[Opening], running: Stencil) -> list[S
         if v.lam < u.lam:
             since = 0
         elif v.sigma > 0:
-            shape = opening[since] if since < len(opening) else running
-            out.append(shape(u, v) if callable(shape) else shape)
+            out.append(_opened(opening, since, u, v, running))
             since += 1
     return out
 
@@ -75,96 +78,96 @@ def exact_rule(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point
     return [prediction.gain(v) * length * w for w in lagrange_integrals(theta, prediction.rate * length)]
 
 
-def multistep_rows(prediction: Prediction, path: Path, depth: int, rule: Rule, opening: Sequence[Opening] = ()) -> list[Op]:
-    """The rows of a rule over at most ``depth`` nodes: the start of the step and those of the steps before.
-
-    The steps of ``opening`` come first, as they are; a first-order one there is left to the rule.
-    """
-    rows = stencil_rows(prediction, openings(path, opening, stencil.euler), path)
-    known: list[tuple[int, Point]] = []  # the evaluations at starts of steps, newest first: their numbers and points
-    evaluated, starts_step = 0, True
-    for i, row in enumerate(rows):
-        if not isinstance(row, Row) or row.to.sigma == 0:
-            continue
-        if row.at is None:
-            known = []
-            continue
-        evaluated += 1
-        if starts_step:
-            known = [(evaluated - 1, row.at), *known[: depth - 1]]
-            if row.ends_step:
-                nodes = _usable(known)
-                w = rule(prediction, row.at, row.to, [point for _, point in nodes])
-                rows[i] = replace(row, w=_newest_first(w, [number for number, _ in nodes], evaluated))
-        starts_step = row.ends_step
-    return rows
-
-
-def pec_rows(
-    prediction: Prediction,
+def multistep_rows(
+    prediction: Prediction | Choice,
     path: Path,
     predictor: tuple[int, Rule],
-    corrector: tuple[int, Rule],
-    opening: Sequence[Stencil] = (),
+    corrector: tuple[int, Rule] | None = None,
+    opening: Sequence[Opening] = (),
+    *,
+    corrects_end: bool = False,
 ) -> list[Op]:
-    """Predict, evaluate, correct: one evaluation a step, at the predicted state, which the next step uses as well.
+    """The rows of a rule over past evaluations; with a corrector: predict, evaluate, correct, at one evaluation a step.
 
-    ``predictor`` is a number of nodes and a rule; so is ``corrector``, whose first node is the end of the step. The last
-    step before a move towards the noise or to sigma = 0 is predicted only, since its correction would cost an evaluation
-    of its own; so is a first step from alpha = 0, over which nothing can be interpolated.
+    Args:
+        prediction: of all steps, or chosen for each, all of one kind, that is, of one clock and one interpolated quantity.
+        predictor: how many nodes, as far as there are so many, and the rule over them: the start of the step and those of
+            the steps before.
+        corrector: the same, its first node being the end of the step. It takes the evaluation at the predicted state, which
+            the next step starts with, and the noise of the step once more. Where no evaluation follows, before a move
+            towards the noise and at the end, the step is predicted only; so is one from alpha = 0, over which nothing can be
+            interpolated.
+        opening: the steps that come first, as they are, and again after a move towards the noise; a first-order one is left
+            to the rule.
+        corrects_end: whether to correct the state before the move to sigma = 0 too, which then takes the prediction that the
+            correction was made with.
     """
     rows: list[Op] = []
-    known: list[tuple[int, Point]] = []
+    known: list[tuple[int, Point]] = []  # the evaluations at starts of steps, newest first: their numbers and points
     evaluated, since, fresh = 0, 0, False  # fresh: the newest evaluation is already that of the step's start
-    depth = max(predictor[0], corrector[0])
-    moves = path.moves
-    for i, (u, v) in enumerate(moves):
-        if v.sigma == 0:
-            rows.append(last_move(path))
-            continue
-        if v.lam < u.lam:
-            rows.append(forward_move(u, v))
+    depth = max(predictor[0], corrector[0] if corrector else 0)
+    for (u, v), then in itertools.zip_longest(path.moves, path.moves[1:]):
+        if v.sigma == 0 or v.lam < u.lam:
+            row = last_move(path) if v.sigma == 0 else forward_move(u, v)
+            rows.append(replace(row, at=None) if fresh else row)
             known, since, fresh = [], 0, False
             continue
-        prediction.check(u)
-        since += 1
-        if since <= len(opening) and len(opening[since - 1]) > 1:
-            # A singlestep method looks back on its own step only, so that its rows are the same anywhere.
-            rows += stencil_rows(prediction, opening[since - 1], Path(path.sde, (u, v), "stop"))
-            known = [(evaluated, u), *known[: depth - 1]]
-            evaluated += len(opening[since - 1])
-            continue
+        step = prediction if isinstance(prediction, Prediction) else prediction(u, v)
+        step.check(u)
         if not fresh:
-            known = [(evaluated, u), *known[: depth - 1]]
-            evaluated += 1
-        last = i + 1 == len(moves) or moves[i + 1][1].sigma == 0 or moves[i + 1][1].lam < v.lam
-        last = last or u.lam == -math.inf
-        nodes = _usable(known)[: predictor[0]]
-        rows.append(_pec_row(prediction, u, v, None if fresh else u, predictor[1], nodes, evaluated, ends_step=last))
-        fresh = not last
-        if fresh:
-            known = [(evaluated, v), *known[: depth - 1]]
-            evaluated += 1
-            rows.append(_pec_row(prediction, u, v, v, corrector[1], _usable(known)[: corrector[0]], evaluated, True))
+            known, evaluated = [(evaluated, u), *known[: depth - 1]], evaluated + 1
+        shape = _opened(opening, since, u, v)
+        since += 1
+        if len(shape) > 1:
+            # A singlestep method looks back on its own step only, so that its rows are the same anywhere.
+            rows += stencil_rows(step, shape, Path(path.sde, (u, v), "stop"))
+            evaluated += len(shape) - 1
+            continue
+        row = _predicted(step, u, v, None if fresh else u, predictor, known, evaluated)
+        # An evaluation at v is handed on to a step of the method, not to one of the opening.
+        fresh = corrector is not None and since >= len(opening) and _goes_on(u, v, then, corrects_end)
+        rows.append(replace(row, ends_step=not fresh))
+        if corrector is not None and fresh:
+            known, evaluated = [(evaluated, v), *known[: depth - 1]], evaluated + 1
+            rows.append(replace(_predicted(step, u, v, v, corrector, known, evaluated), draw=None))
     return rows
 
 
-def _pec_row(
-    prediction: Prediction,
+def _opened(opening: Sequence[Opening], since: int, u: Point, v: Point, running: Stencil = stencil.euler) -> Stencil:
+    shape = opening[since] if since < len(opening) else running
+    return shape(u, v) if callable(shape) else shape
+
+
+def _goes_on(u: Point, v: Point, then: tuple[Point, Point] | None, corrects_end: bool) -> bool:
+    """Whether the step u -> v can be corrected, and what follows it evaluates at v."""
+    if then is None or not scalar.isfinite(u.lam) or then[1].lam < v.lam:
+        return False
+    return then[1].sigma > 0 or corrects_end
+
+
+def _predicted(
+    step: Prediction,
     u: Point,
     v: Point,
     at: Point | None,
-    rule: Rule,
-    nodes: Sequence[tuple[int, Point]],
+    method: tuple[int, Rule],
+    known: Sequence[tuple[int, Point]],
     evaluated: int,
-    ends_step: bool,
 ) -> Row:
-    p, q = prediction.mix(at) if at is not None else (0.0, 1.0)
-    w = rule(prediction, u, v, [point for _, point in nodes])
-    w_slots = _newest_first(w, [number for number, _ in nodes], evaluated)
-    return Row(to=v, at=at, a=prediction.carry(u, v), w=w_slots, p=p, q=q, ends_step=ends_step)
-
-
-def _usable(known: Sequence[tuple[int, Point]]) -> list[tuple[int, Point]]:
-    """The newest node, and those before it which a polynomial can pass through: not one at infinite lam."""
-    return [node for i, node in enumerate(known) if i == 0 or scalar.isfinite(node[1].lam)]
+    count, rule = method
+    # The newest node, and those before it which a polynomial can pass through: not one at infinite lam.
+    nodes = [node for i, node in enumerate(known) if i == 0 or scalar.isfinite(node[1].lam)][:count]
+    w = rule(step, u, v, [point for _, point in nodes])
+    p, q = step.mix(at) if at is not None else (0.0, 1.0)
+    s = step.noise(u, v)
+    return Row(
+        to=v,
+        at=at,
+        a=step.carry(u, v),
+        w=_newest_first(w, [number for number, _ in nodes], evaluated),
+        s=(s,) if s else (),
+        p=p,
+        q=q,
+        draw=(u, v) if s else None,
+        kernel=step.kernel if s else 0.0,
+    )

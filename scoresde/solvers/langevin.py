@@ -6,15 +6,19 @@ eps the noise prediction at u; xi is standard normal.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from scoresde.solvers import scalar
-from scoresde.solvers.path import Path
+from scoresde.solvers.path import Path, Point
 from scoresde.solvers.prediction import Noise
 from scoresde.solvers.rows import Langevin, Op, Row, forward_move, last_move, one_step
 from scoresde.solvers.solver import Description, RowSolver
 from scoresde.solvers.stochastic import reverse_diffusion
 
-__all__ = ["annealed_langevin", "predictor_corrector"]
+__all__ = ["annealed_langevin", "predictor_corrector", "underdamped_corrector"]
 
+LEIMKUHLER = "Leimkuhler & Matthews 2013, arXiv:1203.5428; Cheng et al. 2018, arXiv:1707.03663"
 NCSN_2019 = "Song & Ermon 2019, arXiv:1907.05600"
 SONG_2021 = "Song et al. 2021, arXiv:2011.13456"
 
@@ -38,11 +42,7 @@ def predictor_corrector(
 
     Source: Song et al., 2021, algorithms 2 to 5.
     """
-    base = reverse_diffusion() if predictor is None else predictor
-    if not isinstance(base, RowSolver):
-        raise ValueError(f"got predictor {base!r}; expected a solver that makes rows (an adaptive or outside one does not)")
-    if not isinstance(corrections, int) or corrections < 1:
-        raise ValueError(f"got corrections={corrections!r}; expected a whole number of at least 1 (or no corrector at all)")
+    base = _predictor(predictor, corrections)
     if not snr > 0:
         raise ValueError(f"got snr={snr}; expected a positive number")
     if norm not in ("sample", "batch"):
@@ -53,7 +53,7 @@ def predictor_corrector(
         out: list[Op] = []
         for row in base.rows(path):
             out.append(row)
-            if isinstance(row, Row) and row.ends_step and row.to.sigma > 0:
+            if row.ends_step and row.to.sigma > 0:
                 towards_data = below.get(row.to, row.to)
                 scale = scalar.exp(2 * (row.to.log_alpha - towards_data.log_alpha))
                 out += [Langevin(row.to, snr, scale, norm)] * corrections
@@ -61,6 +61,111 @@ def predictor_corrector(
 
     evaluations = None if base.description.evaluations is None else base.description.evaluations + corrections
     return RowSolver(Description("pc", "langevin", SONG_2021, evaluations=evaluations, stochastic=True), rows)
+
+
+def _predictor(predictor: RowSolver | None, corrections: int) -> RowSolver:
+    base = reverse_diffusion() if predictor is None else predictor
+    if not isinstance(base, RowSolver):
+        raise ValueError(f"got predictor {base!r}; expected a solver that makes rows (an adaptive or outside one does not)")
+    if not isinstance(corrections, int) or corrections < 1:
+        raise ValueError(f"got corrections={corrections!r}; expected a whole number of at least 1 (or no corrector at all)")
+    return base
+
+
+def underdamped_corrector(
+    predictor: RowSolver | None = None, corrections: int = 3, step: float = 0.4, friction: float = 1.0
+) -> RowSolver:
+    r"""Any solver, followed at each point by Langevin dynamics with a velocity, at the noise level there.
+
+    In units of sigma, x = sigma z, the dynamics
+
+    .. math:: dz = v\, d\tau, \qquad dv = \sigma\, s(x)\, d\tau - \gamma v\, d\tau + \sqrt{2 \gamma}\, dW
+
+    have the marginal at the level and a standard normal velocity for their stationary law. A velocity is drawn at each
+    point, and ``corrections`` steps of length h are made by the splitting OBABO, half a step of friction and noise (O) and
+    of force (B) on both sides of the drift (A):
+
+    .. math:: v \leftarrow v + \tfrac h2 \sigma s(x), \qquad x \leftarrow x + h \sigma v, \qquad
+              v \leftarrow v + \tfrac h2 \sigma s(x), \qquad
+              v \leftarrow e^{-\gamma h} v + \sqrt{1 - e^{-2 \gamma h}}\, \xi
+
+    On Gaussian data of noised covariance V it leaves :math:`V (I - h^2 \sigma^2 V^{-1} / 4)^{-1}` unchanged, whatever the
+    friction and the number of steps: a bias of order h^2, the one of overdamped Langevin dynamics with steps
+    :math:`\epsilon = h^2 \sigma^2 / 2`, which these are for infinite friction. A velocity that lasts crosses a direction
+    of deviation L sigma in about L / h steps, instead of about (L / h)^2.
+
+    The velocity is eliminated from the rows, which are linear: all drivers run them.
+
+    Args:
+        predictor: a solver that makes rows; by default :func:`reverse_diffusion`.
+        corrections: number of evaluations at each point but the clean end.
+        step: h, below 2, from which on the narrowest direction possible, of deviation sigma, is unstable.
+        friction: gamma, in the same units; critical for a direction of deviation L sigma at 2 / L.
+
+    Sources: Leimkuhler and Matthews, "Rational Construction of Stochastic Numerical Methods for Molecular Sampling", 2013,
+    https://arxiv.org/abs/1203.5428; Cheng et al., "Underdamped Langevin MCMC", 2018, https://arxiv.org/abs/1707.03663.
+    """
+    base = _predictor(predictor, corrections)
+    if not 0 < step < 2:
+        raise ValueError(f"got step={step}; expected a number between 0 and 2, from which on the dynamics are unstable")
+    if not friction >= 0:
+        raise ValueError(f"got friction={friction}; expected a number of at least 0")
+
+    def rows(path: Path) -> list[Op]:
+        out: list[Op] = []
+        evaluated: list[int] = []  # of each evaluation of the predictor, its number among all
+        drawn: list[int] = []
+        total, draws = 0, 0
+        for row in base.rows(path):
+            if isinstance(row, Row):
+                if row.at is not None:
+                    evaluated.append(total)
+                    total += 1
+                if row.draw is not None:
+                    drawn.append(draws)
+                    draws += 1
+                row = replace(row, w=_later(row.w, evaluated, total), s=_later(row.s, drawn, draws))
+            out.append(row)
+            if row.ends_step and row.to.sigma > 0:
+                out += _obabo(row.to, corrections, step, friction)
+                total += corrections
+                draws += corrections
+        return out
+
+    evaluations = None if base.description.evaluations is None else base.description.evaluations + corrections
+    return RowSolver(Description("pc-underdamped", "langevin", LEIMKUHLER, evaluations=evaluations, stochastic=True), rows)
+
+
+def _obabo(u: Point, count: int, step: float, friction: float) -> list[Row]:
+    """``count`` steps at ``u``; position and velocity are sums over the evaluations and draws so far, oldest first."""
+    keep = math.exp(-friction * step)
+    spread = math.sqrt(-math.expm1(-2 * friction * step))
+    p, q = Noise().mix(u)  # minus this is sigma s
+    x_n, x_xi, v_n, v_xi = ([0.0] * count for _ in range(4))
+    rows = []
+    for k in range(count):
+        if k == 0:
+            v_xi[0] = 1.0
+        else:
+            v_n[k] = 0.5 * step  # the second half of the force, now that it is known; then friction
+            v_n, v_xi = [keep * c for c in v_n], [keep * c for c in v_xi]
+            v_xi[k] = spread
+        v_n[k] += 0.5 * step
+        x_n = [x + step * v for x, v in zip(x_n, v_n, strict=True)]
+        x_xi = [x + step * v for x, v in zip(x_xi, v_xi, strict=True)]
+        w, s = (tuple(u.sigma * c for c in reversed(values[: k + 1])) for values in (x_n, x_xi))
+        rows.append(Row(to=u, at=u, a=1.0, w=w, s=s, p=-p, q=-q, draw=(u, u), ends_step=k + 1 == count))
+    return rows
+
+
+def _later(factors: tuple[float, ...], where: list[int], total: int) -> tuple[float, ...]:
+    """Factors of the newest of ``where``, newest first, as factors of the newest of all ``total``."""
+    if not factors:
+        return ()
+    slots = [0.0] * (total - where[-len(factors)])
+    for factor, number in zip(factors, reversed(where), strict=False):
+        slots[total - 1 - number] = factor
+    return tuple(slots)
 
 
 def annealed_langevin(steps_per_level: int = 5, step: float = 0.2) -> RowSolver:

@@ -78,7 +78,7 @@ def deis(order: int = 3, clock: str = "lam", start: str = "published") -> RowSol
         return RowSolver(description, _exact(Noise() if clock == "lam" else Rho(), order, start))
 
     def rows(path: Path) -> list[Op]:
-        return multistep_rows(Noise(), path, order, _polynomial_in_t(path), opening)
+        return multistep_rows(Noise(), path, (order, _polynomial_in_t(path)), opening=opening)
 
     return RowSolver(description, rows)
 
@@ -163,7 +163,7 @@ def ipndm(order: int = 4) -> RowSolver:
     depth = _check_order(order)
     return RowSolver(
         Description("ipndm", "multistep", DEIS, order=min(order, 2)),
-        lambda path: multistep_rows(Rho(), path, depth, _classical),
+        lambda path: multistep_rows(Rho(), path, (depth, _classical)),
     )
 
 
@@ -179,10 +179,12 @@ def ipndm_v(order: int = 4, variant: str = "published") -> RowSolver:
                        \frac{h}{6 (h + h_1 + h_2)} \right]
                        \frac{h (h + h_1) (h + h_1 + h_2)}{h_1 (h_1 + h_2) (h_1 + h_2 + h_3)}
 
-    which is not the Adams-Bashforth rule that it is written after: in that the bracket of tau_1 multiplies,
-    :math:`(\tfrac12 - \tfrac{h}{6 (h + h_1)}) \tfrac{h (h + h_1)}{h_1 (h_1 + h_2)}`, and tau_2 has a minus sign (0.375 for
-    equal steps, not 0.458). With steps that vary the published weights of four nodes do not add up to 1 either.
-    ``variant="exact"`` is that rule: :func:`lms`. Both are second order, from their first step.
+    which is not the Adams-Bashforth rule that it is written after. In that the bracket of tau_1 multiplies,
+    :math:`(\tfrac12 - \tfrac{h}{6 (h + h_1)}) \tfrac{h (h + h_1)}{h_1 (h_1 + h_2)}`; the second term in the bracket of tau_2
+    has a minus sign (0.375 for equal steps, not 0.458); and the oldest eps has the factor
+    :math:`- \tfrac{h_1 (h_1 + h_2)}{h_3 (h_2 + h_3)}` in Delta_3, where the published code has h_1 / h_2 for h_2 / h_3, so
+    that with steps that vary its weights do not add up to 1. Put right in these three places it is ``variant="exact"``,
+    :func:`lms`. Both are second order, from their first step.
     Source: Zhou et al., "Fast ODE-based Sampling for Diffusion Models in Around 5 Steps", 2024, their code.
     """
     depth = _check_order(order)
@@ -191,7 +193,7 @@ def ipndm_v(order: int = 4, variant: str = "published") -> RowSolver:
     rule = exact_rule if variant == "exact" else _published_ipndm_v
     return RowSolver(
         Description("ipndm-v", "multistep", ZHOU, order=min(order, 2)),
-        lambda path: multistep_rows(Rho(), path, depth, rule),
+        lambda path: multistep_rows(Rho(), path, (depth, rule)),
     )
 
 
@@ -225,7 +227,7 @@ def plms() -> RowSolver:
     """
     return RowSolver(
         Description("plms", "multistep", LIU_2022, order=2, evaluations=None),
-        lambda path: multistep_rows(Rho(), path, 4, _classical, [stencil.trapezoid]),
+        lambda path: multistep_rows(Rho(), path, (4, _classical), opening=[stencil.trapezoid]),
     )
 
 
@@ -243,7 +245,7 @@ def pndm() -> RowSolver:
             Rho().check(u)
         middles = points(path.sde, scalar.vector([(u.t + v.t) / 2 for u, v in up])) if up else []
         steps = {move: _pseudo_rk4(*move, middle) for move, middle in zip(up, middles, strict=True)}
-        return multistep_rows(Rho(), path, 4, _classical, [lambda u, v: steps[u, v]] * 3)
+        return multistep_rows(Rho(), path, (4, _classical), opening=[lambda u, v: steps[u, v]] * 3)
 
     return RowSolver(Description("pndm", "multistep", LIU_2022, order=2, evaluations=None), rows)
 
@@ -272,4 +274,4 @@ def gradient_estimation(gamma: float = 2.0) -> RowSolver:
         return [constant] if len(nodes) == 1 else [gamma * constant, (1 - gamma) * constant]
 
     description = Description("gradient-estimation", "multistep", PERMENTER, order=2 if gamma == 1.5 else 1)
-    return RowSolver(description, lambda path: multistep_rows(Rho(), path, 2, rule))
+    return RowSolver(description, lambda path: multistep_rows(Rho(), path, (2, rule)))

@@ -67,6 +67,11 @@ class Prediction(ABC):
     def noise(self, u: Point, v: Point) -> float:
         """The standard deviation of the noise of the step."""
 
+    @property
+    def kernel(self) -> float:
+        """The rate k of the integral of e^{k s} dW_s that the noise of a step is, as seen from its end."""
+        return 0.0
+
     def check(self, u: Point) -> None:
         """Refuse by name a start that this prediction cannot carry."""
         if u.log_alpha == -math.inf and not self.carries_zero_alpha:
@@ -106,6 +111,10 @@ class Data(Prediction):
     def noise(self, u: Point, v: Point) -> float:
         return v.sigma * scalar.sqrt(-scalar.expm1(-2 * self.eta * _step(u, v))) if self.eta else 0.0
 
+    @property
+    def kernel(self) -> float:
+        return scalar.value(self.eta)
+
 
 class _NoiseKernel(Prediction):
     """The part that Noise and Rho share: N = eps, carried as x / alpha."""
@@ -120,6 +129,10 @@ class _NoiseKernel(Prediction):
 
     def noise(self, u: Point, v: Point) -> float:
         return v.sigma * scalar.sqrt(self.eta * scalar.expm1(2 * _step(u, v))) if self.eta else 0.0
+
+    @property
+    def kernel(self) -> float:
+        return -1.0
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ A :class:`Row` evaluates the model at the current state y, if ``at`` is a point,
 
 with x the state at the start of the step, ``w[0]`` belonging to the newest N and ``s[0]`` to the newest draw of noise. The
 row that ends a step makes y the new x.
-A :class:`Langevin` correction is the one update that is not linear: its step size depends on the state.
+Two updates are not linear: the step size of a :class:`Langevin` correction depends on the state, and the noise of a
+:class:`LearnedNoise` step on the model.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from scoresde.solvers import scalar
 from scoresde.solvers.coefficients import lagrange_integrals
@@ -24,7 +25,18 @@ from scoresde.solvers.path import Path, Point, points
 from scoresde.solvers.prediction import Prediction
 from scoresde.solvers.stencil import Stage, Stencil
 
-__all__ = ["Langevin", "Row", "each_step", "forward_move", "from_json", "last_move", "one_step", "stencil_rows", "to_json"]
+__all__ = [
+    "Langevin",
+    "LearnedNoise",
+    "Row",
+    "each_step",
+    "forward_move",
+    "from_json",
+    "last_move",
+    "one_step",
+    "stencil_rows",
+    "to_json",
+]
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,7 @@ class Row:
         a, w, s: factors of the state, of the history and of the draws of noise, both newest first.
         p, q: N = p y + q m.
         draw: the interval over which noise is drawn first, or ``None``.
+        kernel: the rate k of the integral of e^{k s} dW_s over that interval which the draw stands for.
         ends_step: whether y becomes the state from which the next rows start.
     """
 
@@ -48,6 +61,7 @@ class Row:
     p: float = 0.0
     q: float = 1.0
     draw: tuple[Point, Point] | None = None
+    kernel: float = 0.0
     ends_step: bool = True
 
 
@@ -65,14 +79,48 @@ class Langevin:
     snr: float
     scale: float = 1.0
     norm: str = "sample"
+    ends_step: ClassVar[bool] = False
+    kernel: ClassVar[float] = 0.0
+
+    @property
+    def to(self) -> Point:
+        """The point at which it leaves the state: the same."""
+        return self.at
 
 
-Op = Row | Langevin
+@dataclass(frozen=True)
+class LearnedNoise:
+    r"""A step with noise of a deviation that the model gives for each number,
+    :math:`x \leftarrow a\, x + w\, m + s_{lower}^{1 - f} s_{upper}^f\, \xi`.
+
+    m is the data prediction and f the fraction that the model's second output gives: see
+    :class:`~scoresde.ScoreModel`. Source: Nichol and Dhariwal, 2021, equation (15).
+    """
+
+    at: Point
+    to: Point
+    a: float
+    w: float
+    lower: float
+    upper: float
+    ends_step: ClassVar[bool] = True
+    kernel: ClassVar[float] = 1.0
 
 
-def one_step(u: Point, v: Point, a: float, w: float, s: float = 0.0, p: float = 0.0, q: float = 1.0) -> Row:
+Op = Row | Langevin | LearnedNoise
+
+
+def one_step(
+    u: Point, v: Point, a: float, w: float, s: float = 0.0, p: float = 0.0, q: float = 1.0, kernel: float = 0.0
+) -> Row:
     """The row of a solver that evaluates once, at the start of the step u -> v, and keeps no history."""
-    return Row(to=v, at=u, a=a, w=(w,), s=(s,) if s else (), p=p, q=q, draw=(u, v) if s else None)
+    return Row(to=v, at=u, a=a, w=(w,), s=(s,) if s else (), p=p, q=q, draw=(u, v) if s else None, kernel=kernel)
+
+
+def kernel_of_decay(u: Point, v: Point, a: float) -> float:
+    """The eta with which ``Data(eta)`` takes the state with the factor ``a`` from u to v, and so the kernel of its noise."""
+    carried, h = scalar.value(a) * scalar.value(u.sigma) / scalar.value(v.sigma), scalar.value(v.lam - u.lam)
+    return -math.log(carried) / h if carried > 0 and math.isfinite(h) else 0.0
 
 
 def last_move(path: Path) -> Row:
@@ -146,6 +194,7 @@ def stencil_rows(prediction: Prediction, stencil: Stencil | list[Stencil], path:
                     p=p,
                     q=q,
                     draw=draw,
+                    kernel=prediction.kernel if draw else 0.0,
                     ends_step=len(here) == len(stages),
                 )
             )
@@ -247,8 +296,8 @@ def from_json(values: Sequence[dict[str, Any]]) -> list[Op]:
                 fields[name] = Point(*fields[name])
         if fields.get("draw") is not None:
             fields["draw"] = tuple(Point(*p) for p in fields["draw"])
-        if value["op"] == "Langevin":
-            rows.append(Langevin(**fields))
+        if value["op"] in ("Langevin", "LearnedNoise"):
+            rows.append({"Langevin": Langevin, "LearnedNoise": LearnedNoise}[value["op"]](**fields))
         else:
             rows.append(Row(**{**fields, "w": tuple(fields["w"]), "s": tuple(fields["s"])}))
     return rows

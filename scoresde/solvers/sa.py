@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scoresde.solvers.exponential_sde import Eta, multistep_rows_per_step, per_step
-from scoresde.solvers.history import constant_weight, exact_rule
+from scoresde.solvers.exponential_sde import Eta, per_step
+from scoresde.solvers.history import constant_weight, exact_rule, multistep_rows
 from scoresde.solvers.path import Point
 from scoresde.solvers.prediction import Data, Prediction
 from scoresde.solvers.solver import Description, RowSolver
@@ -63,4 +63,5 @@ def sa_solver(predictor: int = 2, corrector: int = 2, tau: Eta = 1.0, variant: s
         if tau == 0
         else Description("sa", "stochastic", XUE, weak_order=best, stochastic=True)
     )
-    return RowSolver(description, lambda path: multistep_rows_per_step(path, choice, predictor, rule, corrector))
+    pair = (corrector, rule) if corrector else None
+    return RowSolver(description, lambda path: multistep_rows(choice, path, (predictor, rule), pair, corrects_end=True))

@@ -7,13 +7,13 @@ that computes with them is the same: it takes its functions from here instead of
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-__all__ = ["Coefficient", "exp", "expm1", "isfinite", "log", "log1p", "plain", "sqrt", "value", "vector"]
+__all__ = ["Coefficient", "exp", "expm1", "fsum", "isfinite", "log", "log1p", "plain", "sqrt", "value", "vector"]
 
 
 class Coefficient(Tensor):
@@ -40,6 +40,12 @@ def exp(x: float) -> float:
 def expm1(x: float) -> float:
     """e^x - 1."""
     return cast(Any, x).expm1() if isinstance(x, Tensor) else math.expm1(x)
+
+
+def fsum(xs: Iterable[float]) -> float:
+    """The sum; of floats it is the float nearest to the true one."""
+    terms = list(xs)
+    return cast(Any, vector(terms).sum().as_subclass(Coefficient)) if _any_tensor(terms) else math.fsum(terms)
 
 
 def log(x: float) -> float:
@@ -74,6 +80,10 @@ def plain(x: Any) -> Any:
 
 def vector(xs: Sequence[float]) -> Tensor:
     """Floats and coefficients as one float64 tensor, gradients kept."""
-    if any(isinstance(x, Tensor) for x in xs):
+    if _any_tensor(xs):
         return torch.stack([torch.as_tensor(plain(x), dtype=torch.float64) for x in xs])
     return torch.tensor(xs, dtype=torch.float64)
+
+
+def _any_tensor(xs: Sequence[float]) -> bool:
+    return any(isinstance(x, Tensor) for x in xs)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from scoresde.solvers import general, scalar, stencil
 from scoresde.solvers.path import Path, Point
 from scoresde.solvers.prediction import Data, Noise, Time
-from scoresde.solvers.rows import Op, Row, each_step, forward_move, last_move, one_step, stencil_rows
+from scoresde.solvers.rows import LearnedNoise, Op, Row, each_step, forward_move, last_move, one_step, stencil_rows
 from scoresde.solvers.solver import Description, RowSolver, compose
 
 __all__ = ["analytic_dpm", "ancestral", "ddpm", "euler_maruyama", "ncsn", "reverse_diffusion", "sde_heun"]
@@ -33,16 +33,16 @@ def ancestral(variance: str | float = "lower") -> RowSolver:
     Args:
         variance: ``"lower"``: that of the posterior, :math:`s = \sigma_v \sqrt{1 - e^{-2h}}`; ``"upper"``: that of the
             forward transition, :math:`s = \sigma_u \sqrt{1 - e^{-2h}}`; or the weight of the upper one, between 0 and 1,
-            in the mean of their logarithms.
+            in the mean of their logarithms; or ``"learned"``: that weight from the model, for each number by itself. The
+            bounds are those of the step, also on fewer steps than the model was trained with.
 
-    Sources: Ho et al., 2020, algorithm 2; Song et al., 2021, equation (47).
+    Sources: Ho et al., 2020, algorithm 2; Song et al., 2021, equation (47); Nichol and Dhariwal, 2021,
+    https://arxiv.org/abs/2102.09672, for the learned variance.
     """
-    weights = {"lower": 0.0, "upper": 1.0}
-    if isinstance(variance, str) and variance not in weights:
-        raise ValueError(f"got variance={variance!r}; expected 'lower', 'upper' or a number between 0 and 1")
-    upper = weights[variance] if isinstance(variance, str) else variance
+    weights = {"lower": 0.0, "upper": 1.0, "learned": 0.0}
+    upper = weights.get(variance, -1.0) if isinstance(variance, str) else variance
     if not 0 <= upper <= 1:
-        raise ValueError(f"got variance={variance!r}; expected 'lower', 'upper' or a number between 0 and 1")
+        raise ValueError(f"got variance={variance!r}; expected 'lower', 'upper', 'learned' or a number between 0 and 1")
     reverse = Data(eta=1.0)
 
     def rows(path: Path) -> list[Op]:
@@ -50,7 +50,10 @@ def ancestral(variance: str | float = "lower") -> RowSolver:
         for i, (u, v) in enumerate(path.moves):
             row = out[i]
             if isinstance(row, Row) and row.s and v.lam > u.lam:  # s_upper / s_lower = sigma_u / sigma_v
-                out[i] = replace(row, s=(row.s[0] * (u.sigma / v.sigma) ** upper,))
+                if variance == "learned":
+                    out[i] = LearnedNoise(u, v, row.a, row.w[0], lower=row.s[0], upper=row.s[0] * (u.sigma / v.sigma))
+                else:
+                    out[i] = replace(row, s=(row.s[0] * (u.sigma / v.sigma) ** upper,))
         return out
 
     return RowSolver(Description("ancestral", "ancestral", HO, weak_order=1, stochastic=True), rows)

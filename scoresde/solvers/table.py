@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 
 from scoresde.solvers.adaptive import bogacki_shampine, dormand_prince, dpm_adaptive
+from scoresde.solvers.adaptive_sde import gotta_go_fast
 from scoresde.solvers.detours import (
     dpm2_ancestral,
     dpmpp_2s_ancestral,
@@ -17,7 +18,7 @@ from scoresde.solvers.detours import (
 from scoresde.solvers.er import er_sde_solver
 from scoresde.solvers.exponential import ddim, dpm_fast, dpm_multistep, dpm_solver, dpmpp_2m, dpmpp_2s, dpmpp_3m, dpmpp_3s
 from scoresde.solvers.exponential_sde import sde_dpm_solver, sde_dpmpp, seeds
-from scoresde.solvers.langevin import annealed_langevin, predictor_corrector
+from scoresde.solvers.langevin import annealed_langevin, predictor_corrector, underdamped_corrector
 from scoresde.solvers.multistep import deis, gradient_estimation, ipndm, ipndm_v, lms, plms, pndm, velocity
 from scoresde.solvers.outside import rk45, torchsde_solver
 from scoresde.solvers.runge_kutta import euler, explicit_midpoint, heun, rk3, rk4
@@ -35,6 +36,7 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "ncsn": ncsn,
     "annealed-langevin": annealed_langevin,
     "pc": predictor_corrector,
+    "pc-underdamped": underdamped_corrector,
     "euler": euler,
     "heun": heun,
     "midpoint": explicit_midpoint,
@@ -97,6 +99,7 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "dpm-23": lambda: dpm_adaptive(23),
     "bs3": bogacki_shampine,
     "dopri5": dormand_prince,
+    "gotta-go-fast": gotta_go_fast,
     "torchsde-euler": lambda: torchsde_solver("euler"),
     "torchsde-milstein": lambda: torchsde_solver("milstein"),
     "torchsde-srk": lambda: torchsde_solver("srk"),

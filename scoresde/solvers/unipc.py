@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scoresde.solvers.history import constant_weight, exact_rule, high_order, openings, pec_rows
+from scoresde.solvers.history import constant_weight, exact_rule, high_order, multistep_rows, openings
 from scoresde.solvers.path import Point
 from scoresde.solvers.prediction import Data, Noise, Prediction
 from scoresde.solvers.rows import stencil_rows
@@ -76,7 +76,7 @@ def unipc(
     reached = min(order + 1, 4 if start == "high-order" else 3)
     return RowSolver(
         Description(f"unipc-{order}", "exponential", ZHAO, order=reached),
-        lambda path: pec_rows(kind, path, (order, rule), (order + 1, rule), opening),
+        lambda path: multistep_rows(kind, path, (order, rule), (order + 1, rule), opening),
     )
 
 
@@ -106,7 +106,9 @@ def exp_adams_moulton(order: int = 3, mode: str = "pec", prediction: str = "data
     reached = order if start == "high-order" else min(order, 3)
     description = Description(f"expam-{order}", "exponential", HOCHBRUCK, order=reached, evaluations=1 + (mode == "pece"))
     if mode == "pec":
-        return RowSolver(description, lambda path: pec_rows(kind, path, (order, exact_rule), (order, exact_rule), opening))
+        return RowSolver(
+            description, lambda path: multistep_rows(kind, path, (order, exact_rule), (order, exact_rule), opening)
+        )
     past = tuple(range(0, 1 - order, -1))
     pair: Stencil = (Stage(1.0, past), Stage(1.0, (1, *past)))
     return RowSolver(description, lambda path: stencil_rows(kind, openings(path, opening, pair), path))

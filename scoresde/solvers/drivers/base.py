@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from scoresde.solvers.path import Point
-from scoresde.solvers.rows import Langevin, Op, Row
+from scoresde.solvers.rows import Langevin, LearnedNoise, Op, Row
 from scoresde.solvers.scalar import plain
 
-__all__ = ["Denoiser", "Project", "State"]
+__all__ = ["Denoiser", "Project", "State", "VarianceDenoiser"]
 
 Evaluation = Callable[[Tensor], Tensor]
 Project = Callable[[Tensor, float], Tensor]
@@ -32,6 +33,17 @@ class Denoiser(Protocol):
         ...
 
 
+@runtime_checkable
+class VarianceDenoiser(Denoiser, Protocol):
+    """A model that also predicts where the logarithm of the reverse variance lies between its two bounds."""
+
+    def at_with_variance(
+        self, times: Tensor, *, device: torch.device, dtype: torch.dtype
+    ) -> Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        """At each of ``times``, the data prediction and that fraction, shapes of ``x``, as functions of ``x`` alone."""
+        ...
+
+
 class State(NamedTuple):
     """The state ``x`` at a point of the path, after ``step`` steps; ``info`` is what a driver or a solver reports."""
 
@@ -44,9 +56,32 @@ class State(NamedTuple):
 def bind(rows: Sequence[Op], model: Denoiser, x: Tensor) -> Iterator[Evaluation]:
     """The model at the times of all evaluations of ``rows``, in their order."""
     times = [row.at.t for row in rows if row.at is not None]
+    if any(isinstance(row, LearnedNoise) for row in rows):
+        return _bind_with_variance(rows, model, x, times)
     if any(isinstance(t, Tensor) for t in times):
         return iter([partial(_evaluate_at, model, torch.as_tensor(plain(t), dtype=torch.float64)) for t in times])
     return iter(model.at(torch.tensor(times, dtype=torch.float64), device=x.device, dtype=x.dtype))
+
+
+def _bind_with_variance(rows: Sequence[Op], model: Denoiser, x: Tensor, times: list[float]) -> Iterator[Any]:
+    """The same, where a step with learned noise gets both outputs of the model and every other row the first."""
+    if not isinstance(model, VarianceDenoiser):
+        raise ValueError(
+            f"got a solver with a learned variance for a model ({type(model).__name__}) that predicts none; expected "
+            "ScoreModel(net, sde, learned_variance=True), or the solver with variance='lower' or 'upper'"
+        )
+    if any(isinstance(t, Tensor) for t in times):
+        raise ValueError(
+            "got times that carry gradients for a solver with a learned variance, which has none with respect to them; "
+            "take times.detach(), or variance='lower' or 'upper'"
+        )
+    both = model.at_with_variance(torch.tensor(times, dtype=torch.float64), device=x.device, dtype=x.dtype)
+    evaluating = [row for row in rows if row.at is not None]
+    return iter([f if isinstance(r, LearnedNoise) else partial(_first, f) for r, f in zip(evaluating, both, strict=True)])
+
+
+def _first(evaluation: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
+    return evaluation(x)[0]
 
 
 def _evaluate_at(model: Denoiser, t: Tensor, x: Tensor) -> Tensor:
@@ -74,16 +109,25 @@ def interpolated(row: Row, y: Tensor, m: Tensor) -> Tensor:
     return m if (row.p, row.q) == (0, 1) else plus(scaled(y, row.p), m, row.q)
 
 
+def nonlinear(row: Langevin | LearnedNoise, x: Tensor, prediction: Any, xi: Tensor) -> Tensor:
+    """The state after an update that is not a linear row, from what its evaluation gave and the draw ``xi``."""
+    if isinstance(row, Langevin):
+        return langevin(row, x, prediction, xi)
+    m, fraction = prediction
+    std = torch.exp(math.log(row.upper / row.lower) * fraction + math.log(row.lower))
+    return torch.add(row.w * m, x, alpha=row.a) + std * xi
+
+
 def langevin(row: Langevin, x: Tensor, m: Tensor, xi: Tensor) -> Tensor:
     """The state after a Langevin correction, from the data prediction ``m`` and the draw ``xi``."""
-    score = (row.at.alpha * m - x) / row.at.sigma**2
+    score: Tensor = (scaled(m, row.at.alpha) - x) / plain(row.at.sigma) ** 2
     norm_score: Tensor = torch.linalg.vector_norm(score.flatten(1), dim=1)
     norm_xi: Tensor = torch.linalg.vector_norm(xi.flatten(1), dim=1)
     if row.norm == "batch":
         norm_score, norm_xi = norm_score.mean(), norm_xi.mean()
     # A vanishing score would ask for an infinite step.
     floor = torch.finfo(x.dtype).tiny ** 0.25
-    step = 2 * row.scale * (row.snr * norm_xi / norm_score.clamp(min=floor)) ** 2
+    step: Tensor = 2 * plain(row.scale) * (row.snr * norm_xi / norm_score.clamp(min=floor)) ** 2
     if row.norm != "batch":
         step = step.reshape(-1, *([1] * (x.ndim - 1)))
     return x + step * score + torch.sqrt(2 * step) * xi

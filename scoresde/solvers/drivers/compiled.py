@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.solvers.drivers.base import Denoiser, Project, State, bind, depths, langevin, refuse_gradients
+from scoresde.solvers.drivers.base import Denoiser, Project, State, bind, depths, nonlinear, refuse_gradients
 from scoresde.solvers.noise import NoiseSource
-from scoresde.solvers.rows import Langevin, Op, Row
+from scoresde.solvers.rows import Op, Row
 
 __all__ = ["compiled"]
 
@@ -59,7 +59,7 @@ def compiled(
     history and the draws. Coefficients enter as a tensor, so that one compilation serves every row, every step size and
     every solver that looks back on as many predictions and draws; there is another for rows without an evaluation. The
     network is called as it is: pass ``ScoreModel(torch.compile(net), sde)`` to have it compiled too. Noise is drawn, and
-    Langevin corrections and the hooks are run, outside. Equal to :func:`readable` but for rounding.
+    updates that are not linear and the hooks are run, outside. Equal to :func:`readable` but for rounding.
 
     The first call compiles, which on a CPU needs a C++ compiler and takes some seconds.
 
@@ -96,14 +96,15 @@ def _states(
     history, draws = ([zero.view_as(zero) for _ in range(n)] for n in (depth, kept))
     y, step = x, 0
     for row in rows:
-        if isinstance(row, Langevin):
-            y = langevin(row, x, next(evaluate)(x), noise(row.at, row.at, torch.empty_like(x)))
-            x = y = y if project is None else project(y, row.at.t)
-            yield State(step, row.at, x)
+        if not isinstance(row, Row):
+            y = nonlinear(row, x, next(evaluate)(x), noise(row.at, row.to, torch.empty_like(x), row.kernel))
+            x = y = y if project is None else project(y, row.to.t)
+            step += row.ends_step
+            yield State(step, row.to, x)
             continue
         c = next(coefficients)
         if row.draw is not None:
-            draws = [noise(*row.draw, torch.empty_like(x)), *draws[:-1]]
+            draws = [noise(*row.draw, torch.empty_like(x), row.kernel), *draws[:-1]]
         if row.at is not None:
             m = next(evaluate)(y)
             n, y = evaluated(x, y.view_as(y), m.view_as(m), tuple(history[:-1]), tuple(draws), c)

@@ -83,8 +83,8 @@ def parallel(
             with the whole path in the window 1 saves up to a sixth of the sweeps, and more than 2 rather costs some.
 
     Raises:
-        ValueError: for Langevin corrections, whose step depends on the state; for coefficients that carry gradients; for a
-            window below 1, a negative tolerance or a negative ``anderson``.
+        ValueError: for Langevin corrections, whose step depends on the state, and learned noise; for coefficients that carry
+            gradients; for a window below 1, a negative tolerance or a negative ``anderson``.
 
     Sources: Shih et al., "Parallel Sampling of Diffusion Models", 2023, https://arxiv.org/abs/2305.16317; Tang et al.,
     "Accelerating Parallel Sampling of Diffusion Models", 2024, https://arxiv.org/abs/2402.09970, for the acceleration.
@@ -100,8 +100,8 @@ def parallel(
     linear = [row for row in rows if isinstance(row, Row)]
     if len(linear) < len(rows):
         raise ValueError(
-            "got rows with Langevin corrections, whose step depends on the state, so that driver 'parallel' cannot run all "
-            "steps at once; take driver='fast', or a solver without a corrector"
+            "got rows with Langevin corrections, whose step depends on the state, or with learned noise, so that driver "
+            "'parallel' cannot run all steps at once; take driver='fast', or a solver whose rows are linear"
         )
     if window < 1 or not tolerance >= 0 or anderson < 0:
         raise ValueError(
@@ -189,7 +189,7 @@ class _Sweep:
                     m = held
             if row.draw is not None:
                 if r not in self.drawn:
-                    self.drawn[r] = self.noise(*row.draw, torch.empty_like(before.x))
+                    self.drawn[r] = self.noise(*row.draw, torch.empty_like(before.x), row.kernel)
                 xi = self.drawn[r]
             before = after[r] = before.after(row, m, xi, self.project, self.kept)
         return inputs, after

@@ -17,13 +17,13 @@ from scoresde.solvers.drivers.base import (
     bind,
     depths,
     interpolated,
-    langevin,
+    nonlinear,
     plus,
     refuse_gradients,
     scaled,
 )
 from scoresde.solvers.noise import NoiseSource
-from scoresde.solvers.rows import Langevin, Op, Row
+from scoresde.solvers.rows import Op, Row
 
 __all__ = ["differentiable", "fast", "readable"]
 
@@ -100,10 +100,11 @@ def _states(
     history, draws = (deque[Tensor](maxlen=depth) for depth in depths(rows))
     y, step = x, 0
     for row in rows:
-        if isinstance(row, Langevin):
-            y = langevin(row, x, next(evaluate)(x), noise(row.at, row.at, torch.empty_like(x)))
-            x = y = y if project is None else project(y, row.at.t)
-            yield State(step, row.at, x)
+        if not isinstance(row, Row):
+            y = nonlinear(row, x, next(evaluate)(x), noise(row.at, row.to, torch.empty_like(x), row.kernel))
+            x = y = y if project is None else project(y, row.to.t)
+            step += row.ends_step
+            yield State(step, row.to, x)
             continue
         if row.at is not None:
             history.appendleft(interpolated(row, y, next(evaluate)(y)))
@@ -112,7 +113,7 @@ def _states(
             if w:
                 y = plus(y, n, w)
         if row.draw is not None:
-            draws.appendleft(noise(*row.draw, torch.empty_like(x)))
+            draws.appendleft(noise(*row.draw, torch.empty_like(x), row.kernel))
         for s, xi in zip(row.s, draws, strict=False):
             y = plus(y, xi, s)
         if row.ends_step:
@@ -157,15 +158,18 @@ def run_in_place(
     x = x.clone(memory_format=torch.contiguous_format)
     stages = any(isinstance(row, Row) and not row.ends_step for row in rows)
     stage = torch.empty_like(x) if stages else x
-    kept = max(kept, any(isinstance(row, Langevin) for row in rows))
+    kept = max(kept, any(not isinstance(row, Row) for row in rows))
     draws = deque([torch.empty_like(x) for _ in range(kept)])
     y, step = x, 0
     for row in rows:
-        if isinstance(row, Langevin):
-            x.copy_(langevin(row, x, next(evaluate)(x), noise(row.at, row.at, draws[0])))
+        if not isinstance(row, Row):
+            x.copy_(nonlinear(row, x, next(evaluate)(x), noise(row.at, row.to, draws[0], row.kernel)))
             if project is not None:
-                x.copy_(project(x, row.at.t))
+                x.copy_(project(x, row.to.t))
             y = x
+            step += row.ends_step
+            if row.ends_step and on_step is not None:
+                on_step(step)
             continue
         if row.at is not None:
             m = next(evaluate)(y)
@@ -181,7 +185,7 @@ def run_in_place(
                 y.add_(n, alpha=w)
         if row.draw is not None:
             draws.rotate(1)
-            noise(*row.draw, draws[0])
+            noise(*row.draw, draws[0], row.kernel)
         for s, xi in zip(row.s, draws, strict=False):
             y.add_(xi, alpha=s)
         if row.ends_step:
