@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "chain": _SDE,
     "score": _SDE | {"chain"},
     "objectives": _SCORE,
-    "problems": _SCORE,
+    "problems": _SCORE | {"data"},
     "solvers": _SDE,
     "models": set(),
     "data": set(),

@@ -1,0 +1,264 @@
+r"""What all analytic problems share: a density, a score and predictions at every time, from one function.
+
+The noised data are :math:`x = \alpha x_0 + \sigma \epsilon`. A distribution states, for one pair of scales, the
+log-density of ``x``, its gradient and :math:`E[x_0 \mid x]`. The rest follows without a division by alpha or sigma, so
+that it is accurate at both ends of time:
+
+.. math:: E[\epsilon \mid x] = -\sigma \nabla \log p(x), \qquad
+          E[v \mid x] = \alpha E[\epsilon \mid x] - \sigma E[x_0 \mid x].
+
+States have shape ``(batch, *event)``, times ``()`` or ``(batch,)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from scoresde._shape import as_time, check_batch, expand
+from scoresde.chain import Chain
+from scoresde.score import ScoreModel
+from scoresde.sde import AffineSDE, Time
+
+__all__ = ["Posterior", "Problem"]
+
+T = TypeVar("T", bound=tuple[Tensor | None, ...])
+
+
+class Posterior(NamedTuple):
+    """What a distribution states of noised data ``x`` of shape ``(batch, d)``."""
+
+    log_prob: Tensor
+    """The log-density at ``x``, shape ``(batch,)``."""
+    score: Tensor
+    """Its gradient, shape ``(batch, d)``."""
+    x0: Tensor
+    """The mean of the data given ``x``, shape ``(batch, d)``."""
+
+
+class Problem(ABC, Generic[T]):
+    """Interface of the distributions whose score is known exactly under every SDE with Gaussian marginals.
+
+    A subclass is a frozen dataclass whose fields are its parameters, which receive no gradient. It gives ``event``,
+    ``sample``, ``mean``, ``covariance`` and ``_posterior``. Results have the dtype and device of ``x`` and are
+    differentiable in ``x`` and ``t``.
+    """
+
+    _exact: T  # the parameters as _posterior needs them, on the host
+    _cache: dict[tuple[torch.dtype | None, torch.device], T]  # copies that earlier calls needed
+
+    def _store(self, tables: T, **values: Any) -> None:
+        for name, value in {**values, "_exact": tables, "_cache": {}}.items():
+            object.__setattr__(self, name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": {}}  # copies are no part of the distribution
+
+    # What a distribution states --------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def event(self) -> torch.Size:
+        """The shape of one sample."""
+
+    @property
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """The mean of the data, shape ``event``, float64; a ValueError where there is none."""
+
+    @property
+    @abstractmethod
+    def covariance(self) -> Tensor:
+        """The covariance of the flattened data, shape ``(d, d)``, float64; a ValueError where there is none."""
+
+    @abstractmethod
+    def sample(self, n: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
+        """``n`` independent samples, shape ``(n, *event)``, on the device of ``generator``, drawn in float64."""
+
+    @abstractmethod
+    def _posterior(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Posterior:
+        """At ``x``, shape ``(batch, d)`` in any dtype, for scales of shape ``(batch or 1, 1)`` in float64."""
+
+    @property
+    def _singular(self) -> bool:
+        """Whether the data have no density before noise is added."""
+        return False
+
+    # What follows ----------------------------------------------------------------------------------------------------
+
+    def log_prob(self, x: Tensor, sde: AffineSDE | None = None, t: Time | None = None) -> Tensor:
+        """Log-density at ``x``, in nats, shape ``(batch,)``: of the data, or of the noised data at time ``t``.
+
+        Raises:
+            ValueError: if only one of ``sde`` and ``t`` is given, or the data have no density.
+
+        Example:
+            >>> import math
+            >>> from scoresde.problems import Gaussian
+            >>> x = torch.zeros(1, 1, dtype=torch.float64)
+            >>> bool(Gaussian([0.0], 1.0).log_prob(x).exp() == 1 / math.sqrt(2 * math.pi))
+            True
+        """
+        if (sde is None) != (t is None):
+            raise ValueError(f"got sde={sde!r} and t={t!r}; expected both (the noised data) or neither (the data)")
+        if sde is not None and t is not None:
+            return self._at(x, sde, t)[0].log_prob.to(x.dtype)
+        if self._singular:
+            raise ValueError(
+                "the data have no density, because a covariance is singular; give an sde and a time t with sigma > 0"
+            )
+        one = torch.ones(1, 1, dtype=torch.float64, device=x.device)
+        return self._posterior(self._flat(x), one, 0 * one).log_prob.to(x.dtype)
+
+    def score(self, x: Tensor, sde: AffineSDE, t: Time) -> Tensor:
+        r"""The score :math:`\nabla_x \log p_t(x)`, shape of ``x``.
+
+        Example:
+            >>> from scoresde import VP
+            >>> from scoresde.problems import Gaussian
+            >>> x = torch.ones(1, 2, dtype=torch.float64)
+            >>> bool(torch.allclose(Gaussian([0.0, 0.0], 1.0).score(x, VP(), 0.3), -x))
+            True
+        """
+        return _like(self._at(x, sde, t)[0].score, x)
+
+    def eps(self, x: Tensor, sde: AffineSDE, t: Time) -> Tensor:
+        """The noise prediction E[eps | x_t = x], shape of ``x``."""
+        at, _, sigma = self._at(x, sde, t)
+        return _like(-sigma.to(at.score) * at.score, x)
+
+    def x0(self, x: Tensor, sde: AffineSDE, t: Time) -> Tensor:
+        """The data prediction E[x_0 | x_t = x], shape of ``x``."""
+        return _like(self._at(x, sde, t)[0].x0, x)
+
+    def v(self, x: Tensor, sde: AffineSDE, t: Time) -> Tensor:
+        """alpha E[eps | x_t = x] - sigma E[x_0 | x_t = x], shape of ``x``."""
+        at, alpha, sigma = self._at(x, sde, t)
+        return _like(-sigma.to(at.score) * (alpha.to(at.score) * at.score + at.x0), x)
+
+    def model(self, sde: AffineSDE | Chain) -> ScoreModel:
+        """The perfect score model of these data.
+
+        Its network returns :meth:`v`, from which both the data and the noise prediction follow without cancellation at
+        either end of time.
+
+        Example:
+            >>> from scoresde import VP, problems
+            >>> problem, x = problems.ring(), torch.ones(1, 2, dtype=torch.float64)
+            >>> model = problem.model(VP())
+            >>> bool(torch.allclose(model.score(x, 0.5), problem.score(x, VP(), 0.5)))
+            True
+        """
+        affine = sde.sde() if isinstance(sde, Chain) else sde
+        return ScoreModel(_ExactNetwork(self, affine), sde, predicts="v", time=_same)
+
+    def fingerprint(self) -> str:
+        """A hash of the kind and the parameters: equal for equal problems, in every process.
+
+        Example:
+            >>> from scoresde import problems
+            >>> problems.ring().fingerprint() == problems.ring(8).fingerprint() != problems.ring(9).fingerprint()
+            True
+        """
+        digest = hashlib.sha256(type(self).__name__.encode())
+        for f in fields(self):  # type: ignore[arg-type]
+            if not f.name.startswith("_"):
+                value = getattr(self, f.name)
+                if isinstance(value, Tensor):
+                    digest.update(f"{f.name} {value.dtype} {tuple(value.shape)}".encode())
+                    digest.update(value.contiguous().numpy().tobytes())
+                else:
+                    digest.update(f"{f.name} {value!r}".encode())
+        return digest.hexdigest()
+
+    # Parts -----------------------------------------------------------------------------------------------------------
+
+    def _tables(self, device: torch.device, dtype: torch.dtype | None = None) -> T:
+        """The parameters on ``device``, in their own dtypes or in ``dtype``."""
+        if device.type == "cpu" and dtype is None:
+            return self._exact
+        if (dtype, device) not in self._cache:
+            # Normal tensors even under inference mode, so that later calls may save them for a gradient.
+            with torch.inference_mode(False):
+                moved = (None if v is None else v.to(device=device, dtype=dtype or v.dtype) for v in self._exact)
+                self._cache[dtype, device] = type(self._exact)(*moved)  # type: ignore[arg-type]
+        return self._cache[dtype, device]
+
+    def _flat(self, x: Tensor) -> Tensor:
+        if check_batch(x).shape[1:] != self.event:
+            raise ValueError(f"got x of shape {tuple(x.shape)}; expected {('batch', *self.event)}, the samples of {self!r}")
+        return x.flatten(1)
+
+    def _at(self, x: Tensor, sde: AffineSDE, t: Time) -> tuple[Posterior, Tensor, Tensor]:
+        """The posterior at ``x`` and ``t``, alpha and sigma."""
+        flat = self._flat(x)
+        if isinstance(t, Tensor):  # Python numbers stay what they are, because the SDE checks their range
+            t = t.to(torch.float64)
+        expand(as_time(t), x)  # a clear error for a wrong shape
+        alpha, sigma = (c.to(device=x.device).reshape(-1, 1) for c in (sde.alpha(t), sde.sigma(t)))
+        return self._posterior(flat, alpha, sigma), alpha, sigma
+
+
+@dataclass(frozen=True)
+class _ExactNetwork:
+    """``net(x, t)`` of the perfect model, which predicts v."""
+
+    problem: Problem[Any]
+    sde: AffineSDE
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.problem.v(x, self.sde, t)
+
+
+def _same(t: Tensor) -> Tensor:
+    return t
+
+
+def _like(values: Tensor, x: Tensor) -> Tensor:
+    return values.reshape(x.shape).to(x.dtype)
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """That of ``x``, and single where it is less."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def parameter(values: Any, name: str, dtype: torch.dtype | None = torch.float64) -> Tensor:
+    """A finite copy of ``values`` on the host, in ``dtype`` or in its own."""
+    with torch.inference_mode(False):
+        tensor = torch.as_tensor(values, dtype=dtype, device="cpu").detach().clone()
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(f"got {name} with values that are not finite; expected finite numbers")
+    return tensor
+
+
+def normalised(weights: Any, components: int) -> Tensor:
+    """Weights of ``components`` that sum to one; equal ones for None."""
+    w = torch.ones(components, dtype=torch.float64) if weights is None else parameter(weights, "weights")
+    if w.shape != (components,) or bool((w < 0).any()) or not w.sum() > 0:
+        raise ValueError(
+            f"got weights {w.tolist()} for {components} components; expected one non-negative number each, not all zero"
+        )
+    return w / w.sum()
+
+
+def check_count(n: int) -> int:
+    """``n``, a number of samples that can be drawn."""
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"got n={n!r} samples; expected a whole number of at least 1")
+    return n
+
+
+def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Standard normal numbers in float64 on the device of ``generator``."""
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
+
+
+def draw(log_weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """``n`` indices with probabilities exp(``log_weights``), shape ``(n,)``."""
+    return torch.multinomial(log_weights.exp(), n, replacement=True, generator=generator)

@@ -1,0 +1,63 @@
+"""Shapes in the plane as kernel densities over fixed points: an :class:`~scoresde.problems.Empirical` that is smoothed.
+
+The points are laid out evenly by formula, so that a problem is the same everywhere, and scaled to zero mean and, on average
+over the two axes, unit variance.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from scoresde.problems.empirical import Empirical
+
+__all__ = ["checkerboard", "pinwheel", "rings", "spirals", "swiss_roll"]
+
+
+def _toy(x: Tensor, y: Tensor, std: float) -> Empirical:
+    points = torch.stack([x.flatten(), y.flatten()], 1)
+    points = points - points.mean(0)
+    return Empirical(points * ((1 - std**2) / points.var(0, correction=0).mean()).sqrt(), std)
+
+
+def _middles(n: int) -> Tensor:
+    """The middles of ``n`` equal parts of [0, 1]."""
+    return (torch.arange(n, dtype=torch.float64) + 0.5) / n
+
+
+def checkerboard(side: int = 4, points: int = 7, std: float = 0.08) -> Empirical:
+    """The black squares of a board of ``side`` x ``side``, each a lattice of ``points`` x ``points``."""
+    board = torch.arange(side)
+    row, column = (board[:, None] + board).remainder(2).logical_not().nonzero().T.to(torch.float64)
+    dy, dx = torch.cartesian_prod(_middles(points), _middles(points)).T
+    return _toy(column[:, None] + dx, row[:, None] + dy, std)
+
+
+def swiss_roll(points: int = 160, turns: float = 1.5, std: float = 0.07) -> Empirical:
+    """A band that is rolled up ``turns`` times around an empty core, seen from its end."""
+    angle = 1.5 * math.pi + 2 * math.pi * turns * _middles(points)
+    return _toy(angle * angle.cos(), angle * angle.sin(), std)
+
+
+def spirals(points: int = 100, turns: float = 1.25, std: float = 0.06) -> Empirical:
+    """Two arms of ``points`` each that wind about one another ``turns`` times."""
+    radius = _middles(points).sqrt()  # evenly along the arc, whose length grows like the square of the radius
+    angle = 2 * math.pi * turns * radius
+    x, y = radius * angle.cos(), radius * angle.sin()
+    return _toy(torch.cat([x, -x]), torch.cat([y, -y]), std)
+
+
+def pinwheel(arms: int = 5, points: int = 12, std: float = 0.08) -> Empirical:
+    """``arms`` blades of ``points`` x ``points / 2`` that start at the hub, widen outwards and bend."""
+    radius, across = torch.cartesian_prod(0.25 + _middles(points), _middles(points // 2) - 0.5).T
+    angle = 2 * math.pi * torch.arange(arms, dtype=torch.float64)[:, None] / arms + 0.5 * across - 1.2 * radius
+    return _toy(radius * angle.cos(), radius * angle.sin(), std)
+
+
+def rings(count: int = 3, points: int = 40, std: float = 0.06) -> Empirical:
+    """``count`` concentric circles, equally far apart and equally dense: the innermost has ``points``."""
+    radius = torch.cat([torch.full((points * i,), float(i), dtype=torch.float64) for i in range(1, count + 1)])
+    angle = 2 * math.pi * torch.cat([_middles(points * i) for i in range(1, count + 1)])
+    return _toy(radius * angle.cos(), radius * angle.sin(), std)

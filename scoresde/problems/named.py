@@ -1,0 +1,163 @@
+"""Problems by name, of about unit variance per coordinate where they are no images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+from scoresde.problems.base import Problem
+from scoresde.problems.empirical import Empirical
+from scoresde.problems.fitted import ppca_mixture
+from scoresde.problems.heavy import funnel, laplace, student_t
+from scoresde.problems.kernel import checkerboard, pinwheel, rings, spirals, swiss_roll
+from scoresde.problems.low_rank import LowRankMixture
+from scoresde.problems.mixture import Gaussian, GaussianMixture
+
+__all__ = [
+    "PROBLEMS",
+    "digits",
+    "gaussian",
+    "grid",
+    "moons",
+    "ppca_digits",
+    "random_mixture",
+    "ring",
+    "spiral",
+    "textures",
+]
+
+
+def ring(modes: int = 8, radius: float = 1.4, std: float = 0.1) -> GaussianMixture:
+    """``modes`` isotropic Gaussians of deviation ``std`` on a circle of ``radius``, in two dimensions."""
+    angle = 2 * math.pi * torch.arange(modes, dtype=torch.float64) / modes
+    return GaussianMixture(radius * torch.stack([angle.cos(), angle.sin()], 1), std**2)
+
+
+def grid(side: int = 3, spacing: float = 1.2, std: float = 0.1) -> GaussianMixture:
+    """``side`` x ``side`` isotropic Gaussians of deviation ``std``, ``spacing`` apart, in two dimensions."""
+    axis = spacing * (torch.arange(side, dtype=torch.float64) - (side - 1) / 2)
+    return GaussianMixture(torch.cartesian_prod(axis, axis), std**2)
+
+
+def spiral(modes: int = 48, turns: float = 1.5, std: float = 0.08) -> GaussianMixture:
+    """Isotropic Gaussians close together along an Archimedean spiral, heavier outwards as its arc is."""
+    fraction = (torch.arange(modes, dtype=torch.float64) + 0.5) / modes
+    angle, radius = 2 * math.pi * turns * fraction.sqrt(), 2 * fraction.sqrt()
+    return GaussianMixture(torch.stack([radius * angle.cos(), radius * angle.sin()], 1), std**2)
+
+
+def moons(modes: int = 8, std: float = 0.08) -> GaussianMixture:
+    """Two interlocking half circles, each of ``modes`` Gaussians with full covariances stretched along it."""
+    angle = math.pi * (torch.arange(modes, dtype=torch.float64) + 0.5) / modes
+    normal = torch.stack([angle.cos(), angle.sin()], 1)
+    tangent = torch.stack([-angle.sin(), angle.cos()], 1)
+    along = (0.5 * math.pi / modes) ** 2
+    covariance = std**2 * normal[:, :, None] * normal[:, None] + along * tangent[:, :, None] * tangent[:, None]
+    upper = normal + torch.tensor([-0.5, -0.25], dtype=torch.float64)
+    means = torch.cat([upper, -upper])  # the lower moon is the upper one turned by half a circle about the centre
+    scale = torch.tensor([1.14, 1.94], dtype=torch.float64)
+    return GaussianMixture(scale * means, scale[:, None] * torch.cat([covariance, covariance]) * scale)
+
+
+def gaussian(d: int = 2, condition: float = 100.0) -> Gaussian:
+    """A correlated Gaussian in ``d`` dimensions, its variances spread over a factor ``condition`` with mean one."""
+    variances = condition ** torch.linspace(0, 1, d, dtype=torch.float64)
+    variances = variances / variances.mean()
+    # A reflection across a plane that is oblique to every axis mixes all coordinates.
+    direction = torch.arange(1, d + 1, dtype=torch.float64)
+    direction = direction / direction.norm()
+    reflection = torch.eye(d, dtype=torch.float64) - 2 * torch.outer(direction, direction)
+    covariance = reflection @ torch.diag(variances) @ reflection
+    return Gaussian(torch.zeros(d, dtype=torch.float64), 0.5 * (covariance + covariance.T))
+
+
+def textures(size: int = 8, modes: int = 4) -> GaussianMixture:
+    r"""Images of ``size`` x ``size`` pixels, shape ``(1, size, size)``: stationary textures in ``modes`` orientations.
+
+    Every component has mean zero and unit variance in every pixel, so that only the correlations, exp(-distance) with
+    distances measured ten times shorter along the stripes than across them, tell them apart.
+    """
+    row, column = torch.cartesian_prod(*[torch.arange(size, dtype=torch.float64)] * 2).T
+    dy, dx = row[:, None] - row, column[:, None] - column
+    angle = math.pi * torch.arange(modes, dtype=torch.float64)[:, None, None] / modes
+    along, across = dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin()
+    covariances = torch.exp(-torch.hypot(along / 10, across))
+    return GaussianMixture(torch.zeros(modes, 1, size, size), covariances)
+
+
+def random_mixture(d: int = 64, modes: int = 16, rank: int = 4, seed: int = 0, noise: float = 0.02) -> LowRankMixture:
+    """A random anisotropic mixture in ``d`` dimensions, from 2 to many thousands, of mean variance one.
+
+    Half of the variance lies between the means, whose distances are those of a standard normal sample; of the other half,
+    ``noise`` is the same in all directions and the rest lies in ``rank`` random ones for each component, with variances
+    that fall like 1, 1/2, 1/3, .. .
+
+    Args:
+        d: dimensions, at least 2.
+        modes: the number of components, at least 2, with random weights between once and twice the smallest.
+        rank: of each covariance; less than ``d`` is used where it is not.
+        seed: chooses everything random.
+        noise: the isotropic variance, from 0 (degenerate covariances) to 0.5.
+
+    Example:
+        >>> round(random_mixture(2).covariance.trace().item(), 12)
+        2.0
+    """
+    if d < 2 or modes < 2 or rank < 1 or not 0 <= noise <= 0.5:
+        raise ValueError(
+            f"got d={d}, modes={modes}, rank={rank} and noise={noise}; expected at least 2 dimensions, 2 modes and rank 1, "
+            "and a variance between 0 and 0.5"
+        )
+    g, rank = torch.Generator().manual_seed(seed), min(rank, d - 1)
+    weights = 1 + torch.rand(modes, generator=g, dtype=torch.float64)
+    weights = weights / weights.sum()
+    means = torch.randn(modes, d, generator=g, dtype=torch.float64)
+    means = means - weights @ means
+    means = means * (0.5 * d / (weights @ (means**2).sum(1))).sqrt()
+    directions = torch.linalg.qr(torch.randn(modes, d, rank, generator=g, dtype=torch.float64)).Q
+    falling = 1 / torch.arange(1, rank + 1, dtype=torch.float64)
+    return LowRankMixture(means, directions * ((0.5 - noise) * d * falling / falling.sum()).sqrt(), noise, weights)
+
+
+def digits(std: float = 0.05) -> Empirical:
+    """The 1797 handwritten digits of :func:`scoresde.data.digits` themselves, shape ``(1, 8, 8)`` in [-1, 1].
+
+    ``std`` smooths them by less than half the difference of two neighbouring levels of ink, so that there is a density.
+    """
+    from scoresde.data import digits
+
+    return Empirical(digits()[0], std)
+
+
+@cache
+def ppca_digits(modes: int = 10, rank: int = 8) -> LowRankMixture:
+    """A mixture fitted to the handwritten digits: :func:`scoresde.problems.ppca_mixture`; computed once a process."""
+    from scoresde.data import digits
+
+    return ppca_mixture(digits()[0], modes, rank)
+
+
+PROBLEMS: dict[str, Callable[[], Problem[Any]]] = {
+    "ring": ring,
+    "grid": grid,
+    "spiral": spiral,
+    "moons": moons,
+    "gaussian": gaussian,
+    "textures": textures,
+    "random": random_mixture,
+    "student_t": student_t,
+    "laplace": laplace,
+    "funnel": funnel,
+    "checkerboard": checkerboard,
+    "swiss_roll": swiss_roll,
+    "spirals": spirals,
+    "pinwheel": pinwheel,
+    "rings": rings,
+    "digits": digits,
+    "ppca_digits": ppca_digits,
+}
+"""The named problems, by name, with their default sizes."""
