@@ -8,13 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import linalg, stats
+from scipy.spatial.distance import pdist
+from sklearn.metrics import pairwise
 
-from scoresde import metrics
 from scoresde.data import digits, split
 from scoresde.metrics import (
+    _samples,
     energy_distance,
     frechet_distance,
     gaussian_frechet_distance,
+    median_distance,
+    mmd,
     sliced_wasserstein,
     train_classifier,
 )
@@ -55,7 +59,7 @@ def test_energy_distance_is_its_definition_in_any_chunks(n, m, d, seed):
     expected = 2 * mean(x, y, n * m) - mean(x, x, n * (n - 1)) - mean(y, y, m * (m - 1))
     assert energy_distance(x, y).item() == pytest.approx(expected, abs=1e-12)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "_CHUNK", 7)
+        patch.setattr(_samples, "CHUNK", 7)
         assert energy_distance(x, y).item() == pytest.approx(expected, abs=1e-12)
 
 
@@ -125,12 +129,40 @@ def test_sliced_wasserstein_of_a_translation_is_its_mean_length_on_the_direction
     distance = sliced_wasserstein(x, x + shift, 50, generator=directions(5))
     torch.testing.assert_close(distance, expected, rtol=1e-10, atol=1e-12)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "_CHUNK", 1)
+        patch.setattr(_samples, "CHUNK", 1)
         chunked = sliced_wasserstein(x, x + shift, 50, generator=directions(5))
     torch.testing.assert_close(chunked, distance)
 
 
+@given(SIZES, SIZES, st.integers(1, 5), SEEDS)
+def test_mmd_is_that_of_the_kernels_of_scikit_learn_in_any_chunks(n, m, d, seed):
+    x, y, widths = draw(seed, n, d), draw(seed + 1, m, d) + 0.5, [0.5, 2.0]
+    kernels = {
+        "gaussian": lambda a, b: sum(pairwise.rbf_kernel(a, b, gamma=0.5 / h**2) for h in widths),
+        "polynomial": lambda a, b: pairwise.polynomial_kernel(a, b, degree=3, gamma=1 / d, coef0=1),
+    }
+    for name, kernel in kernels.items():
+        k_xx, k_yy, k_xy = (kernel(a.numpy(), b.numpy()) for a, b in ((x, x), (y, y), (x, y)))
+        within = sum((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (k_xx, k_yy))
+        expected = pytest.approx(within - 2 * k_xy.mean(), rel=1e-9, abs=1e-9)
+        assert mmd(x, y, name, widths if name == "gaussian" else None).item() == expected
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_samples, "CHUNK", 7)
+            assert mmd(x, y, name, widths if name == "gaussian" else None).item() == expected
+
+
+@given(st.integers(2, 100), SEEDS)
+def test_the_default_width_is_the_median_distance_within_the_second_set(n, seed):
+    y = draw(seed, n, 2)
+    # Of an even number of distances the lower of the two in the middle.
+    width = np.quantile(pdist(y.numpy()), 0.5, method="inverted_cdf")
+    assert median_distance(y) == pytest.approx(width)
+    x = draw(seed + 1, 5, 2)
+    torch.testing.assert_close(mmd(x, y), mmd(x, y, widths=[width]))
+
+
 DISTANCES = {
+    "mmd": lambda x, y: mmd(x, y, widths=[1.0]),
     "energy": energy_distance,
     "frechet": frechet_distance,
     "sliced": lambda x, y: sliced_wasserstein(x, y, 16, generator=directions()),
@@ -149,7 +181,7 @@ def test_distances_are_symmetric_and_blind_to_order_shape_and_origin(distance, n
     torch.testing.assert_close(distance(x.float(), y.float()), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES)
+@pytest.mark.parametrize("distance", [energy_distance, frechet_distance, DISTANCES["sliced"]])
 def test_distances_scale_as_they_should(distance):
     x, y = draw(0, 10, 3), draw(1, 12, 3) + 1
     power = 2 if distance is frechet_distance else 1
@@ -168,6 +200,13 @@ def test_bad_arguments_are_refused():
         energy_distance(torch.zeros(3), torch.zeros(3))
     with pytest.raises(ValueError, match="got projections=0; expected at least 1"):
         sliced_wasserstein(torch.zeros(3, 1), torch.zeros(3, 1), 0, generator=directions())
+    x = torch.zeros(3, 1)
+    with pytest.raises(ValueError, match="got kernel='cubic'; expected 'gaussian' or 'polynomial'"):
+        mmd(x, x, "cubic")
+    with pytest.raises(ValueError, match=r"got widths=\[1\.0\] for the polynomial kernel; expected none"):
+        mmd(x, x, "polynomial", [1.0])
+    with pytest.raises(ValueError, match=r"got widths=\[0\.0\]; expected positive numbers"):
+        mmd(x, x)
     images = torch.zeros(4, 1, 8, 8)
     with pytest.raises(ValueError, match=r"got images of shape \(4, 8, 8\)"):
         train_classifier(images[:, 0], torch.zeros(4, dtype=torch.int64))

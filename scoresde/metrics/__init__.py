@@ -1,0 +1,58 @@
+"""Distances between samples, errors against a truth, what they cost; and a classifier of images, in whose features
+distances mean more than in pixels.
+
+A distance takes two tensors, ``(n, *event)`` and ``(m, *event)``, computes in float64 on the device of its inputs and
+returns a tensor without dimensions; its ``_estimate`` returns an :class:`Estimate`, the value with its confidence interval.
+The distance of two independent sets of real data is the floor that a distance of generated data is to be compared with.
+"""
+
+from scoresde.metrics.classifier import Classifier, train_classifier
+from scoresde.metrics.cost import PeakMemory, peak_memory, seconds_per_evaluation
+from scoresde.metrics.errors import (
+    covariance_error,
+    error_quantile,
+    mean_error,
+    mode_weight_error,
+    negative_log_likelihood,
+    rms_error,
+)
+from scoresde.metrics.frechet import frechet_distance, frechet_estimate, gaussian_frechet_distance
+from scoresde.metrics.intervals import Estimate, jackknife, mean_estimate, quantile_estimate
+from scoresde.metrics.kernels import (
+    energy_distance,
+    energy_estimate,
+    kernel_distance_estimate,
+    median_distance,
+    mmd,
+    mmd_estimate,
+)
+from scoresde.metrics.sliced import sliced_wasserstein, sliced_wasserstein_estimate
+
+__all__ = [
+    "Classifier",
+    "Estimate",
+    "PeakMemory",
+    "covariance_error",
+    "energy_distance",
+    "energy_estimate",
+    "error_quantile",
+    "frechet_distance",
+    "frechet_estimate",
+    "gaussian_frechet_distance",
+    "jackknife",
+    "kernel_distance_estimate",
+    "mean_error",
+    "mean_estimate",
+    "median_distance",
+    "mmd",
+    "mmd_estimate",
+    "mode_weight_error",
+    "negative_log_likelihood",
+    "peak_memory",
+    "quantile_estimate",
+    "rms_error",
+    "seconds_per_evaluation",
+    "sliced_wasserstein",
+    "sliced_wasserstein_estimate",
+    "train_classifier",
+]
