@@ -2,6 +2,7 @@
 
 from scoresde import analysis, models, objectives, problems, solvers
 from scoresde.chain import DDPM, NCSN, GaussianChain
+from scoresde.compare import compare
 from scoresde.sampling import NonFiniteError, Samples, sample
 from scoresde.score import ScoreModel
 from scoresde.sde import EDM, SDE, VE, VP, CosineVP, GaussianSDE, RectifiedFlow, SubVP
@@ -25,6 +26,7 @@ __all__ = [
     "ScoreModel",
     "SubVP",
     "analysis",
+    "compare",
     "fit",
     "load",
     "models",

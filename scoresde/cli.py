@@ -1,4 +1,4 @@
-"""The command line: ``scoresde demo``, ``train``, ``sample`` and ``solvers``.
+"""The command line: ``scoresde demo``, ``train``, ``sample``, ``compare`` and ``solvers``.
 
 What the library refuses is one line on standard error and exit status 2; Ctrl-C is 130, after saving.
 """
@@ -10,7 +10,7 @@ import json
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -20,6 +20,7 @@ import scoresde
 from scoresde import _runs, data, plots
 from scoresde import demo as demonstration
 from scoresde._files import replacing
+from scoresde.compare import BUDGETS, DEFAULT_SOLVERS, Comparison, best_ratio, suite
 from scoresde.sampling import sample as draw
 from scoresde.solvers import SOLVERS, Langevin, LearnedNoise, RowSolver, make_path, plugins, sample_seeds, to_json
 from scoresde.solvers import Path as SolverPath
@@ -289,3 +290,87 @@ def sample(
         calls, seconds = parts[0].evaluations, sum(part.seconds for part in parts)
         _write(x, seeds, out, f"{solver}, {calls} evaluations")
         typer.echo(f"{n} samples by {solver}, {calls} evaluations each, in {seconds:.3g} s: {out}")
+
+
+# compare -------------------------------------------------------------------------------------------------------------
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in _listed(text)]
+    except ValueError:
+        raise ValueError(f"got --evaluations {text!r}; expected whole numbers with commas, such as 5,10,20,50") from None
+
+
+@app.command()
+def compare(
+    on: Annotated[
+        list[str] | None, typer.Argument(help="Names of problems (ring, grid, ..), or one run folder or checkpoint.")
+    ] = None,
+    suite_name: Annotated[
+        str | None, typer.Option("--suite", help="quick or standard, in place of all that follows.")
+    ] = None,
+    solver: Annotated[str, typer.Option(help="Names, with commas: scoresde solvers.")] = ",".join(DEFAULT_SOLVERS),
+    evaluations: Annotated[str, typer.Option(help="Budgets, with commas.")] = ",".join(map(str, BUDGETS)),
+    path: Annotated[str, typer.Option(help="t, quadratic, lam or karras, or several with commas.")] = "lam",
+    metric: Annotated[str | None, typer.Option(help="Names, with commas; by default all that apply.")] = None,
+    sde: Annotated[str, typer.Option(help=f"Of problems: one of {', '.join(_runs.SDES)}.")] = "vp",
+    n: Annotated[int, typer.Option("--n", "-n", help="How many samples.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    end: Annotated[str, typer.Option(help="denoise, flow or stop: how the last step ends.")] = "flow",
+    shape: Annotated[str | None, typer.Option(help="Of a sample, such as 1,28,28, where there is no run folder.")] = None,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also the samplers of k-diffusion, diffusers and torchsde.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="A folder for results, as they come, and for the report.")] = None,
+    progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Show a progress bar.")] = True,
+) -> None:
+    """Compare solvers by their error against evaluations of the model: a table and, with --out, charts and a page.
+
+    An interrupted comparison continues where it stopped when the same command is given again.
+    """
+    with _reported():
+        if suite_name is not None:
+            if on:
+                raise ValueError(f"got {' '.join(on)} and --suite {suite_name}, which brings its own problems; expected one")
+            arguments = suite(suite_name).arguments()
+        else:
+            arguments = {
+                **_compared(on or ["ring"], sde, shape),
+                "solvers": _listed(solver),
+                "evaluations": _numbers(evaluations),
+                "paths": _listed(path),
+                "metrics": None if metric is None else _listed(metric),
+                "n": n,
+                "seed": seed,
+                "end": end,
+            }
+        found = scoresde.compare(**arguments, out=out, peers=peers, progress=progress)
+        _tell(found, out)
+
+
+def _compared(names: list[str], sde: str, shape: str | None) -> dict[str, Any]:
+    """The problems of these names or, where there is such a file or folder, the model in it."""
+    if len(names) == 1 and Path(names[0]).exists():
+        model, event = _runs.open_run(Path(names[0]), None if shape is None else _parse_shape(shape))
+        return {"problem": {Path(names[0]).name: model}, "shape": event}
+    return {"problem": names, "sde": _runs.choice(sde).sde()}
+
+
+def _tell(found: Comparison, out: Path | None) -> None:
+    metrics = list(dict.fromkeys(r.metric for r in found.records))
+    typer.echo(found.table(metric=metrics[0]))
+    for note in found.about["notes"]:
+        typer.echo(f"left out: {note}")
+    if any(r.package != "scoresde" and not r.error for r in found.records):
+        typer.echo(f"{'problem':<16} {'budget':>6} {'ratio':>8}  best here, best peer ({metrics[0]})")
+        for r in best_ratio(found, metrics[0]):
+            pair = f"{r.ours.solver} on {r.ours.path}, {r.peer.solver} on {r.peer.path}"
+            typer.echo(f"{r.problem:<16} {r.budget:>6} {r.ratio:>8.3f}  {pair}")
+    if out is not None:
+        for path in found.report(out):
+            typer.echo(str(path))

@@ -1,0 +1,98 @@
+"""Budgets: how many steps a solver may take within a number of evaluations, by counting what its steps evaluate."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.solvers import FreshNoise, Langevin, Path, RowSolver, Solver
+
+__all__ = ["adaptive", "count", "ladder", "largest"]
+
+MakePath = Callable[[int], Path]
+"""The path of a number of steps."""
+
+
+def adaptive(solver: Solver) -> bool:
+    """Whether a tolerance decides how often ``solver`` evaluates, so that a budget asks for a tolerance and not for steps.
+
+    Example:
+        >>> from scoresde import solvers
+        >>> adaptive(solvers.rk45()), adaptive(solvers.heun())
+        (True, False)
+    """
+    return not isinstance(solver, RowSolver) and getattr(solver, "rtol", None) is not None
+
+
+def count(solver: Solver, path: Path) -> int:
+    """The evaluations of ``solver`` along ``path``: those of its rows or, without rows, of a trial run in one dimension.
+
+    Example:
+        >>> from scoresde import VP, solvers
+        >>> count(solvers.heun(), solvers.make_path(VP(), "lam", 10))  # the last move, to sigma = 0, costs one
+        19
+    """
+    if isinstance(solver, RowSolver):
+        return sum(isinstance(row, Langevin) or row.at is not None for row in solver.rows(path))
+    trial = _Trial()
+    solver.final(path, trial, torch.ones(1, 1, dtype=torch.float64), FreshNoise([0], torch.device("cpu")))
+    return trial.evaluations
+
+
+class _Trial:
+    """A model that counts: the data prediction of standard normal data where alpha = sigma."""
+
+    def __init__(self) -> None:
+        self.evaluations = 0
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.evaluations += 1
+        return 0.5 * x
+
+    def at(self, times: Tensor, *, device: torch.device, dtype: torch.dtype) -> Sequence[Callable[[Tensor], Tensor]]:
+        return [functools.partial(self._at, t) for t in times]
+
+    def _at(self, t: Tensor, x: Tensor) -> Tensor:
+        return self(x, t)
+
+
+def largest(solver: Solver, wanted: Sequence[int], path: MakePath) -> dict[int, tuple[int, int]]:
+    """For each budget the largest number of steps whose evaluations do not exceed it, and those evaluations; 0 steps where
+    there is none, with the evaluations of one step.
+
+    Example:
+        >>> from scoresde import VP, solvers
+        >>> largest(solvers.heun(), [10, 20], lambda steps: solvers.make_path(VP(), "lam", steps))
+        {10: (5, 9), 20: (10, 19)}
+    """
+
+    @functools.cache
+    def counted(steps: int) -> int:
+        return count(solver, path(steps))
+
+    def evaluations(steps: int) -> int:
+        if isinstance(solver, RowSolver) or steps < 5:
+            return counted(steps)
+        return counted(4) + (steps - 4) * (counted(4) - counted(3))  # the run itself says whether each step costs the same
+
+    found = {}
+    for budget in wanted:
+        steps = (budget - 1) // (solver.description.evaluations or 1) + 1  # where the last move costs one; mostly right
+        if not evaluations(steps) <= budget < evaluations(steps + 1):
+            steps = bisect.bisect_right(range(1, budget + 1), budget, key=evaluations)
+        found[budget] = steps, evaluations(max(steps, 1))
+    return found
+
+
+def ladder(solver: Any, ratio: float = 10**0.25) -> Iterator[Any]:
+    """``solver`` with ever smaller tolerances, from 10 to 1e-12, each ``ratio`` times smaller than the one before."""
+    for i in range(int(13 / math.log10(ratio)) + 1):
+        tolerance = 10 / ratio**i
+        yield dataclasses.replace(solver, rtol=tolerance, atol=tolerance)

@@ -1,0 +1,364 @@
+"""The report says what is in the records: figures by what is drawn in them, tables by reading them back, files whole."""
+
+import csv
+import doctest
+import io
+import itertools
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scoresde.compare import Comparison, Record, Trace, figures, report, tables
+from scoresde.compare.series import DASHES, FEW, MARKERS, MOST, Style, coloured, cost, front, labels, lines, styles
+from scoresde.plots import PALETTE
+
+BUDGETS = (5, 10, 20, 50)
+
+
+def record(problem: str, solver: str, n: int, value: float, metric: str = "rms", **more) -> Record:
+    interval = {"low": 0.9 * value, "high": 1.2 * value} if value > 0 else {"low": value, "high": value}
+    return Record(**{"path": "lam", "budget": n, "steps": n, "evaluations": n, "package": "scoresde"} | interval | more,
+                  problem=problem, solver=solver, metric=metric, value=value)  # fmt: skip
+
+
+def comparison(count: int = 20, problems: Sequence[str] = ("ring", "grid"), **more) -> Comparison:
+    """Solver i has order 1 + i % 4 and a constant such that each order has its best range; every fifth is another's."""
+    found = []
+    for problem, i, n in itertools.product(problems, range(count), BUDGETS):
+        order = 1 + i % 4
+        value = 5.0**order * (1 + i) * n ** -float(order)
+        found.append(record(problem, f"s{i}", n, value, package="diffusers" if i % 5 == 4 else "scoresde", **more))
+    about = {
+        "solvers": {f"s{i}": {"order": 1 + i % 4} for i in range(count)},
+        "metrics": {"rms": {"better": "lower"}},
+        "end": "stop",
+    }
+    return Comparison(tuple(found), about)
+
+
+def named_lines(ax) -> dict[str, object]:
+    """The lines of a solver, by its name."""
+    return {line.get_gid().split("|")[0]: line for line in ax.get_lines() if "|" in (line.get_gid() or "")}
+
+
+def names(ax) -> list[str]:
+    return [text.get_text() for text in ax.texts if text.get_gid() == "name"]
+
+
+# Which lines are drawn, and how ---------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(1, 9), st.floats(-5, 5)), max_size=6, unique_by=lambda p: p[0]), max_size=6),
+       st.sampled_from(["lower", "higher", "zero"]))  # fmt: skip
+def test_a_line_is_on_the_front_for_each_point_that_no_other_equals_with_as_few_evaluations(curves, direction):
+    records = [record("ring", f"s{i}", n, v) for i, curve in enumerate(curves) for n, v in curve]
+    found = front(lines(Comparison(tuple(records)), "ring", "rms"), direction)
+    c = {r: cost(r.value, direction) for r in records}
+    for solver in {r.solver for r in records}:
+        strict = [r for r in records if r.solver == solver
+                  and all(c[r] < c[o] for o in records if o is not r and o.evaluations <= r.evaluations)]  # fmt: skip
+        weak = [r for r in records if r.solver == solver
+                and all(c[r] <= c[o] for o in records if o.evaluations <= r.evaluations)]  # fmt: skip
+        assert len(strict) <= found[solver, "lam"] <= len(weak)
+
+
+def test_the_styles_of_a_panel_differ_in_more_than_colour():
+    looks = [(s.pick(MARKERS), s.pick(DASHES)) for s in map(Style, range(len(MARKERS) * len(DASHES)))]
+    assert len(set(looks)) == len(looks)
+    assert len({Style(i).pick(MARKERS) for i in range(MOST)}) == MOST  # a dozen lines have a marker each
+
+
+def test_a_solver_looks_the_same_in_every_panel_and_metric():
+    first, second = figures.work_precision(comparison(9)), figures.work_precision(comparison(9), columns=1)
+    looks = [
+        {name: (line.get_color(), line.get_marker(), line.get_linestyle()) for name, line in named_lines(ax).items()}
+        for figure in (first, second)
+        for ax in figure.axes
+    ]
+    for one, other in itertools.combinations(looks, 2):
+        assert all(one[name] == other[name] for name in one.keys() & other.keys())
+
+
+@pytest.mark.parametrize("count", [1, FEW, FEW + 1, 40])
+def test_few_lines_are_all_in_colour_and_of_many_the_front_and_the_chosen(count):
+    chosen = [f"s{count - 1}"]
+    given_ = comparison(count)
+    figure = figures.work_precision(given_, highlight=chosen)
+    for ax, problem in zip(figure.axes, ("ring", "grid"), strict=True):
+        panel = lines(given_, problem, "rms")
+        wanted = {line.solver for line in panel} if count <= FEW else {s for s, _ in front(panel)} | set(chosen)
+        drawn = named_lines(ax)
+        assert set(drawn) == wanted == set(names(ax)) and len(drawn) <= MOST
+        assert all(line.get_color() in PALETTE for line in drawn.values())
+        grey = [line for line in ax.get_lines() if line.get_label() == "_other"]
+        curves = sum(math.isnan(y) for line in grey for y in line.get_ydata())  # each ends in a gap
+        assert curves == count - len(wanted) and not {line.get_color() for line in grey} & set(PALETTE)
+        hollow = {name for name, line in drawn.items() if line.get_markerfacecolor() == "white"}
+        assert hollow == {name for name in drawn if int(name[1:]) % 5 == 4}  # another package's
+    entries = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert ("others" in entries) == (count > FEW)
+
+
+def test_never_more_than_a_dozen_lines_are_in_colour():
+    records = [record("ring", f"s{i}", 5 + i, 1 / (1 + i)) for i in range(30)]  # all on the front
+    given_ = Comparison(tuple(records))
+    panel = lines(given_, "ring", "rms")
+    assert len(front(panel)) == 30
+    assert len(coloured(panel, styles(given_), (), "lower")) == MOST
+    assert len(named_lines(figures.work_precision(given_).axes[0])) == MOST
+
+
+def test_the_points_and_intervals_are_those_of_the_records():
+    given_ = comparison(3, problems=("ring",))
+    ax = figures.work_precision(given_).axes[0]
+    for name, line in named_lines(ax).items():
+        records = given_.select(solver=name)
+        assert line.get_xydata().tolist() == [[r.evaluations, r.value] for r in records]
+    bars = sorted(tuple(map(tuple, segment)) for bundle in ax.collections for segment in bundle.get_segments())
+    assert bars == sorted(((r.evaluations, r.low), (r.evaluations, r.high)) for r in given_.records)
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == ("ring", "evaluations of the model", "rms")
+
+
+def test_where_zero_is_the_best_sizes_are_drawn_and_an_interval_about_zero_reaches_the_floor():
+    about = {"metrics": {"mmd": {"better": "zero", "unit": "squared"}}}
+    values = {5: (-0.5, -0.6, -0.4), 10: (0.02, -0.01, 0.05)}
+    records = [Record("ring", "a", "lam", n, n, n, "mmd", *v) for n, v in values.items()]
+    ax = figures.work_precision(Comparison(tuple(records), about)).axes[0]
+    assert named_lines(ax)["a"].get_ydata().tolist() == [0.5, 0.02]
+    (bars,) = [bundle.get_segments() for bundle in ax.collections]
+    assert [segment[:, 1].tolist() for segment in bars] == [[0.4, 0.6], [0.01, 0.05]]  # half of the least number
+    assert ax.get_ylabel() == "|mmd| (squared)"
+
+
+def test_numbers_below_zero_are_on_a_marked_floor_and_mostly_negative_ones_on_a_linear_axis():
+    low = Comparison(
+        tuple(record("ring", "a", n, v) for n, v in zip((5, 8, 10, 20, 50), (1, 0.3, 0.1, 0.04, -0.01), strict=True))
+    )
+    figure = figures.work_precision(low)
+    assert named_lines(figure.axes[0])["a"].get_ydata()[-1] == 0.02
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["on this line: zero or less"]
+    negative = Comparison(tuple(record("ring", "a", n, -1.0 / n) for n in BUDGETS))
+    assert figures.work_precision(negative).axes[0].get_yscale() == "linear"
+
+
+@pytest.mark.parametrize("count", [4, MOST])
+def test_no_text_lies_on_another_and_every_name_is_inside_the_picture(count):
+    close = [record("ring", f"a rather long name {i}", n, 1 / n * (1 + 1e-3 * i)) for i in range(count) for n in BUDGETS]
+    figure = figures.work_precision(Comparison(tuple(close)), highlight=[f"a rather long name {i}" for i in range(count)])
+    ax, renderer = figure.axes[0], figure._get_renderer()
+    texts_ = [*ax.texts, ax.title, ax.xaxis.label, ax.yaxis.label]
+    for axis in (ax.xaxis, ax.yaxis):
+        low, high = axis.get_view_interval()
+        texts_ += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+    boxes = [text.get_window_extent(renderer) for text in texts_ if text.get_text()]
+    assert len(names(ax)) == count
+    assert all(0 <= text.get_position()[1] <= 1 for text in ax.texts if text.get_gid() == "name")  # beside the axes
+    inside = figure.bbox
+    for box in boxes:
+        assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
+    overlapping = [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
+    assert not overlapping
+
+
+# The other figures ----------------------------------------------------------------------------------------------------
+
+
+def test_order_plots_draw_each_solver_under_its_order_with_a_triangle_of_that_slope_and_what_was_measured():
+    figure = figures.orders(comparison(6), "rms", "ring")
+    assert [ax.get_title() for ax in figure.axes] == [f"declared order {p}" for p in (1, 2, 3, 4)]
+    for order, ax in enumerate(figure.axes, 1):
+        assert {int(name[1:]) % 4 + 1 for name in named_lines(ax)} == {order}
+        assert all(name.endswith(f"({order}.0)") for name in names(ax))
+        (triangle,) = [line for line in ax.get_lines() if line.get_gid() == "triangle"]
+        (left, top), (right, base) = triangle.get_xydata()[:2]
+        assert math.log(top / base) / math.log(right / left) == pytest.approx(order)
+        for line in named_lines(ax).values():  # so do the lines of the records, whose errors are exact powers
+            (x0, y0), *_, (x1, y1) = line.get_xydata()
+            assert math.log(y0 / y1) / math.log(x1 / x0) == pytest.approx(order)
+    with pytest.raises(ValueError, match="no solver that declares an order; expected about"):
+        figures.orders(Comparison(comparison(2).records))
+
+
+def test_trajectories_show_every_sample_of_every_trace_in_its_solvers_look():
+    x = torch.randn(5, 3, 2)
+    traces = [Trace("ring", s, "lam", 10, (4.0, 3.0, 2.0, 1.0, 0.0), x + i) for i, s in enumerate(("s1", "s0"))]
+    look = styles(comparison(2))
+    figure = figures.trajectories(traces, torch.randn(50, 2), style=look)
+    for ax, trace in zip(figure.axes, traces, strict=True):
+        assert trace.solver in ax.get_title()
+        assert {line.get_color() for line in ax.get_lines()} == {PALETTE[look[trace.solver, "lam"].rank]}
+        for i, line in enumerate(ax.get_lines()):
+            assert torch.tensor(line.get_xydata()).float().equal(trace.x[:, i])
+    with pytest.raises(ValueError, match=r"expected at least one of shape \(points, samples, 2\)"):
+        figures.trajectories([Trace("ring", "a", "lam", 5, (0.0,), torch.zeros(1, 3, 3))])
+
+
+def test_attribution_draws_the_curves_and_decomposition_adds_up():
+    curves = {"ddim": ([0.0, 1.0], [1e-3, 1e-1]), "heun": ([0.0, 1.0], [1e-5, 1e-4])}
+    ax = figures.attribution(curves).axes[0]
+    assert names(ax) and ax.get_yscale() == "log"
+    drawn = {line.get_label(): line.get_xydata().T.tolist() for line in ax.get_lines() if line.get_label() in curves}
+    assert drawn == {name: [list(x), list(y)] for name, (x, y) in curves.items()}
+    with pytest.raises(ValueError, match="each as many points as contributions"):
+        figures.attribution({"a": ([0.0], [])})
+
+    parts = {"ddim": {"prior": 0.1, "score": 0.2}, "heun": {"score": 0.3, "steps": 0.05}}
+    figure = figures.decomposition(parts)
+    ax = figure.axes[0]
+    ends = {bar.get_y(): 0.0 for bar in ax.patches}
+    for bar in ax.patches:  # each section starts where the last one ended
+        assert bar.get_x() == pytest.approx(ends[bar.get_y()])
+        ends[bar.get_y()] += bar.get_width()
+    assert sorted(ends.values()) == pytest.approx(sorted(sum(bar.values()) for bar in parts.values()))
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["prior", "score", "steps"]
+    assert len({bar.get_hatch() for bar in ax.patches}) == 3  # to be told apart without colours
+    for bad in (-0.1, math.nan):
+        with pytest.raises(ValueError, match="each adding a finite number of at least 0"):
+            figures.decomposition({"a": {"prior": bad}})
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda c: figures.work_precision(c, "speed"), "got metric 'speed'; expected one of the comparison: rms"),
+        (
+            lambda c: figures.work_precision(c, problems=["moon"]),
+            "got problem 'moon'; expected one of the comparison: ring, grid",
+        ),
+        (lambda c: figures.work_precision(c, highlight=["ddin"]), "to highlight; expected solvers of the comparison"),
+        (lambda c: figures.work_precision(c, highlight=[f"s{i}" for i in range(13)]), "more than 12 lines to highlight"),
+        (lambda c: figures.work_precision(Comparison(())), "it has no records"),
+        (lambda c: tables.markdown(c, metric="speed"), "got metric 'speed'; expected one of the comparison: rms"),
+        (lambda c: report.write(Comparison(()), "/nowhere"), "got a comparison without records"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_with_a_remedy(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call(comparison())
+
+
+def test_without_a_finite_number_there_is_no_diagram():
+    failed = record("ring", "a", 5, math.nan, error="diverged")
+    with pytest.raises(ValueError, match="no finite number of 'rms'"):
+        figures.work_precision(Comparison((failed,)))
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+floats = st.floats(allow_nan=False)
+records = st.builds(Record, texts, texts, texts, *[st.integers(0, 10**6)] * 3, texts, floats, floats, floats, texts, texts)
+about = st.dictionaries(
+    texts, st.recursive(texts | floats | st.booleans() | st.none(), lambda s: st.lists(s, max_size=3)), max_size=4
+)
+
+
+@given(st.lists(records, max_size=5), about)
+def test_json_gives_back_the_same_comparison(found, described):
+    given_ = Comparison(tuple(found), described)
+    text = tables.to_json(given_)
+    assert tables.from_json(text) == given_
+    assert not re.search(r"\b(NaN|Infinity)\b", re.sub(r'"(\\.|[^"\\])*"', "", text))  # which no other reader knows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_json_keeps_traces_and_nan(dtype):
+    x = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[0, 0, 0], x[1, 1, 1] = math.nan, math.inf
+    failed = record("ring", "a", 5, math.nan, error="diverged")
+    back = tables.from_json(tables.to_json(Comparison((failed,), {}, (Trace("ring", "a", "lam", 5, (1.0, 0.5, 0.0), x),))))
+    (trace,) = back.traces
+    assert trace.times == (1.0, 0.5, 0.0) and trace.x.dtype == dtype
+    assert torch.equal(trace.x.nan_to_num(7.0), x.nan_to_num(7.0)) and torch.equal(trace.x.isnan(), x.isnan())
+    assert math.isnan(back.records[0].value) and back.records[0].error == "diverged"
+
+
+def test_damaged_or_foreign_json_is_refused():
+    text = tables.to_json(comparison(2))
+    with pytest.raises(ValueError, match="is it cut short"):
+        tables.from_json(text[: len(text) // 2])
+    with pytest.raises(ValueError, match="JSON of another format"):
+        tables.from_json("[]")
+    whole = json.loads(text)
+    whole["columns"][0] = "speed"
+    with pytest.raises(ValueError, match="expected those of a record"):
+        tables.from_json(json.dumps(whole))
+
+
+@given(st.lists(records, max_size=5))
+def test_csv_holds_every_digit(found):
+    rows = list(csv.DictReader(io.StringIO(tables.to_csv(Comparison(tuple(found))), newline="")))
+    assert [(float(r["value"]), int(r["budget"])) for r in rows] == [(r.value, r.budget) for r in found]
+    # The csv module reads a carriage return in quotes as it stands, and so do spreadsheets.
+    assert [(r["solver"], r["error"]) for r in rows] == [(r.solver, r.error) for r in found]
+
+
+@given(st.floats(1e-9, 1e9), st.floats(0, 0.5))
+def test_a_number_for_people_is_right_to_three_digits_with_its_interval(value, relative):
+    low, high = value * (1 - relative), value * (1 + 0.5 * relative)
+    text, _, interval = tables.number(value, low, high).partition(" ± ")
+    assert float(text) == pytest.approx(value, rel=5.01e-3)
+    assert len(re.sub(r"e.*|\D", "", text).strip("0")) <= 3
+    assert bool(interval) == (low < high)
+    if interval:
+        assert float(interval) == pytest.approx(value - low, rel=0.06)
+
+
+@pytest.mark.parametrize(("direction", "wins"), [("lower", "-2"), ("higher", "3"), ("zero", "0.5")])
+def test_the_best_is_bold_first_and_a_missing_number_is_explained(direction, wins):
+    found = [record("ring", f"s{v}|<b>", 5, v) for v in (3.0, 0.5, -2.0)]
+    found += [
+        record("ring", s, 5, math.nan, error=e) for s, e in (("late", "takes\nat least 6"), ("later", "takes\nat least 6"))
+    ]
+    table = tables.markdown(Comparison(tuple(found), {"metrics": {"rms": {"better": direction}}}))
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert re.findall(r"\*\*(.+?)\*\*", table) == [wins] and f"**{wins}**" in rows[0]
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 3 for row in rows) and "<" not in table  # names break no cell
+    assert [row for row in rows if "none (1)" in row] == rows[-2:] and "\n(1) takes at least 6" in table
+    assert "(2)" not in table
+
+
+def test_a_path_is_named_only_where_a_solver_has_several():
+    found = [record("ring", "a", 5, 1.0), record("ring", "b", 5, 1.0), record("ring", "b", 5, 1.0, path="t")]
+    assert list(labels(Comparison(tuple(found))).values()) == ["a", "b, lam", "b, t"]
+
+
+# The folder -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_has_every_file_it_returns_and_no_other(tmp_path):
+    base = comparison(3)
+    more = tuple(record("ring", "s0", n, 1 / n, metric="mode weights/2") for n in BUDGETS)
+    traces = (Trace("ring", "s0", "lam", 10, (1.0, 0.0), torch.randn(2, 3, 2)),)
+    given_ = Comparison(base.records + more, base.about, traces)
+    paths = report.write(given_, tmp_path / "new")
+    assert set(paths) == set((tmp_path / "new").iterdir()) and len(set(paths)) == len(paths)
+    assert {p.name for p in paths} >= {
+        "comparison.json", "records.csv", "table.md", "index.html", "work-precision.png", "work-precision.svg",
+        "work-precision-mode-weights-2.png", "orders.png", "trajectories.png"}  # fmt: skip
+    for path in paths:
+        head = path.read_bytes()[:200]
+        assert head.startswith(b"\x89PNG") if path.suffix == ".png" else head
+        assert path.suffix != ".svg" or b"<svg" in path.read_bytes()
+    assert Comparison.load(tmp_path / "new").records == given_.records
+
+
+def test_a_comparison_in_which_all_failed_still_has_its_tables_and_page(tmp_path):
+    failed = record("ring", "a", 5, math.nan, error="diverged")
+    names_ = {p.name for p in report.write(Comparison((failed,)), tmp_path)}
+    assert names_ == {"comparison.json", "records.csv", "table.md", "index.html"}
+    assert "diverged" in Path(tmp_path / "table.md").read_text()
+
+
+def test_the_code_on_the_page_that_explains_the_report_runs():
+    place = Path(__file__).resolve().parents[1] / "docs" / "read_the_report.md"
+    failed, run = doctest.testfile(str(place), module_relative=False)
+    assert failed == 0 and run > 3
