@@ -592,6 +592,22 @@ def test_dpm_adaptive_is_k_diffusions(order: int, seed: int, tolerance: float, m
     torch.testing.assert_close(got.x, wanted, rtol=1e-10, atol=1e-10)
 
 
+NEAR_THE_LIMIT = st.floats(1.45, 2.0)
+
+
+@given(errors=st.lists(st.floats(1e-4, 20) | NEAR_THE_LIMIT, min_size=1, max_size=6), order=st.sampled_from([2, 3]))
+def test_the_k_diffusion_controller_judges_as_theirs(errors: list[float], order: int) -> None:
+    """Attempt by attempt: what is accepted, and the length that follows."""
+    controller = solvers.dpm_adaptive(10 * (order - 1) + order, controller="k-diffusion").controller
+    theirs = k_diffusion_sampling().PIDStepSizeController(0.05, 0, 1, 0, order, 0.81, eps=0.0)
+    one = torch.ones(1, dtype=F64)
+    progress = controller.start(0.05, one)
+    for error in errors:
+        good, progress = controller.judge(progress, error * one, progress.length, one.bool())
+        assert bool(good) == theirs.propose_step(error)
+        assert float(progress.length) == pytest.approx(theirs.h, rel=1e-12)
+
+
 def test_adaptive_solvers_say_what_they_cannot_do() -> None:
     with pytest.raises(ValueError, match="expected positive tolerances"):
         solvers.dormand_prince(rtol=0)

@@ -8,15 +8,15 @@ An error e is what is added to the noise prediction,
 and its amplitude is its root mean square over samples and coordinates under the noised data :math:`\alpha x_0 + \sigma
 \epsilon`, at every time: a number, or a function of lam for an error that depends on the scale.
 
-================  ===================================================================================================
-error             what makes it in a real network
-================  ===================================================================================================
-:class:`Bias`     a mean that is off: the same vector everywhere
-:class:`Field`    a fit with too few data or parameters: a smooth function of the state and of lam
-:class:`White`    a network that draws noise, or computes coarsely: nothing of it is the same in two calls
-:class:`Trained`  the error itself of a network of given size, trained here
-:class:`Rounding` half precision
-================  ===================================================================================================
+=================  ===================================================================================================
+error              what makes it in a real network
+=================  ===================================================================================================
+:class:`Bias`      a mean that is off: the same vector everywhere
+:class:`Field`     a fit with too few data or parameters: a smooth function of the state and of lam
+:class:`White`     a network that draws noise, or computes coarsely: nothing of it is the same in two calls
+:class:`Trained`   the error itself of a network of given size, trained here
+:class:`Rounding`  half precision
+=================  ===================================================================================================
 
 The first two act on a solver like another, nearby flow: all solvers tend to the same wrong end. White errors are averaged
 out by many steps.

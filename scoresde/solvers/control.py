@@ -67,7 +67,7 @@ class Progress(NamedTuple):
 class Controller:
     """From the error of an attempt to its acceptance and the length of the next: see the module.
 
-    Attributes:
+    Args:
         integral, proportional, safety: a, b and theta.
         limit: ``limit(f, again)``, the factor taken; ``again`` says where the attempt before was rejected.
         accepts: the largest error that is accepted.

@@ -34,6 +34,8 @@ class Coefficient(Tensor):
 
 def exp(x: float) -> float:
     """e^x."""
+    if type(x) is float:  # at once: this one is called a hundred times a step by some
+        return math.exp(x)
     return cast(Any, x).exp() if isinstance(x, Tensor) else math.exp(x)
 
 
@@ -86,4 +88,4 @@ def vector(xs: Sequence[float]) -> Tensor:
 
 
 def _any_tensor(xs: Sequence[float]) -> bool:
-    return any(isinstance(x, Tensor) for x in xs)
+    return any(issubclass(kind, Tensor) for kind in set(map(type, xs)))  # one look a type: there are many numbers
