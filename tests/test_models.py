@@ -11,13 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from scoresde.models import MLP, UNet
+from scoresde.models import MLP, DiffusionUNet, DiT, UNet
 from scoresde.models.layers import Embedding, TimeFeatures, modulate
 from scoresde.models.unet import _Attention
 
 NETWORKS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "mlp": (lambda **k: MLP(6, hidden=(16, 24), time_features=8, **k), (2, 3)),
     "unet": (lambda **k: UNet(2, 8, (1, 2), time_features=8, **k), (2, 4, 6)),
+    "diffusion unet": (lambda **k: DiffusionUNet(2, 8, (1, 2), blocks=1, adaptive=True, **k), (2, 4, 6)),
+    "diffusion unet, early label": (
+        lambda **k: DiffusionUNet(1, 8, (1, 2), dims=1, early_label=True, resample="conv", **k),
+        (1, 6),
+    ),
+    "dit": (lambda dropout=0.0, **k: DiT(2, (4, 6), width=8, depth=2, heads=2, **k), (2, 4, 6)),
     "unet, one level": (lambda **k: UNet(1, 8, (1,), blocks=2, attention=0, time_features=8, **k), (1, 3, 5)),
 }
 each_network = pytest.mark.parametrize(("make", "event"), NETWORKS.values(), ids=list(NETWORKS))

@@ -1,0 +1,191 @@
+"""The blocks of which the published U-Nets are made: residual blocks, attention, and changes of resolution."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scoresde.models.layers import modulate, zero
+from scoresde.models.resample import Resample
+
+__all__ = ["Attention", "CrossAttention", "Resampled", "ResidualBlock", "Style", "initialize"]
+
+_CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+@dataclass(frozen=True)
+class Style:
+    """What all blocks of one network share."""
+
+    dims: int
+    embedding: int
+    groups: int
+    group_size: int
+    eps: float
+    adaptive: bool
+    rescale: bool
+    fir: bool
+    project_skips: bool
+    dropout: float
+    heads: int
+    head_channels: int | None
+    context: int | None
+
+    def norm(self, channels: int) -> nn.GroupNorm:
+        """Group normalization in ``groups`` groups, or as many as have ``group_size`` channels."""
+        groups = max(1, min(self.groups, channels // self.group_size))
+        if channels % groups:
+            raise ValueError(
+                f"got {channels} channels for a normalization in {groups} groups; expected a multiple: take a width that "
+                "is a multiple of groups, or fewer groups"
+            )
+        return nn.GroupNorm(groups, channels, eps=self.eps)
+
+    def conv(self, c_in: int, c_out: int, size: int = 3, stride: int = 1, padding: int | None = None) -> nn.Module:
+        """A convolution of ``size`` that keeps the resolution unless told otherwise."""
+        module = _CONV[self.dims](c_in, c_out, size, stride, size // 2 if padding is None else padding)
+        return cast(nn.Module, module)
+
+    def resample(self, *, up: bool) -> Resample:
+        """The change of resolution without parameters."""
+        return Resample(self.dims, up=up, fir=self.fir)
+
+    def add(self, x: Tensor, h: Tensor) -> Tensor:
+        """x + h, over the square root of 2 where the variance is to be kept."""
+        return (x + h) * math.sqrt(0.5) if self.rescale else x + h
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), told the embedding between its two convolutions.
+
+    The embedding is added before the second normalization, or scales and shifts its result where the style is
+    ``adaptive``. With ``up`` or ``down`` both branches change the resolution, the residual one after its first
+    nonlinearity (Brock et al., "Large Scale GAN Training", 2019, https://arxiv.org/abs/1809.11096).
+    """
+
+    def __init__(self, c_in: int, c_out: int, style: Style, *, up: bool = False, down: bool = False) -> None:
+        super().__init__()
+        self.style = style
+        self.norm1, self.conv1 = style.norm(c_in), style.conv(c_in, c_out)
+        self.modulation = nn.Linear(style.embedding, 2 * c_out if style.adaptive else c_out)
+        self.norm2, self.conv2 = style.norm(c_out), style.conv(c_out, c_out)
+        self.dropout = nn.Dropout(style.dropout)
+        self.resample = style.resample(up=up) if up or down else nn.Identity()
+        projected = c_in != c_out or ((up or down) and style.project_skips)
+        self.skip = style.conv(c_in, c_out, 1) if projected else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """The block at ``x`` of shape ``(batch, c_in, *axes)`` and ``embedding``, ``(batch, style.embedding)``."""
+        h = self.conv1(self.resample(F.silu(self.norm1(x))))  # (batch, c_out, *axes)
+        told = self.modulation(embedding)
+        if self.style.adaptive:
+            h = modulate(self.norm2(h), told)
+        else:
+            h = self.norm2(h + told.reshape(*told.shape, *[1] * (h.ndim - 2)))
+        h = self.conv2(self.dropout(F.silu(h)))
+        return self.style.add(self.skip(self.resample(x)), h)
+
+
+class Attention(nn.Module):
+    """x + the self-attention of its points."""
+
+    def __init__(self, channels: int, style: Style) -> None:
+        super().__init__()
+        self.style, self.heads = style, _heads(channels, style)
+        self.norm = style.norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.output = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer at ``x`` of shape ``(batch, channels, *axes)``."""
+        h = self.norm(x).flatten(2).transpose(1, 2)  # (batch, points, channels)
+        q, k, v = self.qkv(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (batch, heads, points, c)
+        h = F.scaled_dot_product_attention(q, k, v)
+        h = self.output(h.transpose(1, 2).flatten(2))  # (batch, points, channels)
+        return self.style.add(x, h.transpose(1, 2).reshape(x.shape))
+
+
+class CrossAttention(nn.Module):
+    """x + the attention of its points to a context sequence."""
+
+    def __init__(self, channels: int, style: Style) -> None:
+        super().__init__()
+        if style.context is None:
+            raise ValueError("got a style without context; expected the number of its features")
+        self.style, self.heads = style, _heads(channels, style)
+        self.norm = style.norm(channels)
+        self.q = nn.Linear(channels, channels)
+        self.kv = nn.Linear(style.context, 2 * channels)
+        self.output = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """The layer at ``x`` of shape ``(batch, channels, *axes)`` and ``context``, ``(batch, tokens, features)``."""
+        h = self.norm(x).flatten(2).transpose(1, 2)  # (batch, points, channels)
+        q = self.q(h).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (batch, heads, points, c)
+        k, v = self.kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (batch, heads, tokens, c)
+        h = F.scaled_dot_product_attention(q, k, v)
+        h = self.output(h.transpose(1, 2).flatten(2))  # (batch, points, channels)
+        return self.style.add(x, h.transpose(1, 2).reshape(x.shape))
+
+
+def _heads(channels: int, style: Style) -> int:
+    heads = style.heads if style.head_channels is None else channels // style.head_channels
+    if heads < 1 or channels % heads or (style.head_channels and channels % style.head_channels):
+        raise ValueError(
+            f"got heads={style.heads} and head_channels={style.head_channels} for attention between {channels} channels; "
+            "expected heads of equal size"
+        )
+    return heads
+
+
+class _PadLast(nn.Module):
+    """One more point at the end of each axis: what a convolution of size 3 and stride 2 lacks."""
+
+    def __init__(self, dims: int) -> None:
+        super().__init__()
+        self.pad = (0, 1) * dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, self.pad)
+
+
+class Resampled(nn.Module):
+    """A convolution and a change of resolution in one, whose image is padded once, before both.
+
+    The filter comes first, down at full resolution, where the convolution has stride 2. Without a filter, the resolution
+    changes by the stride alone or by the nearest neighbour; ``asymmetric`` then pads the last border only, as DDPM does.
+    """
+
+    def __init__(self, c_in: int, c_out: int, style: Style, *, up: bool, asymmetric: bool = True) -> None:
+        super().__init__()
+        self.resample: nn.Module
+        if style.fir:
+            self.resample = Resample(style.dims, up=up, fir=True, stride=2 if up else 1, padding=0 if up else 2)
+        elif up:
+            self.resample = style.resample(up=True)
+        else:
+            self.resample = _PadLast(style.dims) if asymmetric else nn.Identity()
+        padding = int(not style.fir and (up or not asymmetric))
+        self.conv = style.conv(c_in, c_out, stride=1 if up else 2, padding=padding)
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """``x`` of shape ``(batch, c_in, *axes)`` with c_out channels at the other resolution; no embedding is used."""
+        return cast(Tensor, self.conv(self.resample(x)))
+
+
+def initialize(module: nn.Module) -> None:
+    """DDPM's initialisation: uniform of variance 2 / (inputs + outputs), no bias, residual branches silent."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+    for part in module.modules():
+        if isinstance(part, ResidualBlock):
+            zero(part.conv2)
+        elif isinstance(part, Attention | CrossAttention):
+            zero(part.output)

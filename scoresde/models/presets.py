@@ -1,0 +1,170 @@
+"""The networks of the papers: their arguments, their number of parameters, and where both are stated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from scoresde.models.diffusion_unet import DiffusionUNet
+from scoresde.models.dit import DiT
+from scoresde.models.ncsnv2 import NCSNv2
+
+__all__ = ["PRESETS", "Preset", "build"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published network.
+
+    Args:
+        network: its class.
+        parameters: how many it has.
+        source: the paper or code that states it.
+        config: the arguments of ``network``.
+    """
+
+    network: Callable[..., nn.Module]
+    parameters: int
+    source: str
+    config: Mapping[str, Any] = field(repr=False)
+
+    def build(self, **changes: Any) -> nn.Module:
+        """The network, with ``changes`` to its arguments.
+
+        Example:
+            >>> net = PRESETS["ddpm-cifar10"].build(width=32)
+            >>> net.config["width"], net.config["multipliers"]
+            (32, [1, 2, 2, 2])
+        """
+        return self.network(**{**self.config, **changes})
+
+
+_DDPM = "Ho et al., 2020, https://arxiv.org/abs/2006.11239, appendix B"
+_SONG = "Song et al., 2021, https://arxiv.org/abs/2011.13456, appendix H; configs of yang-song/score_sde_pytorch"
+_EDM = "Karras et al., 2022, https://arxiv.org/abs/2206.00364, table 7; training/networks.py of NVlabs/edm"
+_IDDPM = "Nichol and Dhariwal, 2021, https://arxiv.org/abs/2102.09672; README of openai/improved-diffusion"
+_ADM = "Dhariwal and Nichol, 2021, https://arxiv.org/abs/2105.05233, tables 4 and 12; openai/guided-diffusion"
+_NCSNV2 = "Song and Ermon, 2020, https://arxiv.org/abs/2006.09011; models/ncsnv2.py of ermongroup/ncsnv2"
+_DIT = "Peebles and Xie, 2023, https://arxiv.org/abs/2212.09748, table 4; models.py of facebookresearch/DiT"
+
+_RGB: dict[str, Any] = {"channels": 3}
+_ddpm = _RGB | {"resample": "conv", "asymmetric": True, "endpoint": True, "group_size": 1}
+_song = _ddpm | {"last_attention": True}  # the code of score_sde_pytorch; DDPM's own has attention after every block
+_large: dict[str, Any] = {"multipliers": (1, 1, 2, 2, 4, 4), "attention": (4,)}
+_ddpmpp = _RGB | {
+    "blocks": 4,
+    "attention": (1,),
+    "last_attention": True,
+    "resample": "block",
+    "project_skips": True,
+    "rescale": True,
+    "endpoint": True,
+}
+_ncsnpp = _ddpmpp | {"fir": True, "input_pyramid": "residual"}
+_fourier = _ncsnpp | {"time": "fourier"}
+_pyramids = _fourier | {"blocks": 2, "input_pyramid": "skip", "output_pyramid": "skip"}
+_256 = _pyramids | {"multipliers": (1, 1, 2, 2, 2, 2, 2), "attention": (4,)}
+_1024 = _pyramids | {"width": 16, "blocks": 1, "multipliers": (1, 2, 4, 8, 16, 32, 32, 32), "attention": (6,)}
+_edm: dict[str, Any] = {"multipliers": (2, 2, 2), "stem": 128, "augment": 9, "dropout": 0.13}
+_edm64 = _edm | {"multipliers": (1, 2, 2, 2), "stem": None, "attention": (2,), "dropout": 0.05}
+_labels: dict[str, Any] = {"num_classes": 10, "label_dropout": 0.0, "early_label": True}  # score for no label, too
+_iddpm = _RGB | {
+    "out_channels": 6,
+    "resample": "conv",
+    "adaptive": True,
+    "blocks": 3,
+    "heads": 4,
+    "multipliers": (1, 2, 3, 4),
+    "attention": (2, 3),
+    "group_size": 1,
+    "eps": 1e-5,
+}
+_adm = _iddpm | {"resample": "block", "heads": 1, "head_channels": 64, "blocks": 2}
+_class: dict[str, Any] = {"num_classes": 1000, "label_dropout": None}
+_adm64 = _adm | _class | {"width": 192, "blocks": 3, "attention": (1, 2, 3), "dropout": 0.1}
+_adm128 = (
+    _adm | _class | {"width": 256, "multipliers": (1, 1, 2, 3, 4), "attention": (2, 3, 4), "head_channels": None, "heads": 4}
+)
+_adm256 = _adm | {"width": 256, "multipliers": (1, 1, 2, 2, 4, 4), "attention": (3, 4, 5)}
+_adm512 = _adm | _class | {"width": 256, "multipliers": (0.5, 1, 1, 2, 2, 4, 4), "attention": (4, 5, 6)}
+
+
+_deeper = ((1, 1), (2, 1), (2, 1), (4, 2), (4, 4))
+_deepest = ((1, 1), (2, 1), (2, 1), (2, 1), (4, 2), (4, 4))
+
+
+def _dit(width: int, depth: int, heads: int) -> dict[str, Any]:
+    latent = {"channels": 4, "size": 32, "patch": 2, "out_channels": 8, "num_classes": 1000}
+    return latent | {"width": width, "depth": depth, "heads": heads}
+
+
+def _unet(parameters: int, source: str, *configs: dict[str, Any]) -> Preset:
+    merged = {name: value for config in configs for name, value in config.items()}
+    return Preset(DiffusionUNet, parameters, source, MappingProxyType(merged))
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "ddpm-cifar10": _unet(35_746_307, _DDPM, _ddpm, {"dropout": 0.1}),
+        "ddpm-256": _unet(113_673_219, _DDPM, _ddpm, _large),
+        "song-ddpm-cifar10": _unet(35_218_947, _SONG, _song, {"dropout": 0.1}),
+        "song-ddpm-256": _unet(111_569_923, _SONG, _song, _large),
+        "ddpmpp-cifar10": _unet(61_804_419, _SONG, _ddpmpp, {"dropout": 0.1}),
+        "ddpmpp-deep-cifar10": _unet(106_632_579, _SONG, _ddpmpp, {"blocks": 8, "dropout": 0.1}),
+        "ncsnpp-vp-cifar10": _unet(62_693_251, _SONG, _ncsnpp, {"dropout": 0.1}),
+        "ncsnpp-vp-deep-cifar10": _unet(107_521_411, _SONG, _ncsnpp, {"blocks": 8, "dropout": 0.1}),
+        "ncsnpp-cifar10": _unet(62_758_787, _SONG, _fourier, {"dropout": 0.1}),
+        "ncsnpp-deep-cifar10": _unet(107_586_947, _SONG, _fourier, {"blocks": 8, "dropout": 0.1}),
+        "ncsnpp-256": _unet(65_574_421, _SONG, _256),
+        "ncsnpp-1024": _unet(105_785_880, _SONG, _1024),
+        "edm-ddpmpp-cifar10": _unet(55_733_891, _EDM, _ddpmpp, _edm),
+        "edm-ddpmpp-cifar10-cond": _unet(55_735_299, _EDM, _ddpmpp, _edm, _labels),
+        "edm-ncsnpp-cifar10": _unet(56_397_827, _EDM, _fourier, _edm),
+        "edm-ncsnpp-cifar10-cond": _unet(56_400_643, _EDM, _fourier, _edm, _labels),
+        "edm-ddpmpp-64": _unet(61_805_571, _EDM, _ddpmpp, _edm64),
+        "edm-ncsnpp-64": _unet(62_761_091, _EDM, _fourier, _edm64),
+        "edm-adm-imagenet64": _unet(295_899_267, _EDM, _adm64, {"out_channels": None, "group_size": 4}),
+        "iddpm-cifar10": _unet(
+            52_546_438, _IDDPM, _iddpm, {"multipliers": (1, 2, 2, 2), "attention": (1, 2), "dropout": 0.3}
+        ),
+        "iddpm-imagenet64": _unet(121_063_942, _IDDPM, _iddpm),
+        "iddpm-imagenet64-cond": _unet(273_049_350, _IDDPM, _iddpm, _class, {"width": 192}),
+        "iddpm-lsun256": _unet(113_676_678, _IDDPM, _iddpm, _large, {"blocks": 2, "heads": 1, "adaptive": False}),
+        "adm-imagenet64": _unet(295_904_454, _ADM, _adm64),
+        "adm-imagenet128": _unet(421_529_606, _ADM, _adm128),
+        "adm-imagenet256": _unet(553_838_086, _ADM, _adm256, _class),
+        "adm-imagenet256-uncond": _unet(552_814_086, _ADM, _adm256),
+        "adm-lsun256": _unet(552_814_086, _ADM, _adm256, {"dropout": 0.1}),
+        "adm-imagenet512": _unet(558_997_638, _ADM, _adm512),
+        "ncsnv2-cifar10": Preset(NCSNv2, 29_694_083, _NCSNV2, MappingProxyType(_RGB)),
+        "ncsnv2-128": Preset(NCSNv2, 83_445_379, _NCSNV2, MappingProxyType(_RGB | {"stages": _deeper})),
+        "ncsnv2-256": Preset(NCSNv2, 94_132_611, _NCSNV2, MappingProxyType(_RGB | {"stages": _deepest})),
+        "dit-s-2": Preset(DiT, 32_865_056, _DIT, MappingProxyType(_dit(384, 12, 6))),
+        "dit-b-2": Preset(DiT, 130_315_808, _DIT, MappingProxyType(_dit(768, 12, 12))),
+        "dit-l-2": Preset(DiT, 457_840_672, _DIT, MappingProxyType(_dit(1024, 24, 16))),
+        "dit-xl-2": Preset(DiT, 674_834_720, _DIT, MappingProxyType(_dit(1152, 28, 16))),
+    }
+)
+"""The published networks by name."""
+
+
+def build(name: str, **changes: Any) -> nn.Module:
+    """The published network ``name`` of :data:`PRESETS`, with ``changes`` to its arguments.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest ones.
+
+    Example:
+        >>> sum(p.numel() for p in build("ddpm-cifar10").parameters())
+        35746307
+    """
+    import difflib
+
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=3) or list(PRESETS)
+        raise ValueError(f"got the preset {name!r}; expected one of scoresde.models.PRESETS, such as {', '.join(near)}")
+    return PRESETS[name].build(**changes)
