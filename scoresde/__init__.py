@@ -1,6 +1,6 @@
 """Score-based generative models seen as stochastic differential equations."""
 
-from scoresde import analysis, models, objectives, problems, solvers
+from scoresde import analysis, models, objectives, problems, solvers, weights
 from scoresde.chain import DDPM, NCSN, GaussianChain
 from scoresde.compare import compare
 from scoresde.sampling import NonFiniteError, Samples, sample
@@ -35,4 +35,5 @@ __all__ = [
     "sample",
     "save",
     "solvers",
+    "weights",
 ]

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,22 +69,26 @@ def _levels(height: int, width: int) -> tuple[int, ...]:
     return tuple(multipliers)
 
 
-def build(x: Tensor, sde: AffineSDE, predicts: str, *, width: int = 32, seed: int = 0) -> ScoreModel:
+def build(x: Tensor, sde: AffineSDE, predicts: str, *, width: int = 32, classes: int = 0, seed: int = 0) -> ScoreModel:
     """An untrained score model for data like ``x``: a U-Net for images, an MLP for vectors.
 
     Args:
         x: data, shape ``(n, c, h, w)`` or ``(n, d)``.
         sde, predicts: of the score model.
+        classes: of the labels that the network gets; 0 for none.
         width: channels of the U-Net's first level; the MLP's layers are four times as wide.
         seed: of the initial weights; the global generator stays as it is.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net: nn.Module
+        labels: dict[str, Any] = (
+            {"num_classes": classes, "label_dropout": 0.0} if classes else {}
+        )  # the trainer hides labels itself
         if x.ndim == 4:
-            net = UNet(x.shape[1], width, _levels(x.shape[2], x.shape[3]))
+            net = UNet(x.shape[1], width, _levels(x.shape[2], x.shape[3]), **labels)
         else:
-            net = MLP(x.shape[1], hidden=(4 * width,) * 3)
+            net = MLP(x.shape[1], hidden=(4 * width,) * 3, **labels)
     return ScoreModel(net, sde, predicts, sigma_data=float(x.std()))
 
 

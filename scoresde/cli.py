@@ -1,4 +1,4 @@
-"""The command line: ``scoresde demo``, ``train``, ``sample``, ``compare`` and ``solvers``.
+"""The command line: ``scoresde demo``, ``train``, ``sample``, ``evaluate``, ``compare`` and ``solvers``.
 
 What the library refuses is one line on standard error and exit status 2; Ctrl-C is 130, after saving.
 """
@@ -6,9 +6,11 @@ What the library refuses is one line on standard error and exit status 2; Ctrl-C
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import textwrap
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,15 +19,17 @@ import typer
 from torch import Tensor
 
 import scoresde
-from scoresde import _runs, data, plots
+from scoresde import _runs, data, evaluation, metrics, plots
 from scoresde import demo as demonstration
 from scoresde._files import replacing
 from scoresde.compare import BUDGETS, DEFAULT_SOLVERS, Comparison, best_ratio, suite
+from scoresde.objectives import OBJECTIVES
 from scoresde.sampling import sample as draw
+from scoresde.score import ScoreModel
 from scoresde.solvers import SOLVERS, Langevin, LearnedNoise, RowSolver, make_path, plugins, sample_seeds, to_json
 from scoresde.solvers import Path as SolverPath
 from scoresde.solvers import get as get_solver
-from scoresde.training import FitResult, fit
+from scoresde.training import FitResult, Keep, Trainer, result_of
 
 __all__ = ["main"]
 
@@ -157,63 +161,178 @@ def _show_rows(name: str, path: SolverPath, as_json: bool) -> None:
 # train ---------------------------------------------------------------------------------------------------------------
 
 
+def _from_file(context: typer.Context, path: Path | None) -> Path | None:
+    """Take the options of a TOML file for those that the command line does not give."""
+    if path is None:
+        return None
+    with _reported():
+        try:
+            given = tomllib.loads(path.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"cannot read {str(path)!r} as TOML: {error}") from error
+        parameters = {p.name: p for p in context.command.params if p.name and p.name not in ("config", "help")}
+        parameters["data"] = parameters["data_name"]
+        known = sorted(parameters.keys() - {"data_name"})
+        options = {}
+        for key, value in given.items():
+            name = key.replace("-", "_")
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=2)
+                hint = f"; did you mean {' or '.join(near)}?" if near else ""
+                raise ValueError(
+                    f"got {key!r} in {str(path)!r}; expected options of scoresde train: {', '.join(known)}{hint}"
+                )
+            options[str(parameters[name].name)] = value
+    context.default_map = options
+    return path
+
+
+_EVERY = "; 0 for never"
+
+
 @app.command()
 def train(
-    data_name: Annotated[str, typer.Option("--data", help="digits, or a file: .npy, .npz or IDX, also in .gz.")],
+    config: Annotated[
+        Path | None,
+        typer.Argument(callback=_from_file, is_eager=True, help="A TOML file of these options, which the line overrides."),
+    ] = None,
+    *,
+    data_name: Annotated[
+        str, typer.Option("--data", help="digits, a file (.npy, .npz, IDX, parquet), a folder of images, or hf:NAME.")
+    ],
     out: Annotated[Path, typer.Option(help="The run folder.")],
+    size: Annotated[int | None, typer.Option(help="Height and width to which image files are scaled and cropped.")] = None,
+    flips: Annotated[bool, typer.Option("--flips/--no-flips", help="Add the mirror image of each image.")] = False,
+    labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Give the network the labels of the data.")] = False,
+    label_dropout: Annotated[float, typer.Option(help="Probability of hiding a label, for guidance.")] = 0.1,
     sde: Annotated[str, typer.Option(help=f"One of {', '.join(_runs.SDES)}.")] = "vp",
     predicts: Annotated[
         str | None, typer.Option(help="eps, x0, v, velocity, score or edm; by default what suits the SDE.")
     ] = None,
     objective: Annotated[
-        str | None, typer.Option(help="ddpm, ncsn, likelihood or edm; by default what suits the SDE.")
+        str | None, typer.Option(help=f"One of {', '.join(OBJECTIVES)}; by default what suits the SDE.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of the whole training, with those of a resumed one.")] = 5000,
-    batch_size: Annotated[int, typer.Option(help="Samples per step.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Samples per step, of all processes together.")] = 64,
+    accumulate: Annotated[int, typer.Option(help="Parts in which a batch is worked through, to save memory.")] = 1,
     lr: Annotated[float, typer.Option(help="Step size of Adam.")] = 2e-3,
+    warmup: Annotated[int, typer.Option(help="Steps until it is reached.")] = 100,
+    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
     ema: Annotated[float, typer.Option(help="Decay per step of the average of the weights.")] = 0.999,
+    average: Annotated[
+        list[str] | None, typer.Option(help="One more average, such as power-0.1 or exponential-0.99; may be repeated.")
+    ] = None,
     width: Annotated[int, typer.Option(help="Channels of the U-Net; the MLP is four times as wide.")] = 32,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the network.")] = False,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last/--no-channels-last", help="Lay images out with their channels last.")
+    ] = False,
+    nonfinite: Annotated[str, typer.Option(help="stop or skip: what to do at a loss that is not finite.")] = "stop",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
+    keep_last: Annotated[int, typer.Option(help="So many older checkpoints stay.")] = 0,
+    keep_every: Annotated[int, typer.Option(help="Those at a multiple of so many steps stay" + _EVERY + ".")] = 0,
+    keep_best: Annotated[bool, typer.Option("--keep-best/--no-keep-best", help="The best monitored one stays.")] = False,
+    monitor_every: Annotated[int, typer.Option(help="Steps between a picture and a distance of samples" + _EVERY + ".")] = 0,
+    snapshot_every: Annotated[int, typer.Option(help="Steps between snapshots of power averages" + _EVERY + ".")] = 0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard/--no-tensorboard", help="Log for TensorBoard too.")] = False,
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Continue from the run folder.")] = True,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ..")] = None,
     progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Show a progress bar.")] = True,
 ) -> None:
-    """Train a small U-Net on images, or an MLP on vectors, and write the checkpoint and the loss curve."""
+    """Train a U-Net on images, or an MLP on vectors, and write the checkpoint, the log and the loss curve.
+
+    On several GPUs or machines: accelerate launch -m scoresde.cli train .., or torchrun.
+    """
     with _reported():
-        x = data.load(data_name)
+        if steps < 1:
+            raise ValueError(f"got steps={steps}; expected a whole number of at least 1")
+        source, x, classes = _opened(data_name, size, flips, labels)
         chosen = _runs.choice(sde)
-        model = _runs.build(x, chosen.sde(), predicts or chosen.predicts, width=width, seed=seed)
-        parameters = sum(p.numel() for p in model.parameters())
-        kind = type(model.net).__name__
-        typer.echo(f"data: {len(x)} samples of shape {tuple(x.shape[1:])}, deviation {float(x.std()):.3g}")
-        typer.echo(f"model: {kind} of {parameters} parameters, predicts {model.predicts} on {model.sde!r}")
-        checkpoint = out / _runs.CHECKPOINT
-        result = fit(
+        model = _runs.build(x, chosen.sde(), predicts or chosen.predicts, width=width, classes=classes, seed=seed)
+        kept = Keep(keep_last, keep_every or None, keep_best) if keep_last or keep_every or keep_best else None
+        trainer = Trainer(
             model,
-            x,
+            source,
             objective=objective or chosen.objective,
-            steps=steps,
             batch_size=batch_size,
             lr=lr,
-            ema=ema,
+            warmup=warmup,
+            clip=clip,
+            averages=[ema, *(average or [])],
             seed=seed,
-            out=checkpoint,
+            drop={"label": classes} if classes else None,
+            drop_probability=label_dropout,
+            precision=precision,
+            accumulate=accumulate,
+            compile=compile,
+            channels_last=channels_last,
+            nonfinite=nonfinite,
+            out=out / _runs.CHECKPOINT,
             resume=resume,
             save_every=save_every,
+            keep=kept,
+            snapshot_every=snapshot_every or None,
+            tensorboard=tensorboard,
+            monitor=_watch(out, x, classes) if monitor_every else None,
+            monitor_every=monitor_every or 1,
             device=device,
             progress=progress,
         )
-        _finish(result, x, out)
+        if trainer.processes.main:
+            _describe(model, x, len(source) if isinstance(source, Tensor | data.Dataset) else 0)
+            _runs.write_shape(out, x.shape[1:])
+        trainer.run(steps)
+        if trainer.processes.main:
+            _finish(result_of(trainer), out)
 
 
-def _finish(result: FitResult, x: Tensor, out: Path) -> None:
+def _opened(name: str, size: int | None, flips: bool, labels: bool) -> tuple[Tensor | data.Dataset, Tensor, int]:
+    """The data, some of them to see what they are like, and the number of their classes: 0 without labels."""
+    found = data.open(name, size=size, flips=flips)
+    for skipped in found.skipped:
+        typer.echo(f"left out, cannot be read: {skipped}", err=True)
+    x = found.samples(range(min(len(found), 4096)))
+    if not labels:
+        found.labels = None
+        return found.tensor() if isinstance(found, data.Arrays) else found, x, 0
+    if found.labels is None:
+        raise ValueError(
+            f"got --labels for {name!r}, which has none; expected sub-folders, an array y or a column of labels"
+        )
+    return found, x, int(found.labels.max()) + 1
+
+
+def _describe(model: ScoreModel, x: Tensor, n: int) -> None:
+    parameters = sum(p.numel() for p in model.parameters())
+    typer.echo(f"data: {n} samples of shape {tuple(x.shape[1:])}, deviation {float(x.std()):.3g}")
+    typer.echo(f"model: {type(model.net).__name__} of {parameters} parameters, predicts {model.predicts} on {model.sde!r}")
+
+
+def _watch(out: Path, x: Tensor, classes: int) -> Callable[[int, ScoreModel], dict[str, float]]:
+    """What is looked at during a training: samples, as a picture where they can be drawn, and their energy distance."""
+    real = x[:256]
+
+    def watch(step: int, model: ScoreModel) -> dict[str, float]:
+        first = next(model.parameters())
+        given: dict[str, Any] = {"label": (torch.arange(len(real)) % classes).to(first.device)} if classes else {}
+        drawn = draw(model, real.shape, seed=0, progress=False, **given).x.cpu()
+        drawable = drawn.shape[1:] == (2,) or (drawn.ndim == 4 and drawn.shape[1] in (1, 3))
+        if drawable:
+            _write(drawn[:64], [], out / "samples" / f"{step:09d}.png", f"step {step}")
+        return {"energy_distance": float(metrics.energy_distance(drawn.flatten(1), real.flatten(1)))}
+
+    return watch
+
+
+def _finish(result: FitResult, out: Path) -> None:
     """What a training leaves beside the checkpoint, and says."""
     report = result.report
-    _runs.write_shape(out, x.shape[1:])
     plots.save(plots.losses(result.history, report.edges, report.loss, report.excess), out / "loss.png")
     typer.echo(f"\nloss by time after {len(result.history)} steps:\n{report}\n")
-    typer.echo(f"checkpoint: {out / _runs.CHECKPOINT}\nloss curve: {out / 'loss.png'}\nnow: scoresde sample {out}")
+    typer.echo(f"checkpoint: {out / _runs.CHECKPOINT}\nlog: {(out / _runs.CHECKPOINT).with_suffix('.csv')}")
+    typer.echo(f"loss curve: {out / 'loss.png'}\nnow: scoresde sample {out}")
 
 
 # sample --------------------------------------------------------------------------------------------------------------
@@ -290,6 +409,89 @@ def sample(
         calls, seconds = parts[0].evaluations, sum(part.seconds for part in parts)
         _write(x, seeds, out, f"{solver}, {calls} evaluations")
         typer.echo(f"{n} samples by {solver}, {calls} evaluations each, in {seconds:.3g} s: {out}")
+
+
+# evaluate ------------------------------------------------------------------------------------------------------------
+
+
+def _samples_to_evaluate(what: Path, n: int, show_bar: bool, **options: Any) -> data.Dataset:
+    """The samples in a file or folder, or those of a run or checkpoint, which are drawn beside it."""
+    is_run = what.suffix == ".safetensors" or (what / _runs.CHECKPOINT).exists()
+    if not is_run:
+        return data.open(what)
+    from tqdm import tqdm
+
+    model, event = _runs.open_run(what)
+    folder = (what if what.is_dir() else what.parent) / "samples"
+    with tqdm(total=n, unit=" samples", desc="sampling", disable=not show_bar) as progress:
+        drawn = evaluation.generate(model, event, folder, n, progress=progress.update, **options)
+    typer.echo(f"samples: {drawn.folder}")
+    return drawn
+
+
+@app.command()
+def evaluate(
+    samples: Annotated[Path, typer.Argument(help="A run folder or checkpoint to sample from; or samples: file or folder.")],
+    against: Annotated[str, typer.Option(help="Data: whatever --data of train may be, or mnist:FOLDER, cifar10:FOLDER ..")],
+    split: Annotated[str | None, typer.Option(help="Part of a published set to compare with: train or test.")] = None,
+    size: Annotated[int | None, typer.Option(help="Scale and crop the images of a folder to this height and width.")] = None,
+    floor: Annotated[str | None, typer.Option(help="Other real data, to compare in the same way: the floor.")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Extractor: package.module:name or file.py:name, code of yours; or inception:FILE.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", "-n", help="How many samples to draw.")] = 10_000,
+    solver: Annotated[str, typer.Option(help="A name of the table: scoresde solvers.")] = "dpmpp-2m",
+    steps: Annotated[int, typer.Option(help="Steps of the solver.")] = 20,
+    path: Annotated[str, typer.Option(help="t, quadratic, lam or karras.")] = "lam",
+    seed: Annotated[int, typer.Option(help="From which each sample's own seed derives.")] = 0,
+    classes: Annotated[int | None, typer.Option(help="Of a network with labels: draw each of so many in turn.")] = None,
+    processes: Annotated[int, typer.Option(help="Processes that draw; on several GPUs they take turns among them.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Samples at a time, of the extractor.")] = 256,
+    keep: Annotated[int, typer.Option(help="Of how many samples to keep the features: precision, recall, KID.")] = 10_000,
+    cache: Annotated[Path | None, typer.Option(help="Folder for the statistics of the real data; none by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the scores to this file, as JSON.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ..")] = "cpu",
+    progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars.")] = True,
+) -> None:
+    """Compare samples with data: Fréchet distance, sFID, KID, precision, recall, Inception score, sliced Wasserstein.
+
+    What was drawn before is used again, so that an evaluation that was stopped continues.
+    """
+    from tqdm import tqdm
+
+    with _reported():
+        extractor = None if features is None else evaluation.find_features(features)
+        real = data.open(against, split=split, size=size)
+        other = None if floor is None else data.open(floor, size=size)
+        drawn = _samples_to_evaluate(
+            samples,
+            n,
+            progress,
+            solver=solver,
+            steps=steps,
+            path=path,
+            seed=seed,
+            classes=classes,
+            processes=processes,
+            device=device,
+        )
+        with tqdm(unit=" samples", desc="reading", disable=not progress) as bar:
+            scores = evaluation.evaluate(
+                drawn,
+                real,
+                extractor,
+                floor=other,
+                cache=cache,
+                keep=keep,
+                seed=seed,
+                batch_size=batch_size,
+                device=device,
+                progress=bar.update,
+            )
+        if out is not None:
+            with replacing(out) as temporary:
+                temporary.write_text(scores.to_json())
+        typer.echo(str(scores))
 
 
 # compare -------------------------------------------------------------------------------------------------------------
@@ -374,3 +576,7 @@ def _tell(found: Comparison, out: Path | None) -> None:
     if out is not None:
         for path in found.report(out):
             typer.echo(str(path))
+
+
+if __name__ == "__main__":
+    main()

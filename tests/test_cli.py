@@ -95,7 +95,7 @@ def test_the_console_command_in_a_process_of_its_own():
 
 
 def test_training_writes_the_checkpoint_the_curve_and_the_loss_by_time(run, vectors):
-    assert files(run) == {"model.safetensors", "run.json", "loss.png"}
+    assert files(run) == {"model.safetensors", "model.csv", "run.json", "loss.png"}
     again = invoke("train", "--data", vectors, "--out", run, "--steps", 30, "--width", 4, "--no-progress")
     assert again.exit_code == 0, "a finished training is loaded"
     assert "loss by time after 30 steps" in again.stdout
@@ -224,7 +224,7 @@ def test_ctrl_c_exits_130_and_says_what_was_saved(monkeypatch, vectors, tmp_path
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt("stopped after step 7 of 9; saved to x")
 
-    monkeypatch.setattr("scoresde.cli.fit", interrupted)
+    monkeypatch.setattr("scoresde.cli.Trainer", interrupted)
     result = invoke("train", "--data", vectors, "--out", tmp_path / "run")
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "interrupted: stopped after step 7 of 9; saved to x"
@@ -235,5 +235,5 @@ def test_programming_errors_are_not_hidden(monkeypatch, vectors, tmp_path):
     def wrong(*arguments, **options):
         raise TypeError("a bug")
 
-    monkeypatch.setattr("scoresde.cli.fit", wrong)
+    monkeypatch.setattr("scoresde.cli.Trainer", wrong)
     assert isinstance(invoke("train", "--data", vectors, "--out", tmp_path / "run").exception, TypeError)

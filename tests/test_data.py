@@ -49,7 +49,7 @@ def write(tmp_path_factory):
 BYTES = np.random.default_rng(0).integers(0, 256, (3, 5, 4), dtype=np.uint8)
 CONTAINERS = {
     "npy": npy,
-    "npz": lambda a: npz(x=a, labels=np.arange(3)),
+    "npz": lambda a: npz(x=a, labels=np.arange(len(a))),
     "npz of one": lambda a: npz(compress=True, images=a),
     "idx": idx,
     "gz": lambda a: gzip.compress(idx(a), mtime=0),
@@ -189,5 +189,5 @@ def test_unknown_names_list_the_nearest(tmp_path):
         load("digit")
     with pytest.raises(ValueError, match=f"the data known by name are: {', '.join(DATASETS)}$"):
         load(tmp_path / "absent.npy")
-    with pytest.raises(ValueError, match="got the folder"):
+    with pytest.raises(ValueError, match=r"found no images in the folder .* it is empty"):
         load(tmp_path)

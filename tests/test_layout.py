@@ -25,7 +25,18 @@ PACKAGE = ROOT / "scoresde"
 
 _SDE = {"_shape", "sde"}
 _SCORE = _SDE | {"chain", "score"}
-_TOP = _SCORE | {"objectives", "problems", "solvers", "models", "data", "metrics", "sampling", "training", "analysis"}
+_TOP = _SCORE | {
+    "objectives",
+    "problems",
+    "solvers",
+    "models",
+    "data",
+    "metrics",
+    "sampling",
+    "training",
+    "analysis",
+    "weights",
+}
 
 # What each top-level module, or package as a whole, may import of the others.
 ALLOWED: dict[str, set[str]] = {
@@ -38,11 +49,13 @@ ALLOWED: dict[str, set[str]] = {
     "problems": _SCORE | {"data"},
     "solvers": _SDE,
     "models": set(),
+    "weights": _SCORE | {"models"},
     "data": set(),
     "metrics": {"_shape"},
     "_door": _SCORE | {"solvers"},
     "sampling": _SCORE | {"_door", "solvers"},
-    "training": _SCORE | {"_files", "objectives", "models", "data"},
+    "training": _SCORE | {"_files", "objectives", "models", "data", "weights"},
+    "evaluation": _SCORE | {"_files", "solvers", "data", "metrics", "sampling"},
     "plots": {"_files", "solvers", "training"},
     "_runs": _SCORE | {"_files", "models", "training"},
     "demo": _TOP | {"_files", "_runs", "plots"},
@@ -51,7 +64,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"_door", "_files", "problems", "solvers", "sampling", "metrics", "analysis", "plots"}
     | {"models", "training"},
     "__init__": _TOP | {"compare"},
-    "cli": _TOP | {"__init__", "compare", "_files", "_runs", "demo", "plots"},
+    "cli": _TOP | {"__init__", "compare", "_files", "_runs", "demo", "evaluation", "plots"},
 }
 
 # The only imports against the table, (module, place, imported), each inside a function or for the type checker alone.

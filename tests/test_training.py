@@ -354,6 +354,30 @@ def test_load_takes_averaged_or_last_weights(tmp_path: Path) -> None:
     assert not same(result.model, result.raw)
 
 
+def test_a_learned_variance_is_saved(tmp_path: Path) -> None:
+    net = UNet(1, 8, (1,), attention=0)
+    model = ScoreModel(Doubled(net), VP(), learned_variance=True).eval()
+    save(tmp_path / "m.safetensors", model)
+    with pytest.raises(CheckpointError, match="scoresde cannot build; pass one as net="):
+        load(tmp_path / "m.safetensors")
+    back = load(tmp_path / "m.safetensors", net=Doubled(UNet(1, 8, (1,), attention=0)))
+    x, t = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0.3, 0.8])
+    for got, wanted in zip(back.outputs(x, t), model.outputs(x, t), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+
+
+class Doubled(nn.Module):
+    """A network that returns twice the channels: its output, and one minus it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        y = self.net(x, t) + x.mean()
+        return torch.cat([y, 1 - y], 1)
+
+
 def test_tied_weights_are_saved(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     net[1].weight = net[0].weight
@@ -458,7 +482,7 @@ def foreign(path: Path, what: str) -> None:
         ("text", "is not a safetensors file; expected a checkpoint written by scoresde"),
         ("safetensors", "but not one of scoresde's: its header has no 'scoresde' entry"),
         ("damaged", "has a damaged description in its header"),
-        ("newer", "has format 99; this version of scoresde reads format 1"),
+        ("newer", "has format 99; this version of scoresde reads formats 1 to 2"),
         ("no model", "does not describe a score model: it has no 'net'"),
     ],
 )

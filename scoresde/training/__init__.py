@@ -1,7 +1,28 @@
-"""Training of score models: fitting, reporting, checkpoints."""
+"""Training of score models: fitting, moving averages, logs, checkpoints, reports."""
 
+from scoresde.training.averages import Average, ExponentialAverage, PowerAverage, combination, reconstruct
 from scoresde.training.checkpoint import CheckpointError, load, save
-from scoresde.training.fit import FitResult, fit
+from scoresde.training.fit import FitResult, fit, result_of
+from scoresde.training.logs import Log, read_log
 from scoresde.training.report import Report, report
+from scoresde.training.trainer import Keep, Trainer
 
-__all__ = ["CheckpointError", "FitResult", "Report", "fit", "load", "report", "save"]
+__all__ = [
+    "Average",
+    "CheckpointError",
+    "ExponentialAverage",
+    "FitResult",
+    "Keep",
+    "Log",
+    "PowerAverage",
+    "Report",
+    "Trainer",
+    "combination",
+    "fit",
+    "load",
+    "read_log",
+    "reconstruct",
+    "report",
+    "result_of",
+    "save",
+]

@@ -6,14 +6,16 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from scoresde._shape import check_batch
 
-__all__ = ["Batches", "Samplable", "seeded"]
+__all__ = ["Batches", "Indexed", "Samplable", "seeded"]
+
+_ALL = slice(None)
 
 
 @runtime_checkable
@@ -21,6 +23,17 @@ class Samplable(Protocol):
     """A distribution: anything with ``sample(n, generator) -> (n, *event)``."""
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor: ...
+
+
+@runtime_checkable
+class Indexed(Protocol):
+    """Samples by their number, with their conditions: a :class:`scoresde.data.Dataset`."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+    def fingerprint(self) -> str: ...
 
 
 def _derive(seed: int, stream: str, index: int) -> int:
@@ -46,10 +59,11 @@ def _permutation(n: int, seed: int, epoch: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """Batches of a tensor, each sample once per epoch in an order drawn for that epoch, or of a distribution.
+    """Batches of a tensor or set, each sample once per epoch in an order drawn for that epoch, or of a distribution.
 
     Args:
-        data: samples of shape ``(n, *event)``, or anything with ``sample(n, generator)``.
+        data: samples of shape ``(n, *event)``, a :class:`scoresde.data.Dataset`, or anything with
+            ``sample(n, generator)``.
         batch_size: samples per batch; a batch may reach from one epoch into the next.
         seed: with the number of the batch, all that the choice depends on.
         conditions: for a tensor, what belongs to each sample, such as ``{"label": labels}``, each of ``n`` entries.
@@ -64,7 +78,7 @@ class Batches:
         tensor([0., 1., 2., 3., 4., 5.])
     """
 
-    data: Tensor | Samplable
+    data: Tensor | Samplable | Indexed
     batch_size: int
     seed: int
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
@@ -73,13 +87,17 @@ class Batches:
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise ValueError(f"got batch_size={self.batch_size!r}; expected a whole number of at least 1")
         if not isinstance(self.data, Tensor):
-            if not isinstance(self.data, Samplable):
+            if not isinstance(self.data, Samplable | Indexed):
                 raise ValueError(
-                    f"got data of type {type(self.data).__name__}; expected a tensor of shape (n, *event) or anything "
-                    "with sample(n, generator)"
+                    f"got data of type {type(self.data).__name__}; expected a tensor of shape (n, *event), a set of "
+                    "scoresde.data or anything with sample(n, generator)"
                 )
             if self.conditions:
-                raise ValueError("got conditions for data that are sampled; they belong to the samples of a tensor")
+                raise ValueError(
+                    f"got conditions for data of type {type(self.data).__name__}; they belong to the samples of a tensor"
+                )
+            if isinstance(self.data, Indexed) and not len(self.data):
+                raise ValueError("got data of no samples; expected at least one")
             return
         check_batch(self.data)
         if not len(self.data):
@@ -93,26 +111,35 @@ class Batches:
                     "expected one entry per sample"
                 )
 
-    def at(
-        self, index: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Batch number ``index``, of shape ``(batch_size, *event)``, and its conditions."""
-        if not isinstance(self.data, Tensor):
-            drawn = self.data.sample(self.batch_size, generator=seeded(self.seed, "data", index))
-            return check_batch(drawn).to(device=device, dtype=dtype), {}
+    def indices(self, index: int, part: slice = _ALL) -> Tensor | None:
+        """The numbers of the samples of batch number ``index``, or of a part of it; ``None`` for a distribution."""
+        if not isinstance(self.data, Tensor | Indexed):
+            return None
         n, start = len(self.data), index * self.batch_size
-        position = torch.arange(start, start + self.batch_size)
+        position = torch.arange(start, start + self.batch_size)[part]
         epochs = range(start // n, (start + self.batch_size - 1) // n + 1)
         orders = torch.cat([_permutation(n, self.seed, epoch) for epoch in epochs])
-        chosen = orders[position - epochs[0] * n].to(self.data.device)
-        return self.data[chosen].to(device=device, dtype=dtype), {
-            name: values[chosen.to(values.device)].to(device) for name, values in self.conditions.items()
-        }
+        return orders[position - epochs[0] * n]
+
+    def at(
+        self, index: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, part: slice = _ALL
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Batch number ``index``, of shape ``(batch_size, *event)``, or a part of it, and its conditions."""
+        chosen = self.indices(index, part)
+        if chosen is None or not isinstance(self.data, Tensor | Indexed):
+            drawn = cast(Samplable, self.data).sample(self.batch_size, generator=seeded(self.seed, "data", index))
+            return check_batch(drawn)[part].to(device=device, dtype=dtype), {}
+        if isinstance(self.data, Tensor):
+            x = self.data[chosen.to(self.data.device)]
+            conditions = {name: values[chosen.to(values.device)] for name, values in self.conditions.items()}
+        else:
+            x, conditions = self.data.batch(chosen)
+        return x.to(device=device, dtype=dtype), {name: values.to(device) for name, values in conditions.items()}
 
     def fingerprint(self) -> str:
         """A short text that tells these data from others: shapes, types and a digest of the values."""
         if not isinstance(self.data, Tensor):
-            return type(self.data).__name__
+            return self.data.fingerprint() if isinstance(self.data, Indexed) else type(self.data).__name__
         digest = hashlib.blake2b(digest_size=8)
         for values in (self.data, *self.conditions.values()):
             digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from scoresde import chain as chains
 from scoresde import models
 from scoresde import sde as sdes
+from scoresde import weights as weights_of_others
 from scoresde._files import replacing
 from scoresde.chain import Chain
 from scoresde.score import ScoreModel
@@ -39,11 +40,13 @@ __all__ = [
     "write",
 ]
 
-FORMAT = 1
+FORMAT = 2  # 1 knew one average of the weights only
 _KEY = "scoresde"
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 100
-_NETWORKS: dict[str, Callable[..., nn.Module]] = {"MLP": models.MLP, "UNet": models.UNet}
+_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    cls.__name__: cls for cls in (models.MLP, models.UNet, models.DiffusionUNet, models.DiT, models.NCSNv2)
+}
 _SDES = (sdes.VP, sdes.CosineVP, sdes.SubVP, sdes.VE, sdes.EDM, sdes.RectifiedFlow)
 _CHAINS = (chains.DDPM, chains.NCSN, chains.GaussianChain)
 _PROCESSES: dict[str, Callable[..., AffineSDE | Chain]] = {cls.__name__: cls for cls in (*_SDES, *_CHAINS)}
@@ -125,9 +128,18 @@ def read(path: str | os.PathLike[str], groups: Collection[str] | None = None) ->
         version = description["versions"]["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} has a damaged description in its header: {error!r}") from error
-    if version != FORMAT:
-        raise CheckpointError(f"{path} has format {version}; this version of scoresde reads format {FORMAT}")
-    return Checkpoint(description, tensors)
+    if version not in range(1, FORMAT + 1):
+        raise CheckpointError(f"{path} has format {version}; this version of scoresde reads formats 1 to {FORMAT}")
+    return Checkpoint(_upgraded(description) if version == 1 else description, tensors)
+
+
+def _upgraded(description: dict[str, Any]) -> dict[str, Any]:
+    """The description of a file of format 1 in the words of format 2."""
+    if "training" not in description:
+        return description
+    training = dict(description["training"])
+    name = f"exponential-{training.pop('ema')!r}"
+    return {**description, "averages": [name], "training": {**training, "averages": [name]}}
 
 
 # Descriptions --------------------------------------------------------------------------------------------------------
@@ -169,6 +181,7 @@ def describe(model: ScoreModel) -> dict[str, Any]:
             "predicts": model.predicts,
             "sigma_data": model.sigma_data,
             "time": _describe_time(model),
+            **({"learned_variance": True} if model.learned_variance else {}),  # older files do not know the word
         }
     )
 
@@ -183,6 +196,21 @@ def differences(stored: Mapping[str, Any], given: Mapping[str, Any], prefix: str
         elif a != b:
             found.append(f"{prefix}{name}={_SHORT.repr(a)} (here {_SHORT.repr(b)})")
     return found
+
+
+def group_of(index: int) -> str:
+    """The name of the tensors of an average: ``ema`` for the first, the one to sample from, then ``ema1``, .."""
+    return f"ema{index}" if index else "ema"
+
+
+def average_group(description: Mapping[str, Any], ema: bool | str, path: str | os.PathLike[str]) -> str:
+    """The name of the tensors that ``ema``, as of :func:`load`, asks for."""
+    if isinstance(ema, bool):
+        return "ema"
+    names = description.get("averages", [])
+    if ema not in names:
+        raise CheckpointError(f"{path} holds no average called {ema!r}; it holds {', '.join(names) or 'none'}")
+    return group_of(names.index(ema))
 
 
 # Models --------------------------------------------------------------------------------------------------------------
@@ -273,16 +301,18 @@ def load(
     path: str | os.PathLike[str],
     net: nn.Module | None = None,
     *,
-    ema: bool = True,
+    ema: bool | str = True,
     sde: AffineSDE | Chain | None = None,
     time: Callable[[Tensor], Tensor] | None = None,
 ) -> ScoreModel:
     """Build the score model that a checkpoint holds.
 
     Args:
-        path: a file written by :func:`save` or :func:`~scoresde.training.fit`.
+        path: a file written by :func:`save` or :func:`~scoresde.training.fit`, or weights that
+            :func:`scoresde.weights.load` reads.
         net: a network for the weights, which are copied into it; needed for one that scoresde did not make.
-        ema: take the averaged weights, where there are any, instead of the last ones.
+        ema: take the averaged weights, where there are any, instead of the last ones; or the name of one of several
+            averages, such as ``"power-0.1"``.
         sde: the SDE or chain; needed for one made of functions.
         time: what the network gets for ``t``; needed where the model was given such a function.
 
@@ -293,18 +323,29 @@ def load(
         CheckpointError: if the file is missing, truncated, foreign or of another architecture or SDE, or one of the
             above is needed.
     """
-    stored = read(path, ("net", "ema"))
+    if net is None and sde is None and time is None and weights_of_others.recognizes(path):
+        return weights_of_others.load(path, ema=bool(ema))
+    group = average_group(read(path, ()).description, ema, path)
+    stored = read(path, ("net", group))
     description = stored.description
-    tensors = (stored.group("ema") if ema else {}) or stored.group("net")
+    tensors = (stored.group(group) if ema else {}) or stored.group("net")
     try:
         own = {name: description[name] for name in ("net", "process", "predicts", "sigma_data", "time")}
+        own |= {"learned_variance": True} if description.get("learned_variance") else {}
     except KeyError as error:
         raise CheckpointError(f"{path} does not describe a score model: it has no {error}") from error
     if own["time"] == "custom" and time is None:
         raise CheckpointError(f"{path} holds a model with a function of its own for the time; pass it as time=..")
     built = _build_net(own["net"], path) if net is None else net
     process = _build_process(own["process"], own["time"], path) if sde is None else sde
-    model = ScoreModel(built, process, own["predicts"], sigma_data=own["sigma_data"], time=time)
+    model = ScoreModel(
+        built,
+        process,
+        own["predicts"],
+        sigma_data=own["sigma_data"],
+        learned_variance="learned_variance" in own,
+        time=time,
+    )
     if differ := differences(own, describe(model)):
         raise CheckpointError(f"{path} holds another model than the one asked for: {', '.join(differ)}")
     fill(built, tensors, path, assign=net is None)

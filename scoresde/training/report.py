@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.objectives import DSM, noised
+from scoresde.objectives import Objective, noised
 from scoresde.objectives import objective as named
 from scoresde.score import ScoreModel
-from scoresde.training.batches import Batches, Samplable, seeded
+from scoresde.training.batches import Batches, Indexed, Samplable, seeded
 
 __all__ = ["Report", "report"]
 
@@ -58,10 +58,10 @@ def _like(model: ScoreModel) -> tuple[torch.device, torch.dtype]:
 @torch.no_grad()
 def report(
     model: ScoreModel,
-    data: Tensor | Samplable,
+    data: Tensor | Samplable | Indexed,
     truth: ScoreModel | None = None,
     *,
-    objective: str | DSM = "ddpm",
+    objective: str | Objective = "ddpm",
     bins: int = 10,
     samples: int = 4096,
     batch_size: int = 512,
@@ -81,7 +81,7 @@ def report(
         model: the score model.
         data: samples of shape ``(n, *event)`` or anything with ``sample(n, generator)``.
         truth: the exact model of the distribution of the data under the same SDE, where that is known.
-        objective: a name in :data:`scoresde.objectives.OBJECTIVES` or any :class:`~scoresde.objectives.DSM`.
+        objective: a name in :data:`scoresde.objectives.OBJECTIVES` or any :class:`~scoresde.objectives.Objective`.
         bins: how many.
         samples: at least so many evaluations, over all bins.
         batch_size: samples per evaluation.

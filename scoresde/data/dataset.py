@@ -1,0 +1,146 @@
+"""What a set of data is: samples by their number, so that an order of numbers is all that a training has to know."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde.data.arrays import to_float
+
+__all__ = ["Arrays", "Dataset", "Flipped"]
+
+Indices = Tensor | Sequence[int]
+
+
+class Dataset(abc.ABC):
+    """Samples by their number, with or without labels.
+
+    Attributes:
+        event: the shape of a sample: ``(c, h, w)``, images in [-1, 1], or ``(d,)``, vectors.
+        labels: the class of each sample, int64, shape ``(n,)``, or ``None``.
+        classes: the names of the classes, where they have any.
+        skipped: the names of the files that could not be read and were left out.
+    """
+
+    event: tuple[int, ...]
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def samples(self, indices: Indices) -> Tensor:
+        """The samples with these numbers, in this order, shape ``(batch, *event)``, float32."""
+
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """A short text that tells this set from others, at a cost far below that of reading all of it."""
+
+    def batch(self, indices: Indices) -> tuple[Tensor, dict[str, Tensor]]:
+        """The samples with these numbers, and their conditions: ``{"label": ...}`` where there are labels."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        return self.samples(chosen), {} if self.labels is None else {"label": self.labels[chosen]}
+
+    def tensor(self) -> Tensor:
+        """All samples, shape ``(n, *event)``: for sets that fit into memory."""
+        return self.samples(range(len(self)))
+
+    def digest(self, at_once: int = 256) -> str:
+        """A digest of every value, which takes reading all of them, ``at_once`` at a time.
+
+        Example:
+            >>> x = torch.zeros(5, 2)
+            >>> Arrays(x).digest(at_once=2) == Arrays(x.clone()).digest(), Arrays(x).digest() == Arrays(x + 1).digest()
+            (True, False)
+        """
+        digest = hashlib.blake2b(f"{len(self)} {self.event}".encode(), digest_size=16)
+        for start in range(0, len(self), at_once):
+            digest.update(self.samples(range(start, min(start + at_once, len(self)))).numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(eq=False)
+class Arrays(Dataset):
+    """A set in memory.
+
+    Args:
+        x: images of bytes, kept as such and scaled to [-1, 1] as they are asked for, or floats, which are taken as they are;
+            shape ``(n, *event)``.
+        labels: int64, shape ``(n,)``, or ``None``.
+        classes: the names of the classes.
+
+    Example:
+        >>> data = Arrays(torch.tensor([[[[0]]], [[[255]]]], dtype=torch.uint8), labels=torch.tensor([7, 2]))
+        >>> x, conditions = data.batch([1, 0])
+        >>> x.flatten(), conditions["label"]
+        (tensor([ 1., -1.]), tensor([2, 7]))
+    """
+
+    x: Tensor
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.x.ndim < 2 or not len(self.x):
+            raise ValueError(f"got data of shape {tuple(self.x.shape)}; expected (n, *event) with at least one sample")
+        if self.labels is not None and self.labels.shape != self.x.shape[:1]:
+            raise ValueError(
+                f"got labels of shape {tuple(self.labels.shape)} for {len(self.x)} samples; expected one for each of them"
+            )
+        self.event = tuple(self.x.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def samples(self, indices: Indices) -> Tensor:
+        """See :meth:`Dataset.samples`."""
+        return to_float(self.x[torch.as_tensor(indices, dtype=torch.int64)])
+
+    def fingerprint(self) -> str:
+        """A digest of every value: what is in memory is read fast."""
+        digest = hashlib.blake2b(digest_size=8)
+        for values in (self.x, self.labels):
+            if values is not None:
+                digest.update(values.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return f"{self.x.dtype} {tuple(self.x.shape)} {digest.hexdigest()}"
+
+
+@dataclass(eq=False)
+class Flipped(Dataset):
+    """A set of images and, after them, their mirror images: sample n + i is sample i from right to left.
+
+    So flips need no random numbers: within an epoch each image comes once in either way.
+
+    Example:
+        >>> data = Flipped(Arrays(torch.tensor([[[[0.0, 1.0]]]])))
+        >>> len(data), data.samples([1, 0]).flatten()
+        (2, tensor([1., 0., 0., 1.]))
+    """
+
+    of: Dataset
+
+    def __post_init__(self) -> None:
+        if len(self.of.event) != 3:
+            raise ValueError(f"got samples of shape {self.of.event} to flip; expected images (c, h, w)")
+        self.event, self.classes, self.skipped = self.of.event, self.of.classes, self.of.skipped
+        self.labels = None if self.of.labels is None else self.of.labels.repeat(2)
+
+    def __len__(self) -> int:
+        return 2 * len(self.of)
+
+    def samples(self, indices: Indices) -> Tensor:
+        """See :meth:`Dataset.samples`."""
+        chosen, n = torch.as_tensor(indices, dtype=torch.int64), len(self.of)
+        x = self.of.samples(chosen % n)
+        return torch.where((chosen >= n)[:, None, None, None], x.flip(-1), x)
+
+    def fingerprint(self) -> str:
+        """That of the images, and that they are flipped."""
+        return f"flipped {self.of.fingerprint()}"

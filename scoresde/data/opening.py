@@ -1,0 +1,169 @@
+"""One door for all data: a name, a file or a folder becomes a :class:`Dataset`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.data.arrays import as_labels, as_samples, read
+from scoresde.data.dataset import Arrays, Dataset, Flipped
+from scoresde.data.folders import image_names, open_folder
+from scoresde.data.presets import PRESETS
+from scoresde.data.tables import open_hugging_face, open_parquet
+
+__all__ = ["DATASETS", "digits", "load", "open", "split"]
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    """The 1797 handwritten digits that come with scikit-learn, as images and labels.
+
+    Returns:
+        Images in [-1, 1], shape ``(1797, 1, 8, 8)``, float32, and the digits they show, shape ``(1797,)``, int64.
+
+    Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", 1998,
+    https://doi.org/10.24432/C50P49; the pixels count up to 16 points of ink each.
+
+    Example:
+        >>> images, labels = digits()
+        >>> images.shape, labels[:3]
+        (torch.Size([1797, 1, 8, 8]), tensor([0, 1, 2]))
+    """
+    from sklearn.datasets import load_digits
+
+    ink, labels = load_digits(return_X_y=True)
+    return torch.from_numpy(ink).float().reshape(-1, 1, 8, 8) / 8 - 1, torch.from_numpy(labels).long()
+
+
+DATASETS: dict[str, Callable[[], Tensor]] = {"digits": lambda: digits()[0]}
+"""The data that are known by name alone."""
+
+
+def split(n: int, held_out: float = 0.2, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Indices of a training part and of a held-out part of ``n`` samples, the same for the same arguments.
+
+    Args:
+        n: the number of samples, at least 2.
+        held_out: the fraction held out, strictly between 0 and 1; at least one sample lies on either side.
+        seed: chooses the shuffle.
+
+    Returns:
+        Two vectors of indices, disjoint and together all of 0..n-1, each in increasing order.
+
+    Example:
+        >>> training, held_out = split(10)
+        >>> len(training), len(held_out)
+        (8, 2)
+    """
+    if not isinstance(n, int) or n < 2 or not 0 < held_out < 1:
+        raise ValueError(
+            f"got n={n!r} samples and held_out={held_out}; expected at least 2 samples and a fraction between 0 and 1"
+        )
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    size = min(max(round(held_out * n), 1), n - 1)
+    return order[size:].sort().values, order[:size].sort().values
+
+
+def open(
+    source: str | Path,
+    *,
+    split: str | None = None,
+    size: int | tuple[int, int] | None = None,
+    fit: str = "crop",
+    unreadable: str = "raise",
+    cache: int = 2**28,
+    flips: bool = False,
+) -> Dataset:
+    """The data named ``source``, or in the file or folder ``source``.
+
+    ========================================  =========================================================================
+    source                                    what it is
+    ========================================  =========================================================================
+    ``digits``                                the digits of scikit-learn
+    ``mnist:FOLDER``, ``fashion-mnist:..``,   the published files of MNIST, Fashion-MNIST, CIFAR-10 (binary version)
+    ``cifar10:FOLDER``
+    ``hf:NAME``, ``hf:FOLDER``                a set of Hugging Face, from the hub or written by ``save_to_disk``
+    a folder                                  all images in it; sub-folders are the classes; or its parquet files
+    a file                                    .npy, .npz, IDX, any of them in .gz, known by their content; .parquet
+    ========================================  =========================================================================
+
+    Args:
+        source: the data.
+        split: "train", the default, or "test", or whatever parts a set of Hugging Face has; for ``mnist:``,
+            ``fashion-mnist:``, ``cifar10:`` and ``hf:`` only.
+        size, fit, unreadable, cache: of encoded images; see :class:`~scoresde.data.Images`.
+        flips: add the mirror image of each image.
+
+    Raises:
+        ValueError: for what cannot be found or read, with the remedy.
+
+    Example:
+        >>> data = open("digits")
+        >>> x, conditions = data.batch([1, 5])
+        >>> len(data), data.event, x.shape, conditions["label"]
+        (1797, (1, 8, 8), torch.Size([2, 1, 8, 8]), tensor([1, 5]))
+    """
+    data = _open(source, split, {"size": size, "fit": fit, "unreadable": unreadable, "cache": cache})
+    if isinstance(data, Arrays) and size is not None and data.event[1:] != ((size, size) if isinstance(size, int) else size):
+        raise ValueError(
+            f"got size={size} for samples of shape {data.event}; expected none: only images in files of their own are scaled"
+        )
+    return Flipped(data) if flips else data
+
+
+def _open(source: str | Path, split: str | None, options: dict[str, Any]) -> Dataset:
+    if isinstance(source, str) and source in DATASETS:
+        if source == "digits":
+            return Arrays(*digits(), classes=tuple("0123456789"))
+        return Arrays(DATASETS[source]())
+    kind, colon, rest = str(source).partition(":")
+    if colon and kind == "hf":
+        return open_hugging_face(rest, split or "train", **options)
+    if colon and kind in PRESETS:
+        if not Path(rest).is_dir():
+            raise ValueError(f"got {str(source)!r}, and {rest!r} is not a folder; expected the folder of its files")
+        return PRESETS[kind](Path(rest), split or "train")
+    if split is not None:
+        raise ValueError(
+            f"got split={split!r} for {str(source)!r}, which has no parts; they belong to {', '.join(PRESETS)} and hf, "
+            "with a colon: mnist:FOLDER. Name the folder or file of the part itself"
+        )
+    path = Path(source)
+    if path.is_dir():
+        tables = sorted(path.glob("*.parquet"))
+        return open_parquet(tables, **options) if tables and not image_names(path) else open_folder(path, **options)
+    if not path.exists():
+        near = difflib.get_close_matches(str(source), DATASETS, n=2)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(f"found no file {str(source)!r}, and the data known by name are: {', '.join(DATASETS)}{hint}")
+    with path.open("rb") as file:
+        if file.read(4) == b"PAR1" or path.suffix == ".parquet":
+            return open_parquet([path], **options)
+    array, labels = read(path)
+    x = as_samples(array, path)
+    return Arrays(x, None if labels is None or labels.dtype.kind not in "ui" else as_labels(labels, len(x), path))
+
+
+def load(source: str | Path) -> Tensor:
+    """All samples that :func:`open` finds, as one tensor.
+
+    Returns:
+        Images in [-1, 1], shape ``(n, c, h, w)``, or vectors, shape ``(n, d)``; float32. Bytes are scaled from 0..255;
+        floats are taken as they are. An array ``(n, h, w)`` gets one channel, and channels that stand last, where only the
+        last dimension is 1, 3 or 4, are moved forward.
+
+    Raises:
+        ValueError: for an unknown name (with the nearest ones), a file that is missing, truncated or of another kind,
+            Python objects, integers other than bytes, shapes that are neither vectors nor images, values that are not
+            finite, and images of floats outside [-1, 1].
+
+    Example:
+        >>> x = load("digits")
+        >>> x.shape, x.min().item(), x.max().item()
+        (torch.Size([1797, 1, 8, 8]), -1.0, 1.0)
+    """
+    return open(source).tensor()

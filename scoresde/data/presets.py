@@ -1,0 +1,98 @@
+"""Published sets in the files in which they are published, in a folder that the user names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from scoresde.data.arrays import as_labels, as_samples, read
+from scoresde.data.dataset import Arrays
+
+__all__ = ["PRESETS", "cifar10", "fashion_mnist", "mnist"]
+
+_PARTS = ("train", "test")
+_CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+_OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_RECORD = 1 + 3 * 32 * 32  # CIFAR-10: the label, then red, green and blue, row by row
+
+
+def _part(split: str) -> str:
+    if split not in _PARTS:
+        raise ValueError(f"got split={split!r}; expected 'train' or 'test'")
+    return split
+
+
+def _find(folder: Path, names: list[str], what: str) -> Path:
+    """The first of ``names`` in ``folder``, or below it in the folder that the archive unpacks to."""
+    for name in names:
+        for path in (folder / name, *sorted(folder.glob(f"*/{name}"))):
+            if path.is_file():
+                return path
+    raise ValueError(f"found no {names[0]} in the folder {str(folder)!r}; expected the files of {what}, as published")
+
+
+def _idx(folder: Path, split: str, what: str, classes: tuple[str, ...]) -> Arrays:
+    stem = "train" if _part(split) == "train" else "t10k"
+    files = []
+    for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
+        # Some archives unpack with a dot in place of the last dash but one.
+        names = [f"{stem}-{kind}{gz}" for gz in (".gz", "")] + [
+            f"{stem}-{kind.replace('-idx', '.idx')}{gz}" for gz in (".gz", "")
+        ]
+        files.append(_find(folder, names, what))
+    x = as_samples(read(files[0])[0], files[0])
+    return Arrays(x, as_labels(read(files[1])[0], len(x), files[1]), classes)
+
+
+def mnist(folder: Path, split: str = "train") -> Arrays:
+    """MNIST: 60,000 and 10,000 handwritten digits, 28 x 28, from its IDX files, in ``.gz`` or not.
+
+    Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits", http://yann.lecun.com/exdb/mnist/.
+    """
+    return _idx(folder, split, "MNIST", tuple("0123456789"))
+
+
+def fashion_mnist(folder: Path, split: str = "train") -> Arrays:
+    """Fashion-MNIST: clothes in the place of digits, in files of the same names.
+
+    Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms",
+    2017, https://arxiv.org/abs/1708.07747.
+    """
+    return _idx(folder, split, "Fashion-MNIST", _CLOTHES)
+
+
+def cifar10(folder: Path, split: str = "train") -> Arrays:
+    """CIFAR-10: 50,000 and 10,000 photographs, 32 x 32, from its binary version.
+
+    Raises:
+        ValueError: for files that are missing or incomplete, and for the python version, which is pickled.
+
+    Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
+    https://www.cs.toronto.edu/~kriz/cifar.html.
+    """
+    names = [f"data_batch_{k}.bin" for k in range(1, 6)] if _part(split) == "train" else ["test_batch.bin"]
+    pickled = [path for pattern in ("data_batch_1", "*/data_batch_1") for path in folder.glob(pattern)]
+    if pickled and not any(folder.rglob("data_batch_1.bin")):
+        raise ValueError(
+            f"{str(pickled[0])!r} is of the python version of CIFAR-10, which is pickled and could run any code; expected "
+            "the binary version: cifar-10-binary.tar.gz, of the same page"
+        )
+    parts = []
+    for path in (_find(folder, [name], "the binary version of CIFAR-10") for name in names):
+        content = np.fromfile(path, np.uint8)
+        if not len(content) or len(content) % _RECORD:
+            raise ValueError(
+                f"{str(path)!r} has {len(content)} bytes; expected a multiple of {_RECORD}, the length of a record of "
+                "CIFAR-10: it may be truncated; unpack it again"
+            )
+        parts.append(content.reshape(-1, _RECORD))
+    records = np.concatenate(parts)
+    labels = as_labels(records[:, 0], len(records), folder)
+    return Arrays(torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32)).clone(), labels, _OBJECTS)
+
+
+PRESETS: dict[str, Callable[[Path, str], Arrays]] = {"mnist": mnist, "fashion-mnist": fashion_mnist, "cifar10": cifar10}
+"""The published sets, opened as ``"mnist:FOLDER"``."""

@@ -1,0 +1,31 @@
+"""Measuring the quality of samples: Fréchet distance, sFID, KID, precision and recall, Inception score, in any features;
+and the sliced Wasserstein distance without any.
+
+Sets are read once, part by part, so that 50,000 samples never sit in memory; statistics of real data are kept by content;
+samples are drawn into files by several processes and continued where they stopped.
+"""
+
+from scoresde.evaluation.evaluate import Scores, compare, evaluate
+from scoresde.evaluation.features import Features, find_features, inception
+from scoresde.evaluation.generation import Generated, generate
+from scoresde.evaluation.moments import Moments, frechet
+from scoresde.evaluation.scores import kernel_inception_distance, precision_recall
+from scoresde.evaluation.summary import Summary, eight_bits, summarize
+
+__all__ = [
+    "Features",
+    "Generated",
+    "Moments",
+    "Scores",
+    "Summary",
+    "compare",
+    "eight_bits",
+    "evaluate",
+    "find_features",
+    "frechet",
+    "generate",
+    "inception",
+    "kernel_inception_distance",
+    "precision_recall",
+    "summarize",
+]

@@ -1,0 +1,180 @@
+"""The quality of samples: every score of one set against another, with the floor that real data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scoresde.data import Dataset
+from scoresde.evaluation.features import Features
+from scoresde.evaluation.moments import frechet
+from scoresde.evaluation.scores import kernel_inception_distance, precision_recall
+from scoresde.evaluation.summary import Summary, stored, summarize
+
+__all__ = ["Scores", "compare", "evaluate"]
+
+_NAMES = {
+    "sliced_wasserstein": "sliced Wasserstein",
+    "frechet": "Fréchet distance",
+    "spatial_frechet": "sFID",
+    "kernel": "kernel distance (KID)",
+    "kernel_deviation": "  its deviation",
+    "precision": "precision",
+    "recall": "recall",
+    "inception_score": "Inception score",
+    "inception_deviation": "  its deviation",
+}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of ``n`` samples against ``m``; those that need features which are not there are ``None``.
+
+    Args:
+        n, m: the sizes of the sets.
+        sliced_wasserstein: of the samples themselves, over random directions.
+        frechet: the Fréchet distance of the features: FID in those of the Inception network.
+        spatial_frechet: that of the spatial features: sFID.
+        kernel, kernel_deviation: KID and its deviation over subsets.
+        precision, recall: of Kynkäänniemi et al.
+        inception_score, inception_deviation: of the samples alone.
+        floor: the scores of other real data against the same ``m``.
+    """
+
+    n: int
+    m: int
+    sliced_wasserstein: float
+    frechet: float | None = None
+    spatial_frechet: float | None = None
+    kernel: float | None = None
+    kernel_deviation: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    inception_score: float | None = None
+    inception_deviation: float | None = None
+    floor: Scores | None = None
+
+    def __str__(self) -> str:
+        head = f"{self.n} samples against {self.m}" + (f"; floor: {self.floor.n} real ones" if self.floor else "")
+        lines = [head, f"{'':<22} {'samples':>11}" + (f" {'floor':>11}" if self.floor else "")]
+        for field, name in _NAMES.items():
+            value = getattr(self, field)
+            if value is not None:
+                floor = getattr(self.floor, field, None)
+                lines.append(f"{name:<22} {value:>11.5g}" + ("" if floor is None else f" {floor:>11.5g}"))
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """All numbers, as JSON."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def _wasserstein(x: Tensor, y: Tensor) -> float:
+    """The mean over columns of W_1, of ``(n, directions)`` from ``(m, directions)``."""
+    from scipy.stats import wasserstein_distance
+
+    columns = zip(x.double().T.numpy(), y.double().T.numpy(), strict=True)
+    distances = [wasserstein_distance(a, b) for a, b in columns]
+    return float(sum(distances) / len(distances))
+
+
+def compare(x: Summary, y: Summary, *, neighbours: int = 3, subsets: int = 100, seed: int = 0) -> Scores:
+    """All scores of one summary against another, as far as both have what they need.
+
+    Precision, recall and the kernel distance are of the features that were kept.
+
+    Args:
+        x, y: summaries with the same extractor and directions: samples, and what they are compared with.
+        neighbours: of precision and recall; ``subsets``: of the kernel distance.
+        seed: chooses the subsets.
+    """
+    known = {kind: frechet(x.moments[kind], y.moments[kind]) for kind in x.moments if kind in y.moments}
+    kernel = deviation = precision = recall = score = spread = None
+    if min(len(x.rows), len(y.rows)) > neighbours:
+        generator = torch.Generator().manual_seed(seed)
+        size = max(2, min(1000, len(x.rows) // 2, len(y.rows) // 2))  # subsets of all rows would not differ
+        kernel, deviation = kernel_inception_distance(x.rows, y.rows, subsets, size, generator=generator)
+        precision, recall = precision_recall(x.rows, y.rows, neighbours)
+    if x.predictions.shape[1] > 2:
+        score, spread = x.inception_score()
+    return Scores(
+        x.n,
+        y.n,
+        _wasserstein(x.projections, y.projections),
+        known.get("features"),
+        known.get("spatial"),
+        kernel,
+        deviation,
+        precision,
+        recall,
+        score,
+        spread,
+    )
+
+
+def evaluate(
+    samples: Dataset,
+    against: Dataset,
+    features: Features | torch.nn.Module | None = None,
+    *,
+    floor: Dataset | None = None,
+    cache: Path | None = None,
+    keep: int = 10_000,
+    projections: int = 128,
+    seed: int = 0,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], object] | None = None,
+) -> Scores:
+    """Compare samples with data.
+
+    Distances of finite sets are not zero: give other real data as ``floor``, the training set against the test set. The
+    Fréchet distance is biased upwards by an amount that falls with the number of samples: compare sets of the same size.
+
+    Args:
+        samples, against: the sets, read part by part.
+        features: the extractor; without one, images have no score but the sliced Wasserstein distance, and vectors are
+            their own features.
+        floor: real data, compared with ``against`` in the same way.
+        cache: a folder in which the statistics of ``against`` and ``floor`` are kept, by their content.
+        keep, projections, seed, batch_size, device, progress: of :func:`summarize`.
+
+    Raises:
+        ValueError: for sets of different shapes, or of a single sample.
+
+    Example:
+        >>> from scoresde.data import Arrays
+        >>> x = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
+        >>> scores = evaluate(Arrays(x[:1000] + 1), Arrays(x[1000:]), floor=Arrays(x[:1000]))
+        >>> round(scores.frechet), round(scores.floor.frechet, 1)
+        (2, 0.0)
+    """
+    sets = [samples, against, *([] if floor is None else [floor])]
+    if len({data.event for data in sets}) > 1 or min(map(len, sets)) < 2:
+        shapes = ", ".join(f"{len(data)} of {data.event}" for data in sets)
+        raise ValueError(f"got sets of samples {shapes}; expected one shape, and at least two samples of each set")
+    extractor = Features(features) if isinstance(features, torch.nn.Module) else features
+
+    def read(data: Dataset) -> Summary:
+        return summarize(
+            data,
+            extractor,
+            keep=keep,
+            projections=projections,
+            seed=seed,
+            batch_size=batch_size,
+            device=device,
+            progress=progress,
+        )
+
+    real = [stored(cache, data, extractor, partial(read, data), keep, projections, seed) for data in sets[1:]]
+    scores = compare(read(samples), real[0], seed=seed)
+    if floor is None:
+        return scores
+    return Scores(**{**vars(scores), "floor": compare(real[1], real[0], seed=seed)})

@@ -1,0 +1,159 @@
+"""Feature extractors: what they are given, what they may return, and how to name one on the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import pickle
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Features", "find_features", "inception"]
+
+_KINDS = ("features", "spatial", "logits")
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """A network, or any function, whose values distances are measured in.
+
+    Args:
+        function: takes samples, ``(batch, *event)``, float32, images in [-1, 1]; returns features ``(batch, d)``, or a
+            mapping with ``"features"`` and, where it has them, ``"spatial"``, features that know of places, ``(batch, ..)``,
+            for sFID, and ``"logits"`` of a classifier, ``(batch, classes)``, for the Inception score.
+        name: tells it from others, so that stored statistics are not taken for those of another; by default a digest of
+            a module's weights. Give one that changes where the code of a module does.
+
+    Raises:
+        ValueError: for a function that is no module, without a name.
+
+    Example:
+        >>> features = Features(lambda x: x.flatten(1), "pixels")
+        >>> {kind: value.shape for kind, value in features(torch.zeros(4, 1, 3, 3)).items()}
+        {'features': torch.Size([4, 9])}
+    """
+
+    function: Callable[[Tensor], Tensor | Mapping[str, Tensor]]
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.name:
+            return
+        if not isinstance(self.function, nn.Module):
+            raise ValueError(f"got the function {self.function!r} without a name; expected name=.., to tell it from others")
+        digest = hashlib.blake2b(digest_size=8)
+        for key, value in self.function.state_dict().items():
+            digest.update(key.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        object.__setattr__(self, "name", f"{type(self.function).__name__} {digest.hexdigest()}")
+
+    def __call__(self, x: Tensor) -> dict[str, Tensor]:
+        """The values at samples, each ``(batch, d)``."""
+        found = self.function(x)
+        values = dict(found) if isinstance(found, Mapping) else {"features": found}
+        wrong = sorted(set(values) - set(_KINDS))
+        if "features" not in values or wrong:
+            raise ValueError(f"the extractor {self.name} returned {', '.join(values)}; expected {', '.join(_KINDS)}")
+        for kind, value in values.items():
+            if not isinstance(value, Tensor) or value.ndim < 2 or len(value) != len(x):
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"the extractor {self.name} returned {kind}: {got}; expected ({len(x)}, ..)")
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"the extractor {self.name} returned {kind} that are not all finite")
+        return {kind: value.flatten(1) for kind, value in values.items()}
+
+    def to(self, device: torch.device | str) -> Features:
+        """The same on a device, in evaluation mode, where it is a module."""
+        if isinstance(self.function, nn.Module):
+            self.function.to(device).eval()
+        return self
+
+
+class _Inception(nn.Module):
+    """The network of torch-fidelity, given images in [-1, 1]."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        levels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        features, logits = self.network(levels.expand(-1, 3, -1, -1))
+        return {"features": features, "logits": logits}
+
+
+def inception(weights: str | Path) -> Features:
+    """The Inception network of FID, KID and the Inception score, as torch-fidelity builds it; grey images become coloured.
+
+    Args:
+        weights: the file that the project publishes, ``weights-inception-2015-12-05-6726825d.pth``: nothing is fetched.
+
+    Raises:
+        ValueError: without torch-fidelity, or for a file that is missing, damaged, or holds anything but tensors.
+
+    Source: https://github.com/toshas/torch-fidelity.
+    """
+    path = Path(weights)
+    if not path.is_file():
+        raise ValueError(f"found no file {str(path)!r}; expected the weights of Inception that torch-fidelity publishes")
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"the Inception network needs torch-fidelity, and {error.name} is missing: pip install torch-fidelity, "
+            "or give an extractor of your own"
+        ) from error
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)  # the network below would unpickle whatever is there
+        network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(path))
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+        raise ValueError(f"{str(path)!r} does not hold the weights of Inception of torch-fidelity: {error}") from error
+    return Features(_Inception(network))
+
+
+def find_features(where: str) -> Features:
+    """The extractor that a command line names: ``inception:FILE``, with its weights, or code of the user's own.
+
+    That is ``package.module:name`` or ``file.py:name``, where ``name`` is a :class:`Features`, a module, or a function of
+    no arguments that returns one of them.
+
+    Raises:
+        ValueError: where there is no such thing.
+    """
+    place, colon, name = where.rpartition(":")
+    if not colon or not place or not name:
+        raise ValueError(f"got the extractor {where!r}; expected package.module:name, file.py:name or inception:FILE")
+    if where.startswith("inception:"):
+        return inception(where.removeprefix("inception:"))
+    found = getattr(_module(place, where), name, None)
+    if callable(found) and not isinstance(found, Features | nn.Module):
+        found = found()
+    if not isinstance(found, Features | nn.Module):
+        raise ValueError(
+            f"{where!r} is {type(found).__name__}; expected a Features, a module, or a function without arguments that "
+            "returns one of them"
+        )
+    return found if isinstance(found, Features) else Features(found)
+
+
+def _module(place: str, where: str) -> Any:
+    if not place.endswith(".py"):
+        try:
+            return importlib.import_module(place)
+        except ImportError as error:
+            raise ValueError(f"cannot import {place!r} for the extractor {where!r}: {error}") from error
+    path = Path(place)
+    if not path.is_file():
+        raise ValueError(f"found no file {place!r} for the extractor {where!r}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # it ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)  # dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module

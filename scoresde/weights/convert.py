@@ -1,0 +1,74 @@
+"""From published tensors to those of a network: strictly, so that none is missing, left over or of another shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from scoresde.models import DiffusionUNet
+from scoresde.weights.families import FAMILIES
+from scoresde.weights.files import WeightsError
+from scoresde.weights.keys import Dialect, Take, takes
+
+__all__ = ["fill", "mismatch"]
+
+
+def _some(names: set[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:4]) + (f" and {len(ordered) - 4} more" if len(ordered) > 4 else "")
+
+
+def mismatch(net: DiffusionUNet, tensors: Mapping[str, Tensor], dialect: Dialect) -> str:
+    """What keeps ``tensors`` from being the weights of ``net``; empty if nothing does."""
+    wanted = {name for take in takes(net, tensors, dialect) for name in take.theirs}
+    constants = FAMILIES[dialect.family].constants
+    missing = wanted - tensors.keys()
+    surplus = {name for name in tensors.keys() - wanted if not (constants and name.endswith(constants))}
+    found = [f"{what} {_some(names)}" for what, names in (("lacks", missing), ("also holds", surplus)) if names]
+    if found:
+        return "it " + "; it ".join(found)
+    own = net.state_dict()
+    for take in takes(net, tensors, dialect):
+        shapes = [tuple(tensors[name].shape) for name in take.theirs]
+        if _shape(take, tensors) != own[take.ours].shape:
+            return (
+                f"it has {' and '.join(take.theirs)} of shape {' and '.join(map(str, shapes))}, which make no "
+                f"{tuple(own[take.ours].shape)}"
+            )
+    return _filters(net, tensors)
+
+
+def _shape(take: Take, tensors: Mapping[str, Tensor]) -> torch.Size | None:
+    """The shape of what ``take`` makes, without making it; ``None`` where it cannot."""
+    try:
+        return take.layout(*(tensors[name].to("meta") for name in take.theirs)).shape
+    except (RuntimeError, IndexError):
+        return None
+
+
+def _filters(net: DiffusionUNet, tensors: Mapping[str, Tensor]) -> str:
+    """What is wrong with the filters that EDM stores as if they were weights; empty if nothing."""
+    line = torch.tensor([1.0, 3.0, 3.0, 1.0] if net.config["fir"] else [1.0, 1.0])
+    expected = torch.outer(line, line)[None, None] / line.sum() ** 2
+    for name, tensor in tensors.items():
+        if not name.endswith(".resample_filter"):
+            continue
+        if tensor.shape != expected.shape or (not tensor.is_meta and not torch.allclose(tensor.float(), expected)):
+            return f"it has {name} of shape {tuple(tensor.shape)}, another filter than the network's"
+    return ""
+
+
+def fill(net: DiffusionUNet, tensors: Mapping[str, Tensor], dialect: Dialect, source: str) -> None:
+    """Put published ``tensors`` into ``net``, in float32.
+
+    Raises:
+        WeightsError: if a tensor is missing, surplus or of another shape.
+    """
+    if problem := mismatch(net, tensors, dialect):
+        raise WeightsError(f"{source} is of another architecture: {problem}")
+    state = {
+        take.ours: take.layout(*(tensors[name].float() for name in take.theirs)) for take in takes(net, tensors, dialect)
+    }
+    net.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, assign=True)

@@ -1,0 +1,111 @@
+"""Reading tensors from files without running anything that a file says."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["WeightsError", "read_json", "read_names", "read_tensors"]
+
+_OF_TORCH = (b"PK", b"\x80")  # the starts of its files, of which the second is older
+_WRAPPERS = ("module.", "model.")  # of torch's DataParallel, and of EDM's preconditioning
+
+
+class WeightsError(ValueError):
+    """A file whose weights cannot be used, and why."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The dictionary in a JSON file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}; expected a dictionary")
+    return content
+
+
+def read_tensors(path: str | os.PathLike[str], *, ema: bool = True) -> dict[str, Tensor]:
+    """The tensors in a file by name: safetensors, or a file of ``torch.save`` that holds tensors and plain values alone.
+
+    The checkpoints of score_sde_pytorch hold a network and its moving average without names, which here gets them.
+
+    Raises:
+        WeightsError: if the file is missing, damaged, or holds anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"there is no file {path}")
+    content = _open(path)
+    if "model" in content and isinstance(content["model"], Mapping):
+        content = _averaged(content, path) if ema and "ema" in content else content["model"]
+    foreign = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    if foreign or not content:
+        what = f"{foreign[0]!r} is a {type(content[foreign[0]]).__name__}" if foreign else "it is empty"
+        raise WeightsError(f"{path} does not hold the tensors of a network by name: {what}; save its state_dict()")
+    for wrapper in _WRAPPERS:
+        if all(name.startswith(wrapper) for name in content):
+            content = {name.removeprefix(wrapper): value for name, value in content.items()}
+    return dict(content)
+
+
+def read_names(path: Path) -> list[str]:
+    """The names of the tensors in a file; none where it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError):
+        pass
+    try:
+        return list(read_tensors(path))
+    except (WeightsError, OSError):
+        return []
+
+
+def _open(path: Path) -> Mapping[str, Any]:
+    from safetensors.torch import load_file
+
+    with open(path, "rb") as file:
+        start = file.read(9)
+    try:
+        if start[8:9] == b"{":
+            return load_file(path)
+        if not start.startswith(_OF_TORCH):
+            raise ValueError(f"it starts with {start[:4]!r}, as neither safetensors nor torch.save begin")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of another kind, which are refused with an error of their own
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail in any way
+        raise WeightsError(
+            f"{path} holds more than tensors and plain values, or is damaged, and is not opened further, since a pickle can "
+            "run any code. Where you trust it, load it with the code it comes from and save the network's state_dict() "
+            f"with torch.save or safetensors ({str(error).partition(chr(10))[0]})"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}; expected the tensors of a network by name")
+    return content
+
+
+def _averaged(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The network with the averages of its trained tensors, which are listed in the order of the network's."""
+    model = dict(content["model"])
+    averages = content["ema"].get("shadow_params") if isinstance(content["ema"], Mapping) else None
+    trained = [name for name in model if not name.endswith(("sigmas", "all_modules.0.W"))]
+    if not isinstance(averages, list) or len(averages) != len(trained):
+        found = len(averages) if isinstance(averages, list) else "no list of"
+        raise WeightsError(f"{path} has {found} averages for {len(trained)} trained tensors; pass ema=False to do without")
+    for name, average in zip(trained, averages, strict=True):
+        if not isinstance(average, Tensor) or average.shape != model[name].shape:
+            raise WeightsError(f"{path} has an average of another shape than {name}; pass ema=False to do without")
+        model[name] = average
+    return model

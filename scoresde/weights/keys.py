@@ -1,0 +1,118 @@
+"""From the published names of a network's tensors to its own: what each tensor here is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde.models import DiffusionUNet
+from scoresde.weights import layouts
+from scoresde.weights.families import FAMILIES, Family
+from scoresde.weights.parts import Part, parts
+
+__all__ = ["Dialect", "Take", "takes"]
+
+
+@dataclass(frozen=True)
+class Take:
+    """The tensor ``ours`` is ``layout`` of the published tensors ``theirs``."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    layout: Callable[..., Tensor] = layouts.same
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a file departs from this library's layout, beyond its family's names.
+
+    Args:
+        family: a key of :data:`FAMILIES`.
+        sine_first: whether the features of time are sines, then cosines.
+        negated: whether the output is minus that of the network here.
+        learned_variance: whether the output's second half is a variance, which is left out.
+        joined: whether the rows of the attention's first layer are ordered as here, against the family's way.
+    """
+
+    family: str
+    sine_first: bool = False
+    negated: bool = False
+    learned_variance: bool = False
+    joined: bool = False
+
+
+def takes(net: DiffusionUNet, tensors: Mapping[str, Tensor], dialect: Dialect) -> Iterator[Take]:
+    """What each tensor of ``net`` is made of, for a file of ``tensors``."""
+    family = FAMILIES[dialect.family]
+    names = family.namer(net, tensors)
+    for part in parts(net):
+        places = names(part)
+        for key in _keys(net, part):
+            if part.kind == "embedding":
+                take = _of_embedding(net, key, places, family, dialect)
+            else:
+                take = _of_layer(net, part, key, places, family, dialect)
+            writes = part.kind == "end" and key.startswith("output.")
+            writes |= part.kind == "output" and key.startswith("conv.") and net.config["output_pyramid"] == "skip"
+            if writes and dialect.learned_variance:
+                take = _then(take, layouts.first_half)
+            if writes and dialect.negated:
+                take = _then(take, torch.neg)
+            yield take
+
+
+def _keys(net: DiffusionUNet, part: Part) -> list[str]:
+    """The names of a part's tensors, from the part on."""
+    if part.kind == "end":
+        return [f"{layer}.{parameter}" for layer in ("norm", "output") for parameter in ("weight", "bias")]
+    return list(net.get_submodule(part.name).state_dict())
+
+
+def _then(take: Take, layout: Callable[[Tensor], Tensor]) -> Take:
+    before = take.layout
+    return Take(take.ours, take.theirs, lambda *t: layout(before(*t)))
+
+
+def _of_embedding(net: DiffusionUNet, key: str, places: Mapping[str, str], family: Family, dialect: Dialect) -> Take:
+    layer, _, parameter = key.partition(".")
+    ours, theirs = f"embedding.{key}", (f"{places[layer]}.{parameter}",)
+    if layer == "features":
+        return Take(ours, (f"{places[layer]}.{family.frequencies}",))
+    take = Take(ours, theirs)
+    if layer == "label" and dialect.family == "edm":
+        early = net.config["early_label"]
+        take = (
+            Take(ours, (*theirs, f"{places[layer]}.bias"), layouts.early_label)
+            if early
+            else Take(ours, theirs, layouts.transposed)
+        )
+    # The features of time are an input of the first layer, and the sum of the outputs of these others.
+    in_features = {"layer1.weight": 1, "augment.weight": 0} | ({"label.weight": 1} if net.config["early_label"] else {})
+    if dialect.sine_first and key in in_features:
+        return _then(take, lambda w: layouts.swapped(w, in_features[key]))
+    return take
+
+
+def _of_layer(net: DiffusionUNet, part: Part, key: str, places: Mapping[str, str], family: Family, dialect: Dialect) -> Take:
+    path, _, parameter = key.rpartition(".")
+    head, _, layer = path.partition(".")
+    layout: Callable[..., Tensor] = layouts.same
+    if head == "attention":
+        theirs = tuple(f"{places[head]}.{name}" for name in family.attention[layer])
+        if layer == "qkv":
+            qkv = layouts.joined if dialect.joined else family.qkv
+            layout = qkv(net.get_submodule(f"{part.name}.attention").heads)  # type: ignore[arg-type]
+        elif layer == "output":
+            layout = layouts.flat
+    elif head == "block" or path in family.block:
+        theirs = (f"{places['block']}.{family.block[layer or path]}",)
+    else:
+        theirs = (places[path] if path in places else places[layer],)
+    if theirs[0].rpartition(".")[2].startswith("NIN"):
+        parameter = {"weight": "W", "bias": "b"}[parameter]
+        layout = layouts.transposed if head == "attention" else layouts.transposed_conv
+    ours = f"{part.name}.{key}" if part.name else key
+    return Take(ours, tuple(f"{name}.{parameter}" for name in theirs), layout)

@@ -1,0 +1,52 @@
+"""The parts of a U-Net that have parameters, in the order in which all code bases build them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from scoresde.models import DiffusionUNet
+
+__all__ = ["Part", "parts"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the network: its name here, what it is, and where.
+
+    Args:
+        name: of the module here.
+        kind: "stem", "shrink", ..: a key of a family's table of places.
+        level: counted from the full resolution.
+        index: of a stage within its level, or of a part of the middle.
+    """
+
+    name: str
+    kind: str
+    level: int = 0
+    index: int = 0
+
+
+def parts(net: DiffusionUNet) -> Iterator[Part]:
+    """The parts that have parameters, from the input to the output."""
+    levels = len(net.down)
+    yield Part("embedding", "embedding")
+    yield Part("stem", "stem")
+    for i in range(levels):
+        for j in range(net.config["blocks"]):
+            yield Part(f"down.{i}.stages.{j}", "down", i, j)
+        if i < levels - 1:
+            yield Part(f"down.{i}.resample", "shrink", i)
+            if net.config["input_pyramid"] != "none":
+                yield Part(f"down.{i}.pyramid", "input", i)
+    for j in range(2):
+        yield Part(f"middle.{j}", "middle", levels - 1, j)
+    for position, i in enumerate(reversed(range(levels))):
+        for j in range(net.config["blocks"] + 1):
+            yield Part(f"up.{position}.stages.{j}", "up", i, j)
+        if net.config["output_pyramid"] != "none":
+            yield Part(f"up.{position}.pyramid", "output", i)
+        if i:
+            yield Part(f"up.{position}.resample", "enlarge", i)
+    if net.output is not None:
+        yield Part("", "end")
