@@ -476,6 +476,21 @@ def test_dpm_fast_is_equal_to_k_diffusions(evaluations: int) -> None:
     got = sample(model, x, solvers.dpm_fast(evaluations), path=path, progress=False)
     torch.testing.assert_close(got.x, wanted, rtol=1e-10, atol=1e-10)
     assert got.evaluations == evaluations
+    # The same steps between the ends of as many moves, however these are spaced.
+    uneven = make_path(sde, "karras", evaluations, t_min=0.01, end="stop")
+    got = sample(model, x, solvers.dpm_fast(spacing="even"), path=uneven, progress=False)
+    torch.testing.assert_close(got.x, wanted, rtol=1e-10, atol=1e-10)
+    assert got.evaluations == evaluations
+
+
+@pytest.mark.parametrize("spacing", ["path", "even"])
+def test_dpm_fast_in_data_prediction_is_third_order(spacing: str) -> None:
+    sde, model = VP(), model_on(VP())
+    x, t = amid_the_modes(sde)
+    truth = sample(model, x, solvers.rk45(1e-12, 1e-12), 1, t_max=t, t_min=0.2, end="stop", progress=False).x
+    method = solvers.dpm_fast(finish="high-order", spacing=spacing, prediction=solvers.Data())
+    ends = [sample(model, x, method, n, t_max=t, t_min=0.2, end="stop", progress=False).x for n in (60, 120)]
+    assert abs(slopes([rms(end - truth) for end in ends])[0] - 3) < 0.2
 
 
 DIFFUSERS = [
@@ -577,6 +592,7 @@ def test_plms_is_equal_to_diffusers() -> None:
         (lambda: solvers.explicit_midpoint("lam"), "got clock='lam'; expected one of t, rho"),
         (lambda: solvers.dpm_fast(0), "got evaluations=0; expected at least 1"),
         (lambda: solvers.dpm_fast(finish="exact"), "got finish='exact'; expected 'published' or 'high-order'"),
+        (lambda: solvers.dpm_fast(spacing="lam"), "got spacing='lam'; expected 'path' or 'even'"),
         (
             lambda: solvers.dpm_fast(9).rows(make_path(VP(), "lam", 9)),
             "got a path of 8 steps for 9 evaluations of 'dpm-fast'; expected 4 steps",

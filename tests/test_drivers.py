@@ -572,13 +572,17 @@ def test_dpm_adaptive_is_the_published_algorithm(order: int) -> None:
     torch.testing.assert_close(got.x, x, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(("seed", "tolerance"), [(0, 0.05), (1, 0.05), (2, 0.01), (3, 0.3)])
+@pytest.mark.parametrize(
+    ("seed", "tolerance", "batch"), [(0, 0.05, 1), (1, 0.05, 1), (2, 0.01, 1), (3, 0.3, 1), (4, 0.05, 5)]
+)
 @pytest.mark.parametrize("order", [2, 3])
-def test_dpm_adaptive_is_k_diffusions(order: int, seed: int, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dpm_adaptive_is_k_diffusions(
+    order: int, seed: int, tolerance: float, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     peer, model = k_diffusion_sampling(), model_on(EDM())
     # It adds 1e-8 to the error, so as not to divide by zero: without that the steps are the same to rounding.
     monkeypatch.setattr(peer.PIDStepSizeController.__init__, "__defaults__", (1, 0.81, 0.0))
-    x = 80 * torch.randn(1, 2, generator=generator(seed), dtype=F64)
+    x = 80 * torch.randn(batch, 2, generator=generator(seed), dtype=F64)
     torch.set_default_dtype(F64)
     try:
         wanted, info = peer.sample_dpm_adaptive(
@@ -586,9 +590,11 @@ def test_dpm_adaptive_is_k_diffusions(order: int, seed: int, tolerance: float, m
         )
     finally:
         torch.set_default_dtype(torch.float32)
-    method = solvers.dpm_adaptive(10 * (order - 1) + order, tolerance, controller="k-diffusion")
+    norm = "sample" if batch == 1 else "batch"
+    method = solvers.dpm_adaptive(10 * (order - 1) + order, tolerance, controller="k-diffusion", norm=norm)
     got = sample(model, x, method, path=[80.0, 0.01], progress=False)
-    assert (int(got.info["accepted"]), int(got.info["rejected"])) == (info["n_accept"], info["n_reject"])
+    assert got.info["accepted"].tolist() == [info["n_accept"]] * batch
+    assert got.info["rejected"].tolist() == [info["n_reject"]] * batch
     torch.testing.assert_close(got.x, wanted, rtol=1e-10, atol=1e-10)
 
 
@@ -623,6 +629,8 @@ def test_adaptive_solvers_say_what_they_cannot_do() -> None:
         replace(solvers.dormand_prince(), before="end")
     with pytest.raises(ValueError, match="expected 'published' or 'k-diffusion'"):
         solvers.dpm_adaptive(controller="pid")
+    with pytest.raises(ValueError, match="expected 'sample' or 'batch'"):
+        solvers.dpm_adaptive(norm="all")
     with pytest.raises(ValueError, match="goes back towards the noise"):
         draw("dopri5", "auto", path=[1.0, 0.4, 0.6, 0.2])
     with pytest.raises(ValueError, match="cannot start at alpha = 0"):

@@ -79,6 +79,10 @@ _DETERMINISTIC = {
     "heun-rho": lambda: solvers.heun("rho"),
     "unipc-2-bh1": lambda: solvers.unipc(2, b="bh1"),
     "unipc-3-bh1": lambda: solvers.unipc(3, b="bh1"),
+    "dpm-12-batch": lambda: solvers.dpm_adaptive(12, controller="k-diffusion", norm="batch"),
+    "dpm-23-batch": lambda: solvers.dpm_adaptive(23, controller="k-diffusion", norm="batch"),
+    "dpm-fast-even": lambda: solvers.dpm_fast(spacing="even"),
+    "dpmpp-fast": lambda: solvers.dpm_fast(prediction=solvers.Data()),
     "dpmpp-3m-exact": lambda: solvers.dpmpp_3m(variant="exact"),
 }
 _STOCHASTIC = _named("ddpm", "sde-dpmpp-2m", "sde-dpmpp-3m", "er-sde-3", "sa")

@@ -10,10 +10,12 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from scoresde.solvers import scalar, stencil
 from scoresde.solvers.coefficients import moments
 from scoresde.solvers.history import Rule, constant_weight, exact_rule, high_order, multistep_rows, openings
-from scoresde.solvers.path import Path, Point
+from scoresde.solvers.path import Path, Point, points
 from scoresde.solvers.prediction import Data, Noise, Prediction
 from scoresde.solvers.rows import Op, Row, each_step, kernel_of_decay, one_step, stencil_rows
 from scoresde.solvers.solver import Description, RowSolver, compose
@@ -185,7 +187,9 @@ def dpm_multistep(order: int = 2, variant: str = "published", start: str = "publ
     return _variant(Description(f"dpm-{order}m", "exponential", DPM, order=2), Noise(), order, variant, start, published)
 
 
-def dpm_fast(evaluations: int | None = None, finish: str = "published") -> RowSolver:
+def dpm_fast(
+    evaluations: int | None = None, finish: str = "published", *, spacing: str = "path", prediction: Prediction | None = None
+) -> RowSolver:
     r"""DPM-Solver-fast: as many steps of DPM-Solver-3 as a budget of evaluations has room for, the rest of lower order.
 
     Args:
@@ -195,6 +199,9 @@ def dpm_fast(evaluations: int | None = None, finish: str = "published") -> RowSo
         finish: ``"published"``: the orders of n evaluations are 3, .., 3, 2, 1 if 3 divides n, and 3, .., 3 and the
             remainder if not; ``"high-order"``: 3, .., 3 if it does, and else one or two steps of order 2 at the end, so
             that there are as few steps as can be, n / 3 rounded up.
+        spacing: ``"path"``, or ``"even"``: from each end of the path's moves to the next in steps of equal length in lam,
+            whatever lies between; where the number of evaluations is that of the moves, k-diffusion's choice.
+        prediction: what is interpolated, by default ``Noise()``, as published; ``Data()`` makes DPM-Solver++ of it.
 
     The move to sigma = 0 counts apart. As published it is third order only if n leaves the remainder 2: else its last step
     is of order 1, and its local error of order 2, though small where the data are smooth at the noise of that step, stays.
@@ -205,6 +212,8 @@ def dpm_fast(evaluations: int | None = None, finish: str = "published") -> RowSo
         raise ValueError(f"got evaluations={evaluations}; expected at least 1")
     if finish not in ("published", "high-order"):
         raise ValueError(f"got finish={finish!r}; expected 'published' or 'high-order'")
+    if spacing not in ("path", "even"):
+        raise ValueError(f"got spacing={spacing!r}; expected 'path' or 'even'")
 
     def rows(path: Path) -> list[Op]:
         kept, orders, run = [path.points[0]], list[int](), list[Point]()
@@ -218,16 +227,26 @@ def dpm_fast(evaluations: int | None = None, finish: str = "published") -> RowSo
                         f"got a path of {len(run)} steps for {evaluations} evaluations of 'dpm-fast'; expected "
                         f"{len(budget)} steps, or no number of evaluations, which then is that of the path's moves"
                     )
-                ends = itertools.accumulate(budget if evaluations is None else [1] * len(budget))
-                kept += [run[end - 1] for end in ends]
+                if spacing == "even":
+                    kept += _even(path, kept[-1], run[-1], len(budget))
+                else:
+                    ends = itertools.accumulate(budget if evaluations is None else [1] * len(budget))
+                    kept += [run[end - 1] for end in ends]
                 orders += budget
                 run = []
             if v.lam < u.lam or v.sigma == 0:
                 kept.append(v)
-        return stencil_rows(Noise(), [SINGLESTEP[order] for order in orders], Path(path.sde, tuple(kept), path.end))
+        stencils = [SINGLESTEP[order] for order in orders]
+        return stencil_rows(prediction or Noise(), stencils, Path(path.sde, tuple(kept), path.end))
 
     order = 3 if finish == "high-order" or (evaluations is not None and evaluations % 3 == 2) else 2
     return RowSolver(Description("dpm-fast", "exponential", DPM, order=order), rows)
+
+
+def _even(path: Path, start: Point, to: Point, n: int) -> list[Point]:
+    """The ends of ``n`` steps of equal length in lam."""
+    lams = torch.linspace(float(start.lam), float(to.lam), n + 1, dtype=torch.float64)
+    return [*points(path.sde, path.sde.time(lams[1:-1])), to]
 
 
 def _fast_orders(n: int, finish: str) -> list[int]:
