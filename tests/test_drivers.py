@@ -592,10 +592,14 @@ def test_dpm_adaptive_is_k_diffusions(
         torch.set_default_dtype(torch.float32)
     norm = "sample" if batch == 1 else "batch"
     method = solvers.dpm_adaptive(10 * (order - 1) + order, tolerance, controller="k-diffusion", norm=norm)
-    got = sample(model, x, method, path=[80.0, 0.01], progress=False)
-    assert got.info["accepted"].tolist() == [info["n_accept"]] * batch
-    assert got.info["rejected"].tolist() == [info["n_reject"]] * batch
-    torch.testing.assert_close(got.x, wanted, rtol=1e-10, atol=1e-10)
+    # Its tolerances are for x / alpha, so that the steps are the same under any SDE.
+    for sde in (EDM(), VP()):
+        ends = [float(sde.time(-math.log(sigma))) for sigma in (80.0, 0.01)]
+        scale = [float(sde.alpha(t)) for t in ends]
+        got = sample(model_on(sde), scale[0] * x, method, path=ends, progress=False)
+        assert got.info["accepted"].tolist() == [info["n_accept"]] * batch
+        assert got.info["rejected"].tolist() == [info["n_reject"]] * batch
+        torch.testing.assert_close(got.x / scale[1], wanted, rtol=1e-9, atol=1e-9)
 
 
 NEAR_THE_LIMIT = st.floats(1.45, 2.0)
@@ -631,6 +635,8 @@ def test_adaptive_solvers_say_what_they_cannot_do() -> None:
         solvers.dpm_adaptive(controller="pid")
     with pytest.raises(ValueError, match="expected 'sample' or 'batch'"):
         solvers.dpm_adaptive(norm="all")
+    with pytest.raises(ValueError, match="expected 'state' or 'data'"):
+        replace(solvers.dpm_adaptive(), scale="alpha")
     with pytest.raises(ValueError, match="goes back towards the noise"):
         draw("dopri5", "auto", path=[1.0, 0.4, 0.6, 0.2])
     with pytest.raises(ValueError, match="cannot start at alpha = 0"):

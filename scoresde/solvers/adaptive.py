@@ -147,6 +147,7 @@ class Adaptive(OwnSteps):
         norm: ``"sample"``, an error and steps for each sample by itself; or ``"batch"``, the root mean square over the batch
             and one step for all, which then depend on the batch. Where all have to wait for the slowest, that is often
             more accurate for the same number of evaluations.
+        scale: what the tolerances are for: ``"state"``, x; or ``"data"``, x / alpha, which is the same under every SDE.
     """
 
     pair: Pair
@@ -157,8 +158,11 @@ class Adaptive(OwnSteps):
     first_step: float = 0.05
     max_attempts: int = 100_000
     norm: str = "sample"
+    scale: str = "state"
 
     def __post_init__(self) -> None:
+        if self.scale not in ("state", "data"):
+            raise ValueError(f"got scale={self.scale!r}; expected 'state' or 'data'")
         if self.norm not in ("sample", "batch"):
             raise ValueError(f"got norm={self.norm!r}; expected 'sample' or 'batch'")
         if not (self.rtol > 0 and self.atol > 0):
@@ -179,9 +183,7 @@ class Adaptive(OwnSteps):
             goal = here.u.lam + progress.length
             goal = torch.where(goal >= end - 1e-9 * (end - start), end, goal)
             there, low = self._attempt(flow, here, goal)
-            error = scaled_error(low, there.x, before, self.rtol, self.atol)
-            if self.norm == "batch":
-                error = error.square().mean().sqrt().expand_as(error)
+            error = self._error(low, there, before, here)
             good, progress = self.controller.judge(progress, error, goal - here.u.lam, here.u.lam < end)
             stuck = progress.again & (progress.length < 1e-10 * (end - start))
 
@@ -201,6 +203,15 @@ class Adaptive(OwnSteps):
                 yield State(len(points) - 1, points[-1], here.x, progress.info)
                 return
         raise self.no_arrival(self.max_attempts)
+
+    def _error(self, low: Tensor, there: Here, before: Tensor, here: Here) -> Tensor:
+        """The error of each sample in units of the tolerance, shape ``(batch,)``."""
+        y = there.x
+        if self.scale == "data":
+            v, u = (expand(1 / at.u.alpha, y).to(y) for at in (there, here))
+            low, y, before = v * low, v * y, u * before
+        error = scaled_error(low, y, before, self.rtol, self.atol)
+        return error.square().mean().sqrt().expand_as(error) if self.norm == "batch" else error
 
     def _attempt(self, flow: _Flow, here: Here, goal: Tensor) -> tuple[Here, Tensor]:
         """A step from ``here`` to lam = ``goal``: its end, with the last slope evaluated, and the other estimate of it."""
@@ -304,7 +315,8 @@ def dpm_adaptive(
         order: 12 or 23.
         rtol, atol: the tolerances.
         controller: ``"published"`` accepts E <= 1 and takes the factor 0.9 E^{-1/q}, q being 2 or 3; ``"k-diffusion"`` takes
-            1 + arctan(E^{-1/q} - 1) and accepts where that is at least 0.81, an error of up to 1.5 (q = 2) or 1.9 (3).
+            1 + arctan(E^{-1/q} - 1) and accepts where that is at least 0.81, an error of up to 1.5 (q = 2) or 1.9 (3); its
+            tolerances are for x / alpha, its own state.
         norm: "sample" or "batch": see :class:`Adaptive`.
 
     With ``norm="batch"``, or for one sample, these are the authors' and k-diffusion's samplers, step for step. Neither
@@ -324,9 +336,9 @@ def dpm_adaptive(
     control = Controller(1 / pair.order, limit=as_it_is)
     if controller == "k-diffusion":  # 1 + arctan(f - 1) >= 0.81 where f = E^{-1/q} >= 1 - tan(0.19)
         control = Controller(1 / pair.order, safety=1.0, limit=smooth, accepts=(1 - math.tan(0.19)) ** -pair.order)
-    return Adaptive(
-        Description(f"dpm-{order}", "adaptive", DPM, evaluations=None), pair, rtol, atol, control, "estimate", norm=norm
-    )
+    description = Description(f"dpm-{order}", "adaptive", DPM, evaluations=None)
+    scale = "data" if controller == "k-diffusion" else "state"
+    return Adaptive(description, pair, rtol, atol, control, "estimate", norm=norm, scale=scale)
 
 
 def _pi(pair: Pair) -> Controller:
