@@ -19,16 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.objectives.matching import Objective, noised, times_of
-from scoresde.objectives.times import Times
-from scoresde.objectives.weightings import WEIGHTINGS, Weighting, named
+from scoresde.objectives.matching import Weighted, noised
 from scoresde.score import ScoreModel
 
 __all__ = ["ImplicitScoreMatching"]
 
 
 @dataclass(frozen=True)
-class ImplicitScoreMatching(Objective):
+class ImplicitScoreMatching(Weighted):
     r"""Score matching by the trace of the Jacobian.
 
     Args:
@@ -49,14 +47,12 @@ class ImplicitScoreMatching(Objective):
         True
     """
 
-    weighting: str | Weighting = "ddpm"
-    times: str | Times = "auto"
-    stratified: bool = True
     trace: str = "exact"
     probes: str = "rademacher"
     projections: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.trace not in ("exact", "hutchinson", "sliced"):
             raise ValueError(f"got trace={self.trace!r}; expected 'exact', 'hutchinson' or 'sliced'")
         if self.probes not in ("rademacher", "gaussian") or self.projections < 1:
@@ -64,23 +60,6 @@ class ImplicitScoreMatching(Objective):
                 f"got probes={self.probes!r} and projections={self.projections}; expected 'rademacher' or 'gaussian', and "
                 "at least one projection"
             )
-        if isinstance(self.weighting, str):
-            named(WEIGHTINGS, self.weighting, "weighting")
-        times_of(self.times)
-
-    @property
-    def weight(self) -> Weighting:
-        """The weighting itself."""
-        return WEIGHTINGS[self.weighting] if isinstance(self.weighting, str) else self.weighting
-
-    @property
-    def distribution(self) -> Times:
-        """The distribution of times itself."""
-        return times_of(self.times)
-
-    @property
-    def spread(self) -> bool:
-        return self.stratified
 
     def draws(self, x0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """The probes, shape ``(projections, *x0.shape)``; none for the exact trace."""

@@ -26,7 +26,7 @@ from scoresde.objectives.weightings import WEIGHTINGS, Weighting, named
 from scoresde.score import ScoreModel
 from scoresde.sde import AffineSDE
 
-__all__ = ["DSM", "NOISES", "OBJECTIVES", "Objective", "noised", "objective", "target"]
+__all__ = ["DSM", "NOISES", "OBJECTIVES", "Objective", "Weighted", "noised", "objective", "target"]
 
 
 def noised(sde: AffineSDE, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
@@ -128,7 +128,35 @@ NOISES = ("fresh", "antithetic", "control")
 
 
 @dataclass(frozen=True)
-class DSM(Objective):
+class Weighted(Objective):
+    """Interface of the objectives that are a weighting and a distribution of times."""
+
+    weighting: str | Weighting = "ddpm"
+    times: str | Times = "auto"
+    stratified: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.weighting, str):
+            named(WEIGHTINGS, self.weighting, "weighting")
+        times_of(self.times)
+
+    @property
+    def weight(self) -> Weighting:
+        """The weighting itself."""
+        return WEIGHTINGS[self.weighting] if isinstance(self.weighting, str) else self.weighting
+
+    @property
+    def distribution(self) -> Times:
+        """The distribution of times itself."""
+        return times_of(self.times)
+
+    @property
+    def spread(self) -> bool:
+        return self.stratified
+
+
+@dataclass(frozen=True)
+class DSM(Weighted):
     r"""Denoising score matching with a weighting and a distribution of times.
 
     Args:
@@ -158,31 +186,12 @@ class DSM(Objective):
         True
     """
 
-    weighting: str | Weighting = "ddpm"
-    times: str | Times = "auto"
-    stratified: bool = True
     noise: str = "fresh"
 
     def __post_init__(self) -> None:
-        if isinstance(self.weighting, str):
-            named(WEIGHTINGS, self.weighting, "weighting")
-        times_of(self.times)
+        super().__post_init__()
         if self.noise not in NOISES:
             raise ValueError(f"got noise={self.noise!r}; expected one of {', '.join(NOISES)}")
-
-    @property
-    def weight(self) -> Weighting:
-        """The weighting itself."""
-        return WEIGHTINGS[self.weighting] if isinstance(self.weighting, str) else self.weighting
-
-    @property
-    def distribution(self) -> Times:
-        """The distribution of times itself."""
-        return times_of(self.times)
-
-    @property
-    def spread(self) -> bool:
-        return self.stratified
 
     def at(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, **conditions: Any) -> Tensor:
         t = t.to(torch.float64)
