@@ -64,7 +64,7 @@ def launched(device: torch.device | str | None, default: torch.device) -> Proces
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return Processes(torch.device(default if device is None else device))
     try:
-        from accelerate import PartialState  # type: ignore[import-untyped]
+        from accelerate import PartialState
     except ImportError as error:
         raise ImportError(
             "got a training in several processes, which takes accelerate; install it: pip install 'scoresde[train]'"
