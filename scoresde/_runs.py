@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +69,7 @@ def _levels(height: int, width: int) -> tuple[int, ...]:
 
 
 def build(x: Tensor, sde: AffineSDE, predicts: str, *, width: int = 32, classes: int = 0, seed: int = 0) -> ScoreModel:
-    """An untrained score model for data like ``x``: a U-Net for images, an MLP for vectors.
+    """An untrained score model for data like ``x``: a lean U-Net for images, an MLP for vectors.
 
     Args:
         x: data, shape ``(n, c, h, w)`` or ``(n, d)``.
@@ -82,13 +81,11 @@ def build(x: Tensor, sde: AffineSDE, predicts: str, *, width: int = 32, classes:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net: nn.Module
-        labels: dict[str, Any] = (
-            {"num_classes": classes, "label_dropout": 0.0} if classes else {}
-        )  # the trainer hides labels itself
         if x.ndim == 4:
-            net = UNet(x.shape[1], width, _levels(x.shape[2], x.shape[3]), **labels)
+            levels = _levels(x.shape[2], x.shape[3])
+            net = UNet(x.shape[1], width, levels, lean=True, blocks=1, num_classes=classes or None)
         else:
-            net = MLP(x.shape[1], hidden=(4 * width,) * 3, **labels)
+            net = MLP(x.shape[1], hidden=(4 * width,) * 3, num_classes=classes or None)
     return ScoreModel(net, sde, predicts, sigma_data=float(x.std()))
 
 

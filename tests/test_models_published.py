@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 import scoresde
 from scoresde import VP, ScoreModel, models
-from scoresde.models import PRESETS, DiffusionUNet, DiT, NCSNv2
+from scoresde.models import PRESETS, DiT, NCSNv2, UNet
 from scoresde.models.blocks import Attention, CrossAttention, Resampled, ResidualBlock, Style
-from scoresde.models.embedding import FourierFeatures, LabelTable, PositionalFeatures
+from scoresde.models.embedding import FourierFeatures, LabelTable, PositionalFeatures, TimeFeatures
 from scoresde.models.ncsnv2 import _InstanceNorm, _Refine
 from scoresde.models.resample import Resample
 
@@ -108,8 +108,9 @@ def test_unknown_presets_name_the_nearest() -> None:
 
 
 NETWORKS: dict[str, tuple[Any, tuple[int, ...]]] = {
-    "unet": (lambda: DiffusionUNet(2, 16, (1, 2), num_classes=3, augment=4, adaptive=True), (2, 8, 8)),
-    "unet, fourier": (lambda: DiffusionUNet(1, 16, (1, 2), dims=1, time="fourier", time_shift=0.2, time_scale=-3.0), (1, 8)),
+    "unet": (lambda: UNet(2, 16, (1, 2), num_classes=3, augment=4, adaptive=True), (2, 8, 8)),
+    "unet, fourier": (lambda: UNet(1, 16, (1, 2), dims=1, time="fourier", time_shift=0.2, time_scale=-3.0), (1, 8)),
+    "unet, lean": (lambda: UNet(2, 16, (1, 2), num_classes=3, augment=4, lean=True), (2, 8, 8)),
     "dit": (lambda: DiT(2, (8, 4), width=16, depth=2, heads=2, num_classes=3), (2, 8, 4)),
     "ncsnv2": (lambda: NCSNv2(2, 8, ((1, 1), (2, 1), (2, 2))), (2, 8, 8)),
 }
@@ -208,7 +209,7 @@ def test_cross_attention_is_the_softmax_of_products() -> None:
 
 
 def test_context_is_a_set_that_matters() -> None:
-    net, x, t = randomized(DiffusionUNet(1, 16, (1, 2), context=5, heads=2)), normal(2, 1, 8, 8), normal(2, seed=3)
+    net, x, t = randomized(UNet(1, 16, (1, 2), context=5, heads=2)), normal(2, 1, 8, 8), normal(2, seed=3)
     context = normal(2, 6, 5, seed=4)
     output = net(x, t, context=context)
     torch.testing.assert_close(net(x, t, context=context[:, torch.randperm(6)]), output)
@@ -227,11 +228,11 @@ def test_a_silent_block_is_its_skip_connection(rescale: bool) -> None:
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize(("inward", "outward"), [*itertools.product(("none", "skip", "residual"), repeat=2)])
-def test_every_pyramid_in_every_dimension(dims: int, inward: str, outward: str) -> None:
+@pytest.mark.parametrize("lean", [False, True])
+def test_every_pyramid_in_every_dimension(dims: int, inward: str, outward: str, lean: bool) -> None:
     fir, resample = (inward == "skip") != (outward == "skip"), "conv" if inward == "residual" else "block"
-    net = DiffusionUNet(
-        2, 8, (1, 2, 2), dims=dims, blocks=1, input_pyramid=inward, output_pyramid=outward, fir=fir, resample=resample
-    )
+    pyramids = {"input_pyramid": inward, "output_pyramid": outward}
+    net = UNet(2, 8, (1, 2, 2), dims=dims, blocks=1, lean=lean, **pyramids, fir=fir, resample=resample)  # type: ignore[arg-type]
     x, t = normal(2, 2, *[4] * dims), normal(2, seed=2)
     assert torch.equal(net.double()(x, t), torch.zeros_like(x))  # starts by saying nothing
     output = randomized(net)(x, t)
@@ -243,8 +244,8 @@ def test_every_pyramid_in_every_dimension(dims: int, inward: str, outward: str) 
 
 def test_series_images_and_videos_agree_where_they_are_the_same() -> None:
     # A video whose pictures are all alike, through convolutions that look at one picture, is an image.
-    image = randomized(DiffusionUNet(1, 8, (1, 2), dims=2, blocks=1))
-    video = randomized(DiffusionUNet(1, 8, (1, 2), dims=3, blocks=1))
+    image = randomized(UNet(1, 8, (1, 2), dims=2, blocks=1))
+    video = randomized(UNet(1, 8, (1, 2), dims=3, blocks=1))
     for p, q in zip(video.parameters(), image.parameters(), strict=True):
         if p.ndim == 5:
             p.data.zero_()
@@ -258,7 +259,7 @@ def test_series_images_and_videos_agree_where_they_are_the_same() -> None:
 
 def test_the_embedding_of_time_is_told_in_its_unit() -> None:
     t = torch.tensor([0.25, 0.75], dtype=torch.float64)
-    for make in (PositionalFeatures, FourierFeatures):
+    for make in (TimeFeatures, PositionalFeatures, FourierFeatures):
         expected = make(8)(999 * (t - 0.5))
         torch.testing.assert_close(make(8, time_scale=1 / 999, time_shift=0.5)(t), expected)
 
@@ -278,17 +279,17 @@ def test_fourier_features_do_not_depend_on_the_global_generator() -> None:
     assert float(FourierFeatures(20000).frequencies.std()) == pytest.approx(16, rel=0.03)
 
 
-def test_a_hidden_label_is_no_label() -> None:
-    table, t, label = LabelTable(4, 6, label_dropout=1.0), torch.zeros(3), torch.tensor([0, 3, 1])
-    assert torch.equal(table.train()(label, t), table(None, t))
-    assert torch.equal(table.eval()(label, t), table.weight[label])
+def test_no_label_is_the_last_row() -> None:
+    table, t, label = LabelTable(4, 6), torch.zeros(3), torch.tensor([0, 3, 1])
+    assert torch.equal(table(None, t), table.weight[[4, 4, 4]])
+    assert torch.equal(table(label, t), table.weight[label])
 
 
 # DiT and NCSNv2 -----------------------------------------------------------------------------------------------------
 
 
 def test_dit_is_what_its_paper_writes() -> None:
-    net = randomized(DiT(2, (4, 6), 2, width=8, depth=1, heads=2, num_classes=3, out_channels=3))
+    net = randomized(DiT(2, (4, 6), 2, width=8, depth=1, heads=2, num_classes=3, out_channels=3, time="positional"))
     x, t, label = normal(2, 2, 4, 6), normal(2, seed=2), torch.tensor([0, 2])
     f = 10000.0 ** (-torch.arange(128, dtype=torch.float64) / 128)
     angle = t[:, None] * f
@@ -372,8 +373,8 @@ def test_ncsnv2_does_not_see_the_time_but_the_whole_image() -> None:
 # Errors -------------------------------------------------------------------------------------------------------------
 
 
-def unet(**changes: Any) -> DiffusionUNet:
-    return DiffusionUNet(1, **({"width": 8, "multipliers": (1, 2)} | changes))
+def unet(**changes: Any) -> UNet:
+    return UNet(1, **({"width": 8, "multipliers": (1, 2)} | changes))
 
 
 X, T = torch.zeros(2, 1, 8, 8), torch.zeros(2)
@@ -386,7 +387,7 @@ X, T = torch.zeros(2, 1, 8, 8), torch.zeros(2)
         (lambda: unet(width=0), "width=0, .* expected positive sizes"),
         (lambda: unet(dims=4), "dims=4; expected 1 for series, 2 for images or 3 for videos"),
         (lambda: unet(attention=(2,)), r"attention at levels \[2\]; expected levels from 0, the full resolution, to 1"),
-        (lambda: unet(time="learned"), "time='learned'; expected one of 'positional', 'fourier'"),
+        (lambda: unet(time="learned"), "time='learned'; expected one of 'octaves', 'positional', 'fourier'"),
         (lambda: unet(input_pyramid="sum"), "input_pyramid='sum'; expected one of 'none', 'skip', 'residual'"),
         (lambda: unet(resample="pool"), "resample='pool'; expected one of 'conv', 'block'"),
         (lambda: unet(time_scale=0.0), "time_scale=0.0; expected a number other than 0"),
@@ -408,9 +409,8 @@ X, T = torch.zeros(2, 1, 8, 8), torch.zeros(2)
         (lambda: unet(context=5)(X, T), "got no context for a network with context=5; pass context="),
         (lambda: unet(context=5)(X, T, context=torch.ones(2, 3, 4)), r"shape \(2, 3, 4\); expected \(2, tokens, 5\)"),
         (lambda: unet(num_classes=0), "num_classes=0; expected at least 1"),
-        (lambda: unet(num_classes=2, label_dropout=2.0), "label_dropout=2.0; expected a probability, or None"),
         (lambda: unet(num_classes=2)(X, T, label=T), "expected integers of shape"),
-        (lambda: unet(num_classes=2, label_dropout=None)(X, T), "got no label for a network that needs one"),
+        (lambda: unet(num_classes=2, unconditional=False)(X, T), "got no label for a network that needs one"),
         (lambda: DiT(1, 7), "size=7 for patches of 2; expected a multiple of the patch"),
         (lambda: DiT(1, 8, width=6, heads=2), "width=6 with 2 heads; expected a multiple of 4 and of the heads"),
         (lambda: DiT(1, 8, depth=0), "depth=0, .* expected positive sizes"),

@@ -39,7 +39,7 @@ from scoresde.training import (
     read_log,
     reconstruct,
 )
-from scoresde.training.checkpoint import read, write
+from scoresde.training.checkpoint import read
 from scoresde.training.logs import Log
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -200,7 +200,7 @@ def test_channels_last_changes_the_layout_and_not_the_result() -> None:
     def run(last: bool) -> Trainer:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model = ScoreModel(UNet(3, 8, (1, 2), time_features=8), VP())
+            model = ScoreModel(UNet(3, 8, (1, 2), lean=True), VP())
         return trained(3, model, torch.linspace(-1, 1, 4 * 192).reshape(4, 3, 8, 8), channels_last=last, batch_size=4)
 
     one, two = run(True), run(False)
@@ -462,16 +462,6 @@ def test_checkpoints_are_kept_as_asked_for(tmp_path: Path) -> None:
     six, direct = load(tmp_path / "checkpoints" / "000000006.safetensors"), trained(6).averaged["exponential-0.999"]
     assert all(torch.equal(v, direct.state_dict()[k]) for k, v in six.state_dict().items())
     assert read_log(tmp_path / "model.csv")["step"] == list(range(1, 13))
-
-
-def test_a_file_of_format_1_is_resumed(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    trained(3, out=out)
-    stored = read(out)
-    training = {k: v for k, v in stored.description["training"].items() if k != "averages"} | {"ema": 0.999}
-    old = {k: v for k, v in stored.description.items() if k != "averages"}
-    write(out, {**old, "training": training, "versions": {"format": 1}}, stored.tensors)
-    assert same(trained(6, out=out), trained(6))
 
 
 def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_epochs_have_orders_of_their_own() -> None:
 def images() -> tuple[ScoreModel, Tensor, dict[str, Any]]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = UNet(1, 8, (1, 2), time_features=8, num_classes=3, label_dropout=0.3, dropout=0.2)
+        net = UNet(1, 8, (1, 2), lean=True, blocks=1, num_classes=3, dropout=0.2)
     arguments = {"conditions": {"label": torch.arange(20) % 3}, "batch_size": 8, "lr": 1e-2, "warmup": 4, "ema": 0.5}
     return ScoreModel(net, DDPM.linear(10, 0.01, 0.4)), torch.randn(20, 1, 4, 4, generator=generator()), arguments
 
@@ -343,7 +343,7 @@ def test_load_builds_what_was_saved(process: Any, predicts: str, tmp_path: Path)
 
 
 def test_load_keeps_the_type_of_the_weights(tmp_path: Path) -> None:
-    save(tmp_path / "model", ScoreModel(UNet(1, 8, (1, 2)).double(), VP()))
+    save(tmp_path / "model", ScoreModel(UNet(1, 8, (1, 2), lean=True).double(), VP()))
     assert {p.dtype for p in load(tmp_path / "model").parameters()} == {torch.float64}
 
 
@@ -355,12 +355,12 @@ def test_load_takes_averaged_or_last_weights(tmp_path: Path) -> None:
 
 
 def test_a_learned_variance_is_saved(tmp_path: Path) -> None:
-    net = UNet(1, 8, (1,), attention=0)
+    net = UNet(1, 8, (1,), lean=True, attention=())
     model = ScoreModel(Doubled(net), VP(), learned_variance=True).eval()
     save(tmp_path / "m.safetensors", model)
     with pytest.raises(CheckpointError, match="scoresde cannot build; pass one as net="):
         load(tmp_path / "m.safetensors")
-    back = load(tmp_path / "m.safetensors", net=Doubled(UNet(1, 8, (1,), attention=0)))
+    back = load(tmp_path / "m.safetensors", net=Doubled(UNet(1, 8, (1,), lean=True, attention=())))
     x, t = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0.3, 0.8])
     for got, wanted in zip(back.outputs(x, t), model.outputs(x, t), strict=True):
         torch.testing.assert_close(got, wanted, rtol=0, atol=0)
@@ -467,6 +467,8 @@ def foreign(path: Path, what: str) -> None:
         save_file({"weight": torch.ones(3)}, path)
     elif what == "damaged":
         save_file({"weight": torch.ones(3)}, path, metadata={"scoresde": "{"})
+    elif what == "older":
+        save_file({"weight": torch.ones(3)}, path, metadata={"scoresde": '{"versions": {"format": 2}}'})
     elif what == "newer":
         save_file({"weight": torch.ones(3)}, path, metadata={"scoresde": '{"versions": {"format": 99}}'})
     elif what == "no model":
@@ -482,7 +484,8 @@ def foreign(path: Path, what: str) -> None:
         ("text", "is not a safetensors file; expected a checkpoint written by scoresde"),
         ("safetensors", "but not one of scoresde's: its header has no 'scoresde' entry"),
         ("damaged", "has a damaged description in its header"),
-        ("newer", "has format 99; this version of scoresde reads formats 1 to 2"),
+        ("older", "has format 2, written by an earlier version of scoresde; this one reads format 3: use that version"),
+        ("newer", "has format 99, written by another version of scoresde; this one reads format 3"),
         ("no model", "does not describe a score model: it has no 'net'"),
     ],
 )

@@ -315,6 +315,19 @@ def test_dropped_labels_are_null_and_the_others_themselves() -> None:
     assert value.shape == (n,) and loss.weight.name == "v"
 
 
+def test_networks_take_the_number_of_their_classes_for_a_hidden_label() -> None:
+    model = ScoreModel(MLP(2, (16,), num_classes=3), VP(), "v")
+    for p in model.parameters():
+        nn.init.normal_(p, generator=generator())
+    x0, eps = (torch.randn(6, 2, generator=generator(i)) for i in (1, 2))
+    t, label = torch.linspace(0.1, 0.9, 6), torch.arange(6) % 3
+    dropped = torch.tensor([True, False] * 3)
+    loss = LabelDropout("v", {"label": 3}).at(model, x0, t, eps, label=label, dropped=dropped)
+    with_label, without = DSM("v").at(model, x0, t, eps, label=label), DSM("v").at(model, x0, t, eps)
+    torch.testing.assert_close(loss, torch.where(dropped, without, with_label))
+    assert bool(((with_label - without).abs() > 1e-3).all())
+
+
 def test_dequantized_data_bound_the_probability_of_the_grid() -> None:
     """P(x) is the integral of the density over a cell; by Jensen, log P exceeds the mean of log p there, and by little."""
     width, points = 0.25, torch.arange(-12, 13, dtype=D)[:, None] * 0.25
@@ -352,6 +365,7 @@ def test_weightings_have_their_arguments() -> None:
         (lambda: AdaptiveTimes(bins=0), "expected at least one bin"),
         (lambda: AdaptiveTimes("unifrom"), "did you mean 'uniform'"),
         (lambda: LabelDropout(null={}), "as {'label': 10}"),
+        (lambda: LabelDropout("ddmp", {"label": 1}), "got objective 'ddmp'; .* did you mean 'ddpm'"),
         (lambda: LabelDropout(null={"label": 1}, probability=2), "a number between 0 and 1"),
         (
             lambda: LabelDropout(null={"label": 1})(ScoreModel(nn.Identity(), VP()), torch.ones(2, 2), torch.Generator()),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import scoresde
 from scoresde import DDPM, VE, VP, ScoreModel, SubVP, sample, weights
-from scoresde.models import PRESETS, DiffusionUNet
+from scoresde.models import PRESETS, UNet
 from scoresde.weights import PUBLISHED, WeightsError, diffusers
 from scoresde.weights.convert import fill, mismatch
 from scoresde.weights.parts import parts
@@ -560,8 +560,8 @@ def test_the_preset_of_ddpm_is_that_of_diffusers() -> None:
         "attention_head_dim": None,
     }
     with torch.device("meta"):
-        theirs, ours = DiffusionUNet(**diffusers.network(config)), PRESETS["ddpm-cifar10"].build()
-    irrelevant = {"dropout", "label_dropout", "out_channels", "project_skips"}
+        theirs, ours = UNet(**diffusers.network(config)), PRESETS["ddpm-cifar10"].build()
+    irrelevant = {"dropout", "unconditional", "out_channels", "project_skips"}
     assert {k: v for k, v in theirs.config.items() if k not in irrelevant} == {
         k: v
         for k, v in ours.config.items()

@@ -1,10 +1,9 @@
 """Networks ``net(x, t, **conditions)``; nothing here knows an SDE or a solver."""
 
-from scoresde.models.diffusion_unet import DiffusionUNet
 from scoresde.models.dit import DiT
 from scoresde.models.mlp import MLP
 from scoresde.models.ncsnv2 import NCSNv2
 from scoresde.models.presets import PRESETS, Preset, build
 from scoresde.models.unet import UNet
 
-__all__ = ["MLP", "PRESETS", "DiT", "DiffusionUNet", "NCSNv2", "Preset", "UNet", "build"]
+__all__ = ["MLP", "PRESETS", "DiT", "NCSNv2", "Preset", "UNet", "build"]

@@ -1,4 +1,4 @@
-"""The blocks of which the published U-Nets are made: residual blocks, attention, and changes of resolution."""
+"""The blocks of which the U-Nets are made: residual blocks, attention, and changes of resolution."""
 
 from __future__ import annotations
 
@@ -172,8 +172,8 @@ class Resampled(nn.Module):
         padding = int(not style.fir and (up or not asymmetric))
         self.conv = style.conv(c_in, c_out, stride=1 if up else 2, padding=padding)
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """``x`` of shape ``(batch, c_in, *axes)`` with c_out channels at the other resolution; no embedding is used."""
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` of shape ``(batch, c_in, *axes)`` with c_out channels at the other resolution."""
         return cast(Tensor, self.conv(self.resample(x)))
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.models.embedding import NoiseEmbedding, PositionalFeatures
+from scoresde.models.embedding import NoiseEmbedding
+from scoresde.models.embedding import time_features as features_of
 from scoresde.models.layers import zero
 
 __all__ = ["DiT"]
@@ -67,10 +68,13 @@ class DiT(nn.Module):
         heads: of the attention.
         ratio: hidden features of the perceptron over ``width``.
         out_channels: of the output; ``None`` for those of an image.
-        time_features: number of :class:`~scoresde.models.embedding.PositionalFeatures`.
-        time_scale: the unit of time: 1 for the steps of a chain, 1/999 for times in [0, 1] that stand for 1000 of them.
+        time: "octaves", for all times in an interval; "positional", for the steps of a chain; or "fourier": the features of
+            time, as of :class:`UNet`.
+        time_features: their number.
+        time_scale: the unit of time, as of :class:`UNet`: 1 for octaves of times in [0, 1] and for positional features of
+            the steps of a chain.
         num_classes: number of class labels; ``None`` for a network without.
-        label_dropout: probability, in training, of hiding a label; ``None`` for a network that needs its label.
+        unconditional: whether a network with classes knows "no label", index ``num_classes``; without, it needs its label.
 
     The output starts at zero. :attr:`config` holds the arguments, as plain values.
 
@@ -96,10 +100,11 @@ class DiT(nn.Module):
         heads: int = 6,
         ratio: float = 4.0,
         out_channels: int | None = None,
+        time: str = "octaves",
         time_features: int = 256,
         time_scale: float = 1.0,
         num_classes: int | None = None,
-        label_dropout: float | None = 0.1,
+        unconditional: bool = True,
     ) -> None:
         config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -117,15 +122,8 @@ class DiT(nn.Module):
         self.shape, self.patch = (channels, height, wide), patch
         self.grid = (height // patch, wide // patch)
         self.register_buffer("positions", _positions(width, *self.grid), persistent=False)
-        self.embedding = NoiseEmbedding(
-            PositionalFeatures(time_features, time_scale=time_scale),
-            time_features,
-            width,
-            num_classes=num_classes,
-            label_dropout=label_dropout,
-            early_label=False,
-            augment=0,
-        )
+        of_time = features_of(time, time_features, time_scale=time_scale)
+        self.embedding = NoiseEmbedding(of_time, width, num_classes=num_classes, unconditional=unconditional)
         self.stem = nn.Conv2d(channels, width, patch, patch)
         self.blocks = nn.ModuleList([_Block(width, heads, ratio, width) for _ in range(depth)])
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
@@ -155,7 +153,7 @@ class DiT(nn.Module):
                 f"got x of shape {tuple(x.shape)}; expected (batch, {', '.join(map(str, self.shape))}): a DiT has the size "
                 "that it was built with"
             )
-        embedding = self.embedding(t, label, None)
+        embedding = self.embedding(t, label)
         h = self.stem(x).flatten(2).transpose(1, 2) + self.positions.to(x.dtype)  # (batch, patches, width)
         for block in self.blocks:
             h = block(h, embedding)

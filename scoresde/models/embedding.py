@@ -1,23 +1,97 @@
-"""The embedding of time, label and augmentation of the published networks."""
+"""The embedding of time, label and augmentation: what all networks are told beside the sample."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["FourierFeatures", "LabelTable", "NoiseEmbedding", "PositionalFeatures"]
+__all__ = [
+    "TIMES",
+    "FourierFeatures",
+    "LabelTable",
+    "NoiseEmbedding",
+    "PositionalFeatures",
+    "TimeFeatures",
+    "Waves",
+    "time_features",
+]
+
+# Features of time -----------------------------------------------------------------------------------------------------
 
 
-def _check_time(t: Tensor) -> None:
-    if t.ndim != 1:
-        raise ValueError(f"got t of shape {tuple(t.shape)}; expected one time per sample, shape (batch,)")
+class Waves(nn.Module):
+    r"""Features :math:`\cos, \sin(\omega_k (t - t_0) / s)`: what the features of time have in common.
+
+    Args:
+        frequencies: f_k, shape ``(features / 2,)``.
+        turn: the angle of one unit of frequency: :math:`\omega_k = \mathrm{turn} \cdot f_k`.
+        time_scale, time_shift: s and t_0.
+        kept: whether the frequencies are stored with the weights.
+    """
+
+    frequencies: Tensor
+
+    def __init__(
+        self, frequencies: Tensor, turn: float, time_scale: float, time_shift: float, *, kept: bool = False
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(time_scale) and time_scale):
+            raise ValueError(
+                f"got time_scale={time_scale}; expected a number other than 0, by which times are divided: for octaves the "
+                "length of their interval, 1 or the steps of a chain; for positional ones 1, or 1/999 for times in [0, 1]"
+            )
+        self.turn, self.time_scale, self.time_shift = turn, time_scale, time_shift
+        self.register_buffer("frequencies", frequencies.float(), persistent=kept)
+
+    @property
+    def features(self) -> int:
+        """How many there are."""
+        return 2 * len(self.frequencies)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Features of ``t`` of shape ``(batch,)``, shape ``(batch, features)``."""
+        if t.ndim != 1:
+            raise ValueError(f"got t of shape {tuple(t.shape)}; expected one time per sample, shape (batch,)")
+        unit = (t - self.time_shift) / self.time_scale
+        angle = unit[:, None] * (self.turn * self.frequencies).to(t)  # (batch, features / 2)
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
-class PositionalFeatures(nn.Module):
+def _half(features: int) -> int:
+    if features < 4 or features % 2:
+        raise ValueError(f"got {features} time features; expected an even number of at least 4")
+    return features // 2
+
+
+class TimeFeatures(Waves):
+    r"""Features :math:`\cos, \sin(2 \pi f_k (t - t_0) / s)` with frequencies spaced evenly over nine octaves.
+
+    They run from 1/8 to 64 cycles per ``time_scale``, so that times which are a hundredth of it apart differ plainly, and
+    are not random, so that a network is determined by its arguments and its weights alone.
+
+    Args:
+        features: how many, an even number of at least 4.
+        time_scale: s, about the length of the interval that t runs through: 1 for times in [0, 1] and for the logarithm
+            of EDM's noise level, n for the steps of a chain of n.
+        time_shift: t_0.
+
+    Example:
+        >>> TimeFeatures(4)(torch.tensor([0.0, 1.0]))[0]
+        tensor([1., 1., 0., 0.])
+    """
+
+    def __init__(self, features: int, *, time_scale: float = 1.0, time_shift: float = 0.0) -> None:
+        cycles = torch.logspace(-3, 6, _half(features), base=2.0, dtype=torch.float64)
+        super().__init__(2 * math.pi * cycles, 1.0, time_scale, time_shift)
+
+
+class PositionalFeatures(Waves):
     r"""Features :math:`\cos, \sin(f_k (t - t_0) / s)` with :math:`f_k = 10000^{-k / n}` for k = 0..m-1, 2m of them.
 
     n is m - 1 with ``endpoint``, so that the lowest frequency is 1/10000, and m without. Vaswani et al., "Attention Is
@@ -35,24 +109,13 @@ class PositionalFeatures(nn.Module):
         tensor([[1., 1., 0., 0.]])
     """
 
-    frequencies: Tensor
-
     def __init__(self, features: int, *, endpoint: bool = False, time_scale: float = 1.0, time_shift: float = 0.0) -> None:
-        super().__init__()
         half = _half(features)
-        self.time_scale, self.time_shift = _unit(time_scale), time_shift
         steps = torch.arange(half, dtype=torch.float64) / (half - 1 if endpoint else half)
-        self.register_buffer("frequencies", (10000.0**-steps).float(), persistent=False)
-
-    def forward(self, t: Tensor) -> Tensor:
-        """Features of ``t`` of shape ``(batch,)``, shape ``(batch, features)``."""
-        _check_time(t)
-        unit = (t - self.time_shift) / self.time_scale
-        angle = unit[:, None] * self.frequencies.to(t)  # (batch, features / 2)
-        return torch.cat([angle.cos(), angle.sin()], dim=1)
+        super().__init__(10000.0**-steps, 1.0, time_scale, time_shift)
 
 
-class FourierFeatures(nn.Module):
+class FourierFeatures(Waves):
     r"""Features :math:`\cos, \sin(2 \pi f_k (t - t_0) / s)` with frequencies drawn once from :math:`N(0, 16^2)`.
 
     Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains", 2020,
@@ -69,69 +132,68 @@ class FourierFeatures(nn.Module):
         tensor([[1., 1., 0., 0.]])
     """
 
-    frequencies: Tensor
-
     def __init__(self, features: int, *, time_scale: float = 1.0, time_shift: float = 0.0) -> None:
-        super().__init__()
-        self.time_scale, self.time_shift = _unit(time_scale), time_shift
         # On the CPU whatever the default device: the draw is the same everywhere.
         draw = torch.randn(_half(features), generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-        self.register_buffer("frequencies", 16 * draw.to(torch.empty(0).device))
-
-    def forward(self, t: Tensor) -> Tensor:
-        """Features of ``t`` of shape ``(batch,)``, shape ``(batch, features)``."""
-        _check_time(t)
-        unit = (t - self.time_shift) / self.time_scale
-        angle = unit[:, None] * (2 * math.pi * self.frequencies).to(t)  # (batch, features / 2)
-        return torch.cat([angle.cos(), angle.sin()], dim=1)
+        super().__init__(16 * draw.to(torch.empty(0).device), 2 * math.pi, time_scale, time_shift, kept=True)
 
 
-def _unit(time_scale: float) -> float:
-    if not (math.isfinite(time_scale) and time_scale):
-        raise ValueError(
-            f"got time_scale={time_scale}; expected a number other than 0: 1 for the steps of a chain, 1/999 for times in "
-            "[0, 1] that stand for 1000 of them"
-        )
-    return time_scale
+TIMES: Mapping[str, Callable[..., Waves]] = MappingProxyType(
+    {"octaves": TimeFeatures, "positional": PositionalFeatures, "fourier": FourierFeatures}
+)
+"""The features of time by the names that the networks know them by."""
 
 
-def _half(features: int) -> int:
-    if features < 4 or features % 2:
-        raise ValueError(f"got {features} time features; expected an even number of at least 4")
-    return features // 2
+def time_features(time: str, features: int, *, endpoint: bool = False, time_scale: float, time_shift: float = 0.0) -> Waves:
+    """The features called ``time``, a key of :data:`TIMES`; ``endpoint`` is for the positional ones.
+
+    Raises:
+        ValueError: for an unknown name, a number of features that is odd or below 4, and a ``time_scale`` of 0.
+
+    Example:
+        >>> time_features("octaves", 8, time_scale=1000.0).features
+        8
+    """
+    if time not in TIMES:
+        raise ValueError(f"got time={time!r}; expected one of {', '.join(map(repr, TIMES))}")
+    own = {"endpoint": endpoint} if time == "positional" else {}
+    return TIMES[time](features, time_scale=time_scale, time_shift=time_shift, **own)
+
+
+# Labels, and all of it together ---------------------------------------------------------------------------------------
 
 
 class LabelTable(nn.Module):
-    """The embedding of class labels, with a row for "no label" where the network knows that case.
+    """The embedding of class labels, with a last row for "no label" where the network knows that case.
+
+    To learn that row, train with :class:`~scoresde.objectives.LabelDropout`, which puts ``num_classes`` in the place of
+    some labels.
 
     Args:
         num_classes: number of labels.
         width: of the embedding.
-        label_dropout: the probability, in training, of hiding a label; ``None`` for a network that needs its label, and
-            then there is no row for "no label".
+        unconditional: whether there is a row for "no label", index ``num_classes``; without, the network needs its label.
 
     Example:
-        >>> LabelTable(10, 4, label_dropout=None).weight.shape, LabelTable(10, 4, label_dropout=0.1).weight.shape
-        (torch.Size([10, 4]), torch.Size([11, 4]))
+        >>> LabelTable(10, 4).weight.shape, LabelTable(10, 4, unconditional=False).weight.shape
+        (torch.Size([11, 4]), torch.Size([10, 4]))
     """
 
-    def __init__(self, num_classes: int, width: int, label_dropout: float | None) -> None:
+    def __init__(self, num_classes: int, width: int, *, unconditional: bool = True) -> None:
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"got num_classes={num_classes}; expected at least 1, or None for a network without labels")
-        if label_dropout is not None and not 0 <= label_dropout <= 1:
-            raise ValueError(f"got label_dropout={label_dropout}; expected a probability, or None")
-        self.num_classes, self.label_dropout = num_classes, label_dropout
-        self.weight = nn.Parameter(torch.empty(num_classes + (label_dropout is not None), width))
+        self.num_classes, self.unconditional = num_classes, unconditional
+        self.weight = nn.Parameter(torch.empty(num_classes + unconditional, width))
         nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, label: Tensor | None, t: Tensor) -> Tensor:
         """Embed labels, integers of the shape of ``t``, ``(batch,)``, or ``None``: shape ``(batch, width)``."""
         if label is None:
-            if self.label_dropout is None:
+            if not self.unconditional:
                 raise ValueError(
                     f"got no label for a network that needs one; pass label=.., integers from 0 to {self.num_classes - 1}, "
-                    "or build it with label_dropout"
+                    "or build it with unconditional=True"
                 )
             label = torch.full(t.shape, self.num_classes, device=t.device)
         elif label.shape != t.shape or label.is_floating_point():
@@ -139,9 +201,6 @@ class LabelTable(nn.Module):
                 f"got labels of shape {tuple(label.shape)} and dtype {label.dtype}; "
                 f"expected integers of shape {tuple(t.shape)}, one per sample"
             )
-        elif self.training and self.label_dropout:
-            hidden = torch.rand(t.shape, device=t.device) < self.label_dropout
-            label = torch.where(hidden, self.num_classes, label)
         return F.embedding(label, self.weight)
 
 
@@ -149,34 +208,39 @@ class NoiseEmbedding(nn.Module):
     """silu(linear(silu(linear(features of time)))), joined by the embeddings of label and augmentation.
 
     Args:
-        features: the module of time's features.
-        num_features: how many they are.
+        features: of time.
         width: of the embedding.
-        num_classes, label_dropout: of :class:`LabelTable`; ``None`` for a network without labels.
+        num_classes, unconditional: of :class:`LabelTable`; ``num_classes=None`` for a network without labels.
         early_label: add the label's embedding to the features of time, and not to the result of the second layer.
         augment: size of a vector that describes how a sample was augmented, added to the features of time; 0 for none.
+
+    Example:
+        >>> embedding = NoiseEmbedding(TimeFeatures(8), 16, num_classes=3)
+        >>> t = torch.rand(2)
+        >>> torch.equal(embedding(t), embedding(t, torch.tensor([3, 3])))  # no label is the one past the last
+        True
     """
 
     def __init__(
         self,
-        features: nn.Module,
-        num_features: int,
+        features: Waves,
         width: int,
         *,
-        num_classes: int | None,
-        label_dropout: float | None,
-        early_label: bool,
-        augment: int,
+        num_classes: int | None = None,
+        unconditional: bool = True,
+        early_label: bool = False,
+        augment: int = 0,
     ) -> None:
         super().__init__()
+        n = features.features
         self.early_label = early_label
         self.features = features
-        self.layer1, self.layer2 = nn.Linear(num_features, width), nn.Linear(width, width)
-        size = num_features if early_label else width
-        self.label = None if num_classes is None else LabelTable(num_classes, size, label_dropout)
-        self.augment = nn.Linear(augment, num_features, bias=False) if augment else None
+        self.layer1, self.layer2 = nn.Linear(n, width), nn.Linear(width, width)
+        size = n if early_label else width
+        self.label = None if num_classes is None else LabelTable(num_classes, size, unconditional=unconditional)
+        self.augment = nn.Linear(augment, n, bias=False) if augment else None
 
-    def forward(self, t: Tensor, label: Tensor | None, augment: Tensor | None) -> Tensor:
+    def forward(self, t: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         """Embed times ``(batch,)``, labels ``(batch,)`` and descriptions ``(batch, augment)``: ``(batch, width)``."""
         if label is not None and self.label is None:
             raise ValueError("got a label for a network without classes; build it with num_classes")

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoresde.models.layers import Embedding, modulate, zero
+from scoresde.models.embedding import NoiseEmbedding, TimeFeatures
+from scoresde.models.layers import modulate, zero
 
 __all__ = ["MLP"]
 
@@ -20,11 +21,11 @@ class MLP(nn.Module):
     Args:
         features: number of components of a sample; an event of any shape is flattened to a vector.
         hidden: width of each hidden layer.
-        time_features: number of Fourier features of time.
+        time_features: number of :class:`~scoresde.models.embedding.TimeFeatures`.
         time_scale: about the length of the interval of the times it gets: 1 for times in [0, 1], n for the steps of a
             chain of n, 1 for EDM's noise level.
         num_classes: number of class labels; ``None`` for a network without.
-        label_dropout: probability, in training, of hiding a label.
+        unconditional: whether a network with classes knows "no label", index ``num_classes``; without, it needs its label.
         dropout: probability, in training, of zeroing a hidden feature.
 
     The output layer starts at zero. :attr:`config` holds the arguments, as plain values.
@@ -43,7 +44,7 @@ class MLP(nn.Module):
         time_features: int = 64,
         time_scale: float = 1.0,
         num_classes: int | None = None,
-        label_dropout: float = 0.1,
+        unconditional: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -55,12 +56,13 @@ class MLP(nn.Module):
             "time_features": time_features,
             "time_scale": time_scale,
             "num_classes": num_classes,
-            "label_dropout": label_dropout,
+            "unconditional": unconditional,
             "dropout": dropout,
         }
         width = max(hidden)
         self.features = features
-        self.embedding = Embedding(width, time_features, time_scale, num_classes, label_dropout)
+        of_time = TimeFeatures(time_features, time_scale=time_scale)
+        self.embedding = NoiseEmbedding(of_time, width, num_classes=num_classes, unconditional=unconditional)
         sizes = [features, *hidden]
         self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(sizes)])
         self.modulations = nn.ModuleList([zero(nn.Linear(width, 2 * size)) for size in hidden])

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from scoresde.models.diffusion_unet import DiffusionUNet
 from scoresde.models.dit import DiT
 from scoresde.models.ncsnv2 import NCSNv2
+from scoresde.models.unet import UNet
 
 __all__ = ["PRESETS", "Preset", "build"]
 
@@ -52,10 +52,19 @@ _NCSNV2 = "Song and Ermon, 2020, https://arxiv.org/abs/2006.09011; models/ncsnv2
 _DIT = "Peebles and Xie, 2023, https://arxiv.org/abs/2212.09748, table 4; models.py of facebookresearch/DiT"
 
 _RGB: dict[str, Any] = {"channels": 3}
-_ddpm = _RGB | {"resample": "conv", "asymmetric": True, "endpoint": True, "group_size": 1}
+# What most of them share, in so far as it is not the default.
+_published = _RGB | {
+    "width": 128,
+    "multipliers": (1, 2, 2, 2),
+    "attention": (1,),
+    "heads": 1,
+    "adaptive": False,
+    "time": "positional",
+}
+_ddpm = _published | {"resample": "conv", "asymmetric": True, "endpoint": True, "group_size": 1}
 _song = _ddpm | {"last_attention": True}  # the code of score_sde_pytorch; DDPM's own has attention after every block
 _large: dict[str, Any] = {"multipliers": (1, 1, 2, 2, 4, 4), "attention": (4,)}
-_ddpmpp = _RGB | {
+_ddpmpp = _published | {
     "blocks": 4,
     "attention": (1,),
     "last_attention": True,
@@ -71,8 +80,8 @@ _256 = _pyramids | {"multipliers": (1, 1, 2, 2, 2, 2, 2), "attention": (4,)}
 _1024 = _pyramids | {"width": 16, "blocks": 1, "multipliers": (1, 2, 4, 8, 16, 32, 32, 32), "attention": (6,)}
 _edm: dict[str, Any] = {"multipliers": (2, 2, 2), "stem": 128, "augment": 9, "dropout": 0.13}
 _edm64 = _edm | {"multipliers": (1, 2, 2, 2), "stem": None, "attention": (2,), "dropout": 0.05}
-_labels: dict[str, Any] = {"num_classes": 10, "label_dropout": 0.0, "early_label": True}  # score for no label, too
-_iddpm = _RGB | {
+_labels: dict[str, Any] = {"num_classes": 10, "early_label": True}
+_iddpm = _published | {
     "out_channels": 6,
     "resample": "conv",
     "adaptive": True,
@@ -84,7 +93,7 @@ _iddpm = _RGB | {
     "eps": 1e-5,
 }
 _adm = _iddpm | {"resample": "block", "heads": 1, "head_channels": 64, "blocks": 2}
-_class: dict[str, Any] = {"num_classes": 1000, "label_dropout": None}
+_class: dict[str, Any] = {"num_classes": 1000, "unconditional": False}
 _adm64 = _adm | _class | {"width": 192, "blocks": 3, "attention": (1, 2, 3), "dropout": 0.1}
 _adm128 = (
     _adm | _class | {"width": 256, "multipliers": (1, 1, 2, 3, 4), "attention": (2, 3, 4), "head_channels": None, "heads": 4}
@@ -98,13 +107,13 @@ _deepest = ((1, 1), (2, 1), (2, 1), (2, 1), (4, 2), (4, 4))
 
 
 def _dit(width: int, depth: int, heads: int) -> dict[str, Any]:
-    latent = {"channels": 4, "size": 32, "patch": 2, "out_channels": 8, "num_classes": 1000}
+    latent = {"channels": 4, "size": 32, "patch": 2, "out_channels": 8, "num_classes": 1000, "time": "positional"}
     return latent | {"width": width, "depth": depth, "heads": heads}
 
 
 def _unet(parameters: int, source: str, *configs: dict[str, Any]) -> Preset:
     merged = {name: value for config in configs for name, value in config.items()}
-    return Preset(DiffusionUNet, parameters, source, MappingProxyType(merged))
+    return Preset(UNet, parameters, source, MappingProxyType(merged))
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(

@@ -1,183 +1,327 @@
-"""A small noise-conditional U-Net, for images."""
+"""The U-Net: one family, from the published diffusion models to a lean one for CPUs."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.models.layers import Embedding, modulate, zero
+from scoresde.models.blocks import Attention, CrossAttention, Resampled, ResidualBlock, Style, initialize
+from scoresde.models.embedding import NoiseEmbedding, time_features
+from scoresde.models.layers import zero
+from scoresde.models.pyramids import PYRAMIDS, InputPyramid, OutputPyramid
 
 __all__ = ["UNet"]
 
-
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(8, channels), channels)
-
-
-class _ResidualBlock(nn.Module):
-    """x + conv(silu(modulate(norm(conv(silu(norm(x)))), embedding)))."""
-
-    def __init__(self, channels: int, embedding: int, dropout: float) -> None:
-        super().__init__()
-        self.norm1, self.conv1 = _norm(channels), nn.Conv2d(channels, channels, 3, padding=1)
-        self.modulation = nn.Linear(embedding, 2 * channels)
-        self.norm2, self.conv2 = _norm(channels), zero(nn.Conv2d(channels, channels, 3, padding=1))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))  # (batch, channels, height, width)
-        h = modulate(self.norm2(h), self.modulation(embedding))
-        return x + cast(Tensor, self.conv2(self.dropout(F.silu(h))))
-
-
-class _Attention(nn.Module):
-    """x + the self-attention of its pixels."""
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.heads = math.gcd(heads, channels)
-        self.norm = _norm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.output = zero(nn.Conv2d(channels, channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm(x)).flatten(2)  # (batch, 3 channels, pixels)
-        qkv = qkv.unflatten(1, (3, self.heads, -1)).transpose(3, 4)  # (batch, 3, heads, pixels, channels / heads)
-        h = F.scaled_dot_product_attention(*qkv.unbind(1))  # (batch, heads, pixels, channels / heads)
-        return x + cast(Tensor, self.output(h.transpose(2, 3).reshape(x.shape)))  # (batch, channels, height, width)
+_CHOICES = {"resample": ("conv", "block"), "input_pyramid": PYRAMIDS, "output_pyramid": PYRAMIDS}
 
 
 class _Stage(nn.Module):
-    """A pointwise change of channels where needed, a residual block, and attention where asked for."""
+    """A residual block, then self-attention and attention to the context where asked for.
 
-    def __init__(self, c_in: int, c_out: int, embedding: int, dropout: float, heads: int | None) -> None:
+    With ``merge``, a pointwise convolution brings the channels to those of the block before it and not in it.
+    """
+
+    def __init__(self, c_in: int, c_out: int, style: Style, *, attention: bool, merge: bool = False) -> None:
         super().__init__()
-        # Merging skip connections here, and not in the block's first convolution, saves a third of the arithmetic.
-        self.merge = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
-        self.block = _ResidualBlock(c_out, embedding, dropout)
-        self.attention = nn.Identity() if heads is None else _Attention(c_out, heads)
+        merge = merge and c_in != c_out
+        self.merge = style.conv(c_in, c_out, 1) if merge else None
+        self.block = ResidualBlock(c_out if merge else c_in, c_out, style)
+        self.attention = Attention(c_out, style) if attention else None
+        self.cross = CrossAttention(c_out, style) if attention and style.context is not None else None
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return cast(Tensor, self.attention(self.block(self.merge(x), embedding)))
+    def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:
+        h = self.block(x if self.merge is None else self.merge(x), embedding)
+        if self.attention is not None:
+            h = self.attention(h)
+        if self.cross is not None:
+            h = self.cross(h, context)
+        return cast(Tensor, h)
+
+
+class _Level(nn.Module):
+    """All that happens at one resolution, in one direction, and the way to the next."""
+
+    def __init__(self, stages: list[_Stage], resample: nn.Module | None, pyramid: nn.Module | None) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.resample, self.pyramid = resample, pyramid
+
+    def change(self, h: Tensor, embedding: Tensor) -> Tensor:
+        """``h`` at the next resolution."""
+        assert self.resample is not None
+        return cast(Tensor, self.resample(h, embedding) if isinstance(self.resample, ResidualBlock) else self.resample(h))
 
 
 class UNet(nn.Module):
-    r"""A noise-conditional U-Net: residual blocks at halving resolutions and back, joined by skip connections.
+    r"""The U-Net of DDPM, DDPM++, NCSN++ and ADM, in one, two or three dimensions, and a lean one for CPUs.
 
-    After Ho et al., "Denoising Diffusion Probabilistic Models", 2020, with the embedding of time entering as scale and
-    shift (Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021), average pooling down and nearest
-    neighbours up.
+    Each level has ``blocks`` residual blocks on the way down and one more on the way up, where each takes one skip
+    connection; between levels the resolution is halved. After Ho et al., 2020, https://arxiv.org/abs/2006.11239; Song et
+    al., 2021, https://arxiv.org/abs/2011.13456; Dhariwal and Nichol, 2021, https://arxiv.org/abs/2105.05233; and Karras
+    et al., 2022, https://arxiv.org/abs/2206.00364. :data:`~scoresde.models.PRESETS` holds the published points of it.
 
     Args:
-        channels: of an image.
-        width: channels of the first level.
-        multipliers: of ``width``, one per level; each halves the resolution, so height and width must be multiples of
-            :math:`2^{levels - 1}`.
-        blocks: residual blocks per level and direction.
-        attention: number of levels, counted from the lowest resolution, with self-attention.
-        heads: of the attention.
-        time_features: number of Fourier features of time.
-        time_scale: about the length of the interval of the times it gets: 1 for times in [0, 1], n for the steps of a
-            chain of n, 1 for EDM's noise level.
+        channels: of a sample of shape ``(channels, *axes)``.
+        width: channels that ``multipliers`` multiply; also the number of time features, and a quarter of the embedding.
+        multipliers: one per level, from the full resolution down.
+        dims: number of axes: 1 for series, 2 for images, 3 for videos and volumes.
+        lean: about half the arithmetic: as many blocks on the way up as down, skip connections from these alone, each
+            merged by a pointwise convolution before its block; none between the two directions; and the resolution changes
+            without weights, so that ``resample`` and what belongs to it say nothing.
+        out_channels: of the output; ``None`` for those of a sample.
+        stem: channels of the first convolution; ``None`` for those of the first level.
+        blocks: residual blocks per level.
+        attention: the levels with self-attention, 0 for the full resolution, -1 for the lowest; unless the network is lean,
+            there always is one between the two directions.
+        last_attention: on the way up, only after the last block of a level, and not after each.
+        heads, head_channels: of the attention: their number, or, if given, their size.
+        context: number of features of a context sequence, to which every attention is followed by cross-attention;
+            ``None`` for none.
+        resample: "conv", a strided convolution and the nearest neighbour, or "block", a residual block that resamples.
+        fir: resample with a binomial filter and not with a box.
+        project_skips: give a block that resamples a convolution in its skip connection even if its channels agree.
+        asymmetric: pad strided convolutions at the last border alone, as DDPM does.
+        input_pyramid: "none", "skip" or "residual": how the shrunken input enters each level.
+        output_pyramid: likewise, how each level contributes to the output.
+        adaptive: the embedding scales and shifts normalized features, and is not added before the normalization.
+        rescale: divide each sum of a skip connection and its branch by the square root of 2.
+        time: "octaves", for all times in an interval (:class:`~scoresde.models.embedding.TimeFeatures`); "positional", for
+            the steps of a chain; or "fourier".
+        endpoint: of :class:`~scoresde.models.embedding.PositionalFeatures`.
+        time_scale, time_shift: the unit of time and its zero; the features are those of (t - time_shift) / time_scale. The
+            unit of octaves is the length of the interval of times: 1 for [0, 1], n for the steps of a chain of n. That of
+            positional features is 1 for the steps of a chain, and 1/999 for times in [0, 1] that stand for 1000 of them.
         num_classes: number of class labels; ``None`` for a network without.
-        label_dropout: probability, in training, of hiding a label.
+        unconditional: whether a network with classes knows "no label", its last row, index ``num_classes``; see
+            :class:`~scoresde.objectives.LabelDropout`. Without, it needs its label.
+        early_label: add the label's embedding to the features of time, and not to the embedding.
+        augment: size of a vector that describes how a sample was augmented; 0 for none.
+        groups, group_size: of the normalizations: their number, or fewer, so that each has ``group_size`` channels.
+        eps: of the normalizations.
         dropout: probability, in training, of zeroing a feature of a residual block.
 
-    The output layer starts at zero. :attr:`config` holds the arguments, as plain values.
+    The last convolutions of residual branches and the output start at zero. :attr:`config` holds the arguments, as plain
+    values.
+
+    Raises:
+        ValueError: for sizes that are not positive, channels that groups or heads do not divide, and unknown choices.
 
     Example:
-        >>> net = UNet(1, width=16, multipliers=(1, 2), num_classes=10)
-        >>> x, t = torch.randn(3, 1, 8, 8), torch.rand(3)
-        >>> net(x, t, label=torch.tensor([4, 0, 9])).shape
-        torch.Size([3, 1, 8, 8])
+        >>> net = UNet(1, 16, (1, 2), dims=1, context=5)
+        >>> net(torch.randn(3, 1, 8), torch.rand(3), context=torch.randn(3, 7, 5)).shape
+        torch.Size([3, 1, 8])
+        >>> sizes = [sum(p.numel() for p in UNet(3, lean=lean).parameters()) for lean in (True, False)]
+        >>> sizes[0] < 0.6 * sizes[1]
+        True
     """
 
     def __init__(
         self,
         channels: int,
-        width: int = 32,
-        multipliers: Sequence[int] = (1, 2, 3),
+        width: int = 64,
+        multipliers: Sequence[float] = (1, 2, 2),
         *,
-        blocks: int = 1,
-        attention: int = 1,
+        dims: int = 2,
+        lean: bool = False,
+        out_channels: int | None = None,
+        stem: int | None = None,
+        blocks: int = 2,
+        attention: Sequence[int] = (-1,),
+        last_attention: bool = False,
         heads: int = 4,
-        time_features: int = 64,
+        head_channels: int | None = None,
+        context: int | None = None,
+        resample: str = "block",
+        fir: bool = False,
+        project_skips: bool = False,
+        asymmetric: bool = False,
+        input_pyramid: str = "none",
+        output_pyramid: str = "none",
+        adaptive: bool = True,
+        rescale: bool = False,
+        time: str = "octaves",
+        endpoint: bool = False,
         time_scale: float = 1.0,
+        time_shift: float = 0.0,
         num_classes: int | None = None,
-        label_dropout: float = 0.1,
+        unconditional: bool = True,
+        early_label: bool = False,
+        augment: int = 0,
+        groups: int = 32,
+        group_size: int = 4,
+        eps: float = 1e-6,
         dropout: float = 0.0,
     ) -> None:
+        config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        if min(channels, width, blocks, heads, *multipliers, len(multipliers)) < 1:
-            raise ValueError(
-                f"got channels={channels}, width={width}, multipliers={tuple(multipliers)}, blocks={blocks}, "
-                f"heads={heads}; expected positive sizes and at least one level"
-            )
-        self.config: dict[str, Any] = {
-            "channels": channels,
-            "width": width,
-            "multipliers": list(multipliers),
-            "blocks": blocks,
-            "attention": attention,
-            "heads": heads,
-            "time_features": time_features,
-            "time_scale": time_scale,
-            "num_classes": num_classes,
-            "label_dropout": label_dropout,
-            "dropout": dropout,
-        }
-        self.channels = channels
-        embedding = 4 * width
-        self.embedding = Embedding(embedding, time_features, time_scale, num_classes, label_dropout)
-        self.stem = nn.Conv2d(channels, width, 3, padding=1)
-        sizes = [width * m for m in multipliers]
-        attends = [heads if len(sizes) - level <= attention else None for level in range(len(sizes))]
+        self.config: dict[str, Any] = config | {"multipliers": list(multipliers), "attention": list(attention)}
+        _check(self.config)
+        self.config["attention"] = [i % len(multipliers) for i in attention]
+        self.channels, self.dims, self.context, self.lean = channels, dims, context, lean
+        self.factor = 2 ** (len(multipliers) - 1)
+        sizes = [int(m * width) for m in multipliers]
+        shared = {field.name: self.config[field.name] for field in fields(Style) if field.name in self.config}
+        style = Style(embedding=4 * width, **shared)
+        self.embedding = _embedding(self.config)
+        self.stem = style.conv(channels, stem or sizes[0])
+        self.down, skips = self._way_down(sizes, style)
+        middle = () if lean else (True, False)
+        self.middle = nn.ModuleList([_Stage(sizes[-1], sizes[-1], style, attention=a) for a in middle])
+        self.up = self._way_up(sizes, skips, style)
+        writes = output_pyramid != "skip"
+        self.norm = style.norm(sizes[0]) if writes else None
+        self.output = style.conv(sizes[0], channels if out_channels is None else out_channels) if writes else None
+        initialize(self)
+        for last in [self.output] if writes else [level.pyramid.conv for level in self.up]:  # type: ignore[union-attr]
+            zero(cast(nn.Module, last))
 
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        c, skips = width, []
-        for size, h in zip(sizes, attends, strict=True):
-            level = nn.ModuleList()
-            for _ in range(blocks):
-                level.append(_Stage(c, size, embedding, dropout, h))
+    def _resample(self, c: int, style: Style, *, up: bool) -> nn.Module:
+        if self.lean:
+            return style.resample(up=up)
+        if self.config["resample"] == "block":
+            return ResidualBlock(c, c, style, up=up, down=not up)
+        return Resampled(c, c, style, up=up, asymmetric=self.config["asymmetric"])
+
+    def _way_down(self, sizes: list[int], style: Style) -> tuple[nn.ModuleList, list[int]]:
+        """The levels from the full resolution to the lowest, and the channels of the skip connections."""
+        levels = nn.ModuleList()
+        c = self.config["stem"] or sizes[0]
+        c_image, kind = self.channels, self.config["input_pyramid"]
+        skips = [] if self.lean else [c]
+        for i, size in enumerate(sizes):
+            stages = []
+            for _ in range(self.config["blocks"]):
+                stages.append(_Stage(c, size, style, attention=i in self.config["attention"], merge=self.lean))
                 c = size
                 skips.append(c)
-            self.down.append(level)
-        for size, h in zip(reversed(sizes), reversed(attends), strict=True):
-            level = nn.ModuleList()
-            for _ in range(blocks):
-                level.append(_Stage(c + skips.pop(), size, embedding, dropout, h))
-                c = size
-            self.up.append(level)
-        self.norm, self.output = _norm(c), zero(nn.Conv2d(c, channels, 3, padding=1))
+            if i == len(sizes) - 1:
+                levels.append(_Level(stages, None, None))
+                break
+            pyramid = None if kind == "none" else InputPyramid(kind, c_image, c, style)
+            c_image = c if kind == "residual" else c_image
+            levels.append(_Level(stages, self._resample(c, style, up=False), pyramid))
+            if not self.lean:
+                skips.append(c)
+        return levels, skips
 
-    def _check(self, x: Tensor) -> None:
-        factor = 2 ** (len(self.down) - 1)
-        if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % factor or x.shape[3] % factor:
+    def _way_up(self, sizes: list[int], skips: list[int], style: Style) -> nn.ModuleList:
+        """The levels from the lowest resolution to the full one."""
+        levels = nn.ModuleList()
+        c, kind, blocks = sizes[-1], self.config["output_pyramid"], self.config["blocks"] + (not self.lean)
+        c_out = self.config["out_channels"] or self.channels
+        c_before = None
+        for i, size in reversed(list(enumerate(sizes))):
+            stages = []
+            for j in range(blocks):
+                attention = i in self.config["attention"] and (j == blocks - 1 or not self.config["last_attention"])
+                stages.append(_Stage(c + skips.pop(), size, style, attention=attention, merge=self.lean))
+                c = size
+            pyramid = None if kind == "none" else OutputPyramid(kind, c_before, c, c_out, style)
+            c_before = c
+            levels.append(_Level(stages, self._resample(c, style, up=True) if i else None, pyramid))
+        return levels
+
+    def _check_input(self, x: Tensor, context: Tensor | None) -> None:
+        if x.ndim != self.dims + 2 or x.shape[1] != self.channels or any(n % self.factor for n in x.shape[2:]):
+            axes = ("length", "height, width", "depth, height, width")[self.dims - 1]
             raise ValueError(
-                f"got x of shape {tuple(x.shape)}; expected (batch, {self.channels}, height, width) with height and "
-                f"width multiples of {factor}, for {len(self.down)} levels: pad the images or take fewer multipliers"
+                f"got x of shape {tuple(x.shape)}; expected (batch, {self.channels}, {axes}), each axis a multiple of "
+                f"{self.factor}: pad the samples or take fewer multipliers"
+            )
+        if (context is None) != (self.context is None):
+            raise ValueError(
+                f"got {'no context' if context is None else 'a context'} for a network with context={self.context}; pass "
+                "context=.. of shape (batch, tokens, features), or build the network without"
+            )
+        if context is not None and (context.ndim != 3 or context.shape[2] != self.context or len(context) != len(x)):
+            raise ValueError(
+                f"got a context of shape {tuple(context.shape)}; expected ({len(x)}, tokens, {self.context}), one "
+                "sequence per sample"
             )
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """The output at images ``x``, with ``t`` and ``label`` of shape ``(batch,)``; shape of ``x``."""
-        self._check(x)
-        embedding = self.embedding(t, label)
-        h = self.stem(x)
-        skips: list[Tensor] = []
-        for i, level in enumerate(self.down):
-            if i:
-                h = F.avg_pool2d(h, 2)  # (batch, c, height / 2, width / 2)
-            for stage in cast(nn.ModuleList, level):
-                h = stage(h, embedding)
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
+        """The output at ``x`` of shape ``(batch, channels, *axes)``.
+
+        Args:
+            x: samples.
+            t: times, shape ``(batch,)``.
+            label: integers, shape ``(batch,)``, for a network with classes.
+            context: sequences, shape ``(batch, tokens, features)``, for a network with context.
+            augment: descriptions of the augmentation, shape ``(batch, augment)``, for a network with them; ``None``
+                stands for samples as they are.
+
+        Returns:
+            Shape ``(batch, out_channels, *axes)``.
+        """
+        self._check_input(x, context)
+        embedding = self.embedding(t, label, augment)
+        h, image = self.stem(x), x
+        skips = [] if self.lean else [h]
+        for level in cast(list[_Level], self.down):
+            for stage in level.stages:
+                h = stage(h, embedding, context)
                 skips.append(h)
-        for i, level in enumerate(self.up):
-            if i:
-                h = F.interpolate(h, scale_factor=2.0)  # (batch, c, 2 height, 2 width)
-            for stage in cast(nn.ModuleList, level):
-                h = stage(torch.cat([h, skips.pop()], dim=1), embedding)  # channels of both
+            if level.resample is not None:
+                h = level.change(h, embedding)
+                if level.pyramid is not None:
+                    h, image = level.pyramid(h, image)
+                if not self.lean:
+                    skips.append(h)
+        for stage in self.middle:
+            h = stage(h, embedding, context)
+        output = None
+        for level in cast(list[_Level], self.up):
+            for stage in level.stages:
+                h = stage(torch.cat([h, skips.pop()], dim=1), embedding, context)  # channels of both
+            if level.pyramid is not None:
+                h, output = level.pyramid(h, output)
+            if level.resample is not None:
+                h = level.change(h, embedding)
+        if self.norm is None or self.output is None:
+            return cast(Tensor, output)
         return cast(Tensor, self.output(F.silu(self.norm(h))))
+
+
+def _embedding(config: dict[str, Any]) -> NoiseEmbedding:
+    """The embedding of time, label and augmentation of a network with these arguments."""
+    n = config["width"] * (2 if config["time"] == "fourier" else 1)
+    of_time = {name: config[name] for name in ("endpoint", "time_scale", "time_shift")}
+    rest = {name: config[name] for name in ("num_classes", "unconditional", "early_label", "augment")}
+    return NoiseEmbedding(time_features(config["time"], n, **of_time), 4 * config["width"], **rest)
+
+
+def _check(config: dict[str, Any]) -> None:
+    """Refuse what no network can be built from."""
+    multipliers, width = config["multipliers"], config["width"]
+    levels = len(multipliers)
+    sizes = [config[name] for name in ("channels", "width", "blocks", "heads", "groups", "group_size")]
+    if not multipliers or min(*sizes, *(int(m * width) for m in multipliers)) < 1:
+        raise ValueError(
+            f"got channels={config['channels']}, width={width}, multipliers={tuple(multipliers)}, "
+            f"blocks={config['blocks']}, heads={config['heads']}, groups={config['groups']}, "
+            f"group_size={config['group_size']}; expected positive sizes and at least one level"
+        )
+    if config["dims"] not in (1, 2, 3):
+        raise ValueError(f"got dims={config['dims']}; expected 1 for series, 2 for images or 3 for videos")
+    if bad := sorted(set(config["attention"]) - set(range(-levels, levels))):
+        raise ValueError(
+            f"got attention at levels {bad}; expected levels from 0, the full resolution, to {levels - 1}, or, counted from "
+            f"the lowest, from -1 to {-levels}"
+        )
+    for name, allowed in _CHOICES.items():
+        if config[name] not in allowed:
+            raise ValueError(f"got {name}={config[name]!r}; expected one of {', '.join(map(repr, allowed))}")
+    if config["lean"] and config["context"] is not None and not config["attention"]:
+        raise ValueError("got a context for a lean network without attention, which has no place for it; pass attention=..")

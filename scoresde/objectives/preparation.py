@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde._shape import expand
-from scoresde.objectives.matching import DSM, Objective
+from scoresde.objectives.matching import Objective, objective
 from scoresde.objectives.times import Times
 from scoresde.objectives.weightings import Weighting
 from scoresde.score import ScoreModel
@@ -22,8 +22,10 @@ __all__ = ["LabelDropout", "dequantize"]
 class LabelDropout(Objective):
     """Any objective, with the conditions of some samples replaced: what classifier-free guidance needs.
 
+    For the networks of :mod:`scoresde.models`, "no label" is the number of their classes, as in the example.
+
     Args:
-        inner: the objective.
+        inner: the objective, or its name in :data:`~scoresde.objectives.OBJECTIVES`.
         null: of each condition to drop, by name, what stands for its absence: a number, or a tensor of the condition's
             shape without the batch.
         probability: that a sample loses its conditions, all of them together.
@@ -31,16 +33,17 @@ class LabelDropout(Objective):
     Source: Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, https://arxiv.org/abs/2207.12598.
 
     Example:
-        >>> from scoresde import VP
+        >>> from scoresde import EDM
         >>> seen = []
-        >>> model = ScoreModel(lambda x, t, label: seen.append(label) or x, VP())
-        >>> drop = LabelDropout(null={"label": 10}, probability=1.0)
-        >>> _ = drop(model, torch.zeros(3, 2), torch.Generator(), label=torch.tensor([1, 2, 3]))
-        >>> seen
-        [tensor([10, 10, 10])]
+        >>> model = ScoreModel(lambda x, t, label: seen.append(label) or x, EDM(), "edm")
+        >>> drop = LabelDropout("edm", {"label": 10}, 0.1)  # for labels 0 to 9; Trainer and fit take it as objective=
+        >>> x0, label = torch.zeros(1000, 2), torch.arange(1000) % 10
+        >>> loss, t = drop(model, x0, torch.Generator().manual_seed(0), label=label)
+        >>> 50 < int((seen[0] == 10).sum()) < 150
+        True
     """
 
-    inner: Objective = field(default_factory=DSM)
+    inner: str | Objective = "ddpm"
     null: Mapping[str, Any] = field(default_factory=dict)
     probability: float = 0.1
 
@@ -50,24 +53,30 @@ class LabelDropout(Objective):
                 f"got null={dict(self.null)!r} and probability={self.probability}; expected what stands for the absence of "
                 "at least one condition, as {'label': 10}, and a number between 0 and 1"
             )
+        objective(self.inner)  # refuses an unknown name
+
+    @property
+    def wrapped(self) -> Objective:
+        """The inner objective itself."""
+        return objective(self.inner)
 
     @property
     def weight(self) -> Weighting:
         """That of the inner objective."""
-        return self.inner.weight
+        return self.wrapped.weight
 
     @property
     def distribution(self) -> Times:
         """That of the inner objective."""
-        return self.inner.distribution
+        return self.wrapped.distribution
 
     @property
     def spread(self) -> bool:
-        return self.inner.spread
+        return self.wrapped.spread
 
     def draws(self, x0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Those of the inner objective, and which samples lose their conditions."""
-        inner = self.inner.draws(x0, generator)
+        inner = self.wrapped.draws(x0, generator)
         u = torch.rand(len(x0), generator=generator, device=generator.device)
         return {**inner, "dropped": (u < self.probability).to(x0.device)}
 
@@ -90,7 +99,7 @@ class LabelDropout(Objective):
                 given = conditions[name]
                 absent = torch.as_tensor(absent, dtype=given.dtype, device=given.device)
                 conditions[name] = torch.where(expand(dropped, given), absent, given)
-        return self.inner.at(model, x0, t, eps, **conditions)
+        return self.wrapped.at(model, x0, t, eps, **conditions)
 
 
 def dequantize(x: Tensor, width: float, generator: torch.Generator) -> Tensor:

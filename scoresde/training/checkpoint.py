@@ -40,12 +40,12 @@ __all__ = [
     "write",
 ]
 
-FORMAT = 2  # 1 knew one average of the weights only
+FORMAT = 3  # files of 1 and 2 hold networks that no longer exist
 _KEY = "scoresde"
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 100
 _NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    cls.__name__: cls for cls in (models.MLP, models.UNet, models.DiffusionUNet, models.DiT, models.NCSNv2)
+    cls.__name__: cls for cls in (models.MLP, models.UNet, models.DiT, models.NCSNv2)
 }
 _SDES = (sdes.VP, sdes.CosineVP, sdes.SubVP, sdes.VE, sdes.EDM, sdes.RectifiedFlow)
 _CHAINS = (chains.DDPM, chains.NCSN, chains.GaussianChain)
@@ -128,18 +128,13 @@ def read(path: str | os.PathLike[str], groups: Collection[str] | None = None) ->
         version = description["versions"]["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} has a damaged description in its header: {error!r}") from error
-    if version not in range(1, FORMAT + 1):
-        raise CheckpointError(f"{path} has format {version}; this version of scoresde reads formats 1 to {FORMAT}")
-    return Checkpoint(_upgraded(description) if version == 1 else description, tensors)
-
-
-def _upgraded(description: dict[str, Any]) -> dict[str, Any]:
-    """The description of a file of format 1 in the words of format 2."""
-    if "training" not in description:
-        return description
-    training = dict(description["training"])
-    name = f"exponential-{training.pop('ema')!r}"
-    return {**description, "averages": [name], "training": {**training, "averages": [name]}}
+    if version != FORMAT:
+        other = "an earlier" if version in range(1, FORMAT) else "another"
+        raise CheckpointError(
+            f"{path} has format {version}, written by {other} version of scoresde; this one reads format {FORMAT}: use that "
+            "version, or train again"
+        )
+    return Checkpoint(description, tensors)
 
 
 # Descriptions --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from scoresde.models import DiffusionUNet
+from scoresde.models import UNet
 from scoresde.weights.families import FAMILIES
 from scoresde.weights.files import WeightsError
 from scoresde.weights.keys import Dialect, Take, takes
@@ -20,7 +20,7 @@ def _some(names: set[str]) -> str:
     return ", ".join(ordered[:4]) + (f" and {len(ordered) - 4} more" if len(ordered) > 4 else "")
 
 
-def mismatch(net: DiffusionUNet, tensors: Mapping[str, Tensor], dialect: Dialect) -> str:
+def mismatch(net: UNet, tensors: Mapping[str, Tensor], dialect: Dialect) -> str:
     """What keeps ``tensors`` from being the weights of ``net``; empty if nothing does."""
     wanted = {name for take in takes(net, tensors, dialect) for name in take.theirs}
     constants = FAMILIES[dialect.family].constants
@@ -48,7 +48,7 @@ def _shape(take: Take, tensors: Mapping[str, Tensor]) -> torch.Size | None:
         return None
 
 
-def _filters(net: DiffusionUNet, tensors: Mapping[str, Tensor]) -> str:
+def _filters(net: UNet, tensors: Mapping[str, Tensor]) -> str:
     """What is wrong with the filters that EDM stores as if they were weights; empty if nothing."""
     line = torch.tensor([1.0, 3.0, 3.0, 1.0] if net.config["fir"] else [1.0, 1.0])
     expected = torch.outer(line, line)[None, None] / line.sum() ** 2
@@ -60,7 +60,7 @@ def _filters(net: DiffusionUNet, tensors: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def fill(net: DiffusionUNet, tensors: Mapping[str, Tensor], dialect: Dialect, source: str) -> None:
+def fill(net: UNet, tensors: Mapping[str, Tensor], dialect: Dialect, source: str) -> None:
     """Put published ``tensors`` into ``net``, in float32.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoresde.chain import DDPM, Chain
-from scoresde.models import DiffusionUNet
+from scoresde.models import UNet
 from scoresde.score import ScoreModel
 from scoresde.sde import VE, AffineSDE
 from scoresde.weights.convert import fill
@@ -66,7 +66,7 @@ def load(folder: Path) -> ScoreModel:
     learned_variance = arguments["out_channels"] == 2 * arguments["channels"]
     if learned_variance:
         arguments["out_channels"] = None
-    net = DiffusionUNet(**arguments, **told)
+    net = UNet(**arguments, **told)
     # A network with Fourier features divides its output by the noise level, which makes it the score.
     dialect = Dialect("diffusers", sine_first=_sine_first(config), negated=fourier, learned_variance=learned_variance)
     fill(net, _renamed(read_tensors(file)), dialect, str(file))
@@ -131,7 +131,7 @@ def _betas(schedule: Mapping[str, Any], source: str) -> Tensor:
 
 
 def network(config: Mapping[str, Any], source: str = "config") -> dict[str, Any]:
-    """The arguments of :class:`~scoresde.models.DiffusionUNet` for a configuration of ``UNet2DModel``.
+    """The arguments of :class:`~scoresde.models.UNet` for a configuration of ``UNet2DModel``.
 
     Raises:
         WeightsError: for what that class has and this library has not.
@@ -150,6 +150,7 @@ def network(config: Mapping[str, Any], source: str = "config") -> dict[str, Any]
         "blocks": get["layers_per_block"],
         "attention": attention,
         "last_attention": skip,
+        "heads": 1,
         "head_channels": get["attention_head_dim"],
         "resample": "conv" if kind == "plain" else "block",
         "fir": skip,
@@ -162,7 +163,7 @@ def network(config: Mapping[str, Any], source: str = "config") -> dict[str, Any]
         "time": "fourier" if fourier else "positional",
         "endpoint": bool(get["freq_shift"]),
         "num_classes": get["num_class_embeds"],
-        "label_dropout": None,
+        "unconditional": False,
         "groups": 32 if skip else get["norm_num_groups"],
         "group_size": 4 if skip else 1,
         "eps": get["norm_eps"],

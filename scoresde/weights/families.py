@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from scoresde.models import DiffusionUNet
+from scoresde.models import UNet
 from scoresde.weights import layouts
 from scoresde.weights.parts import Part
 
@@ -33,7 +33,7 @@ class Family:
     """
 
     signature: str
-    namer: Callable[[DiffusionUNet, Mapping[str, Tensor]], Names]
+    namer: Callable[[UNet, Mapping[str, Tensor]], Names]
     block: Mapping[str, str]
     attention: Mapping[str, tuple[str, ...]]
     qkv: Callable[[int], Callable[..., Tensor]] = layouts.joined
@@ -41,7 +41,7 @@ class Family:
     constants: tuple[str, ...] = ()
 
 
-def _openai(net: DiffusionUNet, tensors: Mapping[str, Tensor]) -> Callable[[Part], Mapping[str, str]]:
+def _openai(net: UNet, tensors: Mapping[str, Tensor]) -> Callable[[Part], Mapping[str, str]]:
     inputs, outputs = 0, -1
 
     def name(part: Part) -> Mapping[str, str]:
@@ -69,7 +69,7 @@ def _openai(net: DiffusionUNet, tensors: Mapping[str, Tensor]) -> Callable[[Part
     return name
 
 
-def _edm(net: DiffusionUNet, tensors: Mapping[str, Tensor]) -> Callable[[Part], Mapping[str, str]]:
+def _edm(net: UNet, tensors: Mapping[str, Tensor]) -> Callable[[Part], Mapping[str, str]]:
     stems = [key.split(".")[1] for key in tensors if key.startswith("enc.") and key.endswith("_conv.weight")]
     size = int(stems[0].split("x")[0]) if stems else 0
 
@@ -100,7 +100,7 @@ def _edm(net: DiffusionUNet, tensors: Mapping[str, Tensor]) -> Callable[[Part], 
     return name
 
 
-def _song(net: DiffusionUNet, tensors: Mapping[str, Tensor]) -> Callable[[Part], Mapping[str, str]]:
+def _song(net: UNet, tensors: Mapping[str, Tensor]) -> Callable[[Part], Mapping[str, str]]:
     count = 3 if net.config["time"] == "fourier" else 2  # of the modules in the list
     filtered = "Conv2d_0" if net.config["fir"] else "Conv_0"
 
@@ -136,7 +136,7 @@ def _song(net: DiffusionUNet, tensors: Mapping[str, Tensor]) -> Callable[[Part],
     return name
 
 
-def _diffusers(net: DiffusionUNet, tensors: Mapping[str, Tensor]) -> Callable[[Part], Mapping[str, str]]:
+def _diffusers(net: UNet, tensors: Mapping[str, Tensor]) -> Callable[[Part], Mapping[str, str]]:
     levels = len(net.down)
     pyramids = net.config["input_pyramid"] != "none"
 

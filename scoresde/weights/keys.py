@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.models import DiffusionUNet
+from scoresde.models import UNet
 from scoresde.weights import layouts
 from scoresde.weights.families import FAMILIES, Family
 from scoresde.weights.parts import Part, parts
@@ -44,7 +44,7 @@ class Dialect:
     joined: bool = False
 
 
-def takes(net: DiffusionUNet, tensors: Mapping[str, Tensor], dialect: Dialect) -> Iterator[Take]:
+def takes(net: UNet, tensors: Mapping[str, Tensor], dialect: Dialect) -> Iterator[Take]:
     """What each tensor of ``net`` is made of, for a file of ``tensors``."""
     family = FAMILIES[dialect.family]
     names = family.namer(net, tensors)
@@ -64,7 +64,7 @@ def takes(net: DiffusionUNet, tensors: Mapping[str, Tensor], dialect: Dialect) -
             yield take
 
 
-def _keys(net: DiffusionUNet, part: Part) -> list[str]:
+def _keys(net: UNet, part: Part) -> list[str]:
     """The names of a part's tensors, from the part on."""
     if part.kind == "end":
         return [f"{layer}.{parameter}" for layer in ("norm", "output") for parameter in ("weight", "bias")]
@@ -76,7 +76,7 @@ def _then(take: Take, layout: Callable[[Tensor], Tensor]) -> Take:
     return Take(take.ours, take.theirs, lambda *t: layout(before(*t)))
 
 
-def _of_embedding(net: DiffusionUNet, key: str, places: Mapping[str, str], family: Family, dialect: Dialect) -> Take:
+def _of_embedding(net: UNet, key: str, places: Mapping[str, str], family: Family, dialect: Dialect) -> Take:
     layer, _, parameter = key.partition(".")
     ours, theirs = f"embedding.{key}", (f"{places[layer]}.{parameter}",)
     if layer == "features":
@@ -96,7 +96,7 @@ def _of_embedding(net: DiffusionUNet, key: str, places: Mapping[str, str], famil
     return take
 
 
-def _of_layer(net: DiffusionUNet, part: Part, key: str, places: Mapping[str, str], family: Family, dialect: Dialect) -> Take:
+def _of_layer(net: UNet, part: Part, key: str, places: Mapping[str, str], family: Family, dialect: Dialect) -> Take:
     path, _, parameter = key.rpartition(".")
     head, _, layer = path.partition(".")
     layout: Callable[..., Tensor] = layouts.same

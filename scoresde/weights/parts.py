@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from scoresde.models import DiffusionUNet
+from scoresde.models import UNet
 
 __all__ = ["Part", "parts"]
 
@@ -27,7 +27,7 @@ class Part:
     index: int = 0
 
 
-def parts(net: DiffusionUNet) -> Iterator[Part]:
+def parts(net: UNet) -> Iterator[Part]:
     """The parts that have parameters, from the input to the output."""
     levels = len(net.down)
     yield Part("embedding", "embedding")

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from scoresde.chain import DDPM, NCSN, Chain
-from scoresde.models import PRESETS, DiffusionUNet
+from scoresde.models import PRESETS, UNet
 from scoresde.sde import EDM, VE, VP, AffineSDE, SubVP
 from scoresde.weights.keys import Dialect
 
@@ -39,10 +39,10 @@ class Published:
         a, b = ((p.preset, p.dialect, p.predicts, dict(p.config), p.process().config()) for p in (self, other))
         return a == b
 
-    def net(self) -> DiffusionUNet:
+    def net(self) -> UNet:
         """The network, with weights of its own."""
         net = PRESETS[self.preset].build(**self.config)
-        assert isinstance(net, DiffusionUNet)
+        assert isinstance(net, UNet)
         return net
 
 

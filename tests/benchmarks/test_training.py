@@ -27,7 +27,7 @@ ROUNDS, STEPS = (20, 20) if DEVICE == "cuda" else (15, 4)
 def network() -> UNet:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return UNet(SHAPE[0], 64 if DEVICE == "cuda" else 24, (1, 2, 2)).to(DEVICE)
+        return UNet(SHAPE[0], 64 if DEVICE == "cuda" else 24, (1, 2, 2), lean=True, blocks=1).to(DEVICE)
 
 
 def images() -> Tensor:
