@@ -40,7 +40,7 @@ class State:
         return F.conv2d(x, self(f"{name}.weight", c, x.shape[1], k, k), self(f"{name}.bias", c), **options)
 
     def linear(self, name: str, x: Tensor, n: int, bias: bool = True) -> Tensor:
-        return F.linear(x, self(f"{name}.weight", n, x.shape[1]), self(f"{name}.bias", n) if bias else None)
+        return F.linear(x, self(f"{name}.weight", n, x.shape[-1]), self(f"{name}.bias", n) if bias else None)
 
     def norm(self, name: str, x: Tensor, groups: int, eps: float) -> Tensor:
         c = x.shape[1]
@@ -369,6 +369,99 @@ def openai(s: State, x: Tensor, t: Tensor, c: OpenAI, label: Tensor | None = Non
                     h = s.conv(f"{place}.conv", h.repeat_interleave(2, 2).repeat_interleave(2, 3), size)
                 rate //= 2
     return s.conv("out.2", F.silu(norm("out.0", h)), 2 * RGB)
+
+
+def dit(
+    s: State, x: Tensor, t: Tensor, label: Tensor, *, width: int, depth: int, heads: int, patch: int, out: int
+) -> Tensor:
+    """A diffusion transformer, under the names of its code."""
+    b, channels, n, _ = x.shape
+    side = n // patch
+
+    def normalized(h: Tensor) -> Tensor:
+        return (h - h.mean(2, keepdim=True)) / (h.var(2, keepdim=True, unbiased=False) + 1e-6).sqrt()
+
+    def line(positions: Tensor) -> Tensor:
+        angle = positions[:, None] / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+        return torch.cat([angle.sin(), angle.cos()], 1)
+
+    place = torch.arange(side * side)
+    s.tensors["pos_embed"] = torch.cat([line(place % side), line(place // side)], 1)[None]
+    h = F.conv2d(x, s("x_embedder.proj.weight", width, channels, patch, patch), s("x_embedder.proj.bias", width), patch)
+    h = h.reshape(b, width, side * side).mT + s.tensors["pos_embed"]
+    sin, cos = sines(t, 256, False)
+    c = s.linear("t_embedder.mlp.2", F.silu(s.linear("t_embedder.mlp.0", torch.cat([cos, sin], 1), width)), width)
+    c = F.silu(c + s("y_embedder.embedding_table.weight", 8, width)[label])
+    for i in range(depth):
+        told = s.linear(f"blocks.{i}.adaLN_modulation.1", c, 6 * width)[:, None].chunk(6, 2)
+        qkv = s.linear(f"blocks.{i}.attn.qkv", normalized(h) * (1 + told[1]) + told[0], 3 * width)
+        q, k, v = (part.reshape(b, -1, heads, width // heads).permute(0, 2, 3, 1).flatten(0, 1) for part in qkv.chunk(3, 2))
+        mixed = attend(q, k, v).reshape(b, heads, width // heads, -1).permute(0, 3, 1, 2).flatten(2)
+        h = h + told[2] * s.linear(f"blocks.{i}.attn.proj", mixed, width)
+        inner = s.linear(f"blocks.{i}.mlp.fc1", normalized(h) * (1 + told[4]) + told[3], 4 * width)
+        h = h + told[5] * s.linear(f"blocks.{i}.mlp.fc2", F.gelu(inner, approximate="tanh"), width)
+    shift, scale = s.linear("final_layer.adaLN_modulation.1", c, 2 * width)[:, None].chunk(2, 2)
+    h = s.linear("final_layer.linear", normalized(h) * (1 + scale) + shift, patch * patch * out)
+    return torch.einsum("bijpqc -> bcipjq", h.reshape(b, side, side, patch, patch, out)).reshape(b, out, n, n)
+
+
+def ncsnv2(s: State, x: Tensor, *, width: int, deeper: int) -> Tensor:
+    """The RefineNets NCSNv2 (0), NCSNv2Deeper (1) and NCSNv2Deepest (2), under their names; sigma times the score."""
+    stages: list[tuple[str, int, int]] = [("1", 1, 1), ("2", 2, 1), ("3", 2, 2), ("4", 2, 4)]
+    if deeper:
+        between = [("31", 2, 1)] if deeper == 2 else []
+        stages = [("1", 1, 1), ("2", 2, 1), ("3", 2, 1), *between, ("4", 4, 2), ("5", 4, 4)]
+
+    def norm(name: str, h: Tensor) -> Tensor:
+        c = h.shape[1]
+        means = h.mean((2, 3))
+        means = (means - means.mean(1, keepdim=True)) / (means.var(1, keepdim=True) + 1e-5).sqrt()
+        plain = (h - h.mean((2, 3), keepdim=True)) / (h.var((2, 3), keepdim=True, unbiased=False) + 1e-5).sqrt()
+        h = plain + (means * s(f"{name}.alpha", c))[:, :, None, None]
+        return s(f"{name}.gamma", c)[:, None, None] * h + s(f"{name}.beta", c)[:, None, None]
+
+    def residual(name: str, h: Tensor, out: int, dilation: int, down: bool) -> Tensor:
+        wide: dict[str, Any] = {"padding": dilation, "dilation": dilation}
+        inner = s.conv(f"{name}.conv1", F.elu(norm(f"{name}.normalize1", h)), h.shape[1] if down else out, **wide)
+        inner = F.elu(norm(f"{name}.normalize2", inner))
+        if down and dilation == 1:
+            both = s.conv(f"{name}.conv2.conv", inner, out) + s.conv(f"{name}.shortcut.conv", h, out, 1)
+            return (both[:, :, ::2, ::2] + both[:, :, 1::2, ::2] + both[:, :, ::2, 1::2] + both[:, :, 1::2, 1::2]) / 4
+        return s.conv(f"{name}.conv2", inner, out, **wide) + (s.conv(f"{name}.shortcut", h, out, **wide) if down else h)
+
+    def bare(name: str, h: Tensor, out: int) -> Tensor:
+        return F.conv2d(h, s(f"{name}.weight", out, h.shape[1], 3, 3), padding=1)
+
+    def units(name: str, h: Tensor, n: int) -> Tensor:
+        for i in range(n):
+            first = bare(f"{name}.{i + 1}_1_conv", F.elu(h), h.shape[1])
+            h = h + bare(f"{name}.{i + 1}_2_conv", F.elu(first), h.shape[1])
+        return h
+
+    def refine(name: str, xs: list[Tensor], out: int, n: int) -> Tensor:
+        hs = [units(f"{name}.adapt_convs.{i}", h, 2) for i, h in enumerate(xs)]
+        h = hs[0]
+        if len(hs) > 1:
+            size = h.shape[2:]
+            each = [s.conv(f"{name}.msf.convs.{i}", h, out) for i, h in enumerate(hs)]
+            h = sum(F.interpolate(h, size=size, mode="bilinear", align_corners=True) for h in each)  # type: ignore[assignment]
+        h = path = F.elu(h)
+        for i in range(2):
+            path = bare(f"{name}.crp.convs.{i}", F.max_pool2d(path, 5, 1, 2), out)
+            h = path + h
+        return units(f"{name}.output_convs", h, n)
+
+    h, layers = s.conv("begin_conv", x, width), []
+    for i, (name, mult, dilation) in enumerate(stages):
+        h = residual(f"res{name}.0", h, width * mult, dilation, i > 0)
+        h = residual(f"res{name}.1", h, width * mult, dilation, False)
+        layers.append(h)
+    order = ["1", "2", "31", "3", "4", "5"] if deeper == 2 else [name for name, _, _ in stages]
+    found: list[Tensor] = []
+    for i, name in zip(reversed(range(len(stages))), order, strict=True):
+        out = width * stages[max(i - 1, 0)][1]
+        found = [refine(f"refine{name}", [layers[i], *found], out, 1 if i else 3)]
+    return s.conv("end_conv", F.elu(norm("normalizer", found[0])), x.shape[1])
 
 
 # The configurations, as published ------------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import scoresde
-from scoresde import DDPM, VE, VP, ScoreModel, SubVP, sample, weights
+from scoresde import DDPM, VP, ScoreModel, SubVP, sample, solvers, weights
 from scoresde.models import PRESETS, UNet
-from scoresde.weights import PUBLISHED, WeightsError, diffusers
+from scoresde.weights import PUBLISHED, WeightsError, diffusers, dit
 from scoresde.weights.convert import fill, mismatch
 from scoresde.weights.parts import parts
 
@@ -130,7 +130,8 @@ def model_of(published: weights.Published, state: State) -> ScoreModel:
     # The weights are cut to single precision on the way, and so they are there, but the arithmetic is double on both sides.
     for name, tensor in state.tensors.items():
         state.tensors[name] = tensor.float().double()
-    return ScoreModel(net.double(), published.process(), published.predicts).eval()
+    learned = published.learned_variance
+    return ScoreModel(net.double(), published.process(), published.predicts, learned_variance=learned).eval()
 
 
 def told(config: Song | EDM | OpenAI, model: ScoreModel, t: Tensor) -> Tensor:
@@ -166,10 +167,44 @@ def test_outputs_are_those_of_the_published_code(kind: str) -> None:
     if kind == "DDPM":
         time = model.sde.chain.index(t)
     scale = model.coefficients(t).c_in
-    output = reference.run(state, config, x if scale is None else scale[:, None, None, None] * x, time, **there)[:, :3]
+    output = reference.run(state, config, x if scale is None else scale[:, None, None, None] * x, time, **there)
     assert output.std() > 0.05
     sign = -1 if published.dialect.negated else 1
-    torch.testing.assert_close(sign * model(x, t, **here), output, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(sign * model(x, t, **here), output[:, :3], rtol=1e-4, atol=2e-5)
+    assert model.learned_variance == isinstance(config, OpenAI)
+    if model.learned_variance:
+        fraction = model.outputs(x, t, **here)[1]
+        torch.testing.assert_close(2 * fraction - 1, output[:, 3:], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["improved", "guided, new order"])
+@pytest.mark.parametrize("k", [1, 2, 500])
+@torch.no_grad()
+def test_a_step_with_the_learned_variance_is_equation_15(kind: str, k: int) -> None:
+    """Nichol and Dhariwal, 2021: from step k (0, 1, ..) to the one before, sigma^2 = exp(v log beta + (1 - v) log beta~)."""
+    published, state, config = small(kind)
+    model, (x, _) = model_of(published, state), batch()
+    here = {"label": torch.tensor([1, 6])} if model.net.config["num_classes"] else {}
+    chain = model.sde.chain  # type: ignore[attr-defined]
+    n, betas = len(chain), chain.betas
+    told_ = torch.full((2,), k * 1000 / n if kind == "improved" else k, dtype=torch.float64)
+    eps, v = reference.run(state, config, x, told_, **here).chunk(2, 1)
+    v = (v + 1) / 2
+    product = torch.cumprod(1 - betas, 0)
+    beta, tilde = betas[k], betas[k] * (1 - product[k - 1]) / (1 - product[k])
+    mean = (x - beta / (1 - product[k]).sqrt() * eps) / (1 - beta).sqrt()
+    std = torch.exp(0.5 * (v * beta.log() + (1 - v) * tilde.log()))
+    arguments: dict[str, Any] = {
+        "path": [(k + 1) / n, k / n],
+        "seed": 5,
+        "end": "stop",
+        "progress": False,
+        **here,
+    }
+    lower, learned = (sample(model, x, solvers.ddpm(variance), **arguments).x for variance in ("lower", "learned"))
+    noise = (lower - mean) / tilde.sqrt()
+    assert float(noise.std()) == pytest.approx(1, abs=0.05)
+    torch.testing.assert_close(learned, mean + std * noise, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -211,29 +246,62 @@ def test_a_ve_network_in_steps_counts_from_the_largest_noise() -> None:
     torch.testing.assert_close(2 * score, there, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("name", "process", "betas"),
-    [
-        ("vp/cifar10_ddpmpp_continuous", VP, None),
-        ("subvp/cifar10_ncsnpp_continuous", SubVP, None),
-        ("vp/ddpm/cifar10", None, lambda n: (1e-4, 0.02)),
-        ("256x256_diffusion", None, lambda n: (1e-4, 0.02)),
-    ],
-)
-def test_noise_schedules(name: str, process: Any, betas: Any) -> None:
-    made = PUBLISHED[name].process()
-    if process is not None:
-        assert made == process()
-        return
-    assert isinstance(made, DDPM)
-    first, last = betas(len(made))
-    torch.testing.assert_close(made.betas, torch.linspace(first, last, 1000, dtype=torch.float64))
+# What the configurations state, in their words. Of score_sde_pytorch: the largest noise of VE models. Of OpenAI's: the
+# number of steps, the schedule, and whether the steps are told as if there were 1000.
+SIGMA_MAX = {"bedroom": 378, "church": 380, "ffhq_256": 348, "celebahq_256": 348, "ffhq": 1348, "celebahq": 1348}
+STEPS = {
+    "cifar10_uncond_50M_500K": (4000, "cosine", True),
+    "cifar10_uncond_vlb_50M_500K": (4000, "cosine", True),
+    "imagenet64_uncond_100M_1500K": (4000, "cosine", True),
+    "imagenet64_uncond_vlb_100M_1500K": (4000, "cosine", True),
+    "imagenet64_cond_270M_250K": (4000, "cosine", False),
+    "64x64_diffusion": (1000, "cosine", False),
+}
 
 
-def test_noise_of_ve_networks_is_doubled_with_the_data() -> None:
-    made = PUBLISHED["ve/ffhq_ncsnpp_continuous"].process()
-    assert isinstance(made, VE)
-    assert (made.sigma_min, made.sigma_max) == (0.02, 2 * 1348.0)
+def stated(name: str, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Times at the fractions ``u`` of a configuration, the scale of the data and of the noise there, and what is told.
+
+    For data in [-1, 1]: where the configuration has them in [0, 1], they and the noise are doubled.
+    """
+    n, schedule, rescaled = STEPS.get(name, (1000, "linear", False))
+    k = (n * u).floor()  # a step, from 0
+    baseline, steps = name.startswith("baseline"), not name.startswith(("baseline", "edm")) and "continuous" not in name
+    if name.startswith("ve") or (baseline and name.endswith("ve")):
+        sigma_max = SIGMA_MAX.get(name.removeprefix("ve/").removesuffix("_ncsnpp_continuous"), 50)
+        levels = torch.exp(torch.linspace(math.log(sigma_max), math.log(0.01), 1000, dtype=torch.float64))
+        sigma = 0.01 * (sigma_max / 0.01) ** u
+        if steps:
+            return (k + 1) / 1000, torch.ones_like(u), 2 * levels[999 - k.long()], 999 - k
+        return u, torch.ones_like(u), 2 * sigma, sigma.log()
+    if name.startswith("edm"):
+        sigma = 80 * u
+        return sigma, torch.ones_like(u), sigma, sigma.log() / 4
+    if steps:
+        t = torch.arange(n + 1, dtype=torch.float64) / n
+        bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+        betas = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
+        betas = torch.linspace(1e-4, 0.02, n, dtype=torch.float64) if schedule == "linear" else betas
+        product = torch.cumprod(1 - betas, 0)[k.long()]
+        return (k + 1) / n, product.sqrt(), (1 - product).sqrt(), k * (1000 / n if rescaled else 1.0)
+    log_mean = -0.25 * u**2 * (20 - 0.1) - 0.5 * u * 0.1
+    variance = 1 - torch.exp(2 * log_mean)
+    return u, log_mean.exp(), variance if name.startswith("subvp") else variance.sqrt(), 999 * u
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_noise_and_what_the_network_is_told_are_those_of_the_configuration(name: str) -> None:
+    published = PUBLISHED[name]
+    t, alpha, sigma, label = stated(name, torch.tensor([0.003, 0.2, 0.5, 0.999], dtype=torch.float64))
+    model = ScoreModel(torch.nn.Identity(), published.process(), published.predicts)
+    torch.testing.assert_close(model.sde.alpha(t), alpha, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(model.sde.sigma(t), sigma, rtol=1e-9, atol=1e-12)
+    config = {"time_shift": 0.0, "time_scale": 1.0, **PRESETS[published.preset].config, **published.config}
+    given = (model._time(t) - config["time_shift"]) / config["time_scale"]
+    torch.testing.assert_close(given, label, rtol=1e-9, atol=1e-9)
+    # Of VE models the output is a score times sigma.
+    assert published.predicts == ("edm" if name.startswith("edm") else "eps")
+    assert published.dialect.negated == (name.startswith("ve/") or name == "baseline-cifar10-32x32-uncond-ve")
 
 
 # Files --------------------------------------------------------------------------------------------------------------
@@ -264,6 +332,16 @@ def test_a_file_is_known_by_its_tensors_and_sampled_from(
     assert not model.training and {p.dtype for p in model.parameters()} == {torch.float32}
     drawn = sample(model, (2, 3, 32, 32), "ddim", steps=3, progress=False)
     assert torch.isfinite(drawn.x).all()
+
+
+def test_a_loaded_learned_variance_is_sampled_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    published, state, _ = small("improved")
+    patched(monkeypatch, ours=published)
+    model = weights.load(as_file(state, tmp_path / "theirs.pt"))
+    scoresde.save(tmp_path / "ours.safetensors", model)
+    again = scoresde.load(tmp_path / "ours.safetensors")
+    first, second = (sample(m, (1, 3, 32, 32), solvers.ddpm("learned"), 3, progress=False).x for m in (model, again))
+    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4 * float(first.abs().max()))
 
 
 def test_a_loaded_model_can_be_saved_and_loaded_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -312,7 +390,8 @@ def test_a_name_of_a_file_decides_between_equals(monkeypatch: pytest.MonkeyPatch
     assert isinstance(weights.load(as_file(state, tmp_path / "two.pt"), "vp/one").sde, VP)
     with pytest.raises(WeightsError, match="has the tensors of vp/one, subvp/two; pass the one it is as config="):
         weights.load(as_file(state, tmp_path / "three.pt"))
-    patched(monkeypatch, one=published, again=dataclasses.replace(published))  # which differ in nothing
+    again = dataclasses.replace(published, config={**published.config, "dropout": 0.4})
+    patched(monkeypatch, one=published, again=again)  # which differ in nothing that matters
     assert isinstance(weights.load(tmp_path / "three.pt").sde, VP)
 
 
@@ -381,6 +460,126 @@ def test_parts_are_all_of_the_network() -> None:
     assert len(set(names)) == len(names)
     covered = tuple(f"{name}." for name in names)
     assert all(key.startswith((*covered, "norm.", "output.")) for key in net.state_dict())
+
+
+# Transformers --------------------------------------------------------------------------------------------------------
+
+SIZES = {"width": 128, "depth": 2, "heads": 2, "patch": 2, "out": 8}
+
+
+def transformer(**changes: Any) -> tuple[State, Tensor]:
+    """The tensors of a small DiT of 7 classes, and its outputs."""
+    state, generator = State(), torch.Generator().manual_seed(1)
+    x = torch.randn(2, 4, 8, 8, generator=generator, dtype=torch.float64)
+    steps, label = torch.tensor([3.0, 900.0], dtype=torch.float64), torch.tensor([2, 7])  # 7: no label
+    reference.dit(state, x, steps, label, **SIZES | changes)
+    for name, tensor in state.tensors.items():
+        state.tensors[name] = tensor.float().double()
+    return state, reference.dit(state, x, steps, label, **SIZES | changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"patch": 4}, {"width": 192, "heads": 3}, {"out": 4}])
+@torch.no_grad()
+def test_outputs_of_a_transformer_are_those_of_the_published_code(changes: dict[str, int], tmp_path: Path) -> None:
+    state, output = transformer(**changes)
+    assert weights.recognizes(as_file(state, tmp_path / "0400000.pt"))
+    model = scoresde.load(tmp_path / "0400000.pt").double()
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    t, label = torch.tensor([4, 901], dtype=torch.float64) / 1000, torch.tensor([2, 7])
+    torch.testing.assert_close(model.eps(x, t, label=label), output[:, :4], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.sde.chain.betas, torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+    assert model.learned_variance == (output.shape[1] == 8)
+    if model.learned_variance:
+        fraction = model.outputs(x, t, label=label)[1]
+        torch.testing.assert_close(2 * fraction - 1, output[:, 4:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dit-s-2", "dit-xl-2"])
+def test_the_presets_are_known_by_their_shapes(name: str) -> None:
+    with torch.device("meta"):
+        net = PRESETS[name].build()
+        tensors = {theirs: net.state_dict()[ours] for ours, theirs in dit.names(net).items()}  # type: ignore[arg-type]
+        tensors["pos_embed"] = net.positions[None]
+        assert dit._like(tensors).config == net.config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("blocks.1.attn.proj.bias"), r"it lacks blocks\.1\.attn\.proj\.bias"),
+        (lambda s: s.update(more=torch.ones(1)), "it also holds more"),
+        (lambda s: s.pop("pos_embed"), "than a DiT: it lacks pos_embed"),
+        (lambda s: s.update(pos_embed=torch.rand(16, 128)), "of another number of axes"),
+        (lambda s: s.update(pos_embed=torch.rand(1, 15, 128)), "has another pos_embed than sines"),
+        (lambda s: s.update(pos_embed=torch.rand(1, 16, 128)), "has another pos_embed than sines"),
+        (
+            lambda s: s.update({"t_embedder.mlp.0.weight": torch.ones(128, 64)}),
+            r"has t_embedder\.mlp\.0\.weight of shape \(128, 64\); expected \(128, 256\)",
+        ),
+    ],
+)
+def test_other_transformers_are_refused(change: Any, message: str, tmp_path: Path) -> None:
+    state, _ = transformer()
+    change(state.tensors)
+    with pytest.raises(WeightsError, match=message):
+        weights.load(as_file(state, tmp_path / "file.pt"))
+
+
+# RefineNets ----------------------------------------------------------------------------------------------------------
+
+
+def refinenet(deeper: int) -> tuple[State, Tensor, Tensor]:
+    """The tensors of a small NCSNv2, images, and its outputs."""
+    state, x = State(), torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    reference.ncsnv2(state, x, width=8, deeper=deeper)
+    for name, tensor in state.tensors.items():
+        state.tensors[name] = tensor.float().double()
+    return state, x, reference.ncsnv2(state, x, width=8, deeper=deeper)
+
+
+SIGMAS = torch.exp(torch.linspace(math.log(50), math.log(0.01), 232, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("deeper", [0, 1, 2])
+@torch.no_grad()
+def test_scores_of_a_refinenet_are_those_of_its_own_scale(deeper: int, tmp_path: Path) -> None:
+    """There, x lies in [0, 1] with noise sigma, and the score is f(2 x - 1) / sigma. Here, y = 2 x - 1."""
+    state, y, output = refinenet(deeper)
+    state.tensors["sigmas"] = SIGMAS
+    assert weights.recognizes(as_file(state, tmp_path / "any.pt"))
+    model = scoresde.load(tmp_path / "any.pt").double()
+    k = torch.tensor([3, 200])  # of the noise levels, of which the first is the largest
+    there = output / SIGMAS.float()[k, None, None, None]
+    torch.testing.assert_close(2 * model.score(y, (232 - k) / 232), there, rtol=1e-3, atol=1e-3)
+
+
+def test_a_checkpoint_of_ncsnv2_holds_averages_by_name(tmp_path: Path) -> None:
+    state, _, _ = refinenet(0)
+    trained = {name: tensor.float() for name, tensor in state.tensors.items()}
+    model = {f"module.{name}": tensor for name, tensor in {**trained, "sigmas": SIGMAS.float()}.items()}
+    averages = {name: tensor + 1 for name, tensor in trained.items()}
+    torch.save([model, {"state": {}, "param_groups": []}, 3, 100, averages], tmp_path / "checkpoint.pth")
+    last, averaged = (weights.load(tmp_path / "checkpoint.pth", ema=ema).net for ema in (False, True))
+    torch.testing.assert_close(averaged.stem.weight, last.stem.weight + 1)
+    torch.testing.assert_close(averaged.output.weight, last.output.weight - 1, msg="which is negated")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("refine2.crp.convs.1.weight"), r"it lacks refine2\.crp\.convs\.1\.weight"),
+        (lambda s: s.update(more=torch.ones(1)), "it also holds more"),
+        (lambda s: s.update({"res1.0.conv1.bias": torch.ones(9)}), r"it has in another shape res1\.0\.conv1\.bias"),
+        (lambda s: s.pop("sigmas"), "it has 4 stages, without sigmas; expected 4, 5 or 6"),
+        (lambda s: s.update({"res7.0.conv1.bias": torch.ones(9)}), r"it lacks refine5\.adapt_convs"),
+    ],
+)
+def test_other_refinenets_are_refused(change: Any, message: str, tmp_path: Path) -> None:
+    state, _, _ = refinenet(0)
+    state.tensors["sigmas"] = SIGMAS
+    change(state.tensors)
+    with pytest.raises(WeightsError, match=message):
+        weights.load(as_file(state, tmp_path / "file.pt"))
 
 
 # Folders of diffusers -----------------------------------------------------------------------------------------------
@@ -477,10 +676,21 @@ def test_parity_with_diffusers(kind: str, tmp_path: Path) -> None:
         found = factor * model.score(x, t)
     else:
         steps, label = torch.tensor([7, 800]), torch.tensor([1, 2]) if "num_class_embeds" in config else None
-        expected = net(x, steps, **({} if label is None else {"class_labels": label})).sample[:, :3]
-        found = model.eps(x, (steps + 1) / 1000, **({} if label is None else {"label": label}))
+        conditions = {} if label is None else {"label": label}
+        expected = net(x, steps, **({} if label is None else {"class_labels": label})).sample
+        found = model.eps(x, (steps + 1) / 1000, **conditions)
+        if model.learned_variance:
+            fraction = model.outputs(x, (steps + 1) / 1000, **conditions)[1]
+            found = torch.cat([found, 2 * fraction - 1], 1)
     scale = expected.abs().amax((1, 2, 3), keepdim=True)
     torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_log_variance_itself_is_no_place_between_bounds(tmp_path: Path) -> None:
+    folder = folder_of(peer(PEERS["DDPM"][1]), _LINEAR | {"variance_type": "learned"}, tmp_path)
+    with pytest.raises(WeightsError, match="expected variance_type='learned_range'"):
+        scoresde.load(folder)
 
 
 @pytest.mark.parametrize(

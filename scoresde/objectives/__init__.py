@@ -2,13 +2,14 @@
 
 A loss at given data, time and noise, averaged over a distribution of times. Denoising score matching is a weighting, a
 distribution of times, and nothing else; beside it stand the variational bound of a chain with its learned variance, and
-implicit and sliced score matching.
+implicit and sliced score matching, and the dequantization of data on a grid, uniform or learned.
 """
 
 from scoresde.objectives.bound import Hybrid, VariationalBound
+from scoresde.objectives.dequantization import LearnedDequantization, LogisticNoise, bits_per_dim, dequantize
 from scoresde.objectives.implicit import ImplicitScoreMatching
 from scoresde.objectives.matching import DSM, NOISES, OBJECTIVES, Objective, noised, objective, target
-from scoresde.objectives.preparation import LabelDropout, dequantize
+from scoresde.objectives.preparation import LabelDropout
 from scoresde.objectives.times import (
     TIMES,
     AdaptiveTimes,
@@ -33,14 +34,17 @@ __all__ = [
     "Hybrid",
     "ImplicitScoreMatching",
     "LabelDropout",
+    "LearnedDequantization",
     "LikelihoodTimes",
     "LogNormalTimes",
+    "LogisticNoise",
     "Objective",
     "StepTimes",
     "Times",
     "UniformTimes",
     "VariationalBound",
     "Weighting",
+    "bits_per_dim",
     "dequantize",
     "min_snr",
     "noised",

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoresde._shape import check_batch, expand
 from scoresde.objectives.times import TIMES, Times, quantiles
@@ -82,6 +82,11 @@ class Objective(ABC):
     def spread(self) -> bool:
         """Whether the times of a batch are stratified; see :func:`quantiles`."""
         return True
+
+    @property
+    def companion(self) -> nn.Module:
+        """What is trained along with the network; of most objectives, nothing: a module without parameters."""
+        return nn.Module()
 
     @abstractmethod
     def at(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, **conditions: Any) -> Tensor:

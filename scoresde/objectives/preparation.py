@@ -1,4 +1,4 @@
-"""What is done to data and conditions before the loss: label dropout and dequantization."""
+"""What is done to conditions before the loss: label dropout."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoresde._shape import expand
 from scoresde.objectives.matching import Objective, objective
@@ -15,7 +15,7 @@ from scoresde.objectives.times import Times
 from scoresde.objectives.weightings import Weighting
 from scoresde.score import ScoreModel
 
-__all__ = ["LabelDropout", "dequantize"]
+__all__ = ["LabelDropout"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,11 @@ class LabelDropout(Objective):
     def spread(self) -> bool:
         return self.wrapped.spread
 
+    @property
+    def companion(self) -> nn.Module:
+        """That of the inner objective."""
+        return self.wrapped.companion
+
     def draws(self, x0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Those of the inner objective, and which samples lose their conditions."""
         inner = self.wrapped.draws(x0, generator)
@@ -100,29 +105,3 @@ class LabelDropout(Objective):
                 absent = torch.as_tensor(absent, dtype=given.dtype, device=given.device)
                 conditions[name] = torch.where(expand(dropped, given), absent, given)
         return self.wrapped.at(model, x0, t, eps, **conditions)
-
-
-def dequantize(x: Tensor, width: float, generator: torch.Generator) -> Tensor:
-    r"""Data on a grid spread uniformly over the cells around its points: x + ``width`` (u - 1/2).
-
-    The density p of what results bounds the probability of the grid's points, in each number
-    :math:`-\log P(x) \le -E \log p(x + \mathrm{width} (u - \tfrac12)) - \log \mathrm{width}`.
-
-    Args:
-        x: data of shape ``(batch, *event)``, floating point.
-        width: the distance of the grid's points: 2 / 255 for bytes scaled to [-1, 1].
-        generator: where the randomness comes from.
-
-    Source: Theis et al., "A Note on the Evaluation of Generative Models", 2016, https://arxiv.org/abs/1511.01844.
-
-    Example:
-        >>> x = torch.tensor([[0.0, 1.0]])
-        >>> bool(((dequantize(x, 0.1, torch.Generator()) - x).abs() <= 0.05).all())
-        True
-    """
-    if not width > 0:
-        raise ValueError(f"got width={width}; expected the positive distance of the grid's points")
-    if not x.is_floating_point():
-        raise ValueError(f"got data of dtype {x.dtype}; expected a floating point tensor: use x.float()")
-    u = torch.rand(x.shape, generator=generator, device=generator.device, dtype=x.dtype).to(x.device)
-    return x + width * (u - 0.5)

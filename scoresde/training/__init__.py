@@ -1,7 +1,7 @@
 """Training of score models: fitting, moving averages, logs, checkpoints, reports."""
 
 from scoresde.training.averages import Average, ExponentialAverage, PowerAverage, combination, reconstruct
-from scoresde.training.checkpoint import CheckpointError, load, save
+from scoresde.training.checkpoint import CheckpointError, load, load_companion, save
 from scoresde.training.fit import FitResult, fit, result_of
 from scoresde.training.logs import Log, read_log
 from scoresde.training.report import Report, report
@@ -20,6 +20,7 @@ __all__ = [
     "combination",
     "fit",
     "load",
+    "load_companion",
     "read_log",
     "reconstruct",
     "report",

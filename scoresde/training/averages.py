@@ -120,7 +120,8 @@ def update(averaged: nn.Module, current: nn.Module, beta: float) -> None:
     """One step of an average, in place; buffers are copied."""
     ours: list[Tensor] = list(averaged.parameters())
     theirs: list[Tensor] = list(current.parameters())
-    torch._foreach_lerp_(ours, theirs, 1 - beta)
+    if ours:
+        torch._foreach_lerp_(ours, theirs, 1 - beta)
     for own, other in zip(averaged.buffers(), current.buffers(), strict=True):
         own.copy_(other)
 

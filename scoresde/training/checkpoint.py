@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file, which is either whole or not there.
 
 The header holds one JSON text that describes the network, the SDE or chain and the training; the body holds tensors:
-``net.*`` and ``ema.*`` the weights, ``optimizer.*`` and ``history`` what a resumed training needs. Nothing is ever
-unpickled.
+``net.*`` and ``ema.*`` the weights, ``companion.*`` and ``ema_companion.*`` those of what the objective trains beside them,
+``optimizer.*`` and ``history`` what a resumed training needs. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ from scoresde.sde import AffineSDE
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "companion_of",
     "describe",
     "differences",
     "fill",
     "load",
+    "load_companion",
     "read",
     "save",
     "weights",
@@ -208,6 +210,11 @@ def average_group(description: Mapping[str, Any], ema: bool | str, path: str | o
     return group_of(names.index(ema))
 
 
+def companion_of(group: str) -> str:
+    """The name of the tensors of the objective's companion that belong to those of ``group``."""
+    return f"{group}_companion"
+
+
 # Models --------------------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +279,24 @@ def save(path: str | os.PathLike[str], model: ScoreModel) -> None:
           (net): MLP(...
     """
     write(path, describe(model), {f"net.{name}": value for name, value in weights(model.net).items()})
+
+
+def load_companion(path: str | os.PathLike[str], companion: nn.Module, *, ema: bool | str = True) -> nn.Module:
+    """Fill a module that was trained along with the network, such as the noise of a learned dequantization; returned.
+
+    Args:
+        path: a checkpoint of a training whose objective had it as its ``companion``.
+        companion: one like it.
+        ema: as of :func:`load`.
+
+    Raises:
+        CheckpointError: if the file holds no companion, or that of another architecture.
+    """
+    group = "companion"
+    if ema:
+        group = companion_of(average_group(read(path, ()).description, ema, path))
+    fill(companion, read(path, (group,)).group(group), path)
+    return companion.eval()
 
 
 def _build_net(description: Mapping[str, Any], path: str | os.PathLike[str]) -> nn.Module:

@@ -100,7 +100,7 @@ class Stepper:
         self.model, self.batches, self.objective, self.processes = model, batches, objective, processes
         self.lr, self.warmup, self.clip, self.dropping = lr, warmup, clip, dropping
         self.precision, self.accumulate, self.channels_last = precision, accumulate, channels_last
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = [p for m in (model, objective.companion) for p in m.parameters() if p.requires_grad]
         self.device, self.dtype = self.parameters[0].device, self.parameters[0].dtype
         self.optimizer = torch.optim.Adam(self.parameters, lr=lr)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")

@@ -81,7 +81,8 @@ class Trainer:
         data: samples of shape ``(n, *event)``, a :class:`scoresde.data.Dataset`, or anything with
             ``sample(n, generator)``.
         objective: a name in :data:`scoresde.objectives.OBJECTIVES` or any objective with a ``distribution`` of times and
-            ``at(model, x0, t, eps, **conditions)``; where the distribution learns from losses it is told them.
+            ``at(model, x0, t, eps, **conditions)``; where the distribution learns from losses it is told them. Its
+            ``companion`` is trained along with the network, and averaged: the averages are in ``companions``, by name.
         batch_size: samples per step.
         lr: step size of Adam, reached in a straight line over the first ``warmup`` steps.
         warmup: their number.
@@ -176,12 +177,14 @@ class Trainer:
             raise ValueError(f"got batch_size={batch_size} for {self.processes.count} processes; expected a sample for each")
         dropping = None if not drop else Dropping(dict(drop), drop_probability)
         model.to(self.processes.device)
+        self.companion = dsm.companion.to(self.processes.device)
         if channels_last:
             model.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.processes.agree([*model.state_dict().values()])
+        self.processes.agree([*model.state_dict().values(), *self.companion.state_dict().values()])
         self.model, self.objective, self.batches = model, dsm, batches
         self.averages = {a.name: a for a in kept}
         self.averaged = {a.name: copy.deepcopy(model) for a in kept}
+        self.companions = {a.name: copy.deepcopy(self.companion) for a in kept}
         self.losses: list[float] = []
         self.skipped: list[int] = []
         self.best = math.inf
@@ -248,6 +251,7 @@ class Trainer:
             self.model.eval()
             return
         self.model.train()
+        self.companion.train()
         cuda = [self.processes.device] if self.processes.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices=cuda), interrupts() as interrupted, _Records(self, steps) as records:
@@ -255,14 +259,16 @@ class Trainer:
                     self._step(steps, records, interrupted)
         finally:
             self.model.eval()
+            self.companion.eval()
 
     def _step(self, steps: int, records: _Records, interrupted: Callable[[], bool]) -> None:
         outcome = self.stepper(self.steps, interrupted)
         if not outcome.finite:
             self._refuse(outcome)
         self.losses.append(outcome.loss)
-        for name, model in self.averaged.items():
-            moving.update(model, self.model, self.averages[name].beta(self.steps))
+        for name, average in self.averages.items():
+            moving.update(self.averaged[name], self.model, average.beta(self.steps))
+            moving.update(self.companions[name], self.companion, average.beta(self.steps))
         step, stop = self.steps, outcome.stop
         if self.processes.main:
             records.step(step, outcome)
@@ -308,6 +314,8 @@ class Trainer:
         """Write everything that the next step depends on."""
         tensors = {f"net.{name}": value for name, value in checkpoint.weights(self.model.net).items()}
         tensors |= self._averaged_tensors(list(self.averaged))
+        for group, companion in self._companions().items():
+            tensors |= {f"{group}.{name}": value for name, value in checkpoint.weights(companion).items()}
         tensors |= self.stepper.state()
         tensors["history"] = torch.tensor(self.losses, dtype=torch.float64)
         state = {"step": self.steps} | ({} if math.isinf(self.best) else {"best": self.best})
@@ -319,6 +327,11 @@ class Trainer:
             for i, name in enumerate(names)
             for key, value in checkpoint.weights(self.averaged[name].net).items()
         }
+
+    def _companions(self) -> dict[str, nn.Module]:
+        """The objective's companion and its averages by the names of their tensors in a file."""
+        averages = {checkpoint.companion_of(checkpoint.group_of(i)): c for i, c in enumerate(self.companions.values())}
+        return {"companion": self.companion, **averages}
 
     def _snapshot(self, path: Path) -> None:
         names = [name for name, a in self.averages.items() if isinstance(a, PowerAverage)]
@@ -351,6 +364,8 @@ class Trainer:
         checkpoint.fill(cast(nn.Module, self.model.net), stored.group("net"), path)
         for i, model in enumerate(self.averaged.values()):
             checkpoint.fill(cast(nn.Module, model.net), stored.group(checkpoint.group_of(i)), path)
+        for group, companion in self._companions().items():
+            checkpoint.fill(companion, stored.group(group), path)
         self.stepper.restore(stored)
         self.losses = stored.tensors["history"].tolist()
         self.skipped = [step for step, loss in self.history if not math.isfinite(loss)]

@@ -1,7 +1,8 @@
 """Weights that others published, as score models with their noise schedule and prediction.
 
 Nothing is ever unpickled: files are read with safetensors, or with ``torch.load`` restricted to tensors and plain values.
-Samples of every model lie in [-1, 1].
+Samples of every model lie in [-1, 1], but for those of a DiT, which are the latent images of Stable Diffusion's
+autoencoder times 0.18215.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from scoresde.score import ScoreModel
-from scoresde.weights import diffusers
+from scoresde.weights import diffusers, dit, ncsnv2
 from scoresde.weights.convert import fill, mismatch
 from scoresde.weights.families import FAMILIES
 from scoresde.weights.files import WeightsError, read_names, read_tensors
@@ -27,9 +28,11 @@ __all__ = ["PUBLISHED", "Published", "WeightsError", "load", "recognizes"]
 def load(path: str | os.PathLike[str], config: str | None = None, *, ema: bool = True) -> ScoreModel:
     """Build the score model that a published checkpoint holds.
 
-    Reads the state dicts of score_sde_pytorch (Song et al., 2021), of improved-diffusion and guided-diffusion (Nichol and
-    Dhariwal, 2021), and of EDM (Karras et al., 2022), and the folders of diffusers' ``UNet2DModel`` with their scheduler.
-    EDM publishes pickles that hold code: save the ``state_dict()`` of their network first. A learned variance is left out.
+    Reads the checkpoints of NCSNv2 (Song and Ermon, 2020) and of score_sde_pytorch (Song et al., 2021), the state dicts of
+    improved-diffusion and guided-diffusion (Nichol and Dhariwal, 2021), of EDM (Karras et al., 2022) and of DiT (Peebles and
+    Xie, 2023), and the folders of diffusers' ``UNet2DModel`` with their scheduler. EDM publishes pickles that hold code:
+    save the ``state_dict()`` of their network first. A learned variance is that of the model: ``solvers.ddpm("learned")``
+    samples with it.
 
     Args:
         path: a file, or a folder of diffusers.
@@ -59,11 +62,16 @@ def load(path: str | os.PathLike[str], config: str | None = None, *, ema: bool =
         near = difflib.get_close_matches(config, PUBLISHED, n=3, cutoff=0.4) or list(PUBLISHED)[:3]
         raise WeightsError(f"got config={config!r}; expected a key of scoresde.weights.PUBLISHED, such as {', '.join(near)}")
     tensors = read_tensors(path, ema=ema)
+    if config is None and dit.recognizes(tensors):
+        return dit.load(tensors, str(path))
+    if config is None and ncsnv2.recognizes(tensors):
+        return ncsnv2.load(tensors, str(path))
     name = config or _named_after(path) or _matching(tensors, path)
     published = PUBLISHED[name]
     net = published.net()
     fill(net, tensors, published.dialect, f"{path}, read as {name},")
-    return ScoreModel(net, published.process(), published.predicts).eval()
+    process, learned = published.process(), published.learned_variance
+    return ScoreModel(net, process, published.predicts, learned_variance=learned).eval()
 
 
 def recognizes(path: str | os.PathLike[str]) -> bool:
@@ -71,7 +79,8 @@ def recognizes(path: str | os.PathLike[str]) -> bool:
     path = Path(path)
     if path.is_dir():
         return diffusers.recognizes(path)
-    return bool(_families(read_names(path)))
+    names = read_names(path)
+    return bool(_families(names)) or dit.recognizes(names) or ncsnv2.recognizes(names)
 
 
 def _named_after(path: Path) -> str | None:

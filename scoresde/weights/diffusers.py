@@ -64,13 +64,16 @@ def load(folder: Path) -> ScoreModel:
     if fourier != isinstance(sde, VE):
         raise WeightsError(f"{scheduler} is not for a network with {arguments['time']} features of time; expected its own")
     learned_variance = arguments["out_channels"] == 2 * arguments["channels"]
-    if learned_variance:
-        arguments["out_channels"] = None
+    if learned_variance and (fourier or schedule.get("variance_type") == "learned"):
+        raise WeightsError(
+            f"{scheduler} is for a network whose second output is no place between the bounds of the variance; expected "
+            "variance_type='learned_range'"
+        )
     net = UNet(**arguments, **told)
     # A network with Fourier features divides its output by the noise level, which makes it the score.
-    dialect = Dialect("diffusers", sine_first=_sine_first(config), negated=fourier, learned_variance=learned_variance)
+    dialect = Dialect("diffusers", sine_first=_sine_first(config), negated=fourier)
     fill(net, _renamed(read_tensors(file)), dialect, str(file))
-    return ScoreModel(net, sde, predicts).eval()
+    return ScoreModel(net, sde, predicts, learned_variance=learned_variance).eval()
 
 
 def _sine_first(config: Mapping[str, Any]) -> bool:

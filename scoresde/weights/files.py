@@ -36,7 +36,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_tensors(path: str | os.PathLike[str], *, ema: bool = True) -> dict[str, Tensor]:
     """The tensors in a file by name: safetensors, or a file of ``torch.save`` that holds tensors and plain values alone.
 
-    The checkpoints of score_sde_pytorch hold a network and its moving average without names, which here gets them.
+    The checkpoints of NCSNv2 and score_sde_pytorch hold a network and its moving average, the latter's without names, which
+    here gets them.
 
     Raises:
         WeightsError: if the file is missing, damaged, or holds anything else.
@@ -91,6 +92,8 @@ def _open(path: Path) -> Mapping[str, Any]:
             "run any code. Where you trust it, load it with the code it comes from and save the network's state_dict() "
             f"with torch.save or safetensors ({str(error).partition(chr(10))[0]})"
         ) from error
+    if isinstance(content, list) and content and isinstance(content[0], Mapping):  # NCSNv2's: network, .., averages
+        content = {"model": content[0], **({"ema": content[4]} if len(content) > 4 else {})}
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}; expected the tensors of a network by name")
     return content
@@ -98,7 +101,9 @@ def _open(path: Path) -> Mapping[str, Any]:
 
 def _averaged(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """The network with the averages of its trained tensors, which are listed in the order of the network's."""
-    model = dict(content["model"])
+    model, named = dict(content["model"]), content["ema"]
+    if isinstance(named, Mapping) and named and all(f"module.{name}" in model for name in named):  # as NCSNv2 has them
+        return model | {f"module.{name}": average for name, average in named.items()}
     averages = content["ema"].get("shadow_params") if isinstance(content["ema"], Mapping) else None
     trained = [name for name in model if not name.endswith(("sigmas", "all_modules.0.W"))]
     if not isinstance(averages, list) or len(averages) != len(trained):

@@ -33,14 +33,12 @@ class Dialect:
         family: a key of :data:`FAMILIES`.
         sine_first: whether the features of time are sines, then cosines.
         negated: whether the output is minus that of the network here.
-        learned_variance: whether the output's second half is a variance, which is left out.
         joined: whether the rows of the attention's first layer are ordered as here, against the family's way.
     """
 
     family: str
     sine_first: bool = False
     negated: bool = False
-    learned_variance: bool = False
     joined: bool = False
 
 
@@ -57,8 +55,6 @@ def takes(net: UNet, tensors: Mapping[str, Tensor], dialect: Dialect) -> Iterato
                 take = _of_layer(net, part, key, places, family, dialect)
             writes = part.kind == "end" and key.startswith("output.")
             writes |= part.kind == "output" and key.startswith("conv.") and net.config["output_pyramid"] == "skip"
-            if writes and dialect.learned_variance:
-                take = _then(take, layouts.first_half)
             if writes and dialect.negated:
                 take = _then(take, torch.neg)
             yield take

@@ -12,7 +12,6 @@ __all__ = [
     "by_channel",
     "by_head",
     "early_label",
-    "first_half",
     "flat",
     "joined",
     "same",
@@ -66,11 +65,6 @@ def transposed_joined(heads: int) -> Callable[..., Tensor]:
 def swapped(w: Tensor, dim: int) -> Tensor:
     """The halves along ``dim`` exchanged: from (sines, cosines) to (cosines, sines)."""
     return w.roll(w.shape[dim] // 2, dim)
-
-
-def first_half(w: Tensor) -> Tensor:
-    """The mean, of a mean and a variance."""
-    return w.chunk(2)[0]
 
 
 def early_label(weight: Tensor, bias: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ class Published:
         process: makes its SDE or chain, for data in [-1, 1].
         dialect: how its tensors are laid out.
         predicts: what its network predicts.
-        config: how the network is told the time: changes to the preset.
+        config: how the network is told the time, and its dropout: changes to the preset.
+        learned_variance: whether its network predicts the reverse variance as well, see :class:`~scoresde.ScoreModel`.
     """
 
     preset: str
@@ -33,11 +34,13 @@ class Published:
     dialect: Dialect
     predicts: str = "eps"
     config: Mapping[str, Any] = field(default_factory=dict)
+    learned_variance: bool = False
 
     def same(self, other: Published) -> bool:
-        """Whether the two differ in their weights alone."""
-        a, b = ((p.preset, p.dialect, p.predicts, dict(p.config), p.process().config()) for p in (self, other))
-        return a == b
+        """Whether the two differ in nothing but their weights and what dropout they were trained with."""
+        configs = ({**PRESETS[p.preset].config, **p.config, "dropout": 0.0} for p in (self, other))
+        a, b = ((p.dialect, p.predicts, p.learned_variance, p.process().config()) for p in (self, other))
+        return next(configs) == next(configs) and a == b
 
     def net(self) -> UNet:
         """The network, with weights of its own."""
@@ -77,13 +80,13 @@ def _song(preset: str, kind: str, *, sigma_max: float = 50.0, family: str = "son
     return Published(preset, dialect=dialect, **process[kind])
 
 
-def _edm(preset: str) -> Published:
-    return Published(preset, EDM, Dialect("edm", sine_first="adm" not in preset), "edm")
+def _edm(preset: str, **config: Any) -> Published:
+    return Published(preset, EDM, Dialect("edm", sine_first="adm" not in preset), "edm", config)
 
 
 def _openai(preset: str, process: Callable[[], Chain], unit: float = 1.0, joined: bool = False) -> Published:
-    dialect = Dialect("openai", learned_variance=True, joined=joined)
-    return Published(preset, process, dialect, config={"time_scale": unit, "out_channels": None})
+    dialect = Dialect("openai", joined=joined)
+    return Published(preset, process, dialect, config={"time_scale": unit}, learned_variance=True)
 
 
 def _cosine4000() -> DDPM:
@@ -125,8 +128,8 @@ _EDM = {
     "edm-cifar10-32x32-cond-ve": _edm("edm-ncsnpp-cifar10-cond"),
     "edm-ffhq-64x64-uncond-vp": _edm("edm-ddpmpp-64"),
     "edm-ffhq-64x64-uncond-ve": _edm("edm-ncsnpp-64"),
-    "edm-afhqv2-64x64-uncond-vp": _edm("edm-ddpmpp-64"),
-    "edm-afhqv2-64x64-uncond-ve": _edm("edm-ncsnpp-64"),
+    "edm-afhqv2-64x64-uncond-vp": _edm("edm-ddpmpp-64", dropout=0.25),
+    "edm-afhqv2-64x64-uncond-ve": _edm("edm-ncsnpp-64", dropout=0.25),
     "edm-imagenet-64x64-cond-adm": _edm("edm-adm-imagenet64"),
     "baseline-cifar10-32x32-uncond-vp": Published("ddpmpp-cifar10", VP, Dialect("edm", sine_first=True), config=_VP_TIME),
     "baseline-cifar10-32x32-uncond-ve": Published(
@@ -150,7 +153,7 @@ _OPENAI = {
     "lsun_bedroom": _openai("adm-lsun256", DDPM.linear),
     "lsun_cat": _openai("adm-lsun256", DDPM.linear),
     "lsun_horse": _openai("adm-lsun256", DDPM.linear),
-    "lsun_horse_nodropout": _openai("adm-lsun256", DDPM.linear),
+    "lsun_horse_nodropout": _openai("adm-imagenet256-uncond", DDPM.linear),
 }
 
 PUBLISHED: Mapping[str, Published] = MappingProxyType({**_SONG, **_EDM, **_OPENAI})

@@ -1,0 +1,84 @@
+"""Published RefineNets of NCSNv2: their noise levels are among their tensors, and the rest is in their shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from scoresde.chain import NCSN
+from scoresde.models import PRESETS, NCSNv2
+from scoresde.score import ScoreModel
+from scoresde.weights.files import WeightsError
+
+__all__ = ["load", "names", "recognizes"]
+
+_SIGNATURE, _LEVELS = "begin_conv.weight", "sigmas"
+_PRESETS = {4: "ncsnv2-cifar10", 5: "ncsnv2-128", 6: "ncsnv2-256"}
+_STAGES = {4: (1, 2, 3, 4), 5: (1, 2, 3, 4, 5), 6: (1, 2, 3, 31, 4, 5)}
+_REFINES = {4: (1, 2, 3, 4), 5: (1, 2, 3, 4, 5), 6: (1, 2, 31, 3, 4, 5)}
+"""The numbers that the code gives the stages and, from the coarsest on, their refinements, by how many there are."""
+_LAYERS = {"stem": "begin_conv", "norm": "normalizer", "output": "end_conv", "skip": "shortcut"}
+_LAYERS |= {"norm1": "normalize1", "norm2": "normalize2", "conv1": "conv1", "conv2": "conv2"}
+_OF_REFINES = {"adapt": "adapt_convs", "fuse": "msf.convs", "pooled": "crp.convs", "output": "output_convs"}
+
+
+def recognizes(tensors: Iterable[str]) -> bool:
+    """Whether tensors of these names are those of an NCSNv2."""
+    return _SIGNATURE in tensors
+
+
+def names(net: NCSNv2) -> dict[str, str]:
+    """The published name of each tensor of ``net``."""
+    found = {}
+    for key in net.state_dict():
+        layer, _, parameter = key.rpartition(".")
+        found[key] = f"{_name(net, layer)}.{parameter}"
+    return found
+
+
+def _name(net: NCSNv2, layer: str) -> str:
+    n, parts = len(net.stages), layer.split(".")
+    if parts[0] == "stages":
+        halves = net.get_submodule(".".join(parts[:3])).halves and parts[3] in ("conv2", "skip")
+        return f"res{_STAGES[n][int(parts[1])]}.{parts[2]}.{_LAYERS[parts[3]]}{'.conv' if halves else ''}"
+    if parts[0] == "refines":
+        place = f"refine{_REFINES[n][int(parts[1])]}.{'.'.join([_OF_REFINES[parts[2]], *parts[3:]])}"
+        return re.sub(r"\.convs\.(\d+)$", _of_units, place) if parts[2] in ("adapt", "output") else place
+    return _LAYERS[layer]
+
+
+def _of_units(match: re.Match[str]) -> str:
+    unit, position = divmod(int(match[1]), 2)
+    return f".{unit + 1}_{position + 1}_conv"
+
+
+def load(tensors: Mapping[str, Tensor], source: str) -> ScoreModel:
+    """The score model of an NCSNv2 for data in [-1, 1], whose noise is twice that of its own, for data in [0, 1].
+
+    Raises:
+        WeightsError: if a tensor is missing, surplus or of another shape.
+    """
+    n = len({name.split(".")[0] for name in tensors if re.match(r"res\d+\.", name)})
+    first = tensors[_SIGNATURE]
+    if n not in _PRESETS or first.ndim != 4 or _LEVELS not in tensors:
+        levels = "with" if _LEVELS in tensors else "without"
+        raise WeightsError(
+            f"{source} is of another architecture than NCSNv2: it has {n} stages, {levels} sigmas; expected 4, 5 or 6, with"
+        )
+    net = cast(NCSNv2, PRESETS[_PRESETS[n]].build(channels=first.shape[1], width=first.shape[0]))
+    own = {theirs: net.state_dict()[ours].shape for ours, theirs in names(net).items()}
+    missing, surplus = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys() - {_LEVELS})
+    wrong = [name for name, shape in own.items() if name in tensors and tensors[name].shape != shape]
+    if missing or surplus or wrong:
+        what = {"lacks": missing, "also holds": surplus, "has in another shape": wrong}
+        found = "; it ".join(f"{verb} {', '.join(some[:4])}" for verb, some in what.items() if some)
+        raise WeightsError(f"{source} is of another architecture than an NCSNv2 of these sizes: it {found}")
+    net.load_state_dict({ours: tensors[theirs].float() for ours, theirs in names(net).items()}, assign=True)
+    with torch.no_grad():  # its output is sigma times the score, which is minus the noise
+        for parameter in net.output.parameters():
+            parameter.neg_()
+    return ScoreModel(net, NCSN(2 * tensors[_LEVELS].double().sort().values)).eval()
