@@ -6,8 +6,9 @@ of a sample.
 
 from __future__ import annotations
 
-import difflib
+import inspect
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,14 +17,29 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from scoresde import models
 from scoresde._files import replacing
+from scoresde._settings import check_names, near, parse
+from scoresde.chain import DDPM, Chain
 from scoresde.models import MLP, UNet
 from scoresde.score import ScoreModel
 from scoresde.sde import EDM, VE, VP, AffineSDE, CosineVP, RectifiedFlow, SubVP
 from scoresde.training import load
 from scoresde.training.checkpoint import read
 
-__all__ = ["CHECKPOINT", "SDES", "Choice", "build", "choice", "open_run", "steps_done", "write_shape"]
+__all__ = [
+    "CHECKPOINT",
+    "SDES",
+    "Choice",
+    "build",
+    "choice",
+    "network",
+    "open_run",
+    "process",
+    "sde",
+    "steps_done",
+    "write_shape",
+]
 
 CHECKPOINT = "model.safetensors"
 _SHAPE = "run.json"
@@ -31,9 +47,9 @@ _SHAPE = "run.json"
 
 @dataclass(frozen=True)
 class Choice:
-    """An SDE, and what suits it: what the network predicts, and the objective."""
+    """An SDE or a chain, and what suits it: what the network predicts, and the objective."""
 
-    sde: Callable[[], AffineSDE]
+    make: Callable[..., AffineSDE | Chain]
     predicts: str
     objective: str
 
@@ -47,16 +63,29 @@ SDES: dict[str, Choice] = {
     "ve": Choice(VE, "edm", "edm"),
     "edm": Choice(EDM, "edm", "edm"),
     "flow": Choice(RectifiedFlow, "velocity", "edm"),
+    "ddpm": Choice(DDPM.linear, "eps", "ddpm"),
 }
 
 
-def choice(name: str) -> Choice:
-    """The entry of :data:`SDES` called ``name``, or a ValueError with the nearest names."""
+def choice(text: str) -> Choice:
+    """The entry of :data:`SDES` that ``text`` names, whatever its settings, or a ValueError with the nearest names."""
+    name = parse(text)[0]
     if name not in SDES:
-        near = difflib.get_close_matches(name.lower(), SDES, n=2)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise ValueError(f"got SDE {name!r}; expected one of {', '.join(SDES)}{hint}")
+        raise ValueError(f"got SDE {name!r}; expected one of {', '.join(SDES)}{near(name, SDES)}")
     return SDES[name]
+
+
+def process(text: str) -> AffineSDE | Chain:
+    """The SDE or chain that ``text`` names, with its settings: ``"ve: sigma_min=0.02, sigma_max=100.0"``."""
+    make, settings = choice(text).make, parse(text)[1]
+    check_names(f"the SDE {text!r}", settings, make)
+    return make(**settings)
+
+
+def sde(text: str) -> AffineSDE:
+    """The same as an SDE: of a chain, the one through its marginals."""
+    made = process(text)
+    return made.sde() if isinstance(made, Chain) else made
 
 
 def _levels(height: int, width: int) -> tuple[int, ...]:
@@ -87,6 +116,65 @@ def build(x: Tensor, sde: AffineSDE, predicts: str, *, width: int = 32, classes:
         else:
             net = MLP(x.shape[1], hidden=(4 * width,) * 3, num_classes=classes or None)
     return ScoreModel(net, sde, predicts, sigma_data=float(x.std()))
+
+
+def network(
+    text: str,
+    event: Sequence[int],
+    made: AffineSDE | Chain,
+    predicts: str,
+    *,
+    classes: int = 0,
+    augment: int = 0,
+    seed: int = 0,
+) -> nn.Module:
+    """An untrained published network that fits data, labels and time.
+
+    Args:
+        text: a name of :data:`scoresde.models.PRESETS`, and changes to its arguments, which win over all that follows:
+            ``"ddpmpp-cifar10: dropout=0.2"``.
+        event: the shape of an image, ``(c, h, w)``.
+        made, predicts: of the score model, from which it follows what the network is told for the time.
+        classes: of the labels; 0 for none.
+        augment: length of the descriptions of augmented images; 0 for none.
+        seed: of the initial weights; the global generator stays as it is.
+
+    Raises:
+        ValueError: for an unknown name or argument, with the nearest ones, for samples that are no images, and for labels
+            or augmentation that the network cannot be told.
+    """
+    name, changes = parse(text)
+    if len(event) != 3:
+        raise ValueError(f"got the network {name!r} for samples of shape {tuple(event)}; expected images (c, h, w)")
+    if name not in models.PRESETS:
+        raise ValueError(
+            f"got the network {name!r}; expected one of {', '.join(models.PRESETS)}{near(name, models.PRESETS)}"
+        )
+    make = models.PRESETS[name].network
+    check_names(f"the network {name!r}", changes, make)
+    told: dict[str, int | None] = {"num_classes": classes or None, "augment": augment}
+    own: dict[str, object] = {"channels": event[0], "size": event[-1], "out_channels": None, **told, **_time(made, predicts)}
+    known = inspect.signature(make).parameters
+    for key, value in told.items():
+        if value and key not in known:
+            raise ValueError(f"got {key}={value} for the network {name!r}, which takes none; expected a U-Net of the table")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return models.build(name, **{key: value for key, value in own.items() if key in known} | changes)
+
+
+def _time(made: AffineSDE | Chain, predicts: str) -> dict[str, float]:
+    r"""The unit and the zero of time with which a published network gets the numbers that it was made for.
+
+    They are steps of a chain, or 999 t; of a VE SDE :math:`\log(\sigma / 2)`, with :math:`\sigma` for data in [-1, 1],
+    which is linear in t; and what EDM prescribes, which the score model itself provides.
+    """
+    if isinstance(made, Chain | EDM) or predicts == "edm":
+        return {}
+    if isinstance(made, VE):
+        rate = math.log(made.sigma_max / made.sigma_min)
+        return {"time_scale": 1 / rate, "time_shift": -math.log(made.sigma_min / 2) / rate}
+    return {"time_scale": 1 / 999}
 
 
 def write_shape(folder: Path, event: Sequence[int]) -> None:

@@ -84,11 +84,11 @@ def test_rows_are_shown_as_numbers_and_as_json():
 
 
 def test_the_console_command_in_a_process_of_its_own():
-    programme = "from scoresde.cli import main; main()"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    version = subprocess.run([sys.executable, "-c", programme, "--version"], capture_output=True, text=True, env=environment)
-    assert (version.returncode, version.stdout) == (0, f"scoresde {scoresde.__version__}\n")
-    assert version.stderr == ""
+    for programme in (["-c", "from scoresde.cli import main; main()"], ["-m", "scoresde.cli"]):
+        version = subprocess.run([sys.executable, *programme, "--version"], capture_output=True, text=True, env=environment)
+        assert (version.returncode, version.stdout) == (0, f"scoresde {scoresde.__version__}\n")
+        assert version.stderr == ""
 
 
 # Training ------------------------------------------------------------------------------------------------------------
@@ -134,6 +134,15 @@ def test_samples_are_those_of_the_library_whatever_the_batch_and_the_format(run,
         assert len(set(archive["seeds"].tolist())) == 8
     assert files(tmp_path) == set(outs), "nothing is left beside the files asked for"
     assert data.load(outs["b.npz"]).shape == (8, 2), "samples can be data again"
+
+
+def test_the_last_step_ends_as_asked(run, tmp_path):
+    for end in ("denoise", "flow", "stop"):
+        out = tmp_path / f"{end}.npy"
+        assert invoke("sample", run, "-n", 4, "--steps", 5, "--end", end, "--out", out, "--no-progress").exit_code == 0
+        model = scoresde.training.load(run / "model.safetensors")
+        expected = scoresde.sample(model, (4, 2), steps=5, end=end, progress=False).x.numpy()
+        np.testing.assert_array_equal(np.load(out), expected)
 
 
 def test_a_checkpoint_alone_is_sampled_where_the_shape_is_given(run, tmp_path):
@@ -190,7 +199,7 @@ def test_a_missing_truncated_or_pickled_checkpoint_is_refused(run, tmp_path):
     [
         (["--data", "digit"], "did you mean 'digits'?"),
         (["--data", "half.npy"], "cannot read 'half.npy', which may be truncated"),
-        (["--sde", "vpp"], "got SDE 'vpp'; expected one of vp, cosine, subvp, ve, edm, flow; did you mean"),
+        (["--sde", "vpp"], "got SDE 'vpp'; expected one of vp, cosine, subvp, ve, edm, flow, ddpm; did you mean"),
         (["--predicts", "epsilon"], "got predicts='epsilon'; expected one of eps"),
         (["--objective", "ddmp"], "did you mean 'ddpm'?"),
         (["--steps", 0], "got steps=0; expected a whole number of at least 1"),
@@ -224,7 +233,7 @@ def test_ctrl_c_exits_130_and_says_what_was_saved(monkeypatch, vectors, tmp_path
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt("stopped after step 7 of 9; saved to x")
 
-    monkeypatch.setattr("scoresde.cli.Trainer", interrupted)
+    monkeypatch.setattr("scoresde.cli.train.Trainer", interrupted)
     result = invoke("train", "--data", vectors, "--out", tmp_path / "run")
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "interrupted: stopped after step 7 of 9; saved to x"
@@ -235,5 +244,5 @@ def test_programming_errors_are_not_hidden(monkeypatch, vectors, tmp_path):
     def wrong(*arguments, **options):
         raise TypeError("a bug")
 
-    monkeypatch.setattr("scoresde.cli.Trainer", wrong)
+    monkeypatch.setattr("scoresde.cli.train.Trainer", wrong)
     assert isinstance(invoke("train", "--data", vectors, "--out", tmp_path / "run").exception, TypeError)

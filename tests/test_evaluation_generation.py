@@ -75,7 +75,9 @@ def test_the_number_of_processes_changes_nothing(model, tmp_path):
     assert sum(counted) == 10
 
 
-@pytest.mark.parametrize("options", [{"seed": 1}, {"steps": 4}, {"solver": "ddim"}, {"path": "t"}, {"shard": 5}])
+@pytest.mark.parametrize(
+    "options", [{"seed": 1}, {"steps": 4}, {"solver": "ddim"}, {"path": "t"}, {"end": "stop"}, {"shard": 5}]
+)
 def test_other_settings_have_folders_of_their_own(model, tmp_path, options):
     assert draw(model, tmp_path, 2).folder != draw(model, tmp_path, 2, **options).folder
 

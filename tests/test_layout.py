@@ -42,6 +42,7 @@ _TOP = _SCORE | {
 ALLOWED: dict[str, set[str]] = {
     "_shape": set(),
     "_files": set(),
+    "_settings": set(),
     "sde": {"_shape"},
     "chain": _SDE,
     "score": _SDE | {"chain"},
@@ -57,14 +58,15 @@ ALLOWED: dict[str, set[str]] = {
     "training": _SCORE | {"_files", "objectives", "models", "data", "weights"},
     "evaluation": _SCORE | {"_files", "solvers", "data", "metrics", "sampling"},
     "plots": {"_files", "solvers", "training"},
-    "_runs": _SCORE | {"_files", "models", "training"},
+    "presets": {"_settings", "models"},
+    "_runs": _SCORE | {"_files", "_settings", "models", "training"},
     "demo": _TOP | {"_files", "_runs", "plots"},
     "analysis": _SCORE | {"problems", "solvers", "sampling"},
     "compare": _SCORE
     | {"_door", "_files", "problems", "solvers", "sampling", "metrics", "analysis", "plots"}
     | {"models", "training"},
     "__init__": _TOP | {"compare"},
-    "cli": _TOP | {"__init__", "compare", "_files", "_runs", "demo", "evaluation", "plots"},
+    "cli": _TOP | {"__init__", "compare", "_files", "_runs", "_settings", "demo", "evaluation", "plots", "presets"},
 }
 
 # The only imports against the table, (module, place, imported), each inside a function or for the type checker alone.

@@ -161,17 +161,10 @@ def evaluate(
         raise ValueError(f"got sets of samples {shapes}; expected one shape, and at least two samples of each set")
     extractor = Features(features) if isinstance(features, torch.nn.Module) else features
 
+    sizes: dict[str, int] = {"keep": keep, "projections": projections, "seed": seed, "batch_size": batch_size}
+
     def read(data: Dataset) -> Summary:
-        return summarize(
-            data,
-            extractor,
-            keep=keep,
-            projections=projections,
-            seed=seed,
-            batch_size=batch_size,
-            device=device,
-            progress=progress,
-        )
+        return summarize(data, extractor, device=device, progress=progress, **sizes)
 
     real = [stored(cache, data, extractor, partial(read, data), keep, projections, seed) for data in sets[1:]]
     scores = compare(read(samples), real[0], seed=seed)

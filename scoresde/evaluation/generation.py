@@ -32,6 +32,7 @@ class _Request:
     solver: str
     steps: int
     path: str
+    end: str
     seed: int
     shard: int
     classes: int | None
@@ -109,6 +110,7 @@ def generate(
     solver: str = "dpmpp-2m",
     steps: int = 20,
     path: str = "lam",
+    end: str = "denoise",
     seed: int = 0,
     classes: int | None = None,
     name: str = "",
@@ -128,7 +130,7 @@ def generate(
         event: the shape of a sample.
         folder: a folder of its own, named by a digest of the model and the arguments below, is made in it.
         n: how many.
-        solver, steps, path, seed: of :func:`scoresde.sample`; the seed is one integer.
+        solver, steps, path, end, seed: of :func:`scoresde.sample`; the seed is one integer.
         classes: of a network with labels: sample i gets the label i modulo this.
         name: of a model without weights, such as an analytic one: tells it from others.
         shard: samples of a file, drawn as one batch.
@@ -152,7 +154,7 @@ def generate(
     if wrong := [f"{key}={value}" for key, value in counts.items() if value < 1]:
         raise ValueError(f"got {', '.join(wrong)}; expected at least 1")
     get(solver)
-    request = _Request(event, solver, steps, path, seed, shard, classes)
+    request = _Request(event, solver, steps, path, end, seed, shard, classes)
     request = replace(request, model=_digest(model, name))
     found = Generated(folder / request.name, event, n, shard)
     description = found.folder / "request.json"
@@ -194,6 +196,7 @@ def _draw(
             request.solver,
             request.steps,
             request.path,
+            end=request.end,
             seed=sample_seeds(request.seed, stop)[start:],
             progress=False,
             device=device,

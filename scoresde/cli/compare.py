@@ -1,0 +1,96 @@
+"""``scoresde compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import scoresde
+from scoresde import _runs
+from scoresde.cli import options
+from scoresde.cli.errors import reported
+from scoresde.compare import BUDGETS, DEFAULT_SOLVERS, Comparison, best_ratio, suite
+
+__all__ = ["compare"]
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in _listed(text)]
+    except ValueError:
+        raise ValueError(f"got --evaluations {text!r}; expected whole numbers with commas, such as 5,10,20,50") from None
+
+
+@reported()
+def compare(
+    on: Annotated[
+        list[str] | None, typer.Argument(help="Names of problems (ring, grid, ..), or one run folder or checkpoint.")
+    ] = None,
+    suite_name: Annotated[
+        str | None, typer.Option("--suite", help="quick or standard, in place of all that follows.")
+    ] = None,
+    solver: Annotated[str, typer.Option(help="Names, with commas: scoresde solvers.")] = ",".join(DEFAULT_SOLVERS),
+    evaluations: Annotated[str, typer.Option(help="Budgets, with commas.")] = ",".join(map(str, BUDGETS)),
+    path: Annotated[str, typer.Option(help="t, quadratic, lam or karras, or several with commas.")] = "lam",
+    metric: Annotated[str | None, typer.Option(help="Names, with commas; by default all that apply.")] = None,
+    sde: options.Process = "vp",
+    n: options.Samples = 256,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    end: options.End = "flow",
+    shape: options.Shape = None,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also the samplers of k-diffusion, diffusers and torchsde.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="A folder for results, as they come, and for the report.")] = None,
+    progress: options.Progress = True,
+) -> None:
+    """Compare solvers by their error against evaluations of the model: a table and, with --out, charts and a page.
+
+    An interrupted comparison continues where it stopped when the same command is given again.
+    """
+    if suite_name is not None:
+        if on:
+            raise ValueError(f"got {' '.join(on)} and --suite {suite_name}, which brings its own problems; expected one")
+        arguments = suite(suite_name).arguments()
+    else:
+        arguments = {
+            **_compared(on or ["ring"], sde, shape),
+            "solvers": _listed(solver),
+            "evaluations": _numbers(evaluations),
+            "paths": _listed(path),
+            "metrics": None if metric is None else _listed(metric),
+            "n": n,
+            "seed": seed,
+            "end": end,
+        }
+    found = scoresde.compare(**arguments, out=out, peers=peers, progress=progress)
+    _tell(found, out)
+
+
+def _compared(names: list[str], sde: str, shape: str | None) -> dict[str, Any]:
+    """The problems of these names or, where there is such a file or folder, the model in it."""
+    if len(names) == 1 and Path(names[0]).exists():
+        model, event = _runs.open_run(Path(names[0]), options.parse_shape(shape))
+        return {"problem": {Path(names[0]).name: model}, "shape": event}
+    return {"problem": names, "sde": _runs.sde(sde)}
+
+
+def _tell(found: Comparison, out: Path | None) -> None:
+    metrics = list(dict.fromkeys(r.metric for r in found.records))
+    typer.echo(found.table(metric=metrics[0]))
+    for note in found.about["notes"]:
+        typer.echo(f"left out: {note}")
+    if any(r.package != "scoresde" and not r.error for r in found.records):
+        typer.echo(f"{'problem':<16} {'budget':>6} {'ratio':>8}  best here, best peer ({metrics[0]})")
+        for r in best_ratio(found, metrics[0]):
+            pair = f"{r.ours.solver} on {r.ours.path}, {r.peer.solver} on {r.peer.path}"
+            typer.echo(f"{r.problem:<16} {r.budget:>6} {r.ratio:>8.3f}  {pair}")
+    if out is not None:
+        for path in found.report(out):
+            typer.echo(str(path))

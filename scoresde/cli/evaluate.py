@@ -1,0 +1,97 @@
+"""``scoresde evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scoresde import _runs, data, evaluation
+from scoresde._files import replacing
+from scoresde.cli import options
+from scoresde.cli.errors import reported
+
+__all__ = ["evaluate"]
+
+
+def _samples_to_evaluate(what: Path, n: int, show_bar: bool, **how: Any) -> data.Dataset:
+    """The samples in a file or folder, or those of a run or checkpoint, which are drawn beside it."""
+    is_run = what.suffix == ".safetensors" or (what / _runs.CHECKPOINT).exists()
+    if not is_run:
+        return data.open(what)
+    from tqdm import tqdm
+
+    model, event = _runs.open_run(what)
+    folder = (what if what.is_dir() else what.parent) / "samples"
+    with tqdm(total=n, unit=" samples", desc="sampling", disable=not show_bar) as progress:
+        drawn = evaluation.generate(model, event, folder, n, progress=progress.update, **how)
+    typer.echo(f"samples: {drawn.folder}")
+    return drawn
+
+
+@reported()
+def evaluate(
+    samples: Annotated[Path, typer.Argument(help="A run folder or checkpoint to sample from; or samples: file or folder.")],
+    against: Annotated[str, typer.Option(help="Data: whatever --data of train may be, or mnist:FOLDER, cifar10:FOLDER ..")],
+    split: Annotated[str | None, typer.Option(help="Part of a published set to compare with: train or test.")] = None,
+    size: Annotated[int | None, typer.Option(help="Scale and crop the images of a folder to this height and width.")] = None,
+    floor: Annotated[str | None, typer.Option(help="Other real data, to compare in the same way: the floor.")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Extractor: package.module:name or file.py:name, code of yours; or inception:FILE.")
+    ] = None,
+    n: options.Samples = 10_000,
+    solver: options.Solver = "dpmpp-2m",
+    steps: options.Steps = 20,
+    path: options.Path = "lam",
+    end: options.End = "denoise",
+    seed: options.Seed = 0,
+    classes: Annotated[int | None, typer.Option(help="Of a network with labels: draw each of so many in turn.")] = None,
+    processes: Annotated[int, typer.Option(help="Processes that draw; on several GPUs they take turns among them.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Samples at a time, of the extractor.")] = 256,
+    keep: Annotated[int, typer.Option(help="Of how many samples to keep the features: precision, recall, KID.")] = 10_000,
+    cache: Annotated[Path | None, typer.Option(help="Folder for the statistics of the real data; none by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the scores to this file, as JSON.")] = None,
+    device: options.Device = "cpu",
+    progress: options.Progress = True,
+) -> evaluation.Scores:
+    """Compare samples with data: Fréchet distance, sFID, KID, precision, recall, Inception score, sliced Wasserstein.
+
+    What was drawn before is used again, so that an evaluation that was stopped continues.
+    """
+    from tqdm import tqdm
+
+    extractor = None if features is None else evaluation.find_features(features)
+    real = data.open(against, split=split, size=size)
+    other = None if floor is None else data.open(floor, size=size)
+    drawn = _samples_to_evaluate(
+        samples,
+        n,
+        progress,
+        solver=solver,
+        steps=steps,
+        path=path,
+        end=end,
+        seed=seed,
+        classes=classes,
+        processes=processes,
+        device=device,
+    )
+    with tqdm(unit=" samples", desc="reading", disable=not progress) as bar:
+        scores = evaluation.evaluate(
+            drawn,
+            real,
+            extractor,
+            floor=other,
+            cache=cache,
+            keep=keep,
+            seed=seed,
+            batch_size=batch_size,
+            device=device,
+            progress=bar.update,
+        )
+    if out is not None:
+        with replacing(out) as temporary:
+            temporary.write_text(scores.to_json())
+    typer.echo(str(scores))
+    return scores

@@ -1,0 +1,88 @@
+"""Options that several commands have, and what they are read from."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path as File
+from typing import Annotated, Any
+
+import typer
+
+from scoresde import presets
+from scoresde._runs import SDES
+from scoresde._settings import near
+from scoresde.cli.errors import reported
+
+__all__ = ["checked", "from_file", "from_preset", "parse_shape"]
+
+# What stands in the signatures of the commands.
+Solver = Annotated[str, typer.Option(help="A name of the table: scoresde solvers.")]
+Steps = Annotated[int, typer.Option(help="Steps of the solver.")]
+Path = Annotated[str, typer.Option(help="t, quadratic, lam or karras.")]
+End = Annotated[str, typer.Option(help="denoise, flow or stop: how the last step ends.")]
+Samples = Annotated[int, typer.Option("--n", "-n", help="How many samples.")]
+Seed = Annotated[int, typer.Option(help="From which each sample's own seed derives.")]
+Shape = Annotated[str | None, typer.Option(help="Of a sample, such as 1,28,28, where there is no run folder.")]
+Process = Annotated[str, typer.Option(help=f"One of {', '.join(SDES)}, with settings: 've: sigma_max=100.0'.")]
+Out = Annotated[File, typer.Option(help="The run folder.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, ..")]
+Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars.")]
+
+
+def parse_shape(text: str | None) -> tuple[int, ...] | None:
+    """The shape of a sample, from ``"1,28,28"``."""
+    try:
+        return None if text is None else tuple(int(n) for n in text.split(","))
+    except ValueError:
+        raise ValueError(f"got --shape {text!r}; expected whole numbers with commas, such as 1,28,28") from None
+
+
+# Options from a preset or a file -------------------------------------------------------------------------------------
+
+
+def checked(command: Any, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a file gives for the options of ``command``, by the names of its arguments.
+
+    Raises:
+        ValueError: for a key that is no option, with the nearest ones.
+    """
+    by_option = {option.lstrip("-"): p.name for p in command.params for option in p.opts if option.startswith("--")}
+    names = {name.replace("-", "_"): argument for name, argument in by_option.items() if name not in ("help", "preset")}
+    options = {}
+    for key, value in given.items():
+        name = key.replace("-", "_")
+        if name not in names:
+            raise ValueError(
+                f"got {key!r} in {where}; expected options of scoresde {command.name}: {', '.join(sorted(names))}"
+                f"{near(name, names)}"
+            )
+        options[names[name]] = value
+    return options
+
+
+def _take(context: typer.Context, kind: str, given: Mapping[str, Any], where: str) -> None:
+    """Take options from a preset or a file for those that the command line does not give; those of a file win."""
+    sources = context.meta.setdefault("options", {})
+    sources[kind] = checked(context.command, given, where)
+    context.default_map = {**(context.default_map or {}), **sources.get("preset", {}), **sources.get("file", {})}
+
+
+@reported()
+def from_preset(context: typer.Context, name: str | None) -> str | None:
+    """Take the options of a preset."""
+    if name is not None:
+        _take(context, "preset", presets.get(name).train, f"the preset {name!r}")
+    return name
+
+
+@reported()
+def from_file(context: typer.Context, path: File | None) -> File | None:
+    """Take the options of a TOML file, which may be a preset that was edited."""
+    if path is not None:
+        try:
+            given = tomllib.loads(path.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"cannot read {str(path)!r} as TOML: {error}") from error
+        _take(context, "file", {key: value for key, value in given.items() if key not in presets.TABLES}, repr(str(path)))
+    return path

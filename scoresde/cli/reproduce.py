@@ -1,0 +1,94 @@
+"""``scoresde reproduce``: a published training, its sampler, and its FID."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from scoresde._runs import sde
+from scoresde.cli import options
+from scoresde.cli.errors import reported
+from scoresde.evaluation import find_features
+from scoresde.presets import get
+from scoresde.solvers import get as get_solver
+from scoresde.solvers import make_path
+
+__all__ = ["reproduce"]
+
+
+@reported()
+def reproduce(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A preset: scoresde presets lists them.")],
+    data: Annotated[str, typer.Option(help="The training set: cifar10:FOLDER.")],
+    out: options.Out,
+    features: Annotated[str, typer.Option(help="Extractor of the FID: inception:FILE, or one of yours as of evaluate.")],
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Change an option, precision=bf16, or one of the sampling, sample.n=1000; may be repeated."
+        ),
+    ] = None,
+    processes: Annotated[int, typer.Option(help="Processes that draw; on several GPUs they take turns among them.")] = 1,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ..; by default cuda where there is one.")] = None,
+    progress: options.Progress = True,
+) -> None:
+    """Train a preset, draw as many samples as its paper by its sampler, and print their FID beside the published one.
+
+    One command from the data to the number, which the same command continues wherever it was stopped.
+    """
+    preset, changes = get(name), _changes(change or [])
+    where = {"device": device or ("cuda" if torch.cuda.is_available() else "cpu"), "progress": progress}
+    fixed = {"against": data, "features": features, "out": out / "scores.json", "cache": out / "statistics"}
+    sampling = _options(context, "evaluate", preset.sample, changes["sample"], {**fixed, "processes": processes, **where})
+    training = _options(context, "train", preset.train, changes["train"], {"data": data, "out": out, **where})
+    find_features(features)  # what is wrong with the evaluation is said before the training, not after it
+    make_path(sde(training["sde"]), sampling["path"], sampling["steps"], end=sampling["end"])
+    get_solver(sampling["solver"])
+    if not _call(context, "train", [], training):
+        return  # one of several processes, of which the first goes on alone
+    scores = _call(context, "evaluate", [str(out)], sampling)
+    typer.echo(
+        f"\nFID {scores.frechet:.4g} of {scores.n} samples against {scores.m}; published: {preset.published['fid']:g} with "
+        f"{preset.published['evaluations']} evaluations ({preset.published['source']})"
+    )
+
+
+def _changes(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Options of the training, ``key=value``, and of the sampling, ``sample.key=value``: values of TOML or bare text."""
+    changes: dict[str, dict[str, Any]] = {"train": {}, "sample": {}}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"got --set {text!r}; expected an option and its value: steps=1000, or sample.n=1000")
+        table, _, option = key.strip().rpartition(".")
+        if table not in ("", "sample"):
+            raise ValueError(f"got --set {text!r}; expected an option of the training, or sample.NAME, one of the sampling")
+        try:
+            changes[table or "train"][option] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            changes[table or "train"][option] = value.strip()
+    return changes
+
+
+def _command(context: typer.Context, name: str) -> Any:
+    return context.find_root().command.commands[name]  # type: ignore[attr-defined]
+
+
+def _options(context: typer.Context, name: str, *sources: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of another command, of which the later sources win."""
+    given: dict[str, Any] = {}
+    for source in sources:
+        given |= options.checked(_command(context, name), source, "--set")
+    return given
+
+
+def _call(context: typer.Context, name: str, line: list[str], given: dict[str, Any]) -> Any:
+    """What another command returns for these options."""
+    command = _command(context, name)
+    with command.make_context(name, line, parent=context, default_map=given) as inner:
+        return command.invoke(inner)

@@ -1,0 +1,86 @@
+"""``scoresde sample``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from scoresde import _runs, plots
+from scoresde._files import replacing
+from scoresde.cli import options
+from scoresde.cli.errors import reported
+from scoresde.sampling import sample as draw
+from scoresde.solvers import get, sample_seeds
+
+__all__ = ["sample", "write"]
+
+
+def write(x: Tensor, seeds: list[int], out: Path, title: str) -> None:
+    """Write samples to a picture or an array, by the ending of the name ``out``."""
+    import numpy as np
+
+    if out.suffix == ".png":
+        figure = plots.scatter({title: x}) if x.ndim == 2 else plots.panels({title: x}, columns=max(1, round(len(x) ** 0.5)))
+        plots.save(figure, out)
+        return
+    with replacing(out) as temporary:
+        if out.suffix == ".npy":
+            np.save(temporary, x.numpy())
+        else:
+            np.savez(temporary, x=x.numpy(), seeds=np.array(seeds))
+
+
+def _check_output(out: Path, event: tuple[int, ...]) -> None:
+    """Fail before the sampling, not after it."""
+    if out.suffix not in (".png", ".npy", ".npz"):
+        raise ValueError(f"got --out {str(out)!r}; expected a name that ends in .png, .npy or .npz")
+    drawable = event == (2,) or (len(event) == 3 and event[0] in (1, 3))
+    if out.suffix == ".png" and not drawable:
+        raise ValueError(
+            f"samples of shape {event} cannot be drawn, only images of one or three channels and points in the plane; "
+            "take --out samples.npy"
+        )
+
+
+@reported()
+def sample(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint.")],
+    n: options.Samples = 64,
+    solver: options.Solver = "dpmpp-2m",
+    steps: options.Steps = 20,
+    path: options.Path = "lam",
+    end: options.End = "denoise",
+    seed: options.Seed = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help=".png, .npy or .npz; by default samples.png (.npy for vectors) in the run folder."),
+    ] = None,
+    shape: options.Shape = None,
+    batch_size: Annotated[int, typer.Option(help="Samples at a time; they do not depend on it.")] = 512,
+    device: options.Device = "cpu",
+    progress: options.Progress = True,
+) -> None:
+    """Draw samples from a trained model and write them to a picture or an array."""
+    for name, number in (("--n", n), ("--batch-size", batch_size)):
+        if number < 1:
+            raise ValueError(f"got {name} {number}; expected at least 1")
+    get(solver)
+    model, event = _runs.open_run(run, options.parse_shape(shape))
+    if out is None:
+        folder = run if run.is_dir() else run.parent
+        out = folder / ("samples.png" if len(event) == 3 else "samples.npy")
+    _check_output(out, event)
+    model.to(device)
+    seeds = sample_seeds(seed, n)
+    parts = [
+        draw(model, (len(s), *event), solver, steps, path, seed=s, end=end, progress=progress)
+        for s in (seeds[i : i + batch_size] for i in range(0, n, batch_size))
+    ]
+    x = torch.cat([part.x.cpu() for part in parts])
+    calls, seconds = parts[0].evaluations, sum(part.seconds for part in parts)
+    write(x, seeds, out, f"{solver}, {calls} evaluations")
+    typer.echo(f"{n} samples by {solver}, {calls} evaluations each, in {seconds:.3g} s: {out}")

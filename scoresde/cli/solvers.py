@@ -1,0 +1,76 @@
+"""``scoresde solvers``: the table, and the rows of one."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from typing import Annotated
+
+import typer
+
+from scoresde import _runs
+from scoresde.cli import options
+from scoresde.cli.errors import reported
+from scoresde.solvers import SOLVERS, Langevin, LearnedNoise, Path, RowSolver, get, make_path, plugins, to_json
+
+__all__ = ["solvers"]
+
+_WIDTH = 100
+_COLUMNS = f"{'name':<18} {'family':<12} {'order':<7} {'evals/step':<10} {'noise':<6} "
+
+
+@reported()
+def solvers(
+    show: Annotated[str | None, typer.Option(help="Print the rows of this solver as numbers instead.")] = None,
+    steps: Annotated[int, typer.Option(help="Number of steps of the rows.")] = 5,
+    path: options.Path = "lam",
+    sde: options.Process = "vp",
+    as_json: Annotated[bool, typer.Option("--json", help="The rows as JSON, to be read back by solvers.from_json.")] = False,
+) -> None:
+    """The table of solvers: name, family, order, evaluations per step, whether noise is drawn, paper.
+
+    The order is that of the end point's error or, of a solver that draws noise, the weak order: that of the moments. A
+    dash stands where it does not follow from the step.
+    """
+    plugins()  # those that installed packages bring along are listed as well
+    if show is not None:
+        _show_rows(show, make_path(_runs.sde(sde), path, steps), as_json)
+        return
+    typer.echo(_COLUMNS + "paper")
+    typer.echo("-" * _WIDTH)
+    for name, make in SOLVERS.items():
+        d = make().description
+        order = str(d.order) if d.order else f"{d.weak_order:g} weak" if d.weak_order else "-"
+        calls = "adaptive" if d.evaluations is None else str(d.evaluations)
+        paper = textwrap.wrap(d.paper, _WIDTH - len(_COLUMNS))
+        noise = "yes" if d.stochastic else "no"
+        typer.echo(f"{name:<18} {d.family:<12} {order:<7} {calls:<10} {noise:<6} {paper[0]}")
+        for line in paper[1:]:
+            typer.echo(" " * len(_COLUMNS) + line)
+
+
+def _show_rows(name: str, path: Path, as_json: bool) -> None:
+    """Each row y = a x + sum_j w_j N_j + sum_k s_k xi_k with N = p y + q m evaluated at t, newest first."""
+    solver = get(name)
+    if not isinstance(solver, RowSolver):
+        raise ValueError(f"solver {name!r} chooses its own steps, so that it has no rows to show")
+    rows = solver.rows(path)
+    if as_json:
+        typer.echo(json.dumps(to_json(rows)))
+        return
+    typer.echo("y = a x + sum w N + sum s xi, with N = p y + q m(y, t), newest first; * ends a step\n")
+    typer.echo(f"  {'t':>9} {'to':>9} {'a':>11} {'p':>11} {'q':>11}  w | s")
+    for row in rows:
+        if isinstance(row, LearnedNoise):
+            typer.echo(f"* {row.at.t:9.5f} {row.to.t:9.5f} {row.a:11.6g} {row.w:.6g} | {row.lower:.6g} .. {row.upper:.6g}")
+            continue
+        if isinstance(row, Langevin):
+            typer.echo(
+                f"  {row.at.t:9.5f} {row.at.t:9.5f} Langevin: snr {row.snr:g}, scale {row.scale:.6g}, norm {row.norm}"
+            )
+            continue
+        at = f"{row.at.t:9.5f}" if row.at is not None else " " * 9
+        w, s = (" ".join(f"{x:.6g}" for x in values) for values in (row.w, row.s))
+        mark = "*" if row.ends_step else " "
+        numbers = f"{row.a:11.6g} {row.p:11.6g} {row.q:11.6g}" if row.at is not None else f"{row.a:11.6g} {'':11} {'':11}"
+        typer.echo(f"{mark} {at} {row.to.t:9.5f} {numbers}  {w}" + (f" | {s}" if s else ""))

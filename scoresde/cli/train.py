@@ -1,0 +1,262 @@
+"""``scoresde train``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from scoresde import _runs, data, metrics, plots
+from scoresde._settings import check_names, near, parse
+from scoresde.chain import Chain, ChainSDE
+from scoresde.cli import options
+from scoresde.cli.errors import reported
+from scoresde.cli.sample import write
+from scoresde.objectives import OBJECTIVES, LabelDropout, Objective
+from scoresde.objectives import objective as named
+from scoresde.sampling import sample as draw
+from scoresde.score import ScoreModel
+from scoresde.training import FitResult, Keep, Trainer, result_of
+
+__all__ = ["train"]
+
+_EVERY = "; 0 for never"
+
+
+@reported()
+def train(
+    config: Annotated[
+        Path | None,
+        typer.Argument(
+            callback=options.from_file, is_eager=True, help="A TOML file of these options, which the line overrides."
+        ),
+    ] = None,
+    *,
+    preset: Annotated[
+        str | None,
+        typer.Option(callback=options.from_preset, is_eager=True, help="Published options: scoresde presets lists them."),
+    ] = None,
+    data_name: Annotated[
+        str,
+        typer.Option(
+            "--data", help="digits, cifar10:FOLDER, mnist:.., a file (.npy, .npz, IDX, parquet), a folder, or hf:NAME."
+        ),
+    ],
+    out: options.Out,
+    size: Annotated[int | None, typer.Option(help="Height and width to which image files are scaled and cropped.")] = None,
+    flips: Annotated[bool, typer.Option("--flips/--no-flips", help="Add the mirror image of each image.")] = False,
+    augment: Annotated[
+        float | None, typer.Option(help="Probability of EDM's geometric augmentation, of which the network is told.")
+    ] = None,
+    labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Give the network the labels of the data.")] = False,
+    label_dropout: Annotated[float, typer.Option(help="Probability of hiding a label, for guidance.")] = 0.1,
+    sde: options.Process = "vp",
+    predicts: Annotated[
+        str | None, typer.Option(help="eps, x0, v, velocity, score or edm; by default what suits the SDE.")
+    ] = None,
+    sigma_data: Annotated[float | None, typer.Option(help="Deviation of the data, for edm; by default measured.")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(OBJECTIVES)}; by default what suits the SDE.")
+    ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            help="A name of scoresde.models.PRESETS, with changes: 'ddpmpp-cifar10: dropout=0.2'; else a small one."
+        ),
+    ] = None,
+    width: Annotated[int, typer.Option(help="Channels of the small U-Net; the MLP is four times as wide.")] = 32,
+    steps: Annotated[int, typer.Option(help="Steps of the whole training, with those of a resumed one.")] = 5000,
+    batch_size: Annotated[int, typer.Option(help="Samples per step, of all processes together.")] = 64,
+    accumulate: Annotated[int, typer.Option(help="Parts in which a batch is worked through, to save memory.")] = 1,
+    optimizer: Annotated[
+        str | None, typer.Option(help="A name of torch.optim, with settings: 'adamw: betas=[0.9, 0.99]'; by default adam.")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of the optimizer.")] = None,
+    lr: Annotated[float, typer.Option(help="Step size.")] = 2e-3,
+    warmup: Annotated[int, typer.Option(help="Steps until it is reached.")] = 100,
+    schedule: Annotated[
+        str | None, typer.Option(help="Of the step size after: constant, cosine-5000, linear-5000, inverse-sqrt-70000.")
+    ] = None,
+    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
+    ema: Annotated[float, typer.Option(help="Decay per step of the average of the weights.")] = 0.999,
+    average: Annotated[
+        list[str] | None, typer.Option(help="One more average, such as power-0.1 or exponential-0.99; may be repeated.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the network.")] = False,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last/--no-channels-last", help="Lay images out with their channels last.")
+    ] = False,
+    nonfinite: Annotated[str, typer.Option(help="stop or skip: what to do at a loss that is not finite.")] = "stop",
+    workers: Annotated[int | None, typer.Option(help="Processes that read data ahead.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
+    keep_last: Annotated[int, typer.Option(help="So many older checkpoints stay.")] = 0,
+    keep_every: Annotated[int, typer.Option(help="Those at a multiple of so many steps stay" + _EVERY + ".")] = 0,
+    keep_best: Annotated[bool, typer.Option("--keep-best/--no-keep-best", help="The best monitored one stays.")] = False,
+    monitor_every: Annotated[int, typer.Option(help="Steps between a picture and a distance of samples" + _EVERY + ".")] = 0,
+    snapshot_every: Annotated[int, typer.Option(help="Steps between snapshots of power averages" + _EVERY + ".")] = 0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard/--no-tensorboard", help="Log for TensorBoard too.")] = False,
+    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Continue from the run folder.")] = True,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ..")] = None,
+    progress: options.Progress = True,
+) -> bool:
+    """Train a U-Net on images, or an MLP on vectors, and write the checkpoint, the log and the loss curve.
+
+    On several GPUs or machines: accelerate launch -m scoresde.cli train .., or torchrun.
+    """
+    if steps < 1:
+        raise ValueError(f"got steps={steps}; expected a whole number of at least 1")
+    source, x, classes = _opened(data_name, size, flips, labels)
+    given = _given(augmentation=_augmentation(augment), schedule=schedule, workers=workers)
+    given |= _given(optimizer=_optimizer(optimizer, weight_decay))
+    model = _model(x, sde, predicts, network, width, classes, "augmentation" in given, sigma_data, seed)
+    trainer = Trainer(
+        model,
+        source,
+        objective=_objective(objective or _runs.choice(sde).objective, classes, label_dropout),
+        batch_size=batch_size,
+        lr=lr,
+        warmup=warmup,
+        clip=clip,
+        averages=[ema, *(average or [])],
+        seed=seed,
+        precision=precision,
+        accumulate=accumulate,
+        compile=compile,
+        channels_last=channels_last,
+        nonfinite=nonfinite,
+        out=out / _runs.CHECKPOINT,
+        resume=resume,
+        save_every=save_every,
+        keep=Keep(keep_last, keep_every or None, keep_best) if keep_last or keep_every or keep_best else None,
+        snapshot_every=snapshot_every or None,
+        tensorboard=tensorboard,
+        monitor=_watch(out, x, classes) if monitor_every else None,
+        monitor_every=monitor_every or 1,
+        device=device,
+        progress=progress,
+        **given,
+    )
+    if trainer.processes.main:
+        _describe(model, x, len(source) if isinstance(source, Tensor | data.Dataset) else 0)
+        _runs.write_shape(out, x.shape[1:])
+    trainer.run(steps)
+    if trainer.processes.main:
+        _finish(result_of(trainer), out)
+    return trainer.processes.main
+
+
+# What is trained -----------------------------------------------------------------------------------------------------
+
+
+def _opened(name: str, size: int | None, flips: bool, labels: bool) -> tuple[Tensor | data.Dataset, Tensor, int]:
+    """The data, some of them to see what they are like, and the number of their classes: 0 without labels."""
+    found = data.open(name, size=size, flips=flips)
+    for skipped in found.skipped:
+        typer.echo(f"left out, cannot be read: {skipped}", err=True)
+    x = found.samples(range(min(len(found), 4096)))
+    if not labels:
+        found.labels = None
+        return found.tensor() if isinstance(found, data.Arrays) else found, x, 0
+    if found.labels is None:
+        raise ValueError(
+            f"got --labels for {name!r}, which has none; expected sub-folders, an array y or a column of labels"
+        )
+    return found, x, int(found.labels.max()) + 1
+
+
+def _model(
+    x: Tensor,
+    sde: str,
+    predicts: str | None,
+    network: str | None,
+    width: int,
+    classes: int,
+    augmented: bool,
+    sigma_data: float | None,
+    seed: int,
+) -> ScoreModel:
+    """The untrained score model: of a published network, or of a small one."""
+    process, predicts = _runs.process(sde), predicts or _runs.choice(sde).predicts
+    net: Callable[..., Tensor]
+    if network is not None:
+        size = data.Augmentation.size if augmented else 0
+        net = _runs.network(network, x.shape[1:], process, predicts, classes=classes, augment=size, seed=seed)
+    elif augmented:
+        raise ValueError("got --augment without --network; expected one that is told of it, such as edm-ddpmpp-cifar10")
+    else:
+        process = process.sde() if isinstance(process, Chain) else process
+        net = _runs.build(x, process, predicts, width=width, classes=classes, seed=seed).net
+    return ScoreModel(net, process, predicts, sigma_data=float(x.std()) if sigma_data is None else sigma_data)
+
+
+def _objective(name: str, classes: int, dropout: float) -> Objective:
+    objective = named(name)
+    return LabelDropout(objective, {"label": classes}, dropout) if classes and dropout else objective
+
+
+# What the trainer gets where it is asked for ------------------------------------------------------------------------
+
+
+def _given(**arguments: Any) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _augmentation(p: float | None) -> data.Augmentation | None:
+    return data.Augmentation(p) if p else None
+
+
+def _optimizer(text: str | None, weight_decay: float | None) -> str | Callable[..., Any] | None:
+    """The optimizer's name or, with settings, the class with them."""
+    name, settings = parse(text or "adam")
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    settings |= _given(weight_decay=weight_decay)
+    if not settings:
+        return None if text is None else name
+    classes = {key.lower(): value for key, value in vars(torch.optim).items() if isinstance(value, type)}
+    if name.lower() not in classes:
+        raise ValueError(f"got optimizer {name!r}; expected a name of torch.optim{near(name, classes)}")
+    check_names(f"the optimizer {name!r}", settings, classes[name.lower()])
+    return functools.partial(classes[name.lower()], **settings)
+
+
+# What is seen of it --------------------------------------------------------------------------------------------------
+
+
+def _describe(model: ScoreModel, x: Tensor, n: int) -> None:
+    parameters = sum(p.numel() for p in model.parameters())
+    typer.echo(f"data: {n} samples of shape {tuple(x.shape[1:])}, deviation {float(x.std()):.3g}")
+    chain = model.sde.chain if isinstance(model.sde, ChainSDE) else None
+    process = repr(model.sde) if chain is None else f"{type(chain).__name__} in {len(chain)} steps"  # not all its numbers
+    typer.echo(f"model: {type(model.net).__name__} of {parameters} parameters, predicts {model.predicts} on {process}")
+
+
+def _watch(out: Path, x: Tensor, classes: int) -> Callable[[int, ScoreModel], dict[str, float]]:
+    """What is looked at during a training: samples, as a picture where they can be drawn, and their energy distance."""
+    real = x[:256]
+
+    def watch(step: int, model: ScoreModel) -> dict[str, float]:
+        first = next(model.parameters())
+        given: dict[str, Any] = {"label": (torch.arange(len(real)) % classes).to(first.device)} if classes else {}
+        drawn = draw(model, real.shape, seed=0, progress=False, **given).x.cpu()
+        drawable = drawn.shape[1:] == (2,) or (drawn.ndim == 4 and drawn.shape[1] in (1, 3))
+        if drawable:
+            write(drawn[:64], [], out / "samples" / f"{step:09d}.png", f"step {step}")
+        return {"energy_distance": float(metrics.energy_distance(drawn.flatten(1), real.flatten(1)))}
+
+    return watch
+
+
+def _finish(result: FitResult, out: Path) -> None:
+    """What a training leaves beside the checkpoint, and says."""
+    report = result.report
+    plots.save(plots.losses(result.history, report.edges, report.loss, report.excess), out / "loss.png")
+    typer.echo(f"\nloss by time after {len(result.history)} steps:\n{report}\n")
+    typer.echo(f"checkpoint: {out / _runs.CHECKPOINT}\nlog: {(out / _runs.CHECKPOINT).with_suffix('.csv')}")
+    typer.echo(f"loss curve: {out / 'loss.png'}\nnow: scoresde sample {out}")
