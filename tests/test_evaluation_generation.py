@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from scoresde import EDM, VP, ScoreModel, sample
+from scoresde import DDPM, EDM, VP, ScoreModel, sample
 from scoresde.cli import app
 from scoresde.evaluation import generate
 from scoresde.models import MLP
@@ -38,6 +38,14 @@ def test_samples_are_those_of_the_library(model, tmp_path):
     order = [9, 0, 4, 4, 3]
     assert torch.equal(drawn.samples(order), drawn.tensor()[order])
     assert sorted(contents(tmp_path)) == [f"{a:08}-{b:08}.npy" for a, b in ((0, 4), (4, 8), (8, 10))]
+
+
+def test_two_chains_that_differ_in_one_step_of_many_do_not_share_samples(model, tmp_path):
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    other = betas.clone()
+    other[500] *= 1 + 1e-6  # in no digit that a repr shows
+    folders = {draw(ScoreModel(model.net, DDPM(b), "eps"), tmp_path, n=2).folder for b in (betas, other, betas.clone())}
+    assert len(folders) == 2
 
 
 def test_a_call_that_was_stopped_is_continued_and_changes_nothing(model, tmp_path, monkeypatch):

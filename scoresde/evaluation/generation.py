@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scoresde._files import replacing
+from scoresde.chain import ChainSDE
 from scoresde.data import Dataset
 from scoresde.sampling import sample
 from scoresde.score import ScoreModel
@@ -48,7 +49,8 @@ def _digest(model: ScoreModel, name: str) -> str:
     if not weights and not name:
         raise ValueError("got a model without weights; expected name=.., to tell its samples from those of another")
     kind = type(model.net).__name__
-    digest = hashlib.blake2b(f"{name} {kind} {model.sde!r} {model.predicts} {model.sigma_data}".encode(), digest_size=12)
+    process = model.sde.config() if isinstance(model.sde, ChainSDE) else model.sde  # whose repr abbreviates long tables
+    digest = hashlib.blake2b(f"{name} {kind} {process!r} {model.predicts} {model.sigma_data}".encode(), digest_size=12)
     for key, value in weights.items():
         digest.update(key.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
