@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from scoresde._door import Door, Transform, evaluation_mode, start
+from scoresde._general import CountedDynamics, falling_times
 from scoresde.score import ScoreModel
-from scoresde.sde import ReverseSDE
+from scoresde.sde import AffineSDE, ReverseSDE
 from scoresde.solvers.brownian import BrownianNoise
 from scoresde.solvers.drivers import DRIVERS, Project, State, cuda_graph, differentiable, fast, readable
 from scoresde.solvers.noise import FreshNoise
 from scoresde.solvers.path import Path, PathLike, make_path
 from scoresde.solvers.rows import Row
 from scoresde.solvers.scalar import value
-from scoresde.solvers.solver import Dynamics, RowSolver, Solver
+from scoresde.solvers.solver import RowSolver, Solver
 from scoresde.solvers.table import get
 
 __all__ = ["NonFiniteError", "Samples", "sample"]
@@ -75,45 +75,6 @@ class NonFiniteError(FloatingPointError):
             "state is on this exception as .last_finite. Check the network there, take more steps, or another solver"
         )
         self.last_finite, self.step, self.t = last_finite, step, t
-
-
-def _loop(
-    method: Solver, driver: str | Driver, callback: Callable[[State], object] | None, project: Project | None
-) -> Driver | None:
-    """The driver to run the rows of ``method`` with, or ``None`` for a solver that has a loop of its own."""
-    if isinstance(driver, str) and driver != "auto" and driver not in DRIVERS:
-        near = difflib.get_close_matches(driver, DRIVERS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"got driver {driver!r}; expected 'auto', {', '.join(map(repr, DRIVERS))} or a driver itself{hint}")
-    if not isinstance(method, RowSolver):
-        if driver not in ("auto", "readable"):
-            raise ValueError(
-                f"got driver {driver!r} for solver {method.name!r}, which chooses its own steps and makes no rows that a "
-                "driver could run; expected driver='auto'"
-            )
-        if project is not None:
-            raise ValueError(
-                f"got a projection for solver {method.name!r}, which chooses its own steps and cannot project the states at "
-                "their ends; take a solver that makes rows (dpmpp-2m, heun, ddpm)"
-            )
-        return None
-    if driver == "auto":
-        return readable if callback is not None else fast
-    loop = DRIVERS[driver] if isinstance(driver, str) else driver
-    if callback is not None and loop in (fast, cuda_graph):
-        raise ValueError(
-            f"got a callback for driver {driver!r}, which overwrites its states and has none to show; take "
-            "driver='readable', which computes the same, or 'auto'"
-        )
-    return loop
-
-
-def _checked(states: Iterator[State], x: Tensor, solver: str) -> Iterator[State]:
-    for state in states:
-        if not bool(torch.isfinite(state.x).all()):
-            raise NonFiniteError(solver, state.step, state.point.t, x)
-        x = state.x
-        yield state
 
 
 def sample(
@@ -190,51 +151,86 @@ def sample(
     if not isinstance(method, Solver):
         raise TypeError(f"got solver {solver!r}; expected a name or a solver object")
     if isinstance(model, ReverseSDE):
-        return _sample_general(
-            model,
-            shape_or_start,
-            method,
-            steps,
-            path,
-            seed,
-            t_min,
-            t_max,
-            progress,
-            callback,
-            project,
-            driver,
-            device,
-            dtype,
-        )
+        _refuse_rows(driver, project)
+        general = falling_times(model.forward.span, path, steps, t_max, t_min)
+        x, fresh = start(shape_or_start, None, seed, model.forward.prior_std, device, dtype)
+        return _integrate(model, method, general, x, fresh, progress, callback)
     if not isinstance(model, ScoreModel):
         raise TypeError(
             f"got model of type {type(model).__name__}; expected a ScoreModel: ScoreModel(net, sde) makes one of a network"
         )
     where = make_path(model.sde, path, steps, t_max=t_max, t_min=t_min, end=end)
-    if not isinstance(shape_or_start, Tensor) and where.times[0] < model.sde.span[1] * (1 - 1e-6):
-        raise ValueError(
-            f"got a path that starts at t={where.times[0]:.6g}, while the prior is at t={model.sde.span[1]:.6g}; expected "
-            "a start tensor noised to that time (sde.perturb), or a path from the prior on"
-        )
+    drawn = not isinstance(shape_or_start, Tensor)
+    if drawn:
+        _check_prior(where, model.sde)
     loop = _loop(method, driver, callback, project)
     grads = getattr(loop, "func", loop) is differentiable
-    if noise is not None:
-        seed = noise.seeds
+    seed = seed if noise is None else noise.seeds
     x, fresh = start(shape_or_start, model, seed, math.exp(value(where.points[0].log_sigma)), device, dtype, grads)
-    noise = fresh if noise is None else noise
     door = Door(model, x.shape[0], conditions, transform, grads)
-    with torch.set_grad_enabled(grads), evaluation_mode(model), _bar(progress, method, where) as on_step:
+    run = _Run(method, loop, where, door, x, fresh if noise is None else noise, project)
+    with torch.set_grad_enabled(grads), evaluation_mode(model), _bar(progress, method.name, run.steps) as on_step:
         begin = time.perf_counter()
-        last = _run(method, loop, where, door, x, noise, project, callback, on_step)
+        last = run.last(callback, on_step)
         finite = bool(torch.isfinite(last.x).all())  # the one synchronisation with the device
         seconds, evaluations = time.perf_counter() - begin, door.evaluations
         if not finite:
-            again = noise if isinstance(noise, BrownianNoise) else FreshNoise(noise.seeds, x.device)
-            if not isinstance(shape_or_start, Tensor):
-                again.normal(torch.empty_like(x))  # the start came first
-            last = _blame(method, where, door, x, again, project)
+            last = run.again(drawn).last_checked()
     times = tuple(value(t) for t in where.times[: last.reached])
-    return Samples(last.x, evaluations, seconds, noise.seeds, method.name, times, dict(last.info or {}))
+    return Samples(last.x, evaluations, seconds, run.noise.seeds, method.name, times, dict(last.info or {}))
+
+
+# Refusals ------------------------------------------------------------------------------------------------------------
+
+
+def _loop(
+    method: Solver, driver: str | Driver, callback: Callable[[State], object] | None, project: Project | None
+) -> Driver | None:
+    """The driver to run the rows of ``method`` with, or ``None`` for a solver that has a loop of its own."""
+    if isinstance(driver, str) and driver != "auto" and driver not in DRIVERS:
+        near = difflib.get_close_matches(driver, DRIVERS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"got driver {driver!r}; expected 'auto', {', '.join(map(repr, DRIVERS))} or a driver itself{hint}")
+    if not isinstance(method, RowSolver):
+        if driver not in ("auto", "readable"):
+            raise ValueError(
+                f"got driver {driver!r} for solver {method.name!r}, which chooses its own steps and makes no rows that a "
+                "driver could run; expected driver='auto'"
+            )
+        if project is not None:
+            raise ValueError(
+                f"got a projection for solver {method.name!r}, which chooses its own steps and cannot project the states at "
+                "their ends; take a solver that makes rows (dpmpp-2m, heun, ddpm)"
+            )
+        return None
+    if driver == "auto":
+        return readable if callback is not None else fast
+    loop = DRIVERS[driver] if isinstance(driver, str) else driver
+    if callback is not None and loop in (fast, cuda_graph):
+        raise ValueError(
+            f"got a callback for driver {driver!r}, which overwrites its states and has none to show; take "
+            "driver='readable', which computes the same, or 'auto'"
+        )
+    return loop
+
+
+def _refuse_rows(driver: str | Driver, project: Project | None) -> None:
+    if driver not in ("auto", "readable") or project is not None:
+        raise ValueError(
+            "got a driver or a projection for an SDE without marginals, whose steps are not rows; expected driver='auto' "
+            "and no projection"
+        )
+
+
+def _check_prior(path: Path, sde: AffineSDE) -> None:
+    if path.times[0] < sde.span[1] * (1 - 1e-6):
+        raise ValueError(
+            f"got a path that starts at t={path.times[0]:.6g}, while the prior is at t={sde.span[1]:.6g}; expected "
+            "a start tensor noised to that time (sde.perturb), or a path from the prior on"
+        )
+
+
+# Running -------------------------------------------------------------------------------------------------------------
 
 
 class _Last(NamedTuple):
@@ -245,85 +241,71 @@ class _Last(NamedTuple):
     reached: int | None = None
 
 
-def _run(
+@dataclass(frozen=True)
+class _Run:
+    """A solver on a path from ``x``, run by ``loop``, or where that is ``None`` by a loop of its own."""
+
+    method: Solver
+    loop: Driver | None
+    path: Path
+    door: Door
+    x: Tensor
+    noise: FreshNoise
+    project: Project | None
+
+    def steps(self) -> int | None:
+        """How many there will be; ``None`` where the solver decides."""
+        if not isinstance(self.method, RowSolver):
+            return None
+        return sum(isinstance(row, Row) and row.ends_step for row in self.method.rows(self.path))
+
+    def states(self) -> Iterator[State]:
+        if self.loop is None or not isinstance(self.method, RowSolver):
+            return self.method.states(self.path, self.door, self.x, self.noise)
+        rows = self.method.rows(self.path)
+        return cast(Iterator[State], self.loop(rows, self.door, self.x, self.noise, project=self.project))
+
+    def last(self, callback: Callable[[State], object] | None, on_step: Callable[[int], None]) -> _Last:
+        if isinstance(self.method, RowSolver) and self.loop in (fast, cuda_graph):
+            rows = self.method.rows(self.path)
+            return _Last(self.loop(rows, self.door, self.x, self.noise, on_step, project=self.project))
+        last = _Last(self.x)
+        states = self.states()
+        for state in states if callback is None else _checked(states, self.x, self.method.name):
+            last = _Last(state.x, state.info)
+            on_step(state.step)
+            if callback is not None and callback(state):
+                return last._replace(reached=state.step + 1)
+        return last
+
+    def last_checked(self) -> _Last:
+        """The same with every state checked, to say where it became non-finite: only a failure costs that."""
+        last = _Last(self.x)
+        for state in _checked(self.states(), self.x, self.method.name):
+            last = _Last(state.x, state.info)
+        return last
+
+    def again(self, drawn: bool) -> _Run:
+        """The run from the beginning, its noise too, of which the start took the first numbers if it was drawn."""
+        noise = self.noise if isinstance(self.noise, BrownianNoise) else FreshNoise(self.noise.seeds, self.x.device)
+        if drawn:
+            noise.normal(torch.empty_like(self.x))
+        return replace(self, loop=readable, noise=noise)
+
+
+def _integrate(
+    reverse: ReverseSDE,
     method: Solver,
-    loop: Driver | None,
-    path: Path,
-    door: Door,
+    times: list[float],
     x: Tensor,
     noise: FreshNoise,
-    project: Project | None,
-    callback: Callable[[State], object] | None,
-    on_step: Callable[[int], None],
-) -> _Last:
-    if isinstance(method, RowSolver) and loop in (fast, cuda_graph):
-        return _Last(loop(method.rows(path), door, x, noise, on_step, project=project))
-    last = _Last(x)
-    states = _states(method, loop, path, door, x, noise, project)
-    for state in states if callback is None else _checked(states, x, method.name):
-        last = _Last(state.x, state.info)
-        on_step(state.step)
-        if callback is not None and callback(state):
-            return last._replace(reached=state.step + 1)
-    return last
-
-
-def _blame(method: Solver, path: Path, door: Door, x: Tensor, noise: FreshNoise, project: Project | None) -> _Last:
-    """Run again with every state checked, to say where it became non-finite: only a failure costs that."""
-    last = _Last(x)
-    for state in _checked(_states(method, readable, path, door, x, noise, project), x, method.name):
-        last = _Last(state.x, state.info)
-    return last
-
-
-def _states(
-    method: Solver, loop: Driver | None, path: Path, door: Door, x: Tensor, noise: FreshNoise, project: Project | None
-) -> Iterator[State]:
-    if loop is None or not isinstance(method, RowSolver):
-        return method.states(path, door, x, noise)
-    return cast(Iterator[State], loop(method.rows(path), door, x, noise, project=project))
-
-
-@contextlib.contextmanager
-def _bar(progress: bool, method: Solver, path: Path | None, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    if not progress:
-        yield lambda step: None
-        return
-    from tqdm.auto import tqdm
-
-    if isinstance(method, RowSolver) and path is not None:
-        total = sum(isinstance(row, Row) and row.ends_step for row in method.rows(path))
-    with tqdm(total=total, desc=method.name, unit="step", leave=False) as bar:
-        yield lambda step: cast(None, bar.update(step - bar.n))
-
-
-def _sample_general(
-    reverse: ReverseSDE,
-    shape_or_start: Tensor | Sequence[int],
-    method: Solver,
-    steps: int,
-    path: PathLike,
-    seed: int | Sequence[int] | None,
-    t_min: float | None,
-    t_max: float | None,
     progress: bool,
     callback: Callable[[State], object] | None,
-    project: Project | None,
-    driver: str | Driver,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
 ) -> Samples:
-    """The same for an SDE without marginals: times, a drift and a diffusion are all there is."""
-    if driver not in ("auto", "readable") or project is not None:
-        raise ValueError(
-            "got a driver or a projection for an SDE without marginals, whose steps are not rows; expected driver='auto' "
-            "and no projection"
-        )
-    times = _general_times(reverse.forward.span, path, steps, t_max, t_min)
-    x, noise = start(shape_or_start, None, seed, reverse.forward.prior_std, device, dtype)
-    counted = _Counted(reverse)
+    """Samples of an SDE without marginals, of which a drift and a diffusion are all there is."""
+    counted = CountedDynamics(reverse)
     begin = time.perf_counter()
-    with torch.no_grad(), _bar(progress, method, None, len(times) - 1) as on_step:
+    with torch.no_grad(), _bar(progress, method.name, lambda: len(times) - 1) as on_step:
         for state in _checked(method.integrate(counted.dynamics(), x, times, noise), x, method.name):
             x = state.x
             on_step(state.step)
@@ -333,37 +315,20 @@ def _sample_general(
     return Samples(x, counted.calls, time.perf_counter() - begin, noise.seeds, method.name, tuple(times))
 
 
-def _general_times(
-    span: tuple[float, float], path: PathLike, steps: int, t_max: float | None, t_min: float | None
-) -> list[float]:
-    low, high = span
-    if isinstance(path, Tensor | list | tuple):
-        times = torch.as_tensor(path, dtype=torch.float64).tolist()
-    elif path in ("t", "lam"):  # "lam" is the default of sample(), and there is no lam here
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"got steps={steps!r}; expected a whole number of at least 1")
-        first, last = high if t_max is None else t_max, low if t_min is None else t_min
-        times = torch.linspace(first, last, steps + 1, dtype=torch.float64).tolist()
-    else:
-        raise ValueError(f"got path {path!r} for an SDE without marginals; expected 't' or a list of times")
-    if len(times) < 2 or any(u <= v for u, v in itertools.pairwise(times)) or not low <= times[-1]:
-        raise ValueError(f"got times from {times[0]} to {times[-1]}; expected falling times between {high} and {low}")
-    return cast(list[float], times)
+def _checked(states: Iterator[State], x: Tensor, solver: str) -> Iterator[State]:
+    for state in states:
+        if not bool(torch.isfinite(state.x).all()):
+            raise NonFiniteError(solver, state.step, state.point.t, x)
+        x = state.x
+        yield state
 
 
-class _Counted:
-    """The dynamics of a reverse process, whose drifts are counted."""
+@contextlib.contextmanager
+def _bar(progress: bool, name: str, total: Callable[[], int | None]) -> Iterator[Callable[[int], None]]:
+    if not progress:
+        yield lambda step: None
+        return
+    from tqdm.auto import tqdm
 
-    def __init__(self, reverse: ReverseSDE) -> None:
-        self.reverse, self.calls = reverse, 0
-
-    def _drift(self, x: Tensor, t: Tensor) -> Tensor:
-        self.calls += 1
-        return self.reverse.drift(x, t)
-
-    def _conversion(self, x: Tensor, t: Tensor) -> Tensor | float:
-        # Time runs backwards: the correction -c c' / 2 of the drift changes its sign.
-        return 0.25 * self.reverse.eta * self.reverse.forward.diffusion_divergence(x, t)
-
-    def dynamics(self) -> Dynamics:
-        return Dynamics(self._drift, self.reverse.diffusion, self._conversion, self.reverse.eta)
+    with tqdm(total=total(), desc=name, unit="step", leave=False) as bar:
+        yield lambda step: cast(None, bar.update(step - bar.n))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import scoresde
 from scoresde import VP, ScoreModel, problems, sample, solvers
-from scoresde.compare import PEERS, Case, Comparison, Foreign, Levels, StoreError, budgets, compare, peers
+from scoresde.compare import PEERS, Case, Comparison, Foreign, Levels, StoreError, budgets, compare, peer_modules
 from scoresde.compare.cases import gather
 from scoresde.compare.store import FILE, Store
 from scoresde.sampling import Samples
@@ -361,8 +361,8 @@ TWINS: dict[str, Solver] = {
 
 def peer(name: str) -> Foreign:
     found = PEERS[name]
-    if found.package in peers.missing():
-        pytest.skip(peers.missing()[found.package])
+    if found.package in peer_modules.missing():
+        pytest.skip(peer_modules.missing()[found.package])
     return found
 
 

@@ -22,6 +22,7 @@ from scoresde.problems import GaussianMixture
 from scoresde.solvers import SOLVERS, FreshNoise, Path, RowSolver, make_path, moments, scalar
 from scoresde.solvers.control import Controller
 from scoresde.solvers.outside import SciPy
+from scoresde.solvers.pairs import Where
 
 F64 = torch.float64
 ROWS = {name: solver for name in SOLVERS if isinstance(solver := solvers.get(name), RowSolver)}
@@ -477,7 +478,7 @@ def test_both_estimates_of_a_tableau_are_quadratures_of_their_order(pair: str, o
     """sum_j w_j c_j^k = 1 / (k + 1) for k below the order, and of the other estimate for one power less."""
     tableau = adaptive(pair, 1e-3, "rho").pair
     one = torch.ones(1, dtype=F64)
-    where = [solvers.adaptive.Where(lam, lam, one, one) for lam in tableau.lams(0 * one, 0.3 * one)]
+    where = [Where(lam, lam, one, one) for lam in tableau.lams(0 * one, 0.3 * one)]
     n, length = len(tableau.c), math.exp(-0.3) - 1
     for i, top in ((n, order), (n + 1, order - 1)):
         w = [float(weight) / length for weight in tableau.weights(where, i)]

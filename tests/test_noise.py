@@ -16,8 +16,8 @@ from support import mixture, rms, slopes
 
 from scoresde import VP, sample, solvers
 from scoresde.solvers import BrownianNoise, FreshNoise, Path, RowSolver, make_path
-from scoresde.solvers.brownian import _split, _weights
 from scoresde.solvers.er import power
+from scoresde.solvers.multiwavelets import cell_weights, split_matrix
 
 F64 = torch.float64
 CPU = torch.device("cpu")
@@ -94,13 +94,13 @@ def test_a_cell_and_its_parts_have_the_joint_law_of_their_integrals(length: floa
     """Given independent standard normal numbers this is all that the law rests on."""
     left, n = share * length, len(ALL)
     right = length - left
-    matrix = np.array(_split(ALL, left, right))
+    matrix = np.array(split_matrix(ALL, left, right))
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(2 * n), atol=1e-13)
-    weights = np.array([_weights(ALL, k, length) for k in ALL])
+    weights = np.array([cell_weights(ALL, k, length) for k in ALL])
     np.testing.assert_allclose(weights @ weights.T, integrals_of_exponentials(-length / 2, length / 2), rtol=1e-12)
     for k, whole in zip(ALL, weights, strict=True):
         ends = math.exp(-k * right / 2), math.exp(k * left / 2)  # from the middle of the cell to those of its parts
-        parts = [e * w for e, of in zip(ends, (left, right), strict=True) for w in _weights(ALL, k, of)]
+        parts = [e * w for e, of in zip(ends, (left, right), strict=True) for w in cell_weights(ALL, k, of)]
         # The integral over the whole is the sum over the parts: nothing of the fresh numbers is left in it.
         np.testing.assert_allclose(np.array(parts) @ matrix, [*np.zeros(n), *whole], atol=1e-13 * math.sqrt(length))
 
@@ -128,7 +128,7 @@ def test_a_kernel_that_is_not_named_is_replaced_by_its_projection() -> None:
     for named in ((0.0,), (0.0, 1.0), (0.0, 1.0, -1.0)):
         lost = []
         for h in (0.4, 0.2):
-            missing = 1 - sum(w**2 for w in _weights(named, 0.5, h)) / (2 * math.sinh(0.5 * h))
+            missing = 1 - sum(w**2 for w in cell_weights(named, 0.5, h)) / (2 * math.sinh(0.5 * h))
             lost.append(math.sqrt(missing))
         assert math.log2(lost[0] / lost[1]) == pytest.approx(len(named), abs=0.02)
     noise, (u, v) = brownian([1], FINE, kernels=(0.0,)), FINE.points[::1024]

@@ -127,6 +127,28 @@ def test_the_points_and_intervals_are_those_of_the_records():
     assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == ("ring", "evaluations of the model", "rms")
 
 
+@pytest.mark.parametrize("count", [1, 2, FEW])
+def test_intervals_at_one_number_of_evaluations_stand_side_by_side_within_a_marker(count):
+    figure = figures.work_precision(comparison(count, problems=("ring",)))
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    places = [bundle.get_transform().transform(bundle.get_segments()[0])[0, 0] for bundle in ax.collections]
+    aside = [(x - ax.transData.transform((BUDGETS[0], 1.0))[0]) / figure.dpi * 72 for x in places]
+    assert sum(aside) == pytest.approx(0, abs=1e-9) and len(aside) == count
+    width = named_lines(ax)["s0"].get_markersize()
+    assert all(b - a > 0.1 * width for a, b in itertools.pairwise(aside)) and aside[-1] - aside[0] <= width * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("factor", "least"), [(4.0, 2), (40.0, 4), (100.0, 5), (1e5, 4)])
+def test_an_axis_of_powers_has_several_numbers_that_are_short(factor, least):
+    values = {5: 1.3e-4 * factor, 10: 1.3e-4 * factor**0.5, 20: 1.3e-4}
+    ax = figures.work_precision(Comparison(tuple(record("ring", "a", n, v) for n, v in values.items()))).axes[0]
+    low, high = ax.get_ylim()
+    ticks = [tick for tick in ax.yaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+    assert least <= len(ticks) <= 9
+    assert all(float(t.label1.get_text()) == pytest.approx(t.get_loc()) and len(t.label1.get_text()) < 7 for t in ticks)
+
+
 def test_where_zero_is_the_best_sizes_are_drawn_and_an_interval_about_zero_reaches_the_floor():
     about = {"metrics": {"mmd": {"better": "zero", "unit": "squared"}}}
     values = {5: (-0.5, -0.6, -0.4), 10: (0.02, -0.01, 0.05)}
@@ -220,6 +242,13 @@ def test_attribution_draws_the_curves_and_decomposition_adds_up():
     assert sorted(ends.values()) == pytest.approx(sorted(sum(bar.values()) for bar in parts.values()))
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["prior", "score", "steps"]
     assert len({bar.get_hatch() for bar in ax.patches}) == 3  # to be told apart without colours
+    assert [text.get_text() for text in ax.texts] == ["0.3", "0.35"]
+    (with_totals,) = figures.decomposition(parts, totals={"ddim": 0.25, "heun": 0.4}).axes
+    assert [text.get_text() for text in with_totals.texts] == ["0.25", "0.4"]
+    assert [list(line.get_xdata()) for line in with_totals.lines] == [[0.25] * 2, [0.4] * 2]
+    assert [text.xy[0] for text in with_totals.texts] == pytest.approx([0.3, 0.4])  # behind the bar and the line
+    with pytest.raises(ValueError, match=r"got totals of \['ddim'\] for parts of \['ddim', 'heun'\]; expected the same"):
+        figures.decomposition(parts, totals={"ddim": 0.25})
     for bad in (-0.1, math.nan):
         with pytest.raises(ValueError, match="each adding a finite number of at least 0"):
             figures.decomposition({"a": {"prior": bad}})

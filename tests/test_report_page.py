@@ -1,5 +1,6 @@
 """The page of a report, in a browser: what a reader does to it, and what it shows then."""
 
+import itertools
 import math
 import re
 from pathlib import Path
@@ -170,6 +171,22 @@ def test_pointing_at_a_marker_says_the_number_that_is_in_the_records(tab, file, 
         assert numbers == pytest.approx([r.value, r.low, r.high], rel=1e-3)
     tab.point(2, 2)
     assert tab.js("document.querySelector('figure circle').getAttribute('visibility')") == "hidden"
+
+
+def test_intervals_stand_side_by_side_each_within_its_marker(tab, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text(page(comparison(), highlight=["s1", "s2", "s3"]), encoding="utf-8")
+    tab.open(path)
+    found = tab.js(
+        "[...document.querySelector('figure').querySelectorAll('g.bright')].map(g => "
+        "[...g.querySelectorAll('path:not([transform])')].slice(1).map(bar => ["
+        "parseFloat(bar.nextElementSibling.getAttribute('transform').slice(10)), "
+        "parseFloat(bar.getAttribute('d').slice(1))]))"
+    )
+    shifts = [{round(bar - marker, 6) for marker, bar in line} for line in found]
+    assert len(shifts) >= 3 and all(len(shift) == 1 for shift in shifts)
+    flat = sorted(min(shift) for shift in shifts)
+    assert all(b - a > 0.5 for a, b in itertools.pairwise(flat)) and -3.5 <= flat[0] < flat[-1] <= 3.5
 
 
 def test_the_keyboard_reaches_the_charts_and_walks_along_the_lines(tab, file):

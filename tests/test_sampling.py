@@ -27,12 +27,11 @@ def test_samples_have_the_distribution_of_the_data(solver: str, sde: VP) -> None
 
 
 def test_seeds_make_samples_reproducible_and_are_reported() -> None:
-    model = model_on(VP())
+    model, before = model_on(VP()), torch.random.get_rng_state()
     one, two = (sample(model, (4, 2), "ddpm", 5, "t", seed=7, progress=False) for _ in range(2))
     assert torch.equal(one.x, two.x) and one.seeds == two.seeds and len(set(one.seeds)) == 4
     fresh = [sample(model, (2, 2), "ddim", 2, seed=None, progress=False).seeds for _ in range(2)]
     assert fresh[0] != fresh[1]
-    before = torch.random.get_rng_state()
     sample(model, (4, 2), "pc", 5, "t", progress=False)
     assert torch.equal(before, torch.random.get_rng_state()), "the global generator is not touched"
 

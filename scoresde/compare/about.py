@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from scoresde.compare.arguments import Arguments
-from scoresde.compare.peers import missing
+from scoresde.compare.peer_modules import missing
 from scoresde.solvers import Solver
 from scoresde.solvers.outside import SciPy, TorchSDE
 

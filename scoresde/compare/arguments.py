@@ -14,7 +14,8 @@ from torch import Tensor
 
 from scoresde.compare.cases import Case
 from scoresde.compare.measures import MEASURES, Measure
-from scoresde.compare.peers import PEERS, missing
+from scoresde.compare.peer_modules import missing
+from scoresde.compare.peers import PEERS
 from scoresde.solvers import PATHS, SOLVERS, FreshNoise, Path, RowSolver, Solver, get, make_path, sample_seeds, to_json
 from scoresde.solvers.path import ENDS, Spacing
 

@@ -18,9 +18,8 @@ over samples and coordinates. The flow from infinite noise depends on sigma / al
 flow, which begins at alpha = 0, to where the path starts: there its samples have exactly the law of the noised data, and
 differ from those of the prior, N(0, sigma^2 I), only as far as the two laws do.
 
-:func:`decompose_gaussian` follows laws: on Gaussian data all of them are Gaussian and known in closed form, and the distance
-is the 2-Wasserstein distance, divided by the root of the dimension so that it is one per coordinate as well. It needs no
-samples, and serves solvers that draw noise, which follow the reverse SDE in the place of the flow.
+On Gaussian data the laws themselves can be followed, which needs no samples and serves solvers that draw noise:
+:func:`~scoresde.compare.decompose_gaussian.decompose_gaussian`.
 
 A distance obeys the triangle inequality: the total is at most the sum of the parts, and less where they are independent of
 one another or cancel.
@@ -33,27 +32,26 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from scoresde._door import start as draw_start
-from scoresde.analysis.moments import Moments, moments
 from scoresde.compare.reference import flow_end, in_double
 from scoresde.metrics import Estimate, rms_error
-from scoresde.problems import Gaussian, Problem
+from scoresde.problems import Problem
 from scoresde.sampling import sample
 from scoresde.score import ScoreModel
 from scoresde.sde import VP, AffineSDE, RectifiedFlow
-from scoresde.solvers.path import CLEAN, Path, Point, make_path, points
-from scoresde.solvers.solver import RowSolver, Solver
+from scoresde.solvers.path import Path, Point, make_path, points
+from scoresde.solvers.solver import Solver
 from scoresde.solvers.table import get
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["PARTS", "Decomposition", "decompose", "decompose_gaussian", "figure", "table"]
+__all__ = ["PARTS", "Decomposition", "checked_solvers", "collected", "decompose", "figure", "table"]
 
 PARTS = ("prior", "stopping", "score", "discretization")
 """The sources of error, in the order in which they come in."""
@@ -133,7 +131,7 @@ def decompose(
         >>> bool(found["ddim"].discretization.value > 5 * found["dpm-2"].discretization.value)
         True
     """
-    methods = _methods(solvers)
+    methods = checked_solvers(solvers)
     for method in methods:
         if method.stochastic:
             raise ValueError(
@@ -158,69 +156,7 @@ def decompose(
         run = sample(given, prior, method, path=where, progress=False)
         whole = [*ends, run.x]
         parts = [rms_error(b, a) for a, b in itertools.pairwise(whole)]
-        found[method.name] = _decomposition(run.evaluations, parts, [rms_error(x, data) for x in whole[1:]], "rms")
-    return found
-
-
-def decompose_gaussian(
-    problem: Gaussian,
-    solvers: str | Solver | Iterable[str | Solver],
-    steps: int = 20,
-    path: str = "lam",
-    *,
-    believed: Gaussian | None = None,
-    sde: AffineSDE | None = None,
-    t_min: float | None = None,
-    t_max: float | None = None,
-    end: str = "denoise",
-) -> dict[str, Decomposition]:
-    r"""The error of the law of a solver's samples on Gaussian data, part by part, without Monte Carlo: see the module.
-
-    With v the variance of the noised data in a direction, the reverse process with :math:`\eta = 0` (the flow) or 1 (the
-    SDE) takes a deviation from the mean at t to time s with the factor
-
-    .. math:: (v_s / v_t)^{(1 + \eta) / 2} \, (\alpha_t / \alpha_s)^\eta,
-
-    and adds the variance that keeps v the marginal.
-
-    Args:
-        problem: the law of the data.
-        solvers: one or several, names or objects that make rows; those that draw noise are compared with the reverse SDE.
-            What others than it do, by restarts, corrections or a diffusion of their own (er-sde), counts as discretization.
-        steps, path, t_min, t_max, end: as for :func:`scoresde.sample`.
-        believed: the Gaussian whose score the solver is given, by default that of the data.
-        sde: by default VP.
-
-    Raises:
-        ValueError: for a solver without rows or with corrections that are not linear, and a ``believed`` of another shape.
-
-    Example:
-        >>> from scoresde import problems
-        >>> found = decompose_gaussian(problems.gaussian(), ["ddpm", "ddim"], 20)
-        >>> bool(found["ddpm"].prior.value < found["ddim"].prior.value)  # noise lets a wrong start be forgotten
-        True
-    """
-    believed = problem if believed is None else believed
-    for law in (problem, believed):
-        if not isinstance(law, Gaussian):
-            raise TypeError(f"got a {type(law).__name__}; expected a Gaussian: decompose serves the other problems")
-    if believed.event != problem.event:
-        raise ValueError(
-            f"got believed data of shape {tuple(believed.event)} for data of shape {tuple(problem.event)}; expected the same"
-        )
-    where = make_path(VP() if sde is None else sde, path, steps, t_min=t_min, t_max=t_max, end=end)
-    data = Moments(problem.mean.flatten(), problem.covariance)
-    found = {}
-    for method in _methods(solvers):
-        eta = 1.0 if method.stochastic else 0.0
-        runs = ((problem, "data"), (problem, "path"), (believed, "path"))
-        laws = [data, *(_process(law, where, to, eta) for law, to in runs)]
-        laws.append(moments(method, where, believed.mean, believed.covariance, start="prior"))
-        parts = [Estimate.exact(_wasserstein(a, b)) for a, b in itertools.pairwise(laws)]
-        grown = [Estimate.exact(_wasserstein(data, law)) for law in laws[1:]]
-        assert isinstance(method, RowSolver)  # or there would be no moments
-        calls = sum(getattr(row, "at", None) is not None for row in method.rows(where))
-        found[method.name] = _decomposition(calls, parts, grown, "wasserstein")
+        found[method.name] = collected(run.evaluations, parts, [rms_error(x, data) for x in whole[1:]], "rms")
     return found
 
 
@@ -229,6 +165,7 @@ def table(found: Mapping[str, Decomposition]) -> str:
 
     Example:
         >>> from scoresde import problems
+        >>> from scoresde.compare import decompose_gaussian
         >>> text = table(decompose_gaussian(problems.gaussian(), ["ddim", "dpm-2"]))
         >>> print(text.splitlines()[0])
         | solver | evaluations | prior | stopping | score | discretization | total |
@@ -257,17 +194,15 @@ def figure(found: Mapping[str, Decomposition]) -> Figure:
         raise ValueError(f"got {len(found)} solvers by {sorted(distances)}; expected at least one, all by one distance")
     name = {"rms": "root mean square", "wasserstein": "2-Wasserstein distance per coordinate"}[distances.pop()]
     bars = {solver: {part: e.value for part, e in d.parts.items()} for solver, d in found.items()}
-    drawn = figures.decomposition(bars, xlabel=f"{name}: the parts, and as a line the total")
-    (ax,) = drawn.axes
-    for i, d in enumerate(found.values()):
-        ax.plot([d.total.value] * 2, [i - 0.45, i + 0.45], color="black", linewidth=2.5, solid_capstyle="butt", zorder=4)
-    return drawn
+    totals = {solver: d.total.value for solver, d in found.items()}
+    return figures.decomposition(bars, totals=totals, xlabel=f"{name}: parts, and the total (line, number)")
 
 
 # Parts ---------------------------------------------------------------------------------------------------------------
 
 
-def _methods(solvers: str | Solver | Iterable[str | Solver]) -> list[Solver]:
+def checked_solvers(solvers: str | Solver | Iterable[str | Solver]) -> list[Solver]:
+    """The solvers as objects, of which there is one at least, each name once."""
     listed = [solvers] if isinstance(solvers, str | Solver) else list(solvers)
     methods = [get(s) if isinstance(s, str) else s for s in listed]
     if not methods or len({m.name for m in methods}) < len(methods):
@@ -283,7 +218,7 @@ def _sde(sde: AffineSDE | None, model: ScoreModel | None) -> AffineSDE:
     return model.sde
 
 
-def _decomposition(calls: int, parts: list[Estimate], grown: list[Estimate], distance: str) -> Decomposition:
+def collected(calls: int, parts: list[Estimate], grown: list[Estimate], distance: str) -> Decomposition:
     """From the parts, and the distances from the data after each change."""
     sizes = [0.0, *(e.value for e in grown)]
     a, b, c, d = (after - before for before, after in itertools.pairwise(sizes))
@@ -301,42 +236,3 @@ def _exact_start(
     there, here = points(sde, torch.stack([torch.tensor(1.0).double(), sde.time(torch.tensor(begin.lam).double())]))
     found = flow_end(problem.model(sde), noise, Path(sde, (there, here), "stop"), tolerance=tolerance, cache=cache)
     return found.x * (begin.sigma / here.sigma)
-
-
-def _process(law: Gaussian, path: Path, to: str, eta: float) -> Moments:
-    """The law at the end of the reverse process with the score of ``law``, from the prior of ``path``."""
-    variances, basis = torch.linalg.eigh(law.covariance)
-    variances, centre = variances.clamp(min=0), basis.T @ law.mean.flatten()
-    begin = path.points[0]
-    stop = CLEAN if to == "data" else path.points[-2] if path.ends_clean else path.points[-1]
-
-    def marginal(p: Point) -> Tensor:
-        return cast(Tensor, p.alpha**2 * variances + p.sigma**2)
-
-    gain = (marginal(stop) / marginal(begin)) ** ((1 + eta) / 2) * (begin.alpha / stop.alpha) ** eta
-    mean = stop.alpha * centre - gain * begin.alpha * centre  # the prior's mean is zero
-    variance = marginal(stop) + gain**2 * (begin.sigma**2 - marginal(begin))
-    if to == "path" and path.ends_clean:
-        slope = stop.alpha * variances / marginal(stop)  # of the data prediction
-        offset = centre * (1 - slope * stop.alpha)
-        if path.end == "flow":
-            slope, offset = 0.5 * (slope + 1 / stop.alpha), 0.5 * offset
-        mean, variance = slope * mean + offset, slope**2 * variance
-    return Moments(basis @ mean, (basis * variance) @ basis.T)
-
-
-def _wasserstein(a: Moments, b: Moments) -> float:
-    """The 2-Wasserstein distance of two Gaussians, divided by the root of the dimension.
-
-    The nearest roots of both covariances are subtracted, not their traces, so that small distances keep their digits.
-    """
-    of_a, of_b = (_root(m.covariance) for m in (a, b))
-    u, _, v = torch.linalg.svd(of_b.mT @ of_a)
-    squared = (a.mean - b.mean).square().sum() + (of_a - of_b @ (u @ v)).square().sum()
-    return math.sqrt(float(squared) / len(a.mean))
-
-
-def _root(covariance: Tensor) -> Tensor:
-    """A matrix A with A A^T = C."""
-    values, vectors = torch.linalg.eigh(covariance)
-    return cast(Tensor, vectors * values.clamp(min=0).sqrt())

@@ -5,147 +5,24 @@ it derives from its training chain: as ``sigmas``, where it is written in them, 
 path's points for its steps. Options are the packages' defaults, but for two that suppose a last step to sigma = 0, where
 here all solvers make the same last move: the final steps of lower order that diffusers takes there are left to the orders
 of the method.
-
-The modules are loaded by themselves, without what else their packages import: neither needs torchvision then.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
-import inspect
-import logging
-import sys
-import types
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoresde.compare.foreign import Foreign, Levels
+from scoresde.compare.peer_modules import diffusers_scheduler, k_diffusion_sampling
 from scoresde.solvers import Description
 
-__all__ = ["PEERS", "diffusers_scheduler", "k_diffusion_sampling", "missing"]
-
-# Loading -------------------------------------------------------------------------------------------------------------
-
-
-def _folder(package: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            f"{package.replace('_', '-')} is not installed: pip install --no-deps {package.replace('_', '-')}"
-        )
-    return Path(spec.submodule_search_locations[0])
-
-
-def _load(name: str, file: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _stub(name: str, **contents: Any) -> types.ModuleType:
-    """A module of that name, as a package, with these contents; one that is there already is left alone."""
-    if name not in sys.modules:
-        stub = types.ModuleType(name)
-        stub.__path__ = []
-        vars(stub).update(contents)
-        sys.modules[name] = stub
-    return sys.modules[name]
-
-
-@functools.cache
-def k_diffusion_sampling() -> Any:
-    """The module ``k_diffusion.sampling``, under another name, so that the package itself can be imported beside it.
-
-    Raises:
-        ModuleNotFoundError: where k-diffusion is not installed.
-    """
-    folder = _folder("k_diffusion")
-
-    def append_dims(x: Tensor, ndim: int) -> Tensor:
-        return x[(...,) + (None,) * (ndim - x.ndim)]
-
-    utils = _stub("peer_k_diffusion.utils", append_dims=append_dims)
-    _stub("peer_k_diffusion", utils=utils)
-    absent = importlib.util.find_spec("torchdiffeq") is None
-    if absent:  # for its log-likelihood, which nothing here uses
-        _stub("torchdiffeq", odeint=None)
-    try:
-        return _load("peer_k_diffusion.sampling", folder / "sampling.py")
-    finally:
-        if absent:
-            del sys.modules["torchdiffeq"]
-
-
-def _register_to_config(init: Any) -> Any:
-    @functools.wraps(init)
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
-        bound = inspect.signature(init).bind(self, *args, **kwargs)
-        bound.apply_defaults()
-        self.config = types.SimpleNamespace(**{k: v for k, v in bound.arguments.items() if k != "self"})
-        init(self, *args, **kwargs)
-
-    return wrapped
-
-
-@functools.cache
-def diffusers_scheduler(module: str, name: str) -> Any:
-    """The class ``name`` of ``diffusers.schedulers.<module>``; what it takes from the rest of its package are configuration
-    and downloads.
-
-    Raises:
-        ModuleNotFoundError: where diffusers is not installed.
-    """
-    folder, root = _folder("diffusers"), "peer_diffusers"
-    output = type("BaseOutput", (), {})
-    _stub(root)
-    _stub(f"{root}.schedulers")
-    _stub(
-        f"{root}.configuration_utils",
-        ConfigMixin=type("ConfigMixin", (), {}),
-        register_to_config=_register_to_config,
-    )
-    _stub(
-        f"{root}.utils",
-        deprecate=lambda *_, **__: None,
-        is_scipy_available=lambda: True,
-        BaseOutput=output,
-        logging=types.SimpleNamespace(get_logger=logging.getLogger),
-    )
-    _stub(f"{root}.utils.torch_utils", randn_tensor=None)
-    _stub(
-        f"{root}.schedulers.scheduling_utils",
-        KarrasDiffusionSchedulers=(),
-        SchedulerMixin=type("SchedulerMixin", (), {}),
-        SchedulerOutput=types.SimpleNamespace,
-    )
-    full = f"{root}.schedulers.{module}"
-    return getattr(sys.modules.get(full) or _load(full, folder / "schedulers" / f"{module}.py"), name)
-
-
-def missing() -> dict[str, str]:
-    """The packages that are not installed, each with what to do."""
-    absent = {}
-    for package, folder in (("k-diffusion", "k_diffusion"), ("diffusers", "diffusers")):
-        try:
-            _folder(folder)
-        except ModuleNotFoundError as error:
-            absent[package] = str(error)
-    return absent
-
+__all__ = ["PEERS"]
 
 # k-diffusion ---------------------------------------------------------------------------------------------------------
 

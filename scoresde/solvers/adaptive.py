@@ -1,18 +1,15 @@
 r"""The probability flow by embedded pairs, with the error and the step of every sample its own.
 
 With :math:`y = x / \alpha` and :math:`\rho = \sigma / \alpha = e^{-\lambda}` the flow is :math:`dy/d\rho = \epsilon`, or
-:math:`dy/d\lambda = -\rho\, \epsilon`. A pair makes two estimates of the end of a step from the same evaluations,
-
-.. math:: x_i = \frac{\alpha_i}{\alpha_u} x_u + \sum_j w_{ij}\, \epsilon_j,
-
-of which the better one is kept. Their difference decides whether it is, and how long the next step will be: see
+:math:`dy/d\lambda = -\rho\, \epsilon`. A pair (:mod:`scoresde.solvers.pairs`) makes two estimates of the end of a step, of
+which the better one is kept. Their difference decides whether it is, and how long the next step will be: see
 :mod:`scoresde.solvers.control`. All samples are evaluated together, at a time each; one that has arrived stays as it is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,21 +21,13 @@ from scoresde.sde import AffineSDE
 from scoresde.solvers.control import Controller, OwnSteps, as_it_is, bounded, scaled_error, smooth
 from scoresde.solvers.drivers import Denoiser, State
 from scoresde.solvers.noise import FreshNoise
+from scoresde.solvers.pairs import DPM_12, DPM_23, Pair, Where, bogacki_shampine_32, dormand_prince_54
 from scoresde.solvers.path import Point
 from scoresde.solvers.solver import Description
 
-__all__ = ["Adaptive", "Pair", "bogacki_shampine", "dormand_prince", "dpm_adaptive"]
+__all__ = ["Adaptive", "bogacki_shampine", "dormand_prince", "dpm_adaptive"]
 
 DPM = "Lu et al. 2022, arXiv:2206.00927"
-
-
-class Where(NamedTuple):
-    """The marginals at one time per sample, each of shape ``(batch,)``, in float64."""
-
-    lam: Tensor
-    t: Tensor
-    alpha: Tensor
-    sigma: Tensor
 
 
 class Here(NamedTuple):
@@ -47,83 +36,6 @@ class Here(NamedTuple):
     u: Where
     x: Tensor
     slope: Tensor
-
-
-Weights = Callable[[list[Where], int], list[Tensor]]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An embedded pair.
-
-    Attributes:
-        order: of the better estimate, which is kept.
-        c: where its n evaluations are, as fractions of the step in its clock; the first is 0. A pair whose last one is 1 has
-            evaluated at the end of the step, which the next step starts with.
-        weights: ``weights(where, i)``: the factors of the noise predictions, each of shape ``(batch,)``, in the state at
-            ``where[i]``, given all n + 1 points: those of the evaluations and the end. i = 1 .. n - 1 is a stage, i = n the
-            end, i = n + 1 the other estimate of the end.
-        clock: "lam" or "rho", the variable of which ``c`` are fractions.
-    """
-
-    order: int
-    c: tuple[float, ...]
-    weights: Weights
-    clock: str
-
-    @property
-    def reuses_last(self) -> bool:
-        """Whether the last evaluation of an accepted step is the first of the next."""
-        return self.c[-1] == 1
-
-    def lams(self, u: Tensor, v: Tensor) -> list[Tensor]:
-        """lam at all points of a step from ``u`` to ``v``."""
-        if self.clock == "lam":
-            inner = [u + c * (v - u) for c in self.c[1:]]
-        else:
-            inner = [u - torch.log1p(c * torch.expm1(u - v)) if c < 1 else v for c in self.c[1:]]
-        return [u, *inner, v]
-
-
-def _tableau(order: int, c: tuple[float, ...], a: list[list[float]], b: list[float], low: list[float], clock: str) -> Pair:
-    """A Butcher tableau; the first row of ``a``, which is empty, is left out."""
-    if clock not in ("lam", "rho"):
-        raise ValueError(f"got clock={clock!r}; expected 'lam' or 'rho'")
-    rows = [*a, b, low]
-
-    def weights(where: list[Where], i: int) -> list[Tensor]:
-        row, alpha = rows[i - 1], where[min(i, len(where) - 1)].alpha
-        u, v = where[0].lam, where[-1].lam
-        if clock == "lam":
-            return [-w * alpha * (v - u) * torch.exp(-where[j].lam) for j, w in enumerate(row)]
-        return [w * alpha * torch.exp(-u) * torch.expm1(u - v) for w in row]
-
-    return Pair(order, c, weights, clock)
-
-
-def _phi(h: Tensor) -> Tensor:
-    """(e^h - 1) / h - 1, by its series where it cancels."""
-    series = h * (1 / 2 + h * (1 / 6 + h * (1 / 24 + h * (1 / 120 + h * (1 / 720 + h / 5040)))))
-    safe = torch.where(h == 0, 1.0, h)
-    return torch.where(h.abs() < 1e-2, series, torch.expm1(safe) / safe - 1)
-
-
-def _dpm_12(where: list[Where], i: int) -> list[Tensor]:
-    """DPM-Solver-1 beside DPM-Solver-2 with the middle of the step."""
-    u, to = where[0], where[min(i, 2)]
-    whole = -to.sigma * torch.expm1(to.lam - u.lam)
-    zero = torch.zeros_like(whole)
-    return {1: [whole], 2: [zero, whole], 3: [whole, zero]}[i]
-
-
-def _dpm_23(where: list[Where], i: int) -> list[Tensor]:
-    """DPM-Solver-2 with a third of the step beside DPM-Solver-3."""
-    u, to = where[0], where[min(i, 3)]
-    h = to.lam - u.lam
-    whole, line = -to.sigma * torch.expm1(h), -to.sigma * _phi(h)
-    zero = torch.zeros_like(whole)
-    ends = {1: [whole], 2: [whole - 2 * line, 2 * line], 3: [whole - 1.5 * line, zero, 1.5 * line]}
-    return ends[i] if i in ends else [-0.5 * whole, 1.5 * whole, zero]
 
 
 @dataclass(frozen=True, repr=False)
@@ -327,7 +239,7 @@ def dpm_adaptive(
     Source: Lu et al., "DPM-Solver", 2022, https://arxiv.org/abs/2206.00927, appendix C; k-diffusion's
     ``sample_dpm_adaptive``.
     """
-    pairs = {12: Pair(2, (0.0, 0.5), _dpm_12, "lam"), 23: Pair(3, (0.0, 1 / 3, 2 / 3), _dpm_23, "lam")}
+    pairs = {12: DPM_12, 23: DPM_23}
     if order not in pairs:
         raise ValueError(f"got order={order}; expected 12 or 23")
     if controller not in ("published", "k-diffusion"):
@@ -350,8 +262,7 @@ def bogacki_shampine(rtol: float = 1e-3, atol: float = 1e-3, clock: str = "lam")
 
     Source: Bogacki and Shampine, "A 3(2) pair of Runge-Kutta formulas", 1989.
     """
-    a = [[1 / 2], [0, 3 / 4], [2 / 9, 1 / 3, 4 / 9]]
-    pair = _tableau(3, (0, 1 / 2, 3 / 4, 1), a, [*a[-1], 0], [7 / 24, 1 / 4, 1 / 3, 1 / 8], clock)
+    pair = bogacki_shampine_32(clock)
     return Adaptive(Description("bs3", "adaptive", "Bogacki & Shampine 1989", evaluations=None), pair, rtol, atol, _pi(pair))
 
 
@@ -361,16 +272,7 @@ def dormand_prince(rtol: float = 1e-5, atol: float = 1e-5, clock: str = "lam") -
     The method of :func:`~scoresde.solvers.rk45`, for each sample by itself and in the state's own precision.
     Source: Dormand and Prince, "A family of embedded Runge-Kutta formulae", 1980.
     """
-    a = [
-        [1 / 5],
-        [3 / 40, 9 / 40],
-        [44 / 45, -56 / 15, 32 / 9],
-        [19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729],
-        [9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656],
-        [35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84],
-    ]
-    low = [5179 / 57600, 0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40]
-    pair = _tableau(5, (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1), a, [*a[-1], 0], low, clock)
+    pair = dormand_prince_54(clock)
     return Adaptive(
         Description("dopri5", "adaptive", "Dormand & Prince 1980", evaluations=None), pair, rtol, atol, _pi(pair)
     )

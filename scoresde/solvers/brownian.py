@@ -1,13 +1,9 @@
 r"""One Brownian path for all solvers: a tree of cells that holds the exponential integrals of dW.
 
 A step u -> v of an exponential integrator draws :math:`I_k(u, v) = \int_u^v e^{k s}\, dW_s`, with a rate k of its own: the
-kernel. For finitely many kernels these are inner products of dW with a space E of functions, spanned by the
-:math:`e^{k s}`. On a cell, an interval of lam, dW enters through its coefficients in the orthonormal basis of E there, which
-are independent standard normal numbers. A function of E, restricted to half a cell, is a function of E again: so the
-coefficients of a cell are an exact linear function of those of its two halves, and theirs are an orthogonal matrix times
-the coefficients of the cell and as many fresh numbers. With one constant function that is the bridge of Brownian motion;
-with polynomials it would be the multiwavelets of Alpert ("A class of bases in L^2 for the sparse representation of integral
-operators", 1993).
+kernel. On a cell, an interval of lam, dW enters through a few independent standard normal numbers, its coefficients (see
+:mod:`scoresde.solvers.multiwavelets`). Those of the two parts of a cell are an orthogonal matrix times those of the cell and
+as many fresh numbers, so that the tree grows downwards, to wherever a step ends.
 """
 
 from __future__ import annotations
@@ -18,21 +14,18 @@ import math
 import struct
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from scoresde.solvers import scalar
-from scoresde.solvers.coefficients import gauss_legendre
+from scoresde.solvers.multiwavelets import Kernels, cell_weights, split_matrix
 from scoresde.solvers.noise import FreshNoise
 from scoresde.solvers.path import Path, Point
 
 __all__ = ["BrownianNoise"]
 
-Kernels = tuple[float, ...]
 _LONGEST = 4.0  # in units of the fastest kernel: what Gauss's rule integrates to rounding
 _SAME = 1e-9  # two values of lam that differ by less are one, but for rounding
 
@@ -156,7 +149,7 @@ class BrownianNoise(FreshNoise):
         weights = []
         for cell in cells:
             scale = math.exp(kernel * (0.5 * (cell.low + cell.high) - v))
-            weights.append([scale * c for c in _weights(self.kernels, kernel, cell.high - cell.low)])
+            weights.append([scale * c for c in cell_weights(self.kernels, kernel, cell.high - cell.low)])
         return cells, weights
 
     def _cover(self, u: float, v: float) -> list[_Cell]:
@@ -233,7 +226,7 @@ class BrownianNoise(FreshNoise):
         low, middle, high = cell.key
         terms = (*self._normal((low, high, 0.0)), *self._part(cell.parent))
         # The cell above is the newest entry, so that its memory is not the room that is made.
-        for out, line in zip(self._room(cell.key), _split(self.kernels, middle - low, high - middle), strict=True):
+        for out, line in zip(self._room(cell.key), split_matrix(self.kernels, middle - low, high - middle), strict=True):
             torch.mul(terms[0], line[0], out=out)
             for xi, c in zip(terms[1:], line[1:], strict=True):
                 if c:
@@ -280,46 +273,6 @@ def _middle(i: int, j: int) -> int:
     """The number between ``i`` and ``j`` that 2 divides most often, so that every 2^n-th knot lies high up in the tree."""
     shift = (i ^ (j - 1)).bit_length() - 1
     return (j - 1) >> shift << shift
-
-
-Matrix = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-
-
-def _values(kernels: Kernels, lengths: Sequence[float]) -> list[Matrix]:
-    """e^{k s} on adjacent cells, s from the middle of them all, at Gauss's nodes, times the roots of his weights."""
-    theta, weights = (g.numpy() for g in gauss_legendre())
-    out, low = [], -0.5 * sum(lengths)
-    for length in lengths:
-        out.append(np.exp(np.outer(low + length * theta, kernels)) * np.sqrt(length * weights)[:, None])
-        low += length
-    return out
-
-
-def _orthonormal(columns: Matrix) -> Matrix:
-    """Their Gram-Schmidt orthonormalisation, which is unique: the same for a cell by itself and as part of another."""
-    q, r = np.linalg.qr(columns)
-    return cast(Matrix, q * np.where(np.diag(r) < 0, -1.0, 1.0))
-
-
-@lru_cache(maxsize=4096)
-def _weights(kernels: Kernels, kernel: float, length: float) -> list[float]:
-    """The inner products of e^{kernel s}, s from the middle of a cell, with the basis there."""
-    basis = _orthonormal(_values(kernels, [length])[0])
-    return cast(list[float], (_values((kernel,), [length])[0][:, 0] @ basis).tolist())
-
-
-@lru_cache(maxsize=4096)
-def _split(kernels: Kernels, left: float, right: float) -> list[list[float]]:
-    """The orthogonal matrix from fresh numbers and a cell's coefficients to those of its two parts."""
-    n = len(kernels)
-    parts = _values(kernels, [left, right])
-    whole = np.split(_orthonormal(np.concatenate(parts)), 2)
-    down = np.concatenate([_orthonormal(part).T @ values for part, values in zip(parts, whole, strict=True)])
-    # Of all rotations of the fresh numbers the one that makes their factors in the left part a triangle, a unique one. So
-    # are those of the cell's own, since the first functions of a basis span the same space on a cell as on its parts.
-    new = np.linalg.qr(down, mode="complete")[0][:, n:]
-    matrix = np.hstack([new @ _orthonormal(new[:n].T), _orthonormal(down)])
-    return cast(list[list[float]], np.where(np.abs(matrix) < 1e-15, 0.0, matrix).tolist())
 
 
 _MASK = 2**64 - 1

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from scoresde.solvers.noise import NoiseSource
 from scoresde.solvers.path import Point
 from scoresde.solvers.rows import Langevin, LearnedNoise, Op, Row
 from scoresde.solvers.scalar import plain
@@ -109,10 +110,23 @@ def interpolated(row: Row, y: Tensor, m: Tensor) -> Tensor:
     return m if (row.p, row.q) == (0, 1) else plus(scaled(y, row.p), m, row.q)
 
 
-def nonlinear(row: Langevin | LearnedNoise, x: Tensor, prediction: Any, xi: Tensor) -> Tensor:
-    """The state after an update that is not a linear row, from what its evaluation gave and the draw ``xi``."""
-    if isinstance(row, Langevin):
-        return langevin(row, x, prediction, xi)
+def nonlinear(
+    row: Langevin | LearnedNoise,
+    evaluation: Evaluation,
+    x: Tensor,
+    noise: NoiseSource,
+    project: Project | None,
+    room: Tensor,
+) -> Tensor:
+    """The state after an update that is not a linear row: evaluated, its noise drawn into ``room``, and projected."""
+    prediction = evaluation(x)
+    xi = noise(row.at, row.to, room, row.kernel)
+    y = langevin(row, x, prediction, xi) if isinstance(row, Langevin) else learned_noise(row, x, prediction, xi)
+    return y if project is None else project(y, row.to.t)
+
+
+def learned_noise(row: LearnedNoise, x: Tensor, prediction: Any, xi: Tensor) -> Tensor:
+    """The state after a step with learned noise, from both outputs of the model and the draw ``xi``."""
     m, fraction = prediction
     std = torch.exp(math.log(row.upper / row.lower) * fraction + math.log(row.lower))
     return torch.add(row.w * m, x, alpha=row.a) + std * xi

@@ -97,8 +97,7 @@ def _states(
     y, step = x, 0
     for row in rows:
         if not isinstance(row, Row):
-            y = nonlinear(row, x, next(evaluate)(x), noise(row.at, row.to, torch.empty_like(x), row.kernel))
-            x = y = y if project is None else project(y, row.to.t)
+            x = y = nonlinear(row, next(evaluate), x, noise, project, torch.empty_like(x))
             step += row.ends_step
             yield State(step, row.to, x)
             continue

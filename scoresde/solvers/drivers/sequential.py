@@ -101,8 +101,7 @@ def _states(
     y, step = x, 0
     for row in rows:
         if not isinstance(row, Row):
-            y = nonlinear(row, x, next(evaluate)(x), noise(row.at, row.to, torch.empty_like(x), row.kernel))
-            x = y = y if project is None else project(y, row.to.t)
+            x = y = nonlinear(row, next(evaluate), x, noise, project, torch.empty_like(x))
             step += row.ends_step
             yield State(step, row.to, x)
             continue
@@ -163,10 +162,7 @@ def run_in_place(
     y, step = x, 0
     for row in rows:
         if not isinstance(row, Row):
-            x.copy_(nonlinear(row, x, next(evaluate)(x), noise(row.at, row.to, draws[0], row.kernel)))
-            if project is not None:
-                x.copy_(project(x, row.to.t))
-            y = x
+            y = x.copy_(nonlinear(row, next(evaluate), x, noise, project, draws[0]))
             step += row.ends_step
             if row.ends_step and on_step is not None:
                 on_step(step)
