@@ -151,7 +151,13 @@ def sample(
     if not isinstance(method, Solver):
         raise TypeError(f"got solver {solver!r}; expected a name or a solver object")
     if isinstance(model, ReverseSDE):
-        _refuse_rows(driver, project)
+        rows_only = {
+            "driver": driver not in ("auto", "readable"),
+            "project": project,
+            "noise": noise,
+            "transform": transform,
+        }
+        _refuse_without_marginals({**rows_only, "end": end == "flow", **dict.fromkeys(conditions, True)})
         general = falling_times(model.forward.span, path, steps, t_max, t_min)
         x, fresh = start(shape_or_start, None, seed, model.forward.prior_std, device, dtype)
         return _integrate(model, method, general, x, fresh, progress, callback)
@@ -175,7 +181,7 @@ def sample(
         finite = bool(torch.isfinite(last.x).all())  # the one synchronisation with the device
         seconds, evaluations = time.perf_counter() - begin, door.evaluations
         if not finite:
-            last = run.again(drawn).last_checked()
+            last = run.again(drawn and noise is None).last_checked()
     times = tuple(value(t) for t in where.times[: last.reached])
     return Samples(last.x, evaluations, seconds, run.noise.seeds, method.name, times, dict(last.info or {}))
 
@@ -214,11 +220,12 @@ def _loop(
     return loop
 
 
-def _refuse_rows(driver: str | Driver, project: Project | None) -> None:
-    if driver not in ("auto", "readable") or project is not None:
+def _refuse_without_marginals(given: Mapping[str, Any]) -> None:
+    """Refuse what only a score model, and a step that is a row, have a use for."""
+    if names := [name for name, value in given.items() if value is not None and value is not False]:
         raise ValueError(
-            "got a driver or a projection for an SDE without marginals, whose steps are not rows; expected driver='auto' "
-            "and no projection"
+            f"got {', '.join(names)} for an SDE without marginals, of which there are a drift and a diffusion but no rows, "
+            "no data predictions and no network; expected none of these: conditions belong in the score of sde.reverse"
         )
 
 

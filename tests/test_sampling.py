@@ -122,15 +122,17 @@ def test_a_non_finite_state_names_the_step_and_keeps_the_last_finite_one() -> No
         torch.testing.assert_close(caught.value.last_finite, wanted)
 
 
-def test_the_step_that_failed_is_found_with_the_same_noise() -> None:
+@pytest.mark.parametrize("given", [False, True], ids=["seed", "noise"])
+def test_the_step_that_failed_is_found_with_the_same_noise(given: bool) -> None:
     """A network that fails where its own, random, state goes: the second run must go there too."""
     model = ScoreModel(lambda x, t: torch.where(x[:, :1].abs() > 1.0, torch.nan, 0.9) * x, VP())
     path, found = make_path(VP(), "quadratic", 30), 0
     for seed in range(20):
         failures = []
         for callback in (lambda state: None, None):
+            source = {"noise": solvers.FreshNoise([seed], "cpu")} if given else {"seed": seed}
             try:
-                sample(model, (1, 2), "ddpm", path=path, seed=seed, callback=callback, progress=False)
+                sample(model, (1, 2), "ddpm", path=path, callback=callback, progress=False, **source)
             except NonFiniteError as error:
                 failures.append(error)
         if failures:
@@ -217,6 +219,17 @@ OU, OU_SCORE = ornstein_uhlenbeck()
         (lambda m: sample(OU.reverse(OU_SCORE), (4, 2), "rk45"), ValueError, "integrates the probability flow"),
         (lambda m: sample(OU.probability_flow(OU_SCORE), (4, 2), "torchsde-srk"), ValueError, "needs noise"),
         (lambda m: sample(OU.reverse(OU_SCORE), (4, 2), "heun", path="karras"), ValueError, "without marginals"),
+        (lambda m: sample(OU.reverse(OU_SCORE), (4, 2), "heun", end="flow"), ValueError, "got end for an SDE without"),
+        (
+            lambda m: sample(OU.reverse(OU_SCORE), (4, 2), "heun", transform=lambda m, t: m, label=torch.ones(4)),
+            ValueError,
+            "got transform, label for an SDE without marginals",
+        ),
+        (
+            lambda m: sample(OU.reverse(OU_SCORE), (4, 2), "heun", noise=solvers.FreshNoise([1, 2, 3, 4], "cpu")),
+            ValueError,
+            "got noise for an SDE without marginals",
+        ),
         (lambda m: sample(OU.reverse(OU_SCORE), (4, 2), "heun", steps=0), ValueError, "got steps=0"),
         (lambda m: sample(OU.reverse(OU_SCORE), (4, 2), "heun", path=[0.0, 1.0]), ValueError, "expected falling times"),
     ],
