@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from scoresde import models
 from scoresde._files import replacing
-from scoresde._settings import check_names, near, parse
+from scoresde._near import near
+from scoresde._settings import check_names, parse
 from scoresde.chain import DDPM, Chain
 from scoresde.models import MLP, UNet
 from scoresde.score import ScoreModel

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import tomllib
 from collections.abc import Callable, Collection
 from typing import Any
 
-__all__ = ["check_names", "near", "parse"]
+from scoresde._near import near
 
-
-def near(name: str, known: Collection[str]) -> str:
-    """What to say of a name that is not among the ``known`` ones: which come nearest, or nothing."""
-    found = difflib.get_close_matches(name.lower(), known, n=2)
-    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+__all__ = ["check_names", "parse"]
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from scoresde._door import Door, Transform, evaluation_mode, start
 from scoresde._general import CountedDynamics, falling_times
+from scoresde._near import near
 from scoresde.score import ScoreModel
 from scoresde.sde import AffineSDE, ReverseSDE
 from scoresde.solvers.brownian import BrownianNoise
@@ -194,8 +194,7 @@ def _loop(
 ) -> Driver | None:
     """The driver to run the rows of ``method`` with, or ``None`` for a solver that has a loop of its own."""
     if isinstance(driver, str) and driver != "auto" and driver not in DRIVERS:
-        near = difflib.get_close_matches(driver, DRIVERS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = near(driver, DRIVERS)
         raise ValueError(f"got driver {driver!r}; expected 'auto', {', '.join(map(repr, DRIVERS))} or a driver itself{hint}")
     if not isinstance(method, RowSolver):
         if driver not in ("auto", "readable"):

@@ -19,7 +19,6 @@ does not cancel, in float64.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoresde._near import near
 from scoresde._shape import check_batch, expand
 from scoresde.chain import Chain
 from scoresde.sde import AffineSDE, Time
@@ -117,8 +117,7 @@ class ScoreModel(nn.Module):
     ) -> None:
         super().__init__()
         if predicts not in PREDICTIONS:
-            near = difflib.get_close_matches(predicts, PREDICTIONS, n=2)
-            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            hint = near(predicts, PREDICTIONS)
             raise ValueError(f"got predicts={predicts!r}; expected one of {', '.join(PREDICTIONS)}{hint}")
         if not isinstance(sde, AffineSDE | Chain):
             raise TypeError(

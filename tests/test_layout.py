@@ -23,7 +23,7 @@ import scoresde
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "scoresde"
 
-_SDE = {"_shape", "sde"}
+_SDE = {"_near", "_shape", "sde"}
 _SCORE = _SDE | {"chain", "score"}
 _TOP = _SCORE | {
     "objectives",
@@ -42,16 +42,17 @@ _TOP = _SCORE | {
 ALLOWED: dict[str, set[str]] = {
     "_shape": set(),
     "_files": set(),
-    "_settings": set(),
+    "_near": set(),
+    "_settings": {"_near"},
     "sde": {"_shape"},
     "chain": _SDE,
     "score": _SDE | {"chain"},
     "objectives": _SCORE,
     "problems": _SCORE | {"data"},
     "solvers": _SDE,
-    "models": set(),
+    "models": {"_near"},
     "weights": _SCORE | {"models"},
-    "data": set(),
+    "data": {"_near"},
     "metrics": {"_shape"},
     "_door": _SCORE | {"solvers"},
     "_general": {"sde", "solvers"},
@@ -59,7 +60,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": _SCORE | {"_files", "objectives", "models", "data", "weights"},
     "evaluation": _SCORE | {"_files", "solvers", "data", "metrics", "sampling"},
     "plots": {"_files", "solvers", "training"},
-    "presets": {"_settings", "models"},
+    "presets": {"_near", "_settings", "models"},
     "_runs": _SCORE | {"_files", "_settings", "models", "training"},
     "demo": _TOP | {"_files", "_runs", "plots"},
     "analysis": _SCORE | {"problems", "solvers", "sampling"},

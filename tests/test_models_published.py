@@ -103,7 +103,7 @@ def test_published_sizes_are_those_of_the_papers_tables() -> None:
 
 
 def test_unknown_presets_name_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"got the preset 'ddpm_cifar'; expected one of .* such as ddpm-cifar10"):
+    with pytest.raises(ValueError, match=r"got the preset 'ddpm_cifar'; expected one of .* did you mean 'ddpm-cifar10'"):
         models.build("ddpm_cifar")
 
 

@@ -527,7 +527,7 @@ def test_a_file_of_options_is_a_command_line_which_overrides_it(tmp_path: Path) 
     assert (tmp_path / "a" / "samples" / "000000002.png").exists()
     config.write_text('batchsize = 3\ndata = "x"')
     refused = invoke("train", config, "--out", tmp_path / "c")
-    assert refused.exit_code == 2 and "got 'batchsize' in" in refused.stderr and "did you mean batch_size" in refused.stderr
+    assert refused.exit_code == 2 and "got 'batchsize' in" in refused.stderr and "did you mean 'batch_size'" in refused.stderr
 
 
 def test_the_command_trains_on_labels_which_it_hides(tmp_path: Path) -> None:

@@ -450,7 +450,7 @@ def test_a_plain_pickle_is_not_run(tmp_path: Path) -> None:
 
 
 def test_an_unknown_configuration_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="such as edm-cifar10-32x32-cond-v"):
+    with pytest.raises(WeightsError, match="did you mean 'edm-cifar10-32x32-cond-v"):
         weights.load(tmp_path / "file.pt", "edm-cifar10-cond-vp")
 
 

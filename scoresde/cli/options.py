@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from scoresde import presets
+from scoresde._near import near
 from scoresde._runs import SDES
-from scoresde._settings import near
 from scoresde.cli.errors import reported
 
 __all__ = ["checked", "from_file", "from_preset", "parse_shape"]

@@ -12,7 +12,8 @@ import typer
 from torch import Tensor
 
 from scoresde import _runs, data, metrics, plots
-from scoresde._settings import check_names, near, parse
+from scoresde._near import near
+from scoresde._settings import check_names, parse
 from scoresde.chain import Chain, ChainSDE
 from scoresde.cli import options
 from scoresde.cli.errors import reported

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde._near import near
 from scoresde.compare.cases import Case
 from scoresde.compare.measures import MEASURES, Measure
 from scoresde.compare.peer_modules import missing
@@ -152,9 +152,7 @@ def _fingerprint(solver: Solver) -> str:
 
 
 def _unknown(kind: str, name: object, known: Sequence[str]) -> ValueError:
-    near = difflib.get_close_matches(str(name), known, n=2)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return ValueError(f"got {kind} {name!r}; expected one of {', '.join(known)}{hint}")
+    return ValueError(f"got {kind} {name!r}; expected one of {', '.join(known)}{near(name, known)}")
 
 
 def _whole(value: Any, name: str, least: int) -> int:

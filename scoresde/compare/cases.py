@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde._near import near
 from scoresde.problems import PROBLEMS
 from scoresde.score import ScoreModel
 from scoresde.sde import VP, AffineSDE
@@ -47,8 +47,7 @@ class Case:
         """A problem, or the name of one, on an SDE, by default VP."""
         if isinstance(problem, str):
             if problem not in PROBLEMS:
-                near = difflib.get_close_matches(problem, PROBLEMS, n=2)
-                hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+                hint = near(problem, PROBLEMS)
                 raise ValueError(f"got problem {problem!r}; expected one of {', '.join(PROBLEMS)}{hint}")
             problem = PROBLEMS[problem]()
         return cls(problem.model(VP() if sde is None else sde), tuple(problem.event), problem, n=n)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from scoresde import problems, solvers
+from scoresde._near import near
 from scoresde.compare.cases import Case
 from scoresde.sde import EDM, VE, VP, AffineSDE, RectifiedFlow
 from scoresde.solvers import Solver
@@ -60,9 +60,7 @@ class Suite:
 def suite(name: str) -> Suite:
     """The suite called ``name``, or a ValueError with the nearest names."""
     if name not in SUITES:
-        near = difflib.get_close_matches(name, SUITES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"got suite {name!r}; expected one of {', '.join(SUITES)}{hint}")
+        raise ValueError(f"got suite {name!r}; expected one of {', '.join(SUITES)}{near(name, SUITES)}")
     return SUITES[name]
 
 

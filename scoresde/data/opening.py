@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde._near import near
 from scoresde.data.arrays import as_labels, as_samples, read
 from scoresde.data.dataset import Arrays, Dataset, Flipped
 from scoresde.data.folders import image_names, open_folder
@@ -137,8 +137,7 @@ def _open(source: str | Path, split: str | None, options: dict[str, Any]) -> Dat
         tables = sorted(path.glob("*.parquet"))
         return open_parquet(tables, **options) if tables and not image_names(path) else open_folder(path, **options)
     if not path.exists():
-        near = difflib.get_close_matches(str(source), DATASETS, n=2)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        hint = near(source, DATASETS)
         raise ValueError(f"found no file {str(source)!r}, and the data known by name are: {', '.join(DATASETS)}{hint}")
     with path.open("rb") as file:
         if file.read(4) == b"PAR1" or path.suffix == ".parquet":

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from scoresde._near import near
 from scoresde.models.dit import DiT
 from scoresde.models.ncsnv2 import NCSNv2
 from scoresde.models.unet import UNet
@@ -171,9 +172,8 @@ def build(name: str, **changes: Any) -> nn.Module:
         >>> sum(p.numel() for p in build("ddpm-cifar10").parameters())
         35746307
     """
-    import difflib
 
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=3) or list(PRESETS)
-        raise ValueError(f"got the preset {name!r}; expected one of scoresde.models.PRESETS, such as {', '.join(near)}")
+        hint = near(name, PRESETS, n=3) or f": {', '.join(PRESETS)}"
+        raise ValueError(f"got the preset {name!r}; expected one of scoresde.models.PRESETS{hint}")
     return PRESETS[name].build(**changes)

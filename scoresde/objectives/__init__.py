@@ -8,8 +8,8 @@ implicit and sliced score matching, and the dequantization of data on a grid, un
 from scoresde.objectives.bound import Hybrid, VariationalBound
 from scoresde.objectives.dequantization import LearnedDequantization, LogisticNoise, bits_per_dim, dequantize
 from scoresde.objectives.implicit import ImplicitScoreMatching
+from scoresde.objectives.label_dropout import LabelDropout
 from scoresde.objectives.matching import DSM, NOISES, OBJECTIVES, Objective, noised, objective, target
-from scoresde.objectives.preparation import LabelDropout
 from scoresde.objectives.times import (
     TIMES,
     AdaptiveTimes,

@@ -26,9 +26,9 @@ from torch.distributions import AffineTransform, ComposeTransform, SigmoidTransf
 
 from scoresde._shape import check_batch
 from scoresde.objectives.bound import VariationalBound
-from scoresde.objectives.matching import DSM, Objective, times_of
-from scoresde.objectives.times import AdaptiveTimes, LogNormalTimes, Times
-from scoresde.objectives.weightings import WEIGHTINGS, Weighting
+from scoresde.objectives.matching import DSM, Around, Objective, times_of
+from scoresde.objectives.times import AdaptiveTimes, LogNormalTimes
+from scoresde.objectives.weightings import WEIGHTINGS
 from scoresde.score import ScoreModel
 
 __all__ = ["LearnedDequantization", "LogisticNoise", "bits_per_dim", "dequantize"]
@@ -102,7 +102,7 @@ class LogisticNoise(nn.Module):
 
 
 @dataclass(frozen=True)
-class LearnedDequantization(Objective):
+class LearnedDequantization(Around):
     r"""A bound of the likelihood, on data that a learned q spreads over the cells of their grid; both are trained together.
 
     The inner objective estimates a bound L of :math:`-\log p` per number, up to a constant. To it come what of L it leaves
@@ -130,33 +130,19 @@ class LearnedDequantization(Objective):
         True
     """
 
-    inner: Objective
     noise: nn.Module
     width: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_width(self.width)
-        if not _bounds(self.inner):
+        if not _bounds(self.wrapped):
             raise ValueError(
                 f"got inner={self.inner!r}; expected a bound of the likelihood: VariationalBound() without levels, or "
                 "DSM('likelihood', 'likelihood')"
             )
         if not isinstance(self.noise, nn.Module):
             raise TypeError(f"got a {type(self.noise).__name__} for the noise; expected a module such as LogisticNoise(net)")
-
-    @property
-    def weight(self) -> Weighting:
-        """That of the inner objective."""
-        return self.inner.weight
-
-    @property
-    def distribution(self) -> Times:
-        """That of the inner objective."""
-        return self.inner.distribution
-
-    @property
-    def spread(self) -> bool:
-        return self.inner.spread
 
     @property
     def companion(self) -> nn.Module:
@@ -179,14 +165,14 @@ class LearnedDequantization(Objective):
     ) -> Tensor:
         """As of every objective; without ``uniform`` the inner one at the points of the grid."""
         if uniform is None:
-            return self.inner.at(model, x0, t, eps, **conditions)
+            return self.wrapped.at(model, x0, t, eps, **conditions)
         u, log_q = self.noise(x0, uniform)
         y = x0 + self.width * (u - 0.5)
         low, high = model.sde.span
         prior = 0.5 * math.exp(2 * float(model.sde.lam(high))) * y.square().flatten(1).mean(1)
         # The variational bound is in bits, and score matching 2 / (high - low) of the likelihood's in nats.
-        unit = 1 / math.log(2) if isinstance(self.inner, VariationalBound) else 2 / (high - low)
-        loss: Tensor = self.inner.at(model, y, t, eps, **conditions) + unit * (log_q / x0[0].numel() + prior)
+        unit = 1 / math.log(2) if isinstance(self.wrapped, VariationalBound) else 2 / (high - low)
+        loss: Tensor = self.wrapped.at(model, y, t, eps, **conditions) + unit * (log_q / x0[0].numel() + prior)
         return loss
 
 

@@ -26,7 +26,7 @@ from scoresde.objectives.weightings import WEIGHTINGS, Weighting, named
 from scoresde.score import ScoreModel
 from scoresde.sde import AffineSDE
 
-__all__ = ["DSM", "NOISES", "OBJECTIVES", "Objective", "Weighted", "noised", "objective", "target"]
+__all__ = ["DSM", "NOISES", "OBJECTIVES", "Around", "Objective", "Weighted", "noised", "objective", "target"]
 
 
 def noised(sde: AffineSDE, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
@@ -258,3 +258,41 @@ def objective(name: str | Own) -> DSM | Own:
         DSM(weighting='edm', times='lognormal', stratified=True, noise='fresh')
     """
     return named(OBJECTIVES, name, "objective") if isinstance(name, str) else name
+
+
+@dataclass(frozen=True)
+class Around(Objective):
+    """Interface of the objectives that do something before or after another one, ``inner``, which may be a name."""
+
+    inner: str | Objective
+
+    def __post_init__(self) -> None:
+        objective(self.inner)  # refuses an unknown name
+
+    @property
+    def wrapped(self) -> Objective:
+        """The inner objective itself."""
+        return objective(self.inner)
+
+    @property
+    def weight(self) -> Weighting:
+        """That of the inner objective."""
+        return self.wrapped.weight
+
+    @property
+    def distribution(self) -> Times:
+        """That of the inner objective."""
+        return self.wrapped.distribution
+
+    @property
+    def spread(self) -> bool:
+        return self.wrapped.spread
+
+    @property
+    def companion(self) -> nn.Module:
+        """That of the inner objective."""
+        return self.wrapped.companion
+
+    def draws(self, x0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Those of the inner objective."""
+        return self.wrapped.draws(x0, generator)

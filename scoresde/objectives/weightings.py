@@ -29,7 +29,6 @@ Augmentation", 2023, https://arxiv.org/abs/2303.00848.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
@@ -37,6 +36,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
+from scoresde._near import near
 from scoresde.sde import AffineSDE
 
 __all__ = ["WEIGHTINGS", "Weighting", "min_snr", "p2", "sigmoid"]
@@ -47,9 +47,7 @@ T = TypeVar("T")
 def named(table: Mapping[str, T], name: str, what: str) -> T:
     """The entry ``name``, or an error with the nearest names."""
     if name not in table:
-        near = difflib.get_close_matches(name, table, n=2)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise ValueError(f"got {what} {name!r}; expected one of {', '.join(table)}{hint}")
+        raise ValueError(f"got {what} {name!r}; expected one of {', '.join(table)}{near(name, table)}")
     return table[name]
 
 

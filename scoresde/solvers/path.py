@@ -7,7 +7,6 @@ A move towards the noise is the exact forward kernel, for every solver as well.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from scoresde._near import near
 from scoresde.sde import AffineSDE
 from scoresde.solvers import scalar
 
@@ -217,10 +217,9 @@ def make_path(
         return Path.from_times(sde, path)
     if isinstance(path, str):
         if path not in PATHS:
-            near = difflib.get_close_matches(path, PATHS, n=2)
             raise ValueError(
-                f"got path {path!r}; expected one of {', '.join(PATHS)}, a Path, a spacing function or a list of times"
-                + (f"; did you mean {near[0]!r}?" if near else "")
+                f"got path {path!r}; expected one of {', '.join(PATHS)}, a Path, a spacing function or a list of "
+                f"times{near(path, PATHS)}"
             )
         path = PATHS[path]
     if not isinstance(steps, int) or steps < 1:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Callable
 
+from scoresde._near import near
 from scoresde.solvers.adaptive import bogacki_shampine, dormand_prince, dpm_adaptive
 from scoresde.solvers.adaptive_sde import gotta_go_fast
 from scoresde.solvers.detours import (
@@ -168,7 +168,6 @@ def get(name: str) -> Solver:
     if name not in SOLVERS:
         plugins()
     if name not in SOLVERS:
-        near = difflib.get_close_matches(name.lower().replace("_", "-").replace("++", "pp"), SOLVERS, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"the names are {', '.join(SOLVERS)}"
-        raise ValueError(f"got solver {name!r}, which is not in the table; {hint}")
+        hint = near(name.replace("_", "-").replace("++", "pp"), SOLVERS, n=3, cutoff=0.4)
+        raise ValueError(f"got solver {name!r}, which is not in the table{hint or '; the names are ' + ', '.join(SOLVERS)}")
     return SOLVERS[name]()

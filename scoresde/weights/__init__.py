@@ -7,7 +7,6 @@ autoencoder times 0.18215.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scoresde._near import near
 from scoresde.score import ScoreModel
 from scoresde.weights import diffusers, dit, ncsnv2
 from scoresde.weights.convert import fill, mismatch
@@ -59,8 +59,8 @@ def load(path: str | os.PathLike[str], config: str | None = None, *, ema: bool =
     if path.is_dir():
         return diffusers.load(path)
     if config is not None and config not in PUBLISHED:
-        near = difflib.get_close_matches(config, PUBLISHED, n=3, cutoff=0.4) or list(PUBLISHED)[:3]
-        raise WeightsError(f"got config={config!r}; expected a key of scoresde.weights.PUBLISHED, such as {', '.join(near)}")
+        hint = near(config, PUBLISHED, n=3, cutoff=0.4) or f", such as {', '.join(list(PUBLISHED)[:3])}"
+        raise WeightsError(f"got config={config!r}; expected a key of scoresde.weights.PUBLISHED{hint}")
     tensors = read_tensors(path, ema=ema)
     if config is None and dit.recognizes(tensors):
         return dit.load(tensors, str(path))

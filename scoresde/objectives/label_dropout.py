@@ -1,4 +1,4 @@
-"""What is done to conditions before the loss: label dropout."""
+"""Label dropout: what classifier-free guidance needs of a training."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scoresde._shape import expand
-from scoresde.objectives.matching import Objective, objective
-from scoresde.objectives.times import Times
-from scoresde.objectives.weightings import Weighting
+from scoresde.objectives.matching import Around, Objective
 from scoresde.score import ScoreModel
 
 __all__ = ["LabelDropout"]
 
 
 @dataclass(frozen=True)
-class LabelDropout(Objective):
+class LabelDropout(Around):
     """Any objective, with the conditions of some samples replaced: what classifier-free guidance needs.
 
     For the networks of :mod:`scoresde.models`, "no label" is the number of their classes, as in the example.
@@ -53,35 +51,11 @@ class LabelDropout(Objective):
                 f"got null={dict(self.null)!r} and probability={self.probability}; expected what stands for the absence of "
                 "at least one condition, as {'label': 10}, and a number between 0 and 1"
             )
-        objective(self.inner)  # refuses an unknown name
-
-    @property
-    def wrapped(self) -> Objective:
-        """The inner objective itself."""
-        return objective(self.inner)
-
-    @property
-    def weight(self) -> Weighting:
-        """That of the inner objective."""
-        return self.wrapped.weight
-
-    @property
-    def distribution(self) -> Times:
-        """That of the inner objective."""
-        return self.wrapped.distribution
-
-    @property
-    def spread(self) -> bool:
-        return self.wrapped.spread
-
-    @property
-    def companion(self) -> nn.Module:
-        """That of the inner objective."""
-        return self.wrapped.companion
+        super().__post_init__()
 
     def draws(self, x0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Those of the inner objective, and which samples lose their conditions."""
-        inner = self.wrapped.draws(x0, generator)
+        inner = super().draws(x0, generator)
         u = torch.rand(len(x0), generator=generator, device=generator.device)
         return {**inner, "dropped": (u < self.probability).to(x0.device)}
 
