@@ -3,7 +3,6 @@
 import csv
 import functools
 import importlib
-import inspect
 import json
 import math
 import re
@@ -218,17 +217,8 @@ def small(name: str) -> list[str]:
     return [word for change in changes for word in ("--set", change)]
 
 
-LATER = (
-    {name for name in NAMES if {"optimizer", "augment"} & presets.get(name).train.keys()}
-    if ("optimizer" not in inspect.signature(training.Trainer).parameters)
-    else set()
-)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_preset_trains_samples_and_is_evaluated(tmp_path, cifar, features, quick, name):
-    if name in LATER:
-        pytest.skip("the trainer takes no optimizer yet")
     base = ["reproduce", name, "--data", f"cifar10:{cifar}", "--features", features, "--no-progress", *small(name)]
     done = invoke(*base, "--out", tmp_path / "run")
     assert done.exit_code == 0, done.output

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from scoresde import VP, ScoreModel, data
 from scoresde.cli import app
 from scoresde.models import MLP, UNet
-from scoresde.objectives import DSM, Times, UniformTimes
+from scoresde.objectives import DSM, LabelDropout, Times, UniformTimes
 from scoresde.training import (
     CheckpointError,
     ExponentialAverage,
@@ -211,10 +211,31 @@ def test_channels_last_changes_the_layout_and_not_the_result() -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_network_is_trained_to_the_same_weights() -> None:
+def test_a_compiled_network_is_trained_to_the_same_weights_and_resumed(tmp_path: Path) -> None:
     one, two = trained(3, compile=True), trained(3)
     assert one.model.state_dict().keys() == two.model.state_dict().keys()
     close(one, two, 1e-4)
+    for steps, compile in ((2, True), (3, False)):  # the file knows nothing of it
+        close(trained(steps, compile=compile, out=tmp_path / "either"), trained(steps), 1e-4)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_with_dropout_resumes_bit_for_bit(tmp_path: Path) -> None:
+    class Dropping(nn.Sequential):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:  # type: ignore[override]
+            y: Tensor = super().forward(x)
+            return y
+
+    def model(p: float = 0.3) -> ScoreModel:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return ScoreModel(Dropping(nn.Linear(2, 8), nn.Dropout(p), nn.Linear(8, 2)), VP())
+
+    whole = trained(5, model(), compile=True)
+    for steps in (2, 5):
+        parts = trained(steps, model(), compile=True, out=tmp_path / "run")
+    assert same(parts, whole)
+    assert not same(whole, trained(5, model(0.0), compile=True))
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.1), ("fp16", 0.02)])
@@ -278,7 +299,8 @@ def test_labels_are_hidden_as_often_as_asked_for_and_from_the_right_samples() ->
     seen = {}
     for probability in (0.0, 0.3, 1.0):
         model = ScoreModel(Labelled(), VP())
-        t = trained(40, model, conditions={"label": labels}, drop={"label": 9}, drop_probability=probability)
+        hiding = LabelDropout(null={"label": 9}, probability=probability)
+        t = trained(40, model, conditions={"label": labels}, objective=hiding)
         seen[probability] = torch.tensor(model.net.seen)  # type: ignore[union-attr]
     order = torch.cat([labels[t.batches.indices(i)] for i in range(40)])
     assert torch.equal(seen[0.0], order)
@@ -487,17 +509,11 @@ def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
         ({"snapshot_every": 5, "out": "x"}, "snapshot_every without a power-function average"),
         ({"keep": Keep(last=1)}, "got no file for checkpoints"),
         ({"keep": Keep(best=True), "out": "x"}, "best=True without a monitor"),
-        ({"drop": {"label": 1}, "drop_probability": 2.0}, "got drop_probability=2.0; expected a number between 0 and 1"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         trainer(**arguments)
-
-
-def test_a_condition_that_the_data_lack_cannot_be_dropped() -> None:
-    with pytest.raises(ValueError, match="got no condition label to drop; expected one of those of the data: none"):
-        trained(1, drop={"label": 3})
 
 
 # The command ---------------------------------------------------------------------------------------------------------
@@ -527,7 +543,9 @@ def test_a_file_of_options_is_a_command_line_which_overrides_it(tmp_path: Path) 
     assert (tmp_path / "a" / "samples" / "000000002.png").exists()
     config.write_text('batchsize = 3\ndata = "x"')
     refused = invoke("train", config, "--out", tmp_path / "c")
-    assert refused.exit_code == 2 and "got 'batchsize' in" in refused.stderr and "did you mean 'batch_size'" in refused.stderr
+    assert (
+        refused.exit_code == 2 and "got 'batchsize' in" in refused.stderr and "did you mean 'batch_size'" in refused.stderr
+    )
 
 
 def test_the_command_trains_on_labels_which_it_hides(tmp_path: Path) -> None:
@@ -535,4 +553,4 @@ def test_the_command_trains_on_labels_which_it_hides(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     model = load(tmp_path / "model.safetensors")
     assert model.net.config["num_classes"] == 10  # type: ignore[union-attr, index]
-    assert "'label': 10" in read(tmp_path / "model.safetensors").description["training"]["drop"]
+    assert "'label': 10" in read(tmp_path / "model.safetensors").description["training"]["objective"]

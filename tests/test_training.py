@@ -580,7 +580,7 @@ def test_progress_shows_loss_and_rate(capsys: pytest.CaptureFixture[str]) -> Non
         ({"save_every": 0}, "got save_every=0"),
         ({"batch_size": 0}, "got batch_size=0"),
         ({"lr": -1.0}, "got lr=-1.0; expected a positive number"),
-        ({"ema": 1.0}, "expected warmup >= 0 and 0 <= ema < 1"),
+        ({"ema": 1.0}, "got ema=1.0; expected 0 <= ema < 1"),
         ({"objective": "eddm"}, "did you mean 'edm'"),
         ({"data": torch.ones(3)}, "write scalars as"),
         ({"data": torch.ones(3, 2).long()}, "expected a floating point tensor"),

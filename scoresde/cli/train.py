@@ -12,7 +12,6 @@ import typer
 from torch import Tensor
 
 from scoresde import _runs, data, metrics, plots
-from scoresde._near import near
 from scoresde._settings import check_names, parse
 from scoresde.chain import Chain, ChainSDE
 from scoresde.cli import options
@@ -23,6 +22,7 @@ from scoresde.objectives import objective as named
 from scoresde.sampling import sample as draw
 from scoresde.score import ScoreModel
 from scoresde.training import FitResult, Keep, Trainer, result_of
+from scoresde.training.optimizers import OPTIMIZERS, MakeOptimizer
 
 __all__ = ["train"]
 
@@ -75,14 +75,14 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Samples per step, of all processes together.")] = 64,
     accumulate: Annotated[int, typer.Option(help="Parts in which a batch is worked through, to save memory.")] = 1,
     optimizer: Annotated[
-        str | None, typer.Option(help="A name of torch.optim, with settings: 'adamw: betas=[0.9, 0.99]'; by default adam.")
-    ] = None,
+        str, typer.Option(help="A name of torch.optim, with settings: 'adamw: betas=[0.9, 0.99]'.")
+    ] = "adam",
     weight_decay: Annotated[float | None, typer.Option(help="Of the optimizer.")] = None,
     lr: Annotated[float, typer.Option(help="Step size.")] = 2e-3,
     warmup: Annotated[int, typer.Option(help="Steps until it is reached.")] = 100,
     schedule: Annotated[
-        str | None, typer.Option(help="Of the step size after: constant, cosine-5000, linear-5000, inverse-sqrt-70000.")
-    ] = None,
+        str, typer.Option(help="Of the step size after: constant, cosine-5000, linear-5000, inverse-sqrt-70000.")
+    ] = "constant",
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
     ema: Annotated[float, typer.Option(help="Decay per step of the average of the weights.")] = 0.999,
     average: Annotated[
@@ -94,7 +94,7 @@ def train(
         bool, typer.Option("--channels-last/--no-channels-last", help="Lay images out with their channels last.")
     ] = False,
     nonfinite: Annotated[str, typer.Option(help="stop or skip: what to do at a loss that is not finite.")] = "stop",
-    workers: Annotated[int | None, typer.Option(help="Processes that read data ahead.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that read data ahead.")] = 0,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
     keep_last: Annotated[int, typer.Option(help="So many older checkpoints stay.")] = 0,
@@ -114,19 +114,22 @@ def train(
     if steps < 1:
         raise ValueError(f"got steps={steps}; expected a whole number of at least 1")
     source, x, classes = _opened(data_name, size, flips, labels)
-    given = _given(augmentation=_augmentation(augment), schedule=schedule, workers=workers)
-    given |= _given(optimizer=_optimizer(optimizer, weight_decay))
-    model = _model(x, sde, predicts, network, width, classes, "augmentation" in given, sigma_data, seed)
+    augmentation = data.Augmentation(augment) if augment else None
+    model = _model(x, sde, predicts, network, width, classes, augmentation is not None, sigma_data, seed)
     trainer = Trainer(
         model,
         source,
         objective=_objective(objective or _runs.choice(sde).objective, classes, label_dropout),
         batch_size=batch_size,
+        optimizer=_optimizer(optimizer, weight_decay),
         lr=lr,
         warmup=warmup,
+        schedule=schedule,
         clip=clip,
         averages=[ema, *(average or [])],
         seed=seed,
+        augmentation=augmentation,
+        workers=workers,
         precision=precision,
         accumulate=accumulate,
         compile=compile,
@@ -142,7 +145,6 @@ def train(
         monitor_every=monitor_every or 1,
         device=device,
         progress=progress,
-        **given,
     )
     if trainer.processes.main:
         _describe(model, x, len(source) if isinstance(source, Tensor | data.Dataset) else 0)
@@ -202,29 +204,16 @@ def _objective(name: str, classes: int, dropout: float) -> Objective:
     return LabelDropout(objective, {"label": classes}, dropout) if classes and dropout else objective
 
 
-# What the trainer gets where it is asked for ------------------------------------------------------------------------
-
-
-def _given(**arguments: Any) -> dict[str, Any]:
-    return {name: value for name, value in arguments.items() if value is not None}
-
-
-def _augmentation(p: float | None) -> data.Augmentation | None:
-    return data.Augmentation(p) if p else None
-
-
-def _optimizer(text: str | None, weight_decay: float | None) -> str | Callable[..., Any] | None:
+def _optimizer(text: str, weight_decay: float | None) -> str | MakeOptimizer:
     """The optimizer's name or, with settings, the class with them."""
-    name, settings = parse(text or "adam")
+    name, settings = parse(text)
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
-    settings |= _given(weight_decay=weight_decay)
-    if not settings:
-        return None if text is None else name
-    classes = {key.lower(): value for key, value in vars(torch.optim).items() if isinstance(value, type)}
-    if name.lower() not in classes:
-        raise ValueError(f"got optimizer {name!r}; expected a name of torch.optim{near(name, classes)}")
-    check_names(f"the optimizer {name!r}", settings, classes[name.lower()])
-    return functools.partial(classes[name.lower()], **settings)
+    settings |= {} if weight_decay is None else {"weight_decay": weight_decay}
+    make = OPTIMIZERS.get(name.lower())
+    if not settings or make is None:  # the trainer says what is wrong with a name
+        return name
+    check_names(f"the optimizer {name!r}", settings, make)
+    return functools.partial(make, **settings)
 
 
 # What is seen of it --------------------------------------------------------------------------------------------------

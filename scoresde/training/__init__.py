@@ -4,18 +4,28 @@ from scoresde.training.averages import Average, ExponentialAverage, PowerAverage
 from scoresde.training.checkpoint import CheckpointError, load, load_companion, save
 from scoresde.training.fit import FitResult, fit, result_of
 from scoresde.training.logs import Log, read_log
+from scoresde.training.options import Options
 from scoresde.training.report import Report, report
-from scoresde.training.trainer import Keep, Trainer
+from scoresde.training.retention import Keep
+from scoresde.training.schedules import Constant, Cosine, InverseSqrt, Linear, Schedule, StepDecay
+from scoresde.training.trainer import Trainer
 
 __all__ = [
     "Average",
     "CheckpointError",
+    "Constant",
+    "Cosine",
     "ExponentialAverage",
     "FitResult",
+    "InverseSqrt",
     "Keep",
+    "Linear",
     "Log",
+    "Options",
     "PowerAverage",
     "Report",
+    "Schedule",
+    "StepDecay",
     "Trainer",
     "combination",
     "fit",

@@ -41,7 +41,7 @@ class ExponentialAverage:
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
-            raise ValueError(f"got ema={self.decay}; expected warmup >= 0 and 0 <= ema < 1, such as 0.999")
+            raise ValueError(f"got ema={self.decay}; expected 0 <= ema < 1, such as 0.999")
 
     @property
     def name(self) -> str:

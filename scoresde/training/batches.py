@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from scoresde import data as sets
 from scoresde._shape import check_batch
 
 __all__ = ["Batches", "Indexed", "Samplable", "seeded"]
@@ -67,9 +68,10 @@ class Batches:
         batch_size: samples per batch; a batch may reach from one epoch into the next.
         seed: with the number of the batch, all that the choice depends on.
         conditions: for a tensor, what belongs to each sample, such as ``{"label": labels}``, each of ``n`` entries.
+        workers: processes that read ahead, for a :class:`scoresde.data.Dataset`.
 
     Raises:
-        ValueError: if the data are neither, empty, not finite, or not as many as the conditions.
+        ValueError: if the data are neither, empty, not finite, not as many as the conditions, or not to be read ahead.
 
     Example:
         >>> batches = Batches(torch.arange(6.0)[:, None], batch_size=4, seed=0)
@@ -82,10 +84,18 @@ class Batches:
     batch_size: int
     seed: int
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    workers: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise ValueError(f"got batch_size={self.batch_size!r}; expected a whole number of at least 1")
+        if not isinstance(self.workers, int) or self.workers < 0:
+            raise ValueError(f"got workers={self.workers!r}; expected a whole number of at least 0")
+        if self.workers and not isinstance(self.data, sets.Dataset):
+            raise ValueError(
+                f"got workers={self.workers} for data of type {type(self.data).__name__}, which needs no reading; expected "
+                "a set of scoresde.data, or workers=0"
+            )
         if not isinstance(self.data, Tensor):
             if not isinstance(self.data, Samplable | Indexed):
                 raise ValueError(
@@ -135,6 +145,22 @@ class Batches:
         else:
             x, conditions = self.data.batch(chosen)
         return x.to(device=device, dtype=dtype), {name: values.to(device) for name, values in conditions.items()}
+
+    def ahead(
+        self, numbers: range, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, part: slice = _ALL
+    ) -> Generator[tuple[Tensor, dict[str, Tensor]], None, None]:
+        """Each batch of ``numbers`` as :meth:`at` gives it, read ahead by the workers, which end when it is closed."""
+        if not isinstance(self.data, sets.Dataset) or not self.workers:
+            yield from (self.at(number, device, dtype, part) for number in numbers)
+            return
+        chosen = (cast(Tensor, self.indices(number, part)).tolist() for number in numbers)
+        for x, conditions in sets.batches(self.data, chosen, self.workers):
+            yield x.to(device=device, dtype=dtype), {name: values.to(device) for name, values in conditions.items()}
+
+    def event(self) -> tuple[int, ...]:
+        """The shape of a sample."""
+        x, _ = replace(self, batch_size=1, workers=0).at(0)
+        return tuple(x.shape[1:])
 
     def fingerprint(self) -> str:
         """A short text that tells these data from others: shapes, types and a digest of the values."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
-import torch
 from torch import Tensor
 
-from scoresde.objectives import Objective
 from scoresde.score import ScoreModel
+from scoresde.training.averages import Average
 from scoresde.training.batches import Indexed, Samplable
+from scoresde.training.options import Options
 from scoresde.training.report import Report, report
 from scoresde.training.trainer import Trainer
 
@@ -38,44 +36,25 @@ def fit(
     model: ScoreModel,
     data: Tensor | Samplable | Indexed,
     *,
-    objective: str | Objective = "ddpm",
     steps: int,
-    batch_size: int = 128,
-    lr: float = 1e-3,
-    warmup: int = 100,
-    clip: float = 1.0,
-    ema: float = 0.999,
-    seed: int = 0,
-    conditions: Mapping[str, Tensor] | None = None,
+    ema: float | str | Average = 0.999,
     truth: ScoreModel | None = None,
-    out: str | os.PathLike[str] | None = None,
-    resume: bool = True,
-    save_every: int = 1000,
-    device: torch.device | str | None = None,
-    progress: bool = True,
+    **options: Unpack[Options],
 ) -> FitResult:
-    r"""Train the network of a score model, in place, by Adam with clipped gradients and averaged weights.
-
-    The short form of :class:`Trainer`, which can do more and writes logs.
+    r"""Train the network of a score model, in place, and measure it: :class:`Trainer` in one call.
 
     Args:
         model: the score model, whose network is a ``torch.nn.Module``.
-        data: samples of shape ``(n, *event)``, or anything with ``sample(n, generator)``.
-        objective: a name in :data:`scoresde.objectives.OBJECTIVES` or any :class:`~scoresde.objectives.Objective`.
+        data: samples of shape ``(n, *event)``, a :class:`scoresde.data.Dataset`, or anything with
+            ``sample(n, generator)``.
         steps: of the whole training, those of a checkpoint included.
-        batch_size: samples per step.
-        lr: step size of Adam, reached in a straight line over the first ``warmup`` steps.
-        warmup: their number.
-        clip: the largest norm of the gradient; a larger one is scaled down to it.
-        ema: decay of the moving average of the weights per step, which is less, (1 + n) / (10 + n), in the first n.
-        seed: of everything random.
-        conditions: what belongs to each sample of a tensor, given to the network: ``{"label": labels}``.
+        ema: the moving average of the weights that is returned: its decay per step, which is less, (1 + n) / (10 + n), in
+            the first n, or any :class:`Average`.
         truth: the exact score model of the distribution of the data, where known: the report then has the excess loss.
-        out: the file for checkpoints, written every ``save_every`` steps, at the end, and on Ctrl-C.
-        resume: continue from ``out`` where it exists; a finished training is loaded and returned.
-        save_every: steps between checkpoints.
-        device: where to train; by default where the network is.
-        progress: show a progress bar with the loss and the samples per second.
+        options: the arguments of :class:`Trainer`, of which most trainings need few: ``objective="ddpm"``,
+            ``batch_size=128``, ``lr=1e-3``, ``optimizer="adam"``, ``schedule="constant"``, ``seed=0``,
+            ``conditions={"label": labels}``, ``out="model.safetensors"``, the file for checkpoints from which the same call
+            resumes, ``device="cuda"``, ``progress=False``. ``averages`` are further ones, and ``log`` is off.
 
     Raises:
         ValueError: for bad arguments or data, before the first step.
@@ -84,6 +63,7 @@ def fit(
         KeyboardInterrupt: on Ctrl-C, after the step is finished and saved; a second Ctrl-C interrupts at once.
 
     Example:
+        >>> import torch
         >>> from scoresde import VP
         >>> from scoresde.models import MLP
         >>> data = torch.randn(256, 2, generator=torch.Generator().manual_seed(0))
@@ -91,24 +71,8 @@ def fit(
         >>> len(result.history), result.report.loss.shape
         (20, torch.Size([10]))
     """
-    trainer = Trainer(
-        model,
-        data,
-        objective=objective,
-        batch_size=batch_size,
-        lr=lr,
-        warmup=warmup,
-        clip=clip,
-        averages=[ema],
-        seed=seed,
-        conditions=conditions,
-        out=out,
-        resume=resume,
-        save_every=save_every,
-        log=False,
-        device=device,
-        progress=progress,
-    )
+    options = {"log": False, **options, "averages": [ema, *options.get("averages", ())]}
+    trainer = Trainer(model, data, **options)
     trainer.run(steps)
     return result_of(trainer, truth)
 

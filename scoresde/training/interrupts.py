@@ -12,10 +12,11 @@ __all__ = ["interrupts"]
 
 
 @contextlib.contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag; the second does what it did before.
+def interrupts(patient: bool = False) -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a flag; the second does what it did before, or nothing more where one is ``patient``.
 
-    Signals reach the main thread alone, and where they are ignored or handled outside Python they stay so.
+    A process that was launched gets one Ctrl-C twice, from the terminal and from its launcher. Signals reach the main
+    thread alone, and where they are ignored or handled outside Python they stay so.
     """
     previous = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(previous):
@@ -25,7 +26,8 @@ def interrupts() -> Iterator[Callable[[], bool]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        signal.signal(signal.SIGINT, previous)
+        if not patient:
+            signal.signal(signal.SIGINT, previous)
 
     signal.signal(signal.SIGINT, note)
     try:

@@ -5,54 +5,30 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from scoresde._shape import expand
 from scoresde.objectives import Objective, quantiles
 from scoresde.score import ScoreModel
+from scoresde.training import optimizers
 from scoresde.training.batches import Batches, seeded
 from scoresde.training.checkpoint import Checkpoint
+from scoresde.training.method import PRECISIONS, Method
 from scoresde.training.processes import Processes
 
-__all__ = ["Dropping", "Outcome", "Stepper"]
-
-_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Dropping:
-    """What replaces each condition where it is hidden, and the probability that it is."""
-
-    null: Mapping[str, Any]
-    probability: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"got drop_probability={self.probability}; expected a number between 0 and 1")
-
-    def __call__(self, conditions: dict[str, Tensor], hidden: Tensor) -> dict[str, Tensor]:
-        """The conditions, those of the ``hidden`` samples replaced."""
-        if missing := sorted(self.null.keys() - conditions.keys()):
-            raise ValueError(
-                f"got no condition {', '.join(missing)} to drop; expected one of those of the data: "
-                f"{', '.join(conditions) or 'none'}"
-            )
-        for name, absent in self.null.items():
-            given = conditions[name]
-            conditions = conditions | {name: torch.where(expand(hidden, given), torch.as_tensor(absent).to(given), given)}
-        return conditions
+__all__ = ["Outcome", "Stepper"]
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a step gave: the mean loss of the whole batch, the norm of its gradient before clipping, and the step size.
 
-    ``finite``: whether the weights were moved or, with a scaled loss, only its scale was; ``where``: the samples at fault.
+    ``finite``: whether the weights were moved or, with a scaled loss, only its scale was; ``stop``, ``failed``: whether any
+    process wants to stop, or has to; ``where``: the samples at fault.
     """
 
     loss: float
@@ -60,6 +36,7 @@ class Outcome:
     lr: float
     finite: bool
     stop: bool
+    failed: bool
     where: str = ""
 
 
@@ -86,59 +63,68 @@ class Stepper:
         batches: Batches,
         objective: Objective,
         processes: Processes,
-        lr: float,
-        warmup: int,
-        clip: float,
-        dropping: Dropping | None,
-        precision: str,
-        accumulate: int,
-        compile: bool,
-        channels_last: bool,
+        method: Method,
     ) -> None:
-        if precision not in _PRECISIONS:
-            raise ValueError(f"got precision={precision!r}; expected one of {', '.join(_PRECISIONS)}")
         self.model, self.batches, self.objective, self.processes = model, batches, objective, processes
-        self.lr, self.warmup, self.clip, self.dropping = lr, warmup, clip, dropping
-        self.precision, self.accumulate, self.channels_last = precision, accumulate, channels_last
+        self.method, self.share = method, processes.share(batches.batch_size)
         self.parameters = [p for m in (model, objective.companion) for p in m.parameters() if p.requires_grad]
         self.device, self.dtype = self.parameters[0].device, self.parameters[0].dtype
-        self.optimizer = torch.optim.Adam(self.parameters, lr=lr)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.optimizer = optimizers.build(method.optimizer, self.parameters, method.lr)
+        self.ratios = optimizers.ratios(self.optimizer)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=method.precision == "fp16")
         self.driven = model
-        if compile:  # a view of the model: the weights keep their names
+        if method.compile:  # a view of the model: the weights keep their names
             self.driven = copy.copy(model)
             self.driven._modules = dict(model._modules)
             self.driven.net = cast(nn.Module, torch.compile(model.net))
 
-    def __call__(self, index: int, interrupted: Callable[[], bool]) -> Outcome:
+    def description(self) -> dict[str, Any]:
+        """What a resumed training must share with the one that it continues."""
+        return self.method.description(optimizers.describe(self.optimizer)) | {"dtype": str(self.dtype)}
+
+    def read(self, numbers: range) -> Generator[tuple[Tensor, dict[str, Tensor]], None, None]:
+        """This process's share of each batch of ``numbers``."""
+        return self.batches.ahead(numbers, self.device, self.dtype, self.share)
+
+    def __call__(
+        self, index: int, batch: tuple[Tensor, dict[str, Tensor]], interrupted: Callable[[], bool], failed: bool = False
+    ) -> Outcome:
         """Step number ``index``, from 0, of which the weights see nothing where it is not finite.
 
-        ``interrupted``: whether this process wants to stop after it; all stop where one does.
+        ``batch``: this process's share; ``interrupted``: whether it wants to stop afterwards; ``failed``: whether it has to,
+        without anything saved. All do where one does.
         """
-        size, share = self.batches.batch_size, self.processes.share(self.batches.batch_size)
-        x0, conditions = self.batches.at(index, self.device, self.dtype, share)
-        if self.channels_last and x0.ndim == 4:
-            x0 = x0.contiguous(memory_format=torch.channels_last)
+        size, share = self.batches.batch_size, self.share
+        x0, conditions = self._prepared(index, *batch)
         drawn = self._draw(index, x0)
-        if self.dropping is not None:
-            hidden = torch.rand(size, generator=seeded(self.batches.seed, "drop", index)) < self.dropping.probability
-            conditions = self.dropping(conditions, hidden[share].to(self.device))
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self._backward(index, x0, drawn, share, conditions)
+        losses = self._backward(index, x0, drawn, conditions)
         weighted = losses * drawn.importance[share].to(losses)
-        sums = torch.stack([weighted.sum() / size, weighted.new_tensor(float(interrupted()))]).double()
+        flags = torch.tensor([interrupted(), failed], dtype=torch.float64, device=self.device)
+        sums = torch.cat([(weighted.sum() / size).double()[None], flags])
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         self.processes.add([sums, *gradients])
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        loss, asked, size_of_gradient = torch.cat([sums, norm.double()[None]]).tolist()  # the one wait for the device
-        lr = self.lr * min(1.0, (index + 1) / (self.warmup + 1))
-        finite = self._update(lr, math.isfinite(loss), math.isfinite(size_of_gradient))
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.method.clip)
+        loss, asked, lost, size_of_gradient = torch.cat([sums, norm.double()[None]]).tolist()  # the one wait for the device
+        lr = self.method.step_size(index)
+        finite = not lost and self._update(lr, math.isfinite(loss), math.isfinite(size_of_gradient))
         if finite and drawn.u is not None:
             self.objective.distribution.observe(drawn.u, self.processes.whole(losses, size))
         where = "" if finite else self._where(index, share, weighted)
-        return Outcome(loss, size_of_gradient, lr, finite, asked > 0, where)
+        return Outcome(loss, size_of_gradient, lr, finite, asked > 0, lost > 0, where)
+
+    def _prepared(self, index: int, x0: Tensor, conditions: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Images augmented, with the condition that tells how, and in the layout asked for."""
+        if self.method.augmentation is not None:
+            generator = seeded(self.batches.seed, "augment", index)
+            a = self.method.augmentation.draw(self.batches.batch_size, generator)[self.share]
+            x0 = self.method.augmentation.apply(x0, a)
+            conditions = {**conditions, "augment": self.method.augmentation.describe(a).to(x0)}
+        if self.method.channels_last and x0.ndim == 4:
+            x0 = x0.contiguous(memory_format=torch.channels_last)
+        return x0, conditions
 
     def _draw(self, index: int, x0: Tensor) -> _Drawn:
         """Times and noise for the whole batch, in the order in which the objective itself draws them."""
@@ -151,13 +137,13 @@ class Stepper:
         # What else it draws depends on the data by their shape alone, which is that of the noise.
         return _Drawn(t, importance, eps, u if learns else None, self.objective.draws(eps, generator))
 
-    def _backward(self, index: int, x0: Tensor, drawn: _Drawn, share: slice, conditions: dict[str, Tensor]) -> Tensor:
+    def _backward(self, index: int, x0: Tensor, drawn: _Drawn, conditions: dict[str, Tensor]) -> Tensor:
         """Add the gradient of this process's share, part by part; the losses of its samples before their importance."""
-        dtype, parts = _PRECISIONS[self.precision], []
-        at = -(-len(x0) // self.accumulate)
+        dtype, parts = PRECISIONS[self.method.precision], []
+        at = -(-len(x0) // self.method.accumulate)
         for number, start in enumerate(range(0, len(x0), at)):
             here = slice(start, min(start + at, len(x0)))
-            there = slice(share.start + here.start, share.start + here.stop)
+            there = slice(self.share.start + here.start, self.share.start + here.stop)
             rank = self.processes.rank
             stream = "dropout" if rank == number == 0 else f"dropout/{rank}/{number}"
             _seed_dropout(seeded(self.batches.seed, stream, index).initial_seed(), self.device)
@@ -172,8 +158,8 @@ class Stepper:
 
     def _update(self, lr: float, loss_is_finite: bool, gradient_is_finite: bool) -> bool:
         """Move the weights, or leave them; whether all is well."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for group, ratio in zip(self.optimizer.param_groups, self.ratios, strict=True):
+            group["lr"] = ratio * lr
         if self.scaler.is_enabled():  # it leaves the weights where a gradient is not finite, and takes a smaller scale
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -194,8 +180,7 @@ class Stepper:
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that the next step depends on, beside the weights."""
-        states = self.optimizer.state_dict()["state"].items()
-        tensors = {f"optimizer.{i}.{name}": value for i, state in states for name, value in state.items()}
+        tensors = optimizers.state(self.optimizer)
         tensors |= {f"times.{name}": value for name, value in _state(self.objective.distribution).items()}
         if self.scaler.is_enabled():
             growth = self.scaler.state_dict()
@@ -205,12 +190,7 @@ class Stepper:
 
     def restore(self, stored: Checkpoint) -> None:
         """Take that from a checkpoint."""
-        states: dict[int, dict[str, Tensor]] = {}
-        for key, value in stored.group("optimizer").items():
-            index, name = key.split(".")
-            states.setdefault(int(index), {})[name] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        optimizers.fill(self.optimizer, stored)
         for name, value in _state(self.objective.distribution).items():
             value.copy_(stored.group("times")[name])
         if self.scaler.is_enabled():

@@ -1,0 +1,87 @@
+"""The progress bar and the logs of a run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scoresde.training.logs import Log
+from scoresde.training.retention import Files
+from scoresde.training.steps import Outcome
+
+__all__ = ["Records"]
+
+
+class Records:
+    """What is shown and logged of each step, open while a run lasts.
+
+    Args:
+        files: which logs, and where; ``None`` for none.
+        done: steps done before the run.
+        total: steps of the training.
+        size: samples of a step.
+        progress: show the bar.
+        metrics: there will be numbers from a monitor.
+    """
+
+    def __init__(self, files: Files | None, done: int, total: int, size: int, progress: bool, metrics: bool) -> None:
+        self.files, self.done, self.total, self.size = files, done, total, size
+        self.progress, self.expected = progress, metrics
+        self.smooth = math.nan
+        self.log: Log | None = None
+        self.numbers: Log | None = None
+        self.board: Any = None
+
+    def __enter__(self) -> Records:
+        from tqdm import tqdm
+
+        if self.files is not None and self.files.log:
+            path = self.files.path
+            self.log = Log(path.with_suffix(".csv"), ["step", "loss", "grad_norm", "lr", "samples_per_s"], self.done)
+            if self.expected:
+                self.numbers = Log(path.with_suffix(".metrics.csv"), ["step", "name", "value"], self.done)
+        if self.files is not None and self.files.tensorboard:
+            self.board = _board(self.files.path.parent / "tensorboard", self.done)
+        total, done, hidden = self.total * self.size, self.done * self.size, not self.progress
+        self.bar = tqdm(total=total, initial=done, unit=" samples", unit_scale=True, disable=hidden, desc="fit")
+        self.clock = time.perf_counter()
+        return self
+
+    def step(self, step: int, outcome: Outcome) -> None:
+        """Note what a step gave."""
+        now = time.perf_counter()
+        rate, self.clock = self.size / (now - self.clock), now
+        row: dict[str, Any] = {"step": step, "loss": outcome.loss, "grad_norm": outcome.norm, "lr": outcome.lr}
+        if self.log is not None:
+            self.log.write({**row, "samples_per_s": f"{rate:.5g}"})
+        if self.board is not None:
+            for name in ("loss", "grad_norm", "lr"):
+                self.board.add_scalar(name, row[name], step)
+        if math.isfinite(outcome.loss):
+            self.smooth = outcome.loss if math.isnan(self.smooth) else 0.98 * self.smooth + 0.02 * outcome.loss
+        self.bar.set_postfix_str(f"step {step}/{self.total}, loss {self.smooth:.4f}", refresh=False)
+        self.bar.update(self.size)
+
+    def metrics(self, step: int, found: Mapping[str, float]) -> None:
+        """Note what a monitor returned."""
+        for name, value in found.items():
+            if self.numbers is not None:
+                self.numbers.write({"step": step, "name": name, "value": value})
+            if self.board is not None:
+                self.board.add_scalar(name, value, step)
+
+    def __exit__(self, *error: object) -> None:
+        for open_ in (self.bar, self.log, self.numbers, self.board):
+            if open_ is not None:
+                open_.close()
+
+
+def _board(folder: Path, done: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("tensorboard=True takes tensorboard; install it: pip install 'scoresde[train]'") from error
+    return SummaryWriter(str(folder), purge_step=done + 1)
