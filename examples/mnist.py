@@ -1,6 +1,6 @@
 """Train on MNIST or Fashion-MNIST with a CPU, draw every class, and measure how far the samples are from the test set.
 
-python examples/mnist.py --data FOLDER [--set fashion-mnist] [--sde vp] [--steps 8000 | --minutes 20] [--out runs/mnist]
+python examples/mnist.py --data FOLDER [--set fashion-mnist] [--sde vp] [--steps 7000 | --minutes 20] [--out runs/mnist]
 
 FOLDER holds the four files of the set as they are published. Without one, as with --quick, it takes the embedded digits.
 A run of so many steps that was interrupted, or is to be measured again, continues by the same command.
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="the folder of the set; without, the embedded digits")
     parser.add_argument("--set", choices=["mnist", "fashion-mnist"], default="mnist")
     parser.add_argument("--sde", choices=list(LEARN), default="edm")
-    parser.add_argument("--steps", type=int, default=8000, help="of the training")
+    parser.add_argument("--steps", type=int, default=7000, help="of the training")
     parser.add_argument("--minutes", type=float, help="of the training, in place of its steps")
     parser.add_argument("--samples", type=int, default=10_000, help="to draw and to measure")
     parser.add_argument("--features", help="the extractor for the distance, named as for scoresde evaluate")
