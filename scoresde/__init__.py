@@ -3,6 +3,7 @@
 from scoresde import analysis, models, objectives, problems, solvers, weights
 from scoresde.chain import DDPM, NCSN, GaussianChain
 from scoresde.compare import compare
+from scoresde.likelihood import Likelihood, log_likelihood
 from scoresde.sampling import NonFiniteError, Samples, sample
 from scoresde.score import ScoreModel
 from scoresde.sde import EDM, SDE, VE, VP, CosineVP, GaussianSDE, RectifiedFlow, SubVP
@@ -20,6 +21,7 @@ __all__ = [
     "FitResult",
     "GaussianChain",
     "GaussianSDE",
+    "Likelihood",
     "NonFiniteError",
     "RectifiedFlow",
     "Samples",
@@ -29,6 +31,7 @@ __all__ = [
     "compare",
     "fit",
     "load",
+    "log_likelihood",
     "models",
     "objectives",
     "problems",

@@ -187,7 +187,8 @@ def bits_per_dim(
     r"""The bound of :math:`-\log_2 P(x)` per number of data on a grid, shape ``(batch,)``, from a density.
 
     Args:
-        log_prob: log p in nats, or a lower bound of it, ``(batch, *event) -> (batch,)``.
+        log_prob: log p in nats, or a lower bound of it, ``(batch, *event) -> (batch,)``; of a score model,
+            ``lambda y: log_likelihood(model, y).log_prob``, see :func:`scoresde.log_likelihood`.
         x: points of the grid, shape ``(batch, *event)``.
         width: the distance of the grid's points: 2 / 255 for bytes scaled to [-1, 1], whose bits these are then.
         generator: where the randomness comes from.
