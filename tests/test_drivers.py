@@ -249,7 +249,7 @@ def test_what_a_driver_cannot_do_is_refused(kwargs: dict[str, object], sentence:
 
 def test_an_sde_without_marginals_has_no_drivers() -> None:
     sde = SDE(f=lambda x, t: -x, g=lambda x, t: torch.ones_like(x))
-    with pytest.raises(ValueError, match="whose steps are not rows"):
+    with pytest.raises(ValueError, match="got driver for an SDE without marginals"):
         sample(sde.reverse(lambda x, t: -x), (3, 2), "euler-maruyama", 8, "t", driver="fast", progress=False)
 
 
