@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import scoresde
@@ -216,6 +217,24 @@ def test_a_training_that_cannot_be_writes_nothing(tmp_path, monkeypatch, vectors
     assert sentence in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.output
     assert files(tmp_path) == {"half.npy"}
+
+
+def test_unreadable_images_stop_a_command_or_are_left_out_and_named(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(6):
+        Image.fromarray(np.full((8, 8), 40 * i, dtype=np.uint8)).save(pictures / f"{i}.png")
+    (pictures / "broken.png").write_bytes(b"no")
+    train = ["train", "--data", pictures, "--out", tmp_path / "run", "--steps", 2, "--width", 4, "--no-progress"]
+    refused = invoke(*train)
+    assert refused.exit_code == 2 and "broken.png" in refused.stderr and "--unreadable skip" in refused.stderr
+    assert not (tmp_path / "run").exists()
+    done = invoke(*train, "--unreadable", "skip")
+    assert done.exit_code == 0 and done.stderr.count("left out, cannot be read") == 1 and "broken.png" in done.stderr
+    assert "data: 6 samples" in done.stdout
+    evaluate = ["evaluate", pictures, "--against", pictures, "--no-progress"]
+    assert invoke(*evaluate).exit_code == 2
+    assert invoke(*evaluate, "--unreadable", "skip").exit_code == 0
 
 
 def test_another_training_in_the_same_folder_is_refused_and_no_resume_overwrites_it(vectors, tmp_path):

@@ -187,7 +187,7 @@ def test_what_cannot_be_read_is_refused(write, content, sentence):
 def test_unknown_names_list_the_nearest(tmp_path):
     with pytest.raises(ValueError, match=r"found no file 'digit', .* did you mean 'digits'"):
         load("digit")
-    with pytest.raises(ValueError, match=f"the data known by name are: {', '.join(DATASETS)}$"):
+    with pytest.raises(ValueError, match=f"the data known by name are: {', '.join(DATASETS)}, or with a colon mnist:FOLDER"):
         load(tmp_path / "absent.npy")
     with pytest.raises(ValueError, match=r"found no images in the folder .* it is empty"):
         load(tmp_path)

@@ -11,15 +11,16 @@ from scoresde import _runs, data, evaluation
 from scoresde._files import replacing
 from scoresde.cli import options
 from scoresde.cli.errors import reported
+from scoresde.cli.source import open_data
 
 __all__ = ["evaluate"]
 
 
-def _samples_to_evaluate(what: Path, n: int, show_bar: bool, **how: Any) -> data.Dataset:
+def _samples_to_evaluate(what: Path, n: int, show_bar: bool, unreadable: str, **how: Any) -> data.Dataset:
     """The samples in a file or folder, or those of a run or checkpoint, which are drawn beside it."""
     is_run = what.suffix == ".safetensors" or (what / _runs.CHECKPOINT).exists()
     if not is_run:
-        return data.open(what)
+        return open_data(what, unreadable=unreadable)
     from tqdm import tqdm
 
     model, event = _runs.open_run(what)
@@ -36,6 +37,7 @@ def evaluate(
     against: Annotated[str, typer.Option(help="Data: whatever --data of train may be, or mnist:FOLDER, cifar10:FOLDER ..")],
     split: Annotated[str | None, typer.Option(help="Part of a published set to compare with: train or test.")] = None,
     size: Annotated[int | None, typer.Option(help="Scale and crop the images of a folder to this height and width.")] = None,
+    unreadable: options.Unreadable = "raise",
     floor: Annotated[str | None, typer.Option(help="Other real data, to compare in the same way: the floor.")] = None,
     features: Annotated[
         str | None, typer.Option(help="Extractor: package.module:name or file.py:name, code of yours; or inception:FILE.")
@@ -62,12 +64,13 @@ def evaluate(
     from tqdm import tqdm
 
     extractor = None if features is None else evaluation.find_features(features)
-    real = data.open(against, split=split, size=size)
-    other = None if floor is None else data.open(floor, size=size)
+    real = open_data(against, split=split, size=size, unreadable=unreadable)
+    other = None if floor is None else open_data(floor, size=size, unreadable=unreadable)
     drawn = _samples_to_evaluate(
         samples,
         n,
         progress,
+        unreadable,
         solver=solver,
         steps=steps,
         path=path,

@@ -26,6 +26,7 @@ Seed = Annotated[int, typer.Option(help="From which each sample's own seed deriv
 Shape = Annotated[str | None, typer.Option(help="Of a sample, such as 1,28,28, where there is no run folder.")]
 Process = Annotated[str, typer.Option(help=f"One of {', '.join(SDES)}, with settings: 've: sigma_max=100.0'.")]
 Out = Annotated[File, typer.Option(help="The run folder.")]
+Unreadable = Annotated[str, typer.Option(help="raise or skip: what to do with files that are no images, or damaged ones.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ..")]
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars.")]
 

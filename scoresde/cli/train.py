@@ -17,6 +17,7 @@ from scoresde.chain import Chain, ChainSDE
 from scoresde.cli import options
 from scoresde.cli.errors import reported
 from scoresde.cli.sample import write
+from scoresde.cli.source import open_data
 from scoresde.objectives import OBJECTIVES, LabelDropout, Objective
 from scoresde.objectives import objective as named
 from scoresde.sampling import sample as draw
@@ -50,6 +51,7 @@ def train(
     ],
     out: options.Out,
     size: Annotated[int | None, typer.Option(help="Height and width to which image files are scaled and cropped.")] = None,
+    unreadable: options.Unreadable = "raise",
     flips: Annotated[bool, typer.Option("--flips/--no-flips", help="Add the mirror image of each image.")] = False,
     augment: Annotated[
         float | None, typer.Option(help="Probability of EDM's geometric augmentation, of which the network is told.")
@@ -113,7 +115,7 @@ def train(
     """
     if steps < 1:
         raise ValueError(f"got steps={steps}; expected a whole number of at least 1")
-    source, x, classes = _opened(data_name, size, flips, labels)
+    source, x, classes = _opened(data_name, labels, size=size, flips=flips, unreadable=unreadable)
     augmentation = data.Augmentation(augment) if augment else None
     model = _model(x, sde, predicts, network, width, classes, augmentation is not None, sigma_data, seed)
     trainer = Trainer(
@@ -158,11 +160,9 @@ def train(
 # What is trained -----------------------------------------------------------------------------------------------------
 
 
-def _opened(name: str, size: int | None, flips: bool, labels: bool) -> tuple[Tensor | data.Dataset, Tensor, int]:
+def _opened(name: str, labels: bool, **how: Any) -> tuple[Tensor | data.Dataset, Tensor, int]:
     """The data, some of them to see what they are like, and the number of their classes: 0 without labels."""
-    found = data.open(name, size=size, flips=flips)
-    for skipped in found.skipped:
-        typer.echo(f"left out, cannot be read: {skipped}", err=True)
+    found = open_data(name, **how)
     x = found.samples(range(min(len(found), 4096)))
     if not labels:
         found.labels = None

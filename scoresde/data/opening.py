@@ -138,7 +138,10 @@ def _open(source: str | Path, split: str | None, options: dict[str, Any]) -> Dat
         return open_parquet(tables, **options) if tables and not image_names(path) else open_folder(path, **options)
     if not path.exists():
         hint = near(source, DATASETS)
-        raise ValueError(f"found no file {str(source)!r}, and the data known by name are: {', '.join(DATASETS)}{hint}")
+        raise ValueError(
+            f"found no file {str(source)!r}, and the data known by name are: {', '.join(DATASETS)}, or "
+            f"with a colon {', '.join(f'{name}:FOLDER' for name in PRESETS)} and hf:NAME{hint}"
+        )
     with path.open("rb") as file:
         if file.read(4) == b"PAR1" or path.suffix == ".parquet":
             return open_parquet([path], **options)
