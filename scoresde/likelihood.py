@@ -22,6 +22,7 @@ from torch import Tensor
 
 from scoresde._door import evaluation_mode
 from scoresde._shape import check_batch
+from scoresde._trace import quadratic_forms, unit_vectors
 from scoresde.score import ScoreModel
 from scoresde.sde import AffineSDE
 from scoresde.solvers.noise import FreshNoise, sample_seeds
@@ -92,7 +93,7 @@ def log_likelihood(
             f"got trace={trace!r} and probes={probes}; expected 'hutchinson' or 'exact', and at least one probe"
         )
     times, u = _grid(model.sde, make_path(model.sde, path, steps, t_min=t_min, end="stop").times)
-    directions = _directions(x) if trace == "exact" else _signs(x, probes, seed)
+    directions = unit_vectors(x) if trace == "exact" else _signs(x, probes, seed)
     scale = model.sde.alpha(times) + model.sde.sigma(times)
     w, integral = x.detach() / float(scale[0]), torch.zeros(len(x), dtype=torch.float64, device=x.device)
     with evaluation_mode(model):
@@ -135,23 +136,9 @@ def _flow(
     with torch.enable_grad():
         x = (float(r) * w).detach().requires_grad_()
         output = model(x, t, **conditions)
-        products = torch.stack([(v * _product(output, x, v)).flatten(1).sum(1) for v in directions])
-    jacobian = (products.sum(0) if trace == "exact" else products.mean(0)).to(torch.float64)
+        forms = quadratic_forms(output, x, directions, create_graph=False)
+    jacobian = (forms.sum(0) if trace == "exact" else forms.mean(0)).to(torch.float64)
     return of_x * x.detach() + of_output * output.detach(), float(r) * (of_x * x[0].numel() + of_output * jacobian)
-
-
-def _product(output: Tensor, x: Tensor, v: Tensor) -> Tensor:
-    """v^T d output / dx for each sample, which is zero where the network does not look at x."""
-    if not output.requires_grad:
-        return torch.zeros_like(x)
-    (product,) = torch.autograd.grad(output, x, v.expand_as(x), retain_graph=True, materialize_grads=True)
-    return product
-
-
-def _directions(x: Tensor) -> Tensor:
-    """The unit vectors of an event, shape ``(d, 1, *event)``."""
-    d = x[0].numel()
-    return torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:])
 
 
 def _signs(x: Tensor, probes: int, seed: int | Sequence[int]) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde._trace import quadratic_forms, unit_vectors
 from scoresde.objectives.matching import Weighted, noised
 from scoresde.score import ScoreModel
 
@@ -85,8 +86,8 @@ class ImplicitScoreMatching(Weighted):
         with torch.enable_grad():
             x = noised(model.sde, x0, t, eps).detach().requires_grad_()
             predicted = model.eps(x, t, **conditions)
-            probes = _unit(x0) if directions is None else directions
-            derivatives = torch.stack([(v * _product(predicted, x, v)).flatten(1).sum(1) for v in probes])
+            probes = unit_vectors(x0) if directions is None else directions
+            derivatives = quadratic_forms(predicted, x, probes, create_graph=True)
         # -sigma times the score is eps.
         trace = derivatives.sum(0) if exact else derivatives.mean(0)
         if exact or self.trace == "hutchinson":
@@ -98,15 +99,3 @@ class ImplicitScoreMatching(Weighted):
             weight = weight * (-2 * model.sde.lam(t)).exp()
         loss = weight.to(x0) * (square - 2 * model.sde.sigma(t).to(x0) * trace) / x0[0].numel()
         return loss if torch.is_grad_enabled() else loss.detach()
-
-
-def _unit(x: Tensor) -> Tensor:
-    """The unit vectors of an event, shape ``(d, 1, *event)``."""
-    d = x[0].numel()
-    return torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:])
-
-
-def _product(y: Tensor, x: Tensor, v: Tensor) -> Tensor:
-    """v^T dy/dx for each sample."""
-    (product,) = torch.autograd.grad(y, x, v.expand_as(y), create_graph=True)
-    return product
