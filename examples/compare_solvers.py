@@ -8,7 +8,7 @@ from pathlib import Path
 
 import scoresde
 from scoresde import problems, solvers
-from scoresde.compare import evaluations_to_reach, ranking
+from scoresde.comparison import evaluations_to_reach, ranking
 
 
 def main() -> None:

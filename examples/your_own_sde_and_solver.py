@@ -14,7 +14,7 @@ import scoresde
 from scoresde import plots, problems, solvers
 
 # An SDE is log alpha(t) and log sigma(t), whatever else is needed follows from them: here alpha = exp(-t^2), sigma = t.
-sde = scoresde.GaussianSDE(lambda t: -(t**2), lambda t: torch.log(t), t_min=1e-3, t_max=2.0)
+sde = scoresde.FunctionSDE(lambda t: -(t**2), lambda t: torch.log(t), t_min=1e-3, t_max=2.0)
 
 # A solver is a prediction (which quantity, in which clock) and a stencil (where it is sampled): here the data prediction,
 # interpolated by a parabola through this step's start and the two before it.

@@ -1,15 +1,28 @@
 """Score-based generative models seen as stochastic differential equations."""
 
 from scoresde import analysis, models, objectives, problems, solvers, weights
-from scoresde.chain import DDPM, NCSN, GaussianChain
-from scoresde.compare import compare
-from scoresde.likelihood import Likelihood, log_likelihood
-from scoresde.sampling import NonFiniteError, Samples, sample
+from scoresde.base.version import __version__
+from scoresde.comparison import compare
+from scoresde.sampling import Likelihood, NonFiniteError, Samples, log_likelihood, sample
 from scoresde.score import ScoreModel
-from scoresde.sde import EDM, SDE, VE, VP, CosineVP, GaussianSDE, RectifiedFlow, SubVP
+from scoresde.sde import (
+    DDPM,
+    EDM,
+    NCSN,
+    SDE,
+    VE,
+    VP,
+    CosineVP,
+    FunctionSDE,
+    GaussianChain,
+    GaussianSDE,
+    GeneralSDE,
+    RectifiedFlow,
+    SubVP,
+    discretize,
+)
 from scoresde.training import FitResult, fit, load, save
 
-__version__ = "0.1.0"
 __all__ = [
     "DDPM",
     "EDM",
@@ -19,16 +32,20 @@ __all__ = [
     "VP",
     "CosineVP",
     "FitResult",
+    "FunctionSDE",
     "GaussianChain",
     "GaussianSDE",
+    "GeneralSDE",
     "Likelihood",
     "NonFiniteError",
     "RectifiedFlow",
     "Samples",
     "ScoreModel",
     "SubVP",
+    "__version__",
     "analysis",
     "compare",
+    "discretize",
     "fit",
     "load",
     "log_likelihood",

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scoresde import _runs, data, metrics, plots
-from scoresde._files import replacing
+from scoresde import data, metrics, plots
+from scoresde.base.files import replacing
 from scoresde.sampling import sample
 from scoresde.score import ScoreModel
-from scoresde.sde import VP, AffineSDE
+from scoresde.sde import VP, GaussianSDE
 from scoresde.solvers import SOLVERS, Solver, rk45
 from scoresde.solvers import Path as SolverPath
 from scoresde.solvers.drivers import State
-from scoresde.training import FitResult, fit
+from scoresde.training import FitResult, fit, networks
+from scoresde.training.files import runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -185,9 +186,9 @@ _FILES = {
 
 
 def _train(x: Tensor, out: Path, steps: int, progress: bool, echo: Callable[[str], object]) -> FitResult:
-    checkpoint = out / _runs.CHECKPOINT
-    done = _runs.steps_done(checkpoint)
-    model = _runs.build(x, VP(), "v")
+    checkpoint = out / runs.CHECKPOINT
+    done = runs.steps_done(checkpoint)
+    model = networks.build(x, VP(), "v")
     parameters = sum(p.numel() for p in model.parameters())
     if done >= steps:
         echo(f"[2/5] training: skipped, {checkpoint} holds a finished one of {done} steps")
@@ -195,11 +196,11 @@ def _train(x: Tensor, out: Path, steps: int, progress: bool, echo: Callable[[str
         start = f", continued from step {done} of {checkpoint}" if done else ""
         echo(f"[2/5] training: a U-Net of {parameters} parameters, {steps} steps{start}")
     result = fit(model, x, steps=steps, batch_size=64, lr=2e-3, ema=0.999, out=checkpoint, save_every=200, progress=progress)
-    _runs.write_shape(out, x.shape[1:])
+    runs.write_shape(out, x.shape[1:])
     return result
 
 
-def _forward(sde: AffineSDE, x0: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:
+def _forward(sde: GaussianSDE, x0: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:
     """One trajectory of the forward SDE from each of ``x0``, at ``times`` from 0, by its exact transitions."""
     states = [x0]
     for u, v in itertools.pairwise(times):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde._files import replacing
+from scoresde.base.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from scoresde.compare import peer_modules
+from scoresde.comparison.peers import modules
 
 
 def k_diffusion_sampling() -> Any:
     """The module ``k_diffusion.sampling``; skips the test where k-diffusion is not installed."""
     try:
-        return peer_modules.k_diffusion_sampling()
+        return modules.k_diffusion_sampling()
     except ModuleNotFoundError as error:
         pytest.skip(str(error))
 
@@ -20,6 +20,6 @@ def k_diffusion_sampling() -> Any:
 def diffusers_scheduler(module: str, name: str) -> Any:
     """The class ``name`` of ``diffusers.schedulers.<module>``; skips the test where diffusers is not installed."""
     try:
-        return peer_modules.diffusers_scheduler(module, name)
+        return modules.diffusers_scheduler(module, name)
     except ModuleNotFoundError as error:
         pytest.skip(str(error))

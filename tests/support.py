@@ -10,25 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde import EDM, VE, VP, CosineVP, GaussianSDE, RectifiedFlow, ScoreModel, SubVP, solvers
+from scoresde import EDM, VE, VP, CosineVP, FunctionSDE, RectifiedFlow, ScoreModel, SubVP, solvers
 from scoresde.analysis import moments
 from scoresde.problems import GaussianMixture
-from scoresde.sde import AffineSDE
+from scoresde.sde import GaussianSDE
 from scoresde.solvers import FreshNoise, Path, Point
 
-SDES: dict[str, AffineSDE] = {
+SDES: dict[str, GaussianSDE] = {
     "VP": VP(),
     "CosineVP": CosineVP(),
     "SubVP": SubVP(),
     "VE": VE(),
     "EDM": EDM(),
     "RectifiedFlow": RectifiedFlow(),
-    "GaussianSDE": GaussianSDE(lambda t: -0.5 * t**2, lambda t: torch.log(t) + 0.3 * t, t_min=1e-3, t_max=2.0),
+    "FunctionSDE": FunctionSDE(lambda t: -0.5 * t**2, lambda t: torch.log(t) + 0.3 * t, t_min=1e-3, t_max=2.0),
 }
 """Every SDE; a new one is tested by being added here."""
 
 
-def finite_start(sde: AffineSDE) -> float:
+def finite_start(sde: GaussianSDE) -> float:
     """The end of the span, or a little before where alpha = 0 there, which not every solver can carry."""
     t = sde.span[1]
     return t if math.isfinite(float(sde.lam(t))) else 0.9 * t
@@ -45,7 +45,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def amid_the_modes(sde: AffineSDE, n: int = 6) -> tuple[Tensor, float]:
+def amid_the_modes(sde: GaussianSDE, n: int = 6) -> tuple[Tensor, float]:
     """States of :func:`mixture` at lam = 0, where the modes part, and their time: the first step errs as much as any other.
 
     From the prior on, where the flow is nearly linear, a first step of order one hides behind the rest for very long.
@@ -63,7 +63,7 @@ def slopes(errors: Sequence[float], factor: float = 2.0) -> list[float]:
 class LinearModel:
     """E[x_0 | x_t] for data N(mean, std^2), acting on affine forms: row vectors of coefficients, the first of 1."""
 
-    def __init__(self, sde: AffineSDE, mean: float, std: float) -> None:
+    def __init__(self, sde: GaussianSDE, mean: float, std: float) -> None:
         self.sde, self.mean, self.std = sde, mean, std
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
@@ -99,5 +99,5 @@ def rms(x: Tensor | np.ndarray) -> float:
     return float(torch.as_tensor(x).pow(2).mean().sqrt())
 
 
-def model_on(sde: AffineSDE) -> ScoreModel:
+def model_on(sde: GaussianSDE) -> ScoreModel:
     return mixture().model(sde)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from scoresde import EDM, VE, VP, RectifiedFlow, ScoreModel, sample, solvers
 from scoresde.problems import GaussianMixture
-from scoresde.sde import AffineSDE
-from scoresde.solvers import BrownianNoise, FreshNoise, Path, adaptive_sde, gotta_go_fast, make_path
-from scoresde.solvers.adaptive_sde import _Path
+from scoresde.sde import GaussianSDE
+from scoresde.solvers import BrownianNoise, FreshNoise, Path, gotta_go_fast, make_path
+from scoresde.solvers.adaptive import reverse_sde
+from scoresde.solvers.adaptive.reverse_sde import _Path
 
 F64 = torch.float64
 
@@ -59,7 +60,7 @@ def test_each_sample_has_its_own_place_on_its_own_path() -> None:
 
 
 @pytest.mark.parametrize("sde", [VP(), EDM()], ids=repr)
-def test_it_is_the_published_algorithm(sde: AffineSDE, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_the_published_algorithm(sde: GaussianSDE, monkeypatch: pytest.MonkeyPatch) -> None:
     """Algorithm 1 for one sample in f, g and the score, written out by hand, on the same path.
 
     The path is smooth, since on a Brownian one rounding in the time of a step moves the noise by its root.
@@ -71,7 +72,7 @@ def test_it_is_the_published_algorithm(sde: AffineSDE, monkeypatch: pytest.Monke
         out = 0.6 * ((rates * v[:, None]).sin() - (rates * u[:, None]).sin()) / (v - u).sqrt()[:, None]
         return out.nan_to_num()
 
-    monkeypatch.setattr(adaptive_sde, "_source", lambda noise, x, start: draw)
+    monkeypatch.setattr(reverse_sde, "_source", lambda noise, x, start: draw)
     rtol, atol, start, t, end = 0.05, 0.0078, x, sde.span[1], 0.01
     h, before, attempts = 0.01 * (t - end), x, [0, 0]
 
@@ -98,7 +99,7 @@ def test_it_is_the_published_algorithm(sde: AffineSDE, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("sde", [VP(), pytest.param(VE(), marks=pytest.mark.slow), RectifiedFlow()], ids=repr)
-def test_the_strong_error_follows_the_tolerance(sde: AffineSDE) -> None:
+def test_the_strong_error_follows_the_tolerance(sde: GaussianSDE) -> None:
     """Against many steps of another solver on the same Brownian path."""
     t, n = finite_start(sde), 4
     fine = make_path(sde, "lam", 1000, t_max=t, t_min=0.05 * t, end="stop")

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import SDES, generator, slopes
 
-from scoresde import DDPM, NCSN, VE, VP, CosineVP, GaussianChain, SubVP, solvers
-from scoresde.chain import Chain
+from scoresde import DDPM, NCSN, VE, VP, CosineVP, GaussianChain, SubVP, discretize, solvers
+from scoresde.sde.chain import Chain
 from scoresde.solvers import Path, Row
 
 F64 = torch.float64
@@ -81,7 +81,7 @@ def test_posterior_variances_are_ordered_and_interpolate_in_the_logarithm(chain:
 @given(n=st.integers(2, 300))
 def test_exact_discretization_has_the_marginals_of_the_sde(name: str, n: int) -> None:
     sde = SDES[name]
-    chain = sde.discretize(n)
+    chain = discretize(sde, n)
     t = torch.arange(1, n + 1, dtype=F64) / n * sde.span[1]
     if name == "VE":
         t = torch.arange(n, dtype=F64) / (n - 1)
@@ -99,21 +99,21 @@ def test_published_discretization_converges_at_first_order() -> None:
     errors = []
     for n in (250, 500, 1000, 2000, 4000):
         t = torch.arange(1, n + 1, dtype=F64) / n
-        errors.append((sde.discretize(n, "published").alpha - sde.alpha(t)).abs().max().item())
+        errors.append((discretize(sde, n, "published").alpha - sde.alpha(t)).abs().max().item())
     assert errors[-1] < 2e-3
     assert all(abs(slope - 1) < 0.05 for slope in slopes(errors)), slopes(errors)
 
 
 def test_published_discretizations_are_the_papers_own() -> None:
-    torch.testing.assert_close(VP().discretize(1000, "published").variance, torch.linspace(1e-4, 0.02, 1000, dtype=F64))
+    torch.testing.assert_close(discretize(VP(), 1000, "published").variance, torch.linspace(1e-4, 0.02, 1000, dtype=F64))
     torch.testing.assert_close(DDPM.linear().variance, torch.linspace(1e-4, 0.02, 1000, dtype=F64))
-    levels = VE().discretize(7, "published").sigma
+    levels = discretize(VE(), 7, "published").sigma
     torch.testing.assert_close(levels[1:] / levels[:-1], torch.full((6,), 5000 ** (1 / 6), dtype=F64))
     # improved DDPM: beta_k = min(1 - abar(k/n) / abar((k-1)/n), 0.999) with abar = cos^2
     n, s = 100, 0.008
     abar = [math.cos((k / n + s) / (1 + s) * math.pi / 2) ** 2 for k in range(n + 1)]
     wanted = [min(1 - b / a, 0.999) for a, b in itertools.pairwise(abar)]
-    torch.testing.assert_close(CosineVP().discretize(n, "published").variance, torch.tensor(wanted, dtype=F64))
+    torch.testing.assert_close(discretize(CosineVP(), n, "published").variance, torch.tensor(wanted, dtype=F64))
 
 
 @given(chain=chains)
@@ -123,7 +123,7 @@ def test_chain_to_sde_to_chain_is_the_identity(chain: Chain) -> None:
     t = torch.arange(1, n + 1, dtype=F64) / n
     torch.testing.assert_close(sde.log_alpha(t), chain.log_alpha, rtol=1e-10, atol=1e-11)
     torch.testing.assert_close(sde.log_sigma(t), chain.log_sigma, rtol=1e-10, atol=1e-11)
-    back = sde.discretize(n)
+    back = discretize(sde, n)
     torch.testing.assert_close(back.scale, chain.scale, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(back.variance, chain.variance, rtol=1e-8, atol=1e-13)
     between = torch.linspace(0, 1, 5 * n + 1, dtype=F64)
@@ -137,10 +137,10 @@ def test_zero_terminal_signal_to_noise() -> None:
     sde = chain.sde()
     assert sde.alpha(1.0).item() == 0 and sde.sigma(1.0).item() == 1
     torch.testing.assert_close(sde.alpha(5 / 6), 0.5 * chain.alpha[1])
-    assert torch.equal(sde.discretize(3).alpha[-1:], torch.zeros(1, dtype=F64))
+    assert torch.equal(discretize(sde, 3).alpha[-1:], torch.zeros(1, dtype=F64))
 
 
-@pytest.mark.parametrize("chain", [DDPM.linear(50, 1e-3, 0.2), NCSN.geometric(20, 0.1, 3), SubVP().discretize(30)])
+@pytest.mark.parametrize("chain", [DDPM.linear(50, 1e-3, 0.2), NCSN.geometric(20, 0.1, 3), discretize(SubVP(), 30)])
 def test_a_simulated_chain_agrees_with_the_closed_form_within_its_monte_carlo_error(chain: Chain) -> None:
     n, g = 200_000, generator(3)
     x = x0 = torch.full((n, 1), 1.5, dtype=F64)
@@ -223,13 +223,13 @@ def test_batched_steps_and_index() -> None:
         (lambda: DDPM([]), "expected a non-empty vector"),
         (lambda: DDPM([0.1, 1.2]), "expected 0 < beta < 1"),
         (lambda: DDPM([1.0, 0.2]), "1 for the last alone"),
-        (lambda: VP().discretize(5, "published"), "take more steps"),
+        (lambda: discretize(VP(), 5, "published"), "take more steps"),
         (lambda: NCSN([1.0, 0.5]), "expected 0 < sigma_1 < sigma_2"),
         (lambda: GaussianChain([0.0, 0.0], [0.0, -1.0]), "signal-to-noise ratio does not fall"),
         (lambda: GaussianChain([0.0], [0.0, 1.0]), "expected as many"),
-        (lambda: VP().discretize(0), "expected a whole number of at least 1"),
-        (lambda: VP().discretize(3, "exakt"), "expected 'exact' or 'published'"),
-        (lambda: SubVP().discretize(3, "published"), "has no published chain"),
+        (lambda: discretize(VP(), 0), "expected a whole number of at least 1"),
+        (lambda: discretize(VP(), 3, "exakt"), "expected 'exact' or 'published'"),
+        (lambda: discretize(SubVP(), 3, "published"), "has no published chain"),
         (lambda: DDPM.linear(4).marginal(torch.zeros(1, 1), 5), "the steps of this chain are 1 to 4"),
         (lambda: DDPM.linear(4).posterior_variance("middle"), "expected 'lower', 'upper' or a number"),
     ],

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 import scoresde
 from scoresde import VP, ScoreModel, problems, sample, solvers
-from scoresde.compare import PEERS, Case, Comparison, Foreign, Levels, StoreError, budgets, compare, peer_modules
-from scoresde.compare.cases import gather
-from scoresde.compare.store import FILE, Store
+from scoresde.comparison import PEERS, Case, Comparison, Foreign, Levels, StoreError, budgets, compare
+from scoresde.comparison.cases import gather
+from scoresde.comparison.peers.modules import missing
+from scoresde.comparison.store import FILE, Store
 from scoresde.sampling import Samples
 from scoresde.solvers import SOLVERS, Description, Solver, make_path
 
@@ -361,8 +362,8 @@ TWINS: dict[str, Solver] = {
 
 def peer(name: str) -> Foreign:
     found = PEERS[name]
-    if found.package in peer_modules.missing():
-        pytest.skip(peer_modules.missing()[found.package])
+    if found.package in missing():
+        pytest.skip(missing()[found.package])
     return found
 
 

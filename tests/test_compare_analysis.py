@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support import mixture
 
 from scoresde import solvers
-from scoresde.compare import (
+from scoresde.comparison import (
     SUITES,
     Comparison,
     Record,

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scoresde.cli import app
-from scoresde.compare import Comparison, Suite, suites
+from scoresde.comparison import Comparison, Suite, suites
 from scoresde.solvers import get
 
 

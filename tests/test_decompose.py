@@ -10,9 +10,9 @@ from support import SDES, finite_start, generator, mixture, slopes
 
 from scoresde import EDM, VP, RectifiedFlow, models, problems, sample, solvers
 from scoresde.analysis.moments import Moments
-from scoresde.compare import Bias, Field, decompose, decompose_gaussian, inject
-from scoresde.compare.decompose import PARTS, figure, table
-from scoresde.compare.decompose_gaussian import _wasserstein
+from scoresde.comparison import Bias, Field, decompose, decompose_gaussian, inject
+from scoresde.comparison.attribution.decomposition import PARTS, figure, table
+from scoresde.comparison.attribution.gaussian import _wasserstein
 from scoresde.metrics import gaussian_frechet_distance
 from scoresde.problems import Gaussian
 from scoresde.score import ScoreModel

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scoresde import VP, demo, plots
-from scoresde._files import replacing
+from scoresde.base.files import replacing
 from scoresde.demo import BUDGETS, Entry, _forward
 from scoresde.solvers import SOLVERS
 from scoresde.training import CheckpointError

@@ -17,7 +17,7 @@ from scipy import optimize, stats
 from support import generator
 from torch import Tensor, nn
 
-from scoresde import DDPM, VE, VP, ScoreModel
+from scoresde import DDPM, VE, VP, ScoreModel, discretize
 from scoresde.models import MLP
 from scoresde.objectives import (
     DSM,
@@ -73,7 +73,7 @@ def probability(x: Tensor) -> Tensor:
 
 def model_for(inner: Objective, p: Any) -> ScoreModel:
     """The exact model, under a chain for the variational bound."""
-    exact: ScoreModel = p.model(VP(t_min=1e-5).discretize(500) if isinstance(inner, VariationalBound) else VP(t_min=1e-5))
+    exact: ScoreModel = p.model(discretize(VP(t_min=1e-5), 500) if isinstance(inner, VariationalBound) else VP(t_min=1e-5))
     return exact
 
 

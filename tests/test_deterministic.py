@@ -16,21 +16,21 @@ from scipy.integrate import quad
 from support import SDES, LinearModel, amid_the_modes, generator, model_on, propagate, rms, slopes
 
 from scoresde import EDM, VE, VP, CosineVP, RectifiedFlow, sample, solvers
-from scoresde.sde import AffineSDE
+from scoresde.sde import GaussianSDE
 from scoresde.solvers import Noise, Path, Row, RowSolver, make_path
 from scoresde.solvers.history import exact_rule, multistep_rows
-from scoresde.solvers.outside import SciPy
+from scoresde.solvers.methods.third_party import SciPy
 
 F64 = torch.float64
 
 
-def assert_same_samples(one: RowSolver, other: RowSolver, sde: AffineSDE, path: Path, tolerance: float = 1e-11) -> None:
+def assert_same_samples(one: RowSolver, other: RowSolver, sde: GaussianSDE, path: Path, tolerance: float = 1e-11) -> None:
     x = torch.randn(6, 2, generator=generator(5), dtype=F64) * path.points[0].sigma
     ends = [sample(model_on(sde), x, solver, path=path, progress=False).x for solver in (one, other)]
     torch.testing.assert_close(ends[0], ends[1], rtol=tolerance, atol=tolerance)
 
 
-def rugged(sde: AffineSDE, n: int = 9, seed: int = 3) -> Path:
+def rugged(sde: GaussianSDE, n: int = 9, seed: int = 3) -> Path:
     """A path whose steps in lam vary threefold, so that a rule for equal steps is not right on it by chance."""
     steps = 0.3 + 0.6 * torch.rand(n, generator=generator(seed), dtype=F64)
     return Path.from_times(sde, sde.time(-3 + torch.cat([torch.zeros(1, dtype=F64), steps.cumsum(0)])), "stop")

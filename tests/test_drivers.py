@@ -17,12 +17,12 @@ from peers import k_diffusion_sampling
 from support import SDES, finite_start, generator, model_on, rms, slopes
 from torch import Tensor
 
-from scoresde import EDM, SDE, VP, RectifiedFlow, ScoreModel, sample, solvers
+from scoresde import EDM, VP, GeneralSDE, RectifiedFlow, ScoreModel, sample, solvers
 from scoresde.problems import GaussianMixture
 from scoresde.solvers import SOLVERS, FreshNoise, Path, RowSolver, make_path, moments, scalar
-from scoresde.solvers.control import Controller
-from scoresde.solvers.outside import SciPy
-from scoresde.solvers.pairs import Where
+from scoresde.solvers.adaptive.control import Controller
+from scoresde.solvers.adaptive.pairs import Where
+from scoresde.solvers.methods.third_party import SciPy
 
 F64 = torch.float64
 ROWS = {name: solver for name in SOLVERS if isinstance(solver := solvers.get(name), RowSolver)}
@@ -225,7 +225,7 @@ def test_a_projection_follows_langevin_corrections_too() -> None:
 def test_early_stop_of_other_loops() -> None:
     stopped = sample(model_on(VP()), (3, 2), "dopri5", 8, callback=lambda s: s.step == 2, progress=False)
     assert len(stopped.times) == 3
-    sde = SDE(f=lambda x, t: -x, g=lambda x, t: torch.ones_like(x))
+    sde = GeneralSDE(f=lambda x, t: -x, g=lambda x, t: torch.ones_like(x))
     stopped = sample(
         sde.reverse(lambda x, t: -x), (3, 2), "euler-maruyama", 8, "t", callback=lambda s: s.step == 2, progress=False
     )
@@ -248,7 +248,7 @@ def test_what_a_driver_cannot_do_is_refused(kwargs: dict[str, object], sentence:
 
 
 def test_an_sde_without_marginals_has_no_drivers() -> None:
-    sde = SDE(f=lambda x, t: -x, g=lambda x, t: torch.ones_like(x))
+    sde = GeneralSDE(f=lambda x, t: -x, g=lambda x, t: torch.ones_like(x))
     with pytest.raises(ValueError, match="got driver for an SDE without marginals"):
         sample(sde.reverse(lambda x, t: -x), (3, 2), "euler-maruyama", 8, "t", driver="fast", progress=False)
 

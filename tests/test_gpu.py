@@ -9,7 +9,7 @@ import torch
 from support import model_on
 
 from scoresde import EDM, VP, ScoreModel, models, sample, solvers
-from scoresde.sde import AffineSDE
+from scoresde.sde import GaussianSDE
 from scoresde.solvers import SOLVERS, FreshNoise, RowSolver, make_path
 
 pytestmark = pytest.mark.gpu
@@ -28,7 +28,7 @@ def test_every_solver_runs_on_the_device_of_its_start(solver: str) -> None:
 
 @pytest.mark.parametrize("solver", [n for n in SOLVERS if isinstance(solvers.get(n), RowSolver)])
 @pytest.mark.parametrize("sde", [VP(), EDM()], ids=repr)
-def test_the_fast_driver_never_waits_for_the_device(solver: str, sde: AffineSDE) -> None:
+def test_the_fast_driver_never_waits_for_the_device(solver: str, sde: GaussianSDE) -> None:
     net = models.UNet(1, 16, (1, 2)).cuda().eval()
     model = ScoreModel(net, sde, "edm")
 

@@ -10,8 +10,8 @@ from scipy import integrate, stats
 from support import SDES, generator, mixture, rms
 
 from scoresde import EDM, VP, RectifiedFlow, ScoreModel, models, problems, sample
-from scoresde.compare import Bias, Field, Rounding, Trained, White, eps_rms, inject
-from scoresde.compare.reference import flow_end
+from scoresde.comparison import Bias, Field, Rounding, Trained, White, eps_rms, inject
+from scoresde.comparison.reference import flow_end
 from scoresde.problems import Gaussian
 from scoresde.solvers import make_path
 

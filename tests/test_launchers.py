@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from scoresde.cli import app
 from scoresde.training import read_log
-from scoresde.training.checkpoint import Checkpoint, read
+from scoresde.training.files.checkpoint import Checkpoint, read
 from scoresde.training.interrupts import interrupts
 
 ROOT = Path(__file__).resolve().parents[1]

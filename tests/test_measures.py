@@ -8,7 +8,7 @@ import torch
 from support import SDES, mixture
 
 from scoresde import VP, metrics, problems
-from scoresde.compare.measures import MEASURES, Run
+from scoresde.comparison.measures import MEASURES, Run
 from scoresde.problems import Gaussian, GaussianMixture
 
 N = 200

@@ -16,8 +16,9 @@ from support import mixture, rms, slopes
 
 from scoresde import VP, sample, solvers
 from scoresde.solvers import BrownianNoise, FreshNoise, Path, RowSolver, make_path
-from scoresde.solvers.er import power
-from scoresde.solvers.multiwavelets import cell_weights, split_matrix
+from scoresde.solvers.methods import drift_diffusion
+from scoresde.solvers.methods.er import power
+from scoresde.solvers.noise.multiwavelets import cell_weights, split_matrix
 
 F64 = torch.float64
 CPU = torch.device("cpu")
@@ -335,7 +336,7 @@ def test_two_calls_of_the_front_door_share_one_path() -> None:
         (lambda: brownian(resolution=0.0), "expected a positive length in lam"),
         (lambda: brownian(kernels=()), "expected distinct finite rates"),
         (lambda: brownian(kernels=(1.0, 1.0)), "expected distinct finite rates"),
-        (lambda: brownian()(solvers.general.point_at(1.0), solvers.general.point_at(0.5), like()), "has no lam"),
+        (lambda: brownian()(drift_diffusion.point_at(1.0), drift_diffusion.point_at(0.5), like()), "has no lam"),
     ],
 )
 def test_bad_input(call: object, sentence: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scoresde import DDPM, EDM, NCSN, VE, VP, CosineVP, RectifiedFlow, ScoreModel, SubVP
+from scoresde import DDPM, EDM, NCSN, VE, VP, CosineVP, RectifiedFlow, ScoreModel, SubVP, discretize
 from scoresde.objectives import (
     DSM,
     OBJECTIVES,
@@ -28,12 +28,12 @@ from scoresde.objectives import (
     target,
 )
 from scoresde.score import PREDICTIONS
-from scoresde.sde import AffineSDE
+from scoresde.sde import GaussianSDE
 
 D = torch.float64
-SDES: list[AffineSDE] = [VP(), CosineVP(), SubVP(), VE(), EDM(), RectifiedFlow()]
-FINITE: list[AffineSDE] = [VP(), CosineVP(t_max=0.99), SubVP(), VE(), EDM(), RectifiedFlow(t_max=0.99)]
-CHAINS = [DDPM.linear(20, 1e-3, 0.4), NCSN.geometric(20), RectifiedFlow().discretize(20)]
+SDES: list[GaussianSDE] = [VP(), CosineVP(), SubVP(), VE(), EDM(), RectifiedFlow()]
+FINITE: list[GaussianSDE] = [VP(), CosineVP(t_max=0.99), SubVP(), VE(), EDM(), RectifiedFlow(t_max=0.99)]
+CHAINS = [DDPM.linear(20, 1e-3, 0.4), NCSN.geometric(20), discretize(RectifiedFlow(), 20)]
 each_sde = pytest.mark.parametrize("sde", SDES, ids=lambda s: type(s).__name__)
 each_prediction = pytest.mark.parametrize("predicts", PREDICTIONS)
 
@@ -49,7 +49,7 @@ def draw(seed: int, n: int = 5, d: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     return x0, eps, torch.rand(n, generator=generator, dtype=D)
 
 
-def inside(sde: AffineSDE, u: Tensor) -> Tensor:
+def inside(sde: GaussianSDE, u: Tensor) -> Tensor:
     """Times away from the ends, at which the textbook's formulas lose digits."""
     low, high = sde.span
     return low + (high - low) * (0.02 + 0.9 * u)
@@ -84,7 +84,7 @@ def published(name: str, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor) 
 @pytest.mark.parametrize("name", WEIGHTINGS)
 @given(sde=st.sampled_from(SDES), seed=st.integers(0, 2**32), d=st.floats(0.2, 3.0))
 @settings(max_examples=12, deadline=None)
-def test_loss_is_that_of_the_papers(sde: AffineSDE, predicts: str, name: str, seed: int, d: float) -> None:
+def test_loss_is_that_of_the_papers(sde: GaussianSDE, predicts: str, name: str, seed: int, d: float) -> None:
     x0, eps, u = draw(seed)
     t, model = inside(sde, u), ScoreModel(net, sde, predicts, sigma_data=d)
     torch.testing.assert_close(DSM(name).at(model, x0, t, eps), published(name, model, x0, t, eps), rtol=1e-6, atol=0)
@@ -94,7 +94,7 @@ def test_loss_is_that_of_the_papers(sde: AffineSDE, predicts: str, name: str, se
 @each_prediction
 @given(seed=st.integers(0, 2**32), d=st.floats(0.2, 3.0))
 @settings(max_examples=8, deadline=None)
-def test_the_target_is_right_about_data_and_noise(sde: AffineSDE, predicts: str, seed: int, d: float) -> None:
+def test_the_target_is_right_about_data_and_noise(sde: GaussianSDE, predicts: str, seed: int, d: float) -> None:
     x0, eps, u = draw(seed)
     t = inside(sde, u)
 
@@ -108,7 +108,7 @@ def test_the_target_is_right_about_data_and_noise(sde: AffineSDE, predicts: str,
 
 
 @each_sde
-def test_edm_target_has_unit_weight_and_unit_variance(sde: AffineSDE) -> None:
+def test_edm_target_has_unit_weight_and_unit_variance(sde: GaussianSDE) -> None:
     d, t = 0.7, inside(sde, torch.linspace(0, 1, 9, dtype=D))
     model = ScoreModel(net, sde, "edm", sigma_data=d)
     weight = WEIGHTINGS["edm"].function(sde, t, d) * model.coefficients(t).x0[1] ** 2
@@ -122,7 +122,7 @@ def test_edm_target_has_unit_weight_and_unit_variance(sde: AffineSDE) -> None:
 @each_sde
 @each_prediction
 @pytest.mark.parametrize("name", WEIGHTINGS)
-def test_float32_is_as_good_as_it_can_be_at_both_ends(sde: AffineSDE, predicts: str, name: str) -> None:
+def test_float32_is_as_good_as_it_can_be_at_both_ends(sde: GaussianSDE, predicts: str, name: str) -> None:
     # The network's values are those of float64, rounded, so that what is compared is the loss's own arithmetic.
     x0, eps, _ = draw(3)
     low, high = sde.span
@@ -140,7 +140,7 @@ def test_float32_is_as_good_as_it_can_be_at_both_ends(sde: AffineSDE, predicts: 
 
 @pytest.mark.parametrize("predicts", ["x0", "v", "velocity", "edm"])
 @pytest.mark.parametrize("sde", [RectifiedFlow(), CosineVP()], ids=lambda s: type(s).__name__)
-def test_edm_weight_is_finite_without_signal(sde: AffineSDE, predicts: str) -> None:
+def test_edm_weight_is_finite_without_signal(sde: GaussianSDE, predicts: str) -> None:
     x0, eps, _ = draw(0)
     end, before = torch.ones(5, dtype=D), torch.full((5,), 1 - 1e-9, dtype=D)
     model = ScoreModel(lambda x, t: torch.sin(2 * x), sde, predicts)
@@ -162,7 +162,7 @@ def gauss_hermite(n: int) -> tuple[Tensor, Tensor]:
 @given(predicts=st.sampled_from(sorted(PREDICTIONS)), u=st.floats(0, 1), mean=st.floats(-1, 1), std=st.floats(0.3, 2.0))
 @settings(max_examples=6, deadline=None)
 def test_on_a_gaussian_the_minimiser_is_the_true_score(
-    sde: AffineSDE, predicts: str, name: str, u: float, mean: float, std: float
+    sde: GaussianSDE, predicts: str, name: str, u: float, mean: float, std: float
 ) -> None:
     # A network affine in its input contains the true score; the expectation over data and noise is exact.
     z, w = gauss_hermite(5)
@@ -187,7 +187,7 @@ def test_on_a_gaussian_the_minimiser_is_the_true_score(
 
 @pytest.mark.parametrize("sde", [VP(), VE(sigma_max=10.0), RectifiedFlow()], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_denoising_and_explicit_score_matching_differ_by_a_constant(sde: AffineSDE, name: str) -> None:
+def test_denoising_and_explicit_score_matching_differ_by_a_constant(sde: GaussianSDE, name: str) -> None:
     # Data of three atoms, so that the expectation over them is a sum and the true score is a softmax.
     atoms, p = torch.tensor([-1.0, 0.2, 1.5], dtype=D), torch.tensor([0.5, 0.2, 0.3], dtype=D)
     z, w = gauss_hermite(120)
@@ -225,7 +225,7 @@ def test_denoising_and_explicit_score_matching_differ_by_a_constant(sde: AffineS
 
 
 @pytest.mark.parametrize("sde", [*FINITE, CHAINS[0].sde()], ids=lambda s: type(s).__name__)
-def test_importance_sampling_is_unbiased(sde: AffineSDE) -> None:
+def test_importance_sampling_is_unbiased(sde: GaussianSDE) -> None:
     n = 200_000
     u = (torch.arange(n, dtype=D) + 0.5) / n
     t, weight = LikelihoodTimes().at(u, sde)
@@ -236,7 +236,7 @@ def test_importance_sampling_is_unbiased(sde: AffineSDE) -> None:
 
 
 @pytest.mark.parametrize("sde", FINITE, ids=lambda s: type(s).__name__)
-def test_importance_sampling_makes_the_likelihood_weight_a_constant(sde: AffineSDE) -> None:
+def test_importance_sampling_makes_the_likelihood_weight_a_constant(sde: GaussianSDE) -> None:
     t, weight = LikelihoodTimes().at(torch.linspace(0.001, 0.999, 99, dtype=D), sde)
     low, high = sde.span
     constant = 2 * (sde.lam(low) - sde.lam(high)) / (high - low)
@@ -249,7 +249,7 @@ def test_importance_sampling_makes_the_likelihood_weight_a_constant(sde: AffineS
 @each_sde
 @given(mean=st.floats(-2, 0.5), std=st.floats(0.5, 1.5))
 @settings(max_examples=10, deadline=None)
-def test_lognormal_times_have_their_distribution(sde: AffineSDE, mean: float, std: float) -> None:
+def test_lognormal_times_have_their_distribution(sde: GaussianSDE, mean: float, std: float) -> None:
     u = torch.linspace(0.0, 1.0, 101, dtype=D)
     t, weight = LogNormalTimes(mean, std).at(u, sde)
     low, high = sde.span
@@ -339,7 +339,7 @@ def test_a_weighting_of_ones_own() -> None:
         (lambda: Weighting("w", "score", lambda *a: a[1]), "expected 'eps' or 'x0'"),  # type: ignore[arg-type]
         (
             lambda: StepTimes().at(torch.zeros(1), VP()),
-            "got discrete times for a model of VP; they belong to a chain: build the model with sde.discretize",
+            "got discrete times for a model of VP; they belong to a chain: build the model with discretize",
         ),
         (
             lambda: LikelihoodTimes().at(torch.zeros(1, dtype=D), RectifiedFlow()),

@@ -18,11 +18,15 @@ from torch import nn
 from typer.main import get_command
 
 import scoresde
-from scoresde import VE, VP, ScoreModel, _runs, data, models, presets, training
-from scoresde.chain import Chain
+from scoresde import VE, VP, ScoreModel, data, models, presets, training
+from scoresde.base.settings import parse
 from scoresde.cli import app, options
 from scoresde.objectives import OBJECTIVES, LabelDropout
+from scoresde.sde import names
+from scoresde.sde.chain import Chain
 from scoresde.solvers import make_path
+from scoresde.training import networks
+from scoresde.training.files import checkpoint, runs
 from scoresde.weights import PUBLISHED
 
 NAMES = presets.NAMES
@@ -52,9 +56,9 @@ def network(name: str) -> nn.Module:
     """The network that the command would build for a preset, without memory."""
     given = presets.get(name).train
     classes, augment = 10 if given.get("labels") else 0, data.Augmentation.size if "augment" in given else 0
-    process = _runs.process(given["sde"])
+    process = names.process(given["sde"])
     with torch.device("meta"):
-        return _runs.network(given["network"], (3, 32, 32), process, given["predicts"], classes=classes, augment=augment)
+        return networks.network(given["network"], (3, 32, 32), process, given["predicts"], classes=classes, augment=augment)
 
 
 # The files -----------------------------------------------------------------------------------------------------------
@@ -90,7 +94,7 @@ def test_the_network_has_as_many_parameters_as_the_paper_s(name):
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_training_makes_the_model_of_the_published_checkpoint(name):
     given, published = presets.get(name).train, PUBLISHED[CHECKPOINTS[name]]
-    assert _runs.process(given["sde"]).config() == published.process().config()
+    assert names.process(given["sde"]).config() == published.process().config()
     assert given["predicts"] == published.predicts
     with torch.device("meta"):
         theirs = published.net().config
@@ -108,8 +112,8 @@ def test_a_training_makes_the_model_of_the_published_checkpoint(name):
     ],
 )
 def test_a_network_is_told_the_time_as_in_its_paper(sde, told):
-    process = _runs.process(sde)
-    net = _runs.network("ddpmpp-cifar10: width=8, blocks=1", (3, 32, 32), process, "eps")
+    process = names.process(sde)
+    net = networks.network("ddpmpp-cifar10: width=8, blocks=1", (3, 32, 32), process, "eps")
     seen = []
     model = ScoreModel(lambda x, t: seen.append(t) or x, process)
     t = torch.tensor([0.25, 1.0])
@@ -122,7 +126,7 @@ def test_a_network_is_told_the_time_as_in_its_paper(sde, told):
 def test_the_sampler_takes_the_published_number_of_evaluations(name):
     preset = presets.get(name)
     how = {key: value for key, value in preset.sample.items() if key in ("solver", "steps", "path", "end")}
-    model = ScoreModel(lambda x, t: 0 * x, _runs.process(preset.train["sde"]), preset.train["predicts"])
+    model = ScoreModel(lambda x, t: 0 * x, names.process(preset.train["sde"]), preset.train["predicts"])
     counted = scoresde.sample(model, (1, 2), progress=False, **how).evaluations
     assert abs(counted - preset.published["evaluations"]) <= (how["solver"] == "pc"), "it corrects once less"
     assert preset.sample["n"] == 50_000
@@ -130,7 +134,7 @@ def test_the_sampler_takes_the_published_number_of_evaluations(name):
 
 def test_the_levels_of_noise_of_edm_are_those_of_its_equation_5():
     given = presets.get("edm-cifar10-vp")
-    path = make_path(_runs.sde(given.train["sde"]), given.sample["path"], given.sample["steps"])
+    path = make_path(names.sde(given.train["sde"]), given.sample["path"], given.sample["steps"])
     low, high, i = 0.002 ** (1 / 7), 80 ** (1 / 7), np.arange(18)
     assert np.allclose(path.times[:-1], (high + i / 17 * (low - high)) ** 7) and path.times[-1] == 0
 
@@ -157,7 +161,7 @@ def test_operations_are_those_of_convolutions_and_attention_by_hand():
 def test_steps_on_the_mean_are_the_paper_s_on_the_sum(name, factor):
     """Adam on the sum over an image with the paper's numbers, and on the mean with those of the preset."""
     given = presets.get(name).train
-    settings = _runs.parse(given["optimizer"])[1]
+    settings = parse(given["optimizer"])[1]
     theirs_clip = 1.0 if math.isfinite(given["clip"]) else math.inf
     generator = torch.Generator().manual_seed(0)
     weights = [nn.Parameter(torch.zeros(64)) for _ in range(2)]
@@ -230,7 +234,7 @@ def test_every_preset_trains_samples_and_is_evaluated(tmp_path, cifar, features,
     line = done.stdout.splitlines()[-1]
     assert f"FID {scores['frechet']:.4g} of 4 samples against 20" in line
     assert f"published: {published['fid']:g} with {published['evaluations']}" in line and published["source"] in line
-    model, event = _runs.open_run(tmp_path / "run")
+    model, event = runs.open_run(tmp_path / "run")
     assert event == (3, 32, 32) and model.predicts == presets.get(name).train["predicts"]
     assert model.net.config["augment"] == network(name).config["augment"]
     assert (model.net.config["num_classes"] == 10) == name.endswith("-cond")
@@ -263,7 +267,7 @@ def test_reproduce_continues_after_an_interruption(tmp_path, cifar, features, qu
     assert done.exit_code == whole.exit_code == 0
     assert drawn and drawn == {path: path.stat().st_mtime_ns for path in drawn}, "samples are used again"
     assert done.stdout.splitlines()[-1] == whole.stdout.splitlines()[-1]
-    a, b = (_runs.open_run(tmp_path / run)[0].state_dict() for run in ("a", "b"))
+    a, b = (runs.open_run(tmp_path / run)[0].state_dict() for run in ("a", "b"))
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
@@ -276,7 +280,7 @@ def test_the_line_wins_over_the_file_and_the_file_over_the_preset(tmp_path, cifa
         out = tmp_path / f"run{order.index('--preset')}"
         done = invoke(*order, "--data", f"cifar10:{cifar}", "--out", out, *line)
         assert done.exit_code == 0, done.output
-        described = training.checkpoint.read(out / "model.safetensors", ()).description["training"]
+        described = checkpoint.read(out / "model.safetensors", ()).description["training"]
         assert (described["batch_size"], described["lr"], described["warmup"]) == (3, 2e-4, 2)
         rates = [float(row["lr"]) for row in csv.DictReader((out / "model.csv").read_text().splitlines())]
         paper = [2e-4 * min(n / 2, 1) for n in range(1, 5)]  # the linear ramp of the paper, n counting from 1
@@ -393,4 +397,4 @@ def test_a_file_with_an_unknown_option_is_refused(tmp_path):
 
 def test_vector_data_take_no_published_network():
     with pytest.raises(ValueError, match=re.escape("for samples of shape (2,); expected images (c, h, w)")):
-        _runs.network("ddpm-cifar10", (2,), VP(), "eps")
+        networks.network("ddpm-cifar10", (2,), VP(), "eps")

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from scoresde import DDPM, EDM, NCSN, VE, VP, CosineVP, GaussianSDE, RectifiedFlow, SubVP
-from scoresde.chain import ChainSDE
+from scoresde import DDPM, EDM, NCSN, VE, VP, CosineVP, FunctionSDE, RectifiedFlow, SubVP, discretize
 from scoresde.problems import Gaussian, GaussianMixture, gaussian, grid, moons, ring, textures
+from scoresde.sde.chain import ChainSDE
 
 SDES = {
     "VP": VP(),
@@ -22,10 +22,10 @@ SDES = {
     "VE": VE(),
     "EDM": EDM(),
     "RectifiedFlow": RectifiedFlow(),
-    "GaussianSDE": GaussianSDE(lambda t: -t, lambda t: torch.log(2 * t)),
+    "FunctionSDE": FunctionSDE(lambda t: -t, lambda t: torch.log(2 * t)),
     "DDPM": DDPM.linear(10, 1e-2, 0.5).sde(),
     "NCSN": NCSN.geometric(10).sde(),
-    "RectifiedFlow chain": RectifiedFlow().discretize(10).sde(),
+    "RectifiedFlow chain": discretize(RectifiedFlow(), 10).sde(),
 }
 KINDS = ["one variance", "isotropic", "diagonal", "full"]
 

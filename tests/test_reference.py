@@ -12,10 +12,10 @@ from support import SDES, amid_the_modes, mixture, model_on, rms, slopes
 from torch import nn
 
 from scoresde import EDM, VP, ScoreModel, models, sample, solvers
-from scoresde.compare import reference
-from scoresde.compare.content import digest
-from scoresde.compare.local import attribute, local_errors
-from scoresde.compare.reference import flow_end, follow
+from scoresde.base.identity import digest
+from scoresde.comparison import reference
+from scoresde.comparison.attribution.local import attribute, local_errors
+from scoresde.comparison.reference import flow_end, follow
 from scoresde.problems import Gaussian, GaussianMixture
 from scoresde.solvers import Path, make_path
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from browser import Tab, browser
 
-from scoresde.compare import Comparison, Record
-from scoresde.compare.page import page
-from scoresde.compare.series import better, coloured, front, labels, lines, styles
+from scoresde.comparison import Comparison, Record
+from scoresde.comparison.report.page import page
+from scoresde.comparison.report.series import better, coloured, front, labels, lines, styles
 from scoresde.plots import PALETTE
 
 EVIL = "</script><script>window.broken=1</script><img src=x onerror='window.broken=1'>&amp;\"',=#%"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support import generator, mixture, model_on, rms
 
-from scoresde import DDPM, EDM, SDE, VP, NonFiniteError, RectifiedFlow, ScoreModel, sample, solvers
+from scoresde import DDPM, EDM, VP, GeneralSDE, NonFiniteError, RectifiedFlow, ScoreModel, sample, solvers
 from scoresde.metrics import energy_distance
 from scoresde.solvers import Path, make_path
 
@@ -152,9 +152,9 @@ def test_progress_bar_counts_steps(capsys: pytest.CaptureFixture[str]) -> None:
 # An SDE without marginals ----------------------------------------------------------------------------------
 
 
-def ornstein_uhlenbeck() -> tuple[SDE, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+def ornstein_uhlenbeck() -> tuple[GeneralSDE, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
     """dx = -x dt + sqrt(2) dw from N(1, 0.25): Gaussian, so that the truth is known."""
-    sde = SDE(f=lambda x, t: -x, g=lambda x, t: math.sqrt(2) * torch.ones_like(x), t_max=3.0)
+    sde = GeneralSDE(f=lambda x, t: -x, g=lambda x, t: math.sqrt(2) * torch.ones_like(x), t_max=3.0)
 
     def score(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         decay = torch.exp(-t)
@@ -175,7 +175,7 @@ def test_general_sdes_are_sampled(solver: str) -> None:
 
 def test_general_orders() -> None:
     """Euler 1 and Heun 2 on the flow of a state-dependent diffusion, against SciPy; Heun with noise is weakly consistent."""
-    sde = SDE(f=lambda x, t: -x, g=lambda x, t: torch.sqrt(1 + x**2), t_max=1.0)
+    sde = GeneralSDE(f=lambda x, t: -x, g=lambda x, t: torch.sqrt(1 + x**2), t_max=1.0)
     flow = sde.probability_flow(lambda x, t: -2 * x / (1 + x**2))  # not at rest: another score than the stationary one
     x = torch.linspace(-2, 2, 9, dtype=F64)[:, None]
     tight = solvers.rk45(1e-11, 1e-12, "DOP853")

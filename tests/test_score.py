@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from support import SDES, generator, mixture
 from torch import Tensor
 
-from scoresde import DDPM, EDM, SDE, VP, RectifiedFlow, ScoreModel
+from scoresde import DDPM, EDM, VP, GeneralSDE, RectifiedFlow, ScoreModel
 from scoresde.score import PREDICTIONS
-from scoresde.sde import AffineSDE
+from scoresde.sde import GaussianSDE
 
 F64 = torch.float64
 
 
-def native(kind: str, sde: AffineSDE, x0: Tensor, eps: Tensor, t: float, sigma_data: float = 0.5) -> Tensor:
+def native(kind: str, sde: GaussianSDE, x0: Tensor, eps: Tensor, t: float, sigma_data: float = 0.5) -> Tensor:
     """What a perfect network of each kind returns, from the definitions in the papers."""
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     if kind == "edm":  # F = (D - c_skip xhat) / c_out with Karras et al.'s table 1, xhat = x / alpha
@@ -127,7 +127,7 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="did you mean 'eps'"):
         ScoreModel(lambda x, t: x, VP(), "epsilon")
     with pytest.raises(TypeError, match="an SDE with Gaussian marginals or a chain"):
-        ScoreModel(lambda x, t: x, SDE(f=lambda x, t: x, g=lambda x, t: x))  # type: ignore[arg-type]
+        ScoreModel(lambda x, t: x, GeneralSDE(f=lambda x, t: x, g=lambda x, t: x))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected a positive number"):
         ScoreModel(lambda x, t: x, VP(), sigma_data=0)
     with pytest.raises(ValueError, match="one per sample"):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from support import SDES, generator
 
-from scoresde import EDM, SDE, VE, VP, CosineVP, GaussianSDE, RectifiedFlow, SubVP
-from scoresde.sde import AffineSDE
+from scoresde import EDM, VE, VP, CosineVP, FunctionSDE, GeneralSDE, RectifiedFlow, SubVP
+from scoresde.sde import GaussianSDE
 
 F64 = torch.float64
 
@@ -142,7 +142,7 @@ def test_reverse_of_a_state_dependent_diffusion_is_at_rest_in_its_stationary_law
 
     dx = -x dt + sqrt(1 + x^2) dw has the stationary density (1 + x^2)^-2, since (g^2 p)' = 2 f p.
     """
-    sde = SDE(f=lambda x, t: -x, g=lambda x, t: torch.sqrt(1 + x**2))
+    sde = GeneralSDE(f=lambda x, t: -x, g=lambda x, t: torch.sqrt(1 + x**2))
     x = torch.linspace(-3, 3, 13, dtype=F64)[:, None]
     flow = sde.probability_flow(lambda y, t: -4 * y / (1 + y**2))
     assert flow.drift(x, 0.3).abs().max() < 1e-14
@@ -185,13 +185,13 @@ def test_prior(name: str) -> None:
         (lambda: EDM(sigma_min=2, sigma_max=1), "expected 0 <= t_min < t_max"),
         (lambda: CosineVP(s=0), "expected s > 0"),
         (lambda: RectifiedFlow(t_max=2.0), "expected t_max <= 1"),
-        (lambda: SDE(f=lambda x, t: x, g=lambda x, t: x, t_max=-1.0), "expected t_min < t_max"),
+        (lambda: GeneralSDE(f=lambda x, t: x, g=lambda x, t: x, t_max=-1.0), "expected t_min < t_max"),
         (lambda: VP().alpha(1.5), "got time 1.5; VP is defined for 0 <= t <= 1"),
         (lambda: VP().alpha(-0.1), "VP is defined for 0 <= t"),
         (lambda: VP().reverse(lambda x, t: x, eta=-1), "expected a number >= 0"),
         (lambda: VP().perturb(torch.zeros(2, 3), 0.5, torch.zeros(2, 2)), "expected the same"),
         (lambda: VP().marginal(torch.zeros(2, 3), torch.zeros(3)), "one per sample"),
-        (lambda: GaussianSDE(torch.zeros_like, torch.log).config(), "cannot be written to a checkpoint"),
+        (lambda: FunctionSDE(torch.zeros_like, torch.log).config(), "cannot be written to a checkpoint"),
     ],
 )
 def test_bad_input(build: object, sentence: str) -> None:
@@ -204,6 +204,6 @@ def test_every_affine_sde_is_in_the_table() -> None:
         below = cls.__subclasses__()
         return set().union(*(leaves(c) for c in below)) if below else {cls}
 
-    from scoresde.chain import ChainSDE
+    from scoresde.sde.chain import ChainSDE
 
-    assert leaves(AffineSDE) - {ChainSDE} == {type(sde) for sde in SDES.values()}
+    assert leaves(GaussianSDE) - {ChainSDE} == {type(sde) for sde in SDES.values()}

@@ -10,11 +10,12 @@ import pytest
 import torch
 from support import SDES, BasisNoise, amid_the_modes, finite_start, generator, mixture, model_on, propagate, rms, slopes
 
-from scoresde import DDPM, EDM, NCSN, VE, VP, CosineVP, RectifiedFlow, sample, solvers
-from scoresde.sde import AffineSDE
-from scoresde.solvers import SOLVERS, FreshNoise, Path, RowSolver, make_path, outside
-from scoresde.solvers.general import euler_maruyama
-from scoresde.solvers.outside import SciPy, affine_dynamics
+from scoresde import DDPM, EDM, NCSN, VE, VP, CosineVP, RectifiedFlow, discretize, sample, solvers
+from scoresde.sde import GaussianSDE
+from scoresde.solvers import SOLVERS, FreshNoise, Path, RowSolver, make_path
+from scoresde.solvers.methods import third_party
+from scoresde.solvers.methods.drift_diffusion import euler_maruyama
+from scoresde.solvers.methods.third_party import SciPy, affine_dynamics
 
 F64 = torch.float64
 ROW_SOLVERS = [name for name in SOLVERS if isinstance(solvers.get(name), RowSolver)]
@@ -65,7 +66,7 @@ def test_deterministic_solvers_have_the_order_they_claim(solver: str, name: str)
     assert abs(slopes(errors)[0] - method.description.order) < 0.25, (errors, slopes(errors))
 
 
-def weak_errors(method: RowSolver, sde: AffineSDE, t_min: float | None = None) -> list[float]:
+def weak_errors(method: RowSolver, sde: GaussianSDE, t_min: float | None = None) -> list[float]:
     """Of mean and variance on Gaussian data, propagated exactly, on paths of 400 and 800 steps."""
     errors = []
     for steps in (400, 800):
@@ -76,7 +77,7 @@ def weak_errors(method: RowSolver, sde: AffineSDE, t_min: float | None = None) -
     return errors
 
 
-@pytest.mark.parametrize("name", ["VP", "VE", "EDM", "SubVP", "GaussianSDE"])
+@pytest.mark.parametrize("name", ["VP", "VE", "EDM", "SubVP", "FunctionSDE"])
 @pytest.mark.parametrize("solver", WEAK)
 def test_stochastic_solvers_converge_at_the_weak_order_they_claim(solver: str, name: str) -> None:
     """Mean and variance on Gaussian data, propagated exactly: no Monte Carlo."""
@@ -340,7 +341,7 @@ CARRIES_ZERO_ALPHA = {
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize(
     "sde",
-    [RectifiedFlow(), CosineVP(), DDPM([0.3, 0.5, 0.8, 1.0]).sde(), RectifiedFlow().discretize(5).sde()],
+    [RectifiedFlow(), CosineVP(), DDPM([0.3, 0.5, 0.8, 1.0]).sde(), discretize(RectifiedFlow(), 5).sde()],
     ids=["flow", "cosine", "ddpm-chain", "flow-chain"],
 )
 def test_alpha_zero_is_carried_or_refused_by_name(solver: str, sde: RectifiedFlow) -> None:
@@ -367,8 +368,8 @@ def test_torchsde_follows_its_brownian_path(method: str, monkeypatch: pytest.Mon
     sde, model = VP(), model_on(VP())
     times = torch.linspace(1.0, 0.1, 33, dtype=F64).tolist()
     x, seeds = start_on(sde, 4), [3, 4, 5, 6]
-    brownian = outside._per_sample_brownian(seeds, x, times[0] - times[-1], "space-time" if method == "srk" else "none")
-    monkeypatch.setattr(outside, "_per_sample_brownian", lambda *_: brownian)
+    brownian = third_party._per_sample_brownian(seeds, x, times[0] - times[-1], "space-time" if method == "srk" else "none")
+    monkeypatch.setattr(third_party, "_per_sample_brownian", lambda *_: brownian)
 
     class SamePath(FreshNoise):
         def __call__(self, start: solvers.Point, to: solvers.Point, out: torch.Tensor, kernel: float = 0.0) -> torch.Tensor:

@@ -14,6 +14,7 @@ from support import SDES, finite_start, generator, mixture, model_on, propagate,
 
 from scoresde import EDM, VE, VP, RectifiedFlow, sample, solvers
 from scoresde.solvers import FreshNoise, Path, Point, Row, RowSolver, make_path
+from scoresde.solvers.methods import er
 
 F64 = torch.float64
 ETAS = [0.3, 1.0]
@@ -240,7 +241,7 @@ def test_without_noise_they_are_their_deterministic_twins(name: str) -> None:
     assert_same(solvers.sa_solver(2, 0, 0, "exact"), solvers.dpmpp_2m("exact"), path)
     assert_same(solvers.sde_dpmpp("3m", 0), solvers.dpmpp_3m(), path)
     assert_same(solvers.sde_dpm_solver(2, 0), solvers.dpm_multistep(2), path)
-    assert_same(solvers.er_sde_solver(1, solvers.er.power(0)), solvers.ddim(), path)
+    assert_same(solvers.er_sde_solver(1, er.power(0)), solvers.ddim(), path)
     # To sigma = 0 SA-Solver corrects once more, since the evaluation is there.
     path = Path(path.sde, path.points[:-1], "stop")
     for order in (2, 3):
@@ -253,7 +254,7 @@ def test_identities_with_noise(name: str, eta: float) -> None:
     path = make_path(SDES[name], "karras", 9)
     assert_same(solvers.sde_dpmpp("1"), solvers.ancestral("lower"), path)
     assert_same(solvers.sde_dpm_solver(1, eta), solvers.seeds(1, eta), path)
-    assert_same(solvers.er_sde_solver(1, solvers.er.power(eta)), solvers.sde_dpmpp("1", eta), path)
+    assert_same(solvers.er_sde_solver(1, er.power(eta)), solvers.sde_dpmpp("1", eta), path)
     assert_same(solvers.sa_solver(3, 0, math.sqrt(eta), "exact"), solvers.sde_dpmpp("3m", eta, "exact"), path)
     assert_same(solvers.analytic_dpm(lambda t: 1 / float(SDES[name].sigma(t)) ** 2, eta), solvers.ddim(eta), path)
 

@@ -39,8 +39,8 @@ from scoresde.training import (
     read_log,
     reconstruct,
 )
-from scoresde.training.checkpoint import read
-from scoresde.training.logs import Log
+from scoresde.training.files.checkpoint import read
+from scoresde.training.files.logs import Log
 
 ROOT = Path(__file__).resolve().parents[1]
 POINTS = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
@@ -438,7 +438,7 @@ def test_a_full_disk_loses_nothing_that_was_saved(what: str, tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("os.fsync" if what == "checkpoint" else "scoresde.training.logs.Log.write", full)
+        patch.setattr("os.fsync" if what == "checkpoint" else "scoresde.training.files.logs.Log.write", full)
         with pytest.raises(OSError, match="No space left"):
             trained(8, out=out)
     assert out.read_bytes() == before

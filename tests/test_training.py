@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from scoresde import DDPM, EDM, NCSN, VE, VP, CosineVP, GaussianSDE, RectifiedFlow, ScoreModel, SubVP
+from scoresde import DDPM, EDM, NCSN, VE, VP, CosineVP, FunctionSDE, RectifiedFlow, ScoreModel, SubVP, discretize
 from scoresde.models import MLP, UNet
 from scoresde.objectives import DSM, OBJECTIVES
 from scoresde.score import PREDICTIONS
 from scoresde.training import CheckpointError, FitResult, fit, load, report, save
 from scoresde.training.batches import Batches
-from scoresde.training.checkpoint import read, write
+from scoresde.training.files.checkpoint import read, write
 
 STD = 0.6
 
@@ -323,7 +323,7 @@ def test_a_write_that_stops_half_way_leaves_what_was_there(tmp_path: Path, monke
 
 PROCESSES = [
     *(VP(beta_min=0.2), CosineVP(s=0.01), SubVP(), VE(sigma_max=9.0), EDM(sigma_max=7.0), RectifiedFlow(t_max=0.9)),
-    *(DDPM.linear(6, 0.1, 0.5), DDPM([0.1, 1.0]), NCSN.geometric(5), RectifiedFlow().discretize(4)),
+    *(DDPM.linear(6, 0.1, 0.5), DDPM([0.1, 1.0]), NCSN.geometric(5), discretize(RectifiedFlow(), 4)),
     *(DDPM.linear(6, 0.1, 0.5).sde(),),
 ]
 
@@ -386,14 +386,14 @@ def test_tied_weights_are_saved(tmp_path: Path) -> None:
 
 
 def test_load_asks_for_what_a_file_cannot_hold(tmp_path: Path) -> None:
-    own = GaussianSDE(lambda t: 0 * t, torch.log, t_max=2.0)
+    own = FunctionSDE(lambda t: 0 * t, torch.log, t_max=2.0)
     model = ScoreModel(nn.Linear(2, 2), own, time=torch.log)
     save(tmp_path / "model", model)
     with pytest.raises(CheckpointError, match=r"a function of its own for the time; pass it as time=\.\."):
         load(tmp_path / "model")
     with pytest.raises(CheckpointError, match=r"linear.Linear, which scoresde cannot build; pass one as net=\.\."):
         load(tmp_path / "model", time=torch.log)
-    with pytest.raises(CheckpointError, match=r"a GaussianSDE, which cannot be written to a file; pass it as sde=\.\."):
+    with pytest.raises(CheckpointError, match=r"a FunctionSDE, which cannot be written to a file; pass it as sde=\.\."):
         load(tmp_path / "model", nn.Linear(2, 2), time=torch.log)
     loaded = load(tmp_path / "model", nn.Linear(2, 2), time=torch.log, sde=own)
     assert same(loaded, model)

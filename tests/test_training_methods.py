@@ -34,9 +34,9 @@ from scoresde.training import (
     read_log,
     result_of,
 )
-from scoresde.training.optimizers import OPTIMIZERS
+from scoresde.training.optimization.optimizers import OPTIMIZERS
+from scoresde.training.optimization.schedules import SCHEDULES, schedule
 from scoresde.training.processes import Processes
-from scoresde.training.schedules import SCHEDULES, schedule
 
 POINTS = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
 

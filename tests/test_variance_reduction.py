@@ -34,7 +34,7 @@ from scoresde.objectives import (
 )
 from scoresde.problems import GaussianMixture
 from scoresde.score import PREDICTIONS
-from scoresde.sde import AffineSDE
+from scoresde.sde import GaussianSDE
 
 D = torch.float64
 SDES = [VP(), VE(sigma_max=10.0), RectifiedFlow(t_max=0.97)]
@@ -56,7 +56,7 @@ def line() -> tuple[GaussianMixture, Tensor, Tensor, Tensor]:
     return problem, x0.repeat_interleave(48)[:, None], z.repeat(96)[:, None], weights.repeat_interleave(48) * w.repeat(96)
 
 
-def gradient(loss: Callable[[ScoreModel], Tensor], sde: AffineSDE, predicts: str = "eps", d: int = 1) -> Tensor:
+def gradient(loss: Callable[[ScoreModel], Tensor], sde: GaussianSDE, predicts: str = "eps", d: int = 1) -> Tensor:
     """Of a mean loss with respect to the three parameters of a smooth network."""
     theta = torch.tensor([0.4, -0.7, 0.3], dtype=D, requires_grad=True)
 
@@ -75,7 +75,7 @@ def gradient(loss: Callable[[ScoreModel], Tensor], sde: AffineSDE, predicts: str
 @pytest.mark.parametrize("noise", NOISES[1:])
 @given(u=st.floats(0.05, 0.9), weighting=st.sampled_from(sorted(WEIGHTINGS)))
 @settings(max_examples=3, deadline=None)
-def test_loss_and_gradient_keep_their_means(sde: AffineSDE, predicts: str, noise: str, u: float, weighting: str) -> None:
+def test_loss_and_gradient_keep_their_means(sde: GaussianSDE, predicts: str, noise: str, u: float, weighting: str) -> None:
     _, x0, eps, weights = line()
     t = torch.full((len(x0),), sde.span[1] * u, dtype=D)
 
@@ -91,7 +91,7 @@ def test_loss_and_gradient_keep_their_means(sde: AffineSDE, predicts: str, noise
 @each_sde
 @pytest.mark.parametrize("predicts", ["eps", "v", "edm"])
 @pytest.mark.parametrize("noise", NOISES[1:])
-def test_where_there_is_little_noise_the_gradient_has_little(sde: AffineSDE, predicts: str, noise: str) -> None:
+def test_where_there_is_little_noise_the_gradient_has_little(sde: GaussianSDE, predicts: str, noise: str) -> None:
     """By quadrature, per sample: what is left of the gradient's variance is little more than that over the data."""
     _, x0, eps, weights = line()
 
@@ -111,7 +111,7 @@ def test_where_there_is_little_noise_the_gradient_has_little(sde: AffineSDE, pre
 
 @each_sde
 @pytest.mark.parametrize("weighting", ["ddpm", "edm", "min-snr"])
-def test_implicit_and_denoising_score_matching_have_the_same_gradient(sde: AffineSDE, weighting: str) -> None:
+def test_implicit_and_denoising_score_matching_have_the_same_gradient(sde: GaussianSDE, weighting: str) -> None:
     """On a mixture, by quadrature; and the losses differ by the same constant for every network."""
     _, x0, eps, weights = line()
     for u in (0.4, 0.8):
@@ -123,7 +123,7 @@ def test_implicit_and_denoising_score_matching_have_the_same_gradient(sde: Affin
 
 
 @each_sde
-def test_the_true_score_minimises_implicit_score_matching(sde: AffineSDE) -> None:
+def test_the_true_score_minimises_implicit_score_matching(sde: GaussianSDE) -> None:
     problem, x0, eps, weights = line()
     t = torch.full((len(x0),), 0.6 * sde.span[1], dtype=D)
     exact = problem.model(sde)
@@ -239,7 +239,7 @@ def spread(objective: Objective, model: ScoreModel, rounds: int = 300, batch: in
 class Early(Times):
     """Uniform up to t = 0.05, where there is little noise."""
 
-    def at(self, u: Tensor, sde: AffineSDE) -> tuple[Tensor, Tensor]:
+    def at(self, u: Tensor, sde: GaussianSDE) -> tuple[Tensor, Tensor]:
         return 1e-3 + 0.049 * u, torch.ones_like(u)
 
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from support import BasisNoise, LinearModel, generator
 from torch import Tensor
 
-from scoresde import DDPM, NCSN, VP, RectifiedFlow, ScoreModel, sample, solvers
-from scoresde.chain import Chain
+from scoresde import DDPM, NCSN, VP, RectifiedFlow, ScoreModel, discretize, sample, solvers
 from scoresde.objectives import DSM, AdaptiveTimes, Hybrid, VariationalBound, noised
 from scoresde.problems import Gaussian, GaussianMixture
+from scoresde.sde.chain import Chain
 from scoresde.solvers import FreshNoise, Path, Point, make_path
 from scoresde.solvers.rows import LearnedNoise, from_json, to_json
 
@@ -25,7 +25,7 @@ D = torch.float64
 CHAINS: dict[str, Callable[[int], Chain]] = {
     "DDPM": lambda n: DDPM.linear(n, 2 / n / 10, min(20 / n, 0.9)),
     "NCSN": lambda n: NCSN.geometric(n, 0.05, 20.0),
-    "flow": lambda n: RectifiedFlow(t_max=0.97).discretize(n),
+    "flow": lambda n: discretize(RectifiedFlow(t_max=0.97), n),
 }
 each_chain = pytest.mark.parametrize("name", CHAINS)
 
@@ -253,7 +253,7 @@ def test_it_bounds_the_likelihood_and_tends_to_it() -> None:
     for variance in ("lower", "upper"):
         gaps: list[float] = []
         for n in (15, 60, 240):
-            chain = VP(beta_max=40.0).discretize(n)
+            chain = discretize(VP(beta_max=40.0), n)
             model, total = problem.model(chain), torch.zeros((), dtype=D)
             ratio = float(chain.alpha[-1] ** 2 / chain.sigma[-1] ** 2)
             total = total + 0.5 * ratio * (weights * grid[:, 0] ** 2).sum() / math.log(2)
@@ -384,7 +384,7 @@ def test_noised_data_are_those_of_the_chain() -> None:
         (lambda: Hybrid(scale=-1.0), "a scale of at least 0"),
         (
             lambda: VariationalBound("upper")(ScoreModel(lambda x, t: x, VP()), torch.ones(2, 2), torch.Generator()),
-            "got a model of VP for the bound of a chain; build the model with sde.discretize",
+            "got a model of VP for the bound of a chain; build the model with discretize",
         ),
         (
             lambda: VariationalBound()(ScoreModel(lambda x, t: x, DDPM.linear(9)), torch.ones(2, 2), torch.Generator()),

@@ -25,8 +25,8 @@ from scoresde.analysis.moments import exact, moments
 from scoresde.problems import Gaussian, GaussianMixture
 from scoresde.sampling import sample
 from scoresde.score import ScoreModel
-from scoresde.sde import VP, AffineSDE
-from scoresde.solvers.outside import rk45
+from scoresde.sde import VP, GaussianSDE
+from scoresde.solvers.methods.third_party import rk45
 from scoresde.solvers.path import PathLike, make_path
 from scoresde.solvers.rows import Langevin
 from scoresde.solvers.solver import RowSolver, Solver
@@ -103,7 +103,7 @@ class Convergence:
 def convergence(
     solver: str | Solver,
     problem: GaussianMixture | ScoreModel | None = None,
-    sde: AffineSDE | None = None,
+    sde: GaussianSDE | None = None,
     *,
     steps: Sequence[int] = (20, 40, 80, 160, 320),
     few: Sequence[int] = (5, 10, 20),
@@ -168,13 +168,13 @@ def convergence(
     return _judge(method, float(declared), measured, first, floor, confidence)
 
 
-def t_start(sde: AffineSDE) -> float:
+def t_start(sde: GaussianSDE) -> float:
     """The end of the span, or a little before where alpha = 0 there, which not every solver can carry."""
     t = sde.span[1]
     return t if math.isfinite(float(sde.lam(t))) else 0.9 * t
 
 
-def _equal_signal_and_noise(sde: AffineSDE) -> float:
+def _equal_signal_and_noise(sde: GaussianSDE) -> float:
     """The time at which lam = 0, or the end of the span where lam does not pass through zero."""
     low, high = float(sde.lam(sde.span[1])), float(sde.lam(max(sde.span[0], 1e-12)))
     return float(sde.time(0.0)) if low < 0 < high else t_start(sde)
@@ -195,7 +195,7 @@ def _gaussian() -> Gaussian:
 
 
 @functools.lru_cache(maxsize=64)
-def _problem_reference(problem: GaussianMixture, sde: AffineSDE, t_max: float) -> tuple[Tensor, Tensor]:
+def _problem_reference(problem: GaussianMixture, sde: GaussianSDE, t_max: float) -> tuple[Tensor, Tensor]:
     """The start and the end."""
     generator = torch.Generator().manual_seed(5)
     eps = torch.randn(4, *problem.event, generator=generator, dtype=torch.float64)
@@ -211,7 +211,7 @@ def _reference(model: ScoreModel, start: Tensor, t_max: float) -> Tensor:
 def _end_errors(
     method: Solver,
     problem: GaussianMixture | ScoreModel | None,
-    sde: AffineSDE,
+    sde: GaussianSDE,
     steps: Sequence[int],
     path: PathLike,
     t_max: float,
@@ -238,7 +238,7 @@ def _end_errors(
 def _weak_errors(
     method: Solver,
     problem: GaussianMixture | ScoreModel | None,
-    sde: AffineSDE,
+    sde: GaussianSDE,
     steps: Sequence[int],
     path: PathLike,
     t_max: float,

@@ -21,8 +21,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from scoresde.sde import AffineSDE
-from scoresde.solvers.noise import FreshNoise
+from scoresde.sde import GaussianSDE
+from scoresde.solvers.noise.fresh import FreshNoise
 from scoresde.solvers.path import CLEAN, Path, Point, points
 from scoresde.solvers.rows import Op, Row
 from scoresde.solvers.solver import Solver
@@ -233,7 +233,7 @@ def _solver_as_function(solver: str | Solver, path: Path | None) -> Sampler:
     return cast(Sampler, run)
 
 
-def to_rows(found: Fingerprint, sde: AffineSDE, t_end: float = 0.0) -> list[Op]:
+def to_rows(found: Fingerprint, sde: GaussianSDE, t_end: float = 0.0) -> list[Op]:
     """The rows of a recorded sampler: they run on every driver.
 
     Each row evaluates once, in data prediction (p = 0, q = 1), and ends a step: a stage becomes a step of its own. The

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 
 import scoresde
-from scoresde import _runs
 from scoresde.cli import options
 from scoresde.cli.errors import reported
-from scoresde.compare import BUDGETS, DEFAULT_SOLVERS, Comparison, best_ratio, suite
+from scoresde.comparison import BUDGETS, DEFAULT_SOLVERS, Comparison, best_ratio, suite
+from scoresde.sde import names as sdes
+from scoresde.training.files import runs
 
 __all__ = ["compare"]
 
@@ -76,9 +77,9 @@ def compare(
 def _compared(names: list[str], sde: str, shape: str | None) -> dict[str, Any]:
     """The problems of these names or, where there is such a file or folder, the model in it."""
     if len(names) == 1 and Path(names[0]).exists():
-        model, event = _runs.open_run(Path(names[0]), options.parse_shape(shape))
+        model, event = runs.open_run(Path(names[0]), options.parse_shape(shape))
         return {"problem": {Path(names[0]).name: model}, "shape": event}
-    return {"problem": names, "sde": _runs.sde(sde)}
+    return {"problem": names, "sde": sdes.sde(sde)}
 
 
 def _tell(found: Comparison, out: Path | None) -> None:

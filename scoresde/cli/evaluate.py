@@ -7,23 +7,24 @@ from typing import Annotated, Any
 
 import typer
 
-from scoresde import _runs, data, evaluation
-from scoresde._files import replacing
+from scoresde import data, evaluation
+from scoresde.base.files import replacing
 from scoresde.cli import options
 from scoresde.cli.errors import reported
 from scoresde.cli.source import open_data
+from scoresde.training.files import runs
 
 __all__ = ["evaluate"]
 
 
 def _samples_to_evaluate(what: Path, n: int, show_bar: bool, unreadable: str, **how: Any) -> data.Dataset:
     """The samples in a file or folder, or those of a run or checkpoint, which are drawn beside it."""
-    is_run = what.suffix == ".safetensors" or (what / _runs.CHECKPOINT).exists()
+    is_run = what.suffix == ".safetensors" or (what / runs.CHECKPOINT).exists()
     if not is_run:
         return open_data(what, unreadable=unreadable)
     from tqdm import tqdm
 
-    model, event = _runs.open_run(what)
+    model, event = runs.open_run(what)
     folder = (what if what.is_dir() else what.parent) / "samples"
     with tqdm(total=n, unit=" samples", desc="sampling", disable=not show_bar) as progress:
         drawn = evaluation.generate(model, event, folder, n, progress=progress.update, **how)

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from scoresde import presets
-from scoresde._near import near
-from scoresde._runs import SDES
+from scoresde.base.names import near
 from scoresde.cli.errors import reported
+from scoresde.sde.names import SDES
 
 __all__ = ["checked", "from_file", "from_preset", "parse_shape"]
 

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from scoresde._runs import sde
 from scoresde.cli import options
 from scoresde.cli.errors import reported
 from scoresde.evaluation import find_features
 from scoresde.presets import get
+from scoresde.sde.names import sde
 from scoresde.solvers import get as get_solver
 from scoresde.solvers import make_path
 

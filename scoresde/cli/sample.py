@@ -9,12 +9,13 @@ import torch
 import typer
 from torch import Tensor
 
-from scoresde import _runs, plots
-from scoresde._files import replacing
+from scoresde import plots
+from scoresde.base.files import replacing
 from scoresde.cli import options
 from scoresde.cli.errors import reported
 from scoresde.sampling import sample as draw
 from scoresde.solvers import get, sample_seeds
+from scoresde.training.files import runs
 
 __all__ = ["sample", "write"]
 
@@ -69,7 +70,7 @@ def sample(
         if number < 1:
             raise ValueError(f"got {name} {number}; expected at least 1")
     get(solver)
-    model, event = _runs.open_run(run, options.parse_shape(shape))
+    model, event = runs.open_run(run, options.parse_shape(shape))
     if out is None:
         folder = run if run.is_dir() else run.parent
         out = folder / ("samples.png" if len(event) == 3 else "samples.npy")

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from scoresde import _runs
 from scoresde.cli import options
 from scoresde.cli.errors import reported
+from scoresde.sde import names
 from scoresde.solvers import SOLVERS, Langevin, LearnedNoise, Path, RowSolver, get, make_path, plugins, to_json
 
 __all__ = ["solvers"]
@@ -34,7 +34,7 @@ def solvers(
     """
     plugins()  # those that installed packages bring along are listed as well
     if show is not None:
-        _show_rows(show, make_path(_runs.sde(sde), path, steps), as_json)
+        _show_rows(show, make_path(names.sde(sde), path, steps), as_json)
         return
     typer.echo(_COLUMNS + "paper")
     typer.echo("-" * _WIDTH)

@@ -11,9 +11,8 @@ import torch
 import typer
 from torch import Tensor
 
-from scoresde import _runs, data, metrics, plots
-from scoresde._settings import check_names, parse
-from scoresde.chain import Chain, ChainSDE
+from scoresde import data, metrics, plots
+from scoresde.base.settings import check_names, parse
 from scoresde.cli import options
 from scoresde.cli.errors import reported
 from scoresde.cli.sample import write
@@ -22,8 +21,11 @@ from scoresde.objectives import OBJECTIVES, LabelDropout, Objective
 from scoresde.objectives import objective as named
 from scoresde.sampling import sample as draw
 from scoresde.score import ScoreModel
-from scoresde.training import FitResult, Keep, Trainer, result_of
-from scoresde.training.optimizers import OPTIMIZERS, MakeOptimizer
+from scoresde.sde import names
+from scoresde.sde.chain import Chain, ChainSDE
+from scoresde.training import FitResult, Keep, Trainer, networks, result_of
+from scoresde.training.files import runs
+from scoresde.training.optimization.optimizers import OPTIMIZERS, MakeOptimizer
 
 __all__ = ["train"]
 
@@ -121,7 +123,7 @@ def train(
     trainer = Trainer(
         model,
         source,
-        objective=_objective(objective or _runs.choice(sde).objective, classes, label_dropout),
+        objective=_objective(objective or networks.choice(sde).objective, classes, label_dropout),
         batch_size=batch_size,
         optimizer=_optimizer(optimizer, weight_decay),
         lr=lr,
@@ -137,7 +139,7 @@ def train(
         compile=compile,
         channels_last=channels_last,
         nonfinite=nonfinite,
-        out=out / _runs.CHECKPOINT,
+        out=out / runs.CHECKPOINT,
         resume=resume,
         save_every=save_every,
         keep=Keep(keep_last, keep_every or None, keep_best) if keep_last or keep_every or keep_best else None,
@@ -150,7 +152,7 @@ def train(
     )
     if trainer.processes.main:
         _describe(model, x, len(source) if isinstance(source, Tensor | data.Dataset) else 0)
-        _runs.write_shape(out, x.shape[1:])
+        runs.write_shape(out, x.shape[1:])
     trainer.run(steps)
     if trainer.processes.main:
         _finish(result_of(trainer), out)
@@ -186,16 +188,16 @@ def _model(
     seed: int,
 ) -> ScoreModel:
     """The untrained score model: of a published network, or of a small one."""
-    process, predicts = _runs.process(sde), predicts or _runs.choice(sde).predicts
+    process, predicts = names.process(sde), predicts or networks.choice(sde).predicts
     net: Callable[..., Tensor]
     if network is not None:
         size = data.Augmentation.size if augmented else 0
-        net = _runs.network(network, x.shape[1:], process, predicts, classes=classes, augment=size, seed=seed)
+        net = networks.network(network, x.shape[1:], process, predicts, classes=classes, augment=size, seed=seed)
     elif augmented:
         raise ValueError("got --augment without --network; expected one that is told of it, such as edm-ddpmpp-cifar10")
     else:
         process = process.sde() if isinstance(process, Chain) else process
-        net = _runs.build(x, process, predicts, width=width, classes=classes, seed=seed).net
+        net = networks.build(x, process, predicts, width=width, classes=classes, seed=seed).net
     return ScoreModel(net, process, predicts, sigma_data=float(x.std()) if sigma_data is None else sigma_data)
 
 
@@ -248,5 +250,5 @@ def _finish(result: FitResult, out: Path) -> None:
     report = result.report
     plots.save(plots.losses(result.history, report.edges, report.loss, report.excess), out / "loss.png")
     typer.echo(f"\nloss by time after {len(result.history)} steps:\n{report}\n")
-    typer.echo(f"checkpoint: {out / _runs.CHECKPOINT}\nlog: {(out / _runs.CHECKPOINT).with_suffix('.csv')}")
+    typer.echo(f"checkpoint: {out / runs.CHECKPOINT}\nlog: {(out / runs.CHECKPOINT).with_suffix('.csv')}")
     typer.echo(f"loss curve: {out / 'loss.png'}\nnow: scoresde sample {out}")

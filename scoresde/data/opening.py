@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde._near import near
+from scoresde.base.names import near
 from scoresde.data.arrays import as_labels, as_samples, read
 from scoresde.data.dataset import Arrays, Dataset, Flipped
 from scoresde.data.folders import image_names, open_folder

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde._files import replacing
-from scoresde.chain import ChainSDE
+from scoresde.base.files import replacing
 from scoresde.data import Dataset
 from scoresde.sampling import sample
 from scoresde.score import ScoreModel
+from scoresde.sde.chain import ChainSDE
 from scoresde.solvers import get, sample_seeds
 
 __all__ = ["Generated", "generate"]

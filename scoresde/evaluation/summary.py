@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scoresde._files import replacing
+from scoresde.base.files import replacing
 from scoresde.data import Dataset
 from scoresde.evaluation.features import Features
 from scoresde.evaluation.moments import Moments

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scoresde._shape import check_batch
+from scoresde.base.shape import check_batch
 
 __all__ = ["check_pair", "rows_at_once"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from scoresde._shape import check_batch
+from scoresde.base.shape import check_batch
 from scoresde.metrics.intervals import (
     Estimate,
     combined,

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from scoresde._near import near
+from scoresde.base.names import near
 from scoresde.models.dit import DiT
 from scoresde.models.ncsnv2 import NCSNv2
 from scoresde.models.unet import UNet

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde._shape import check_batch, expand
-from scoresde.chain import Chain, ChainSDE
+from scoresde.base.shape import check_batch, expand
 from scoresde.objectives.matching import DSM, Objective, noised, target, times_of
 from scoresde.objectives.times import Times
 from scoresde.objectives.weightings import WEIGHTINGS, Weighting
 from scoresde.score import ScoreModel
+from scoresde.sde.chain import Chain, ChainSDE
 
 __all__ = ["Hybrid", "VariationalBound"]
 
@@ -187,7 +187,7 @@ class Hybrid(Objective):
 def _chain(model: ScoreModel) -> Chain:
     if not isinstance(model.sde, ChainSDE):
         raise ValueError(
-            f"got a model of {type(model.sde).__name__} for the bound of a chain; build the model with sde.discretize(n)"
+            f"got a model of {type(model.sde).__name__} for the bound of a chain; build the model with discretize(sde, n)"
         )
     return model.sde.chain
 

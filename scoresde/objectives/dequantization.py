@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, ComposeTransform, SigmoidTransform, Transform
 
-from scoresde._shape import check_batch
+from scoresde.base.shape import check_batch
 from scoresde.objectives.bound import VariationalBound
 from scoresde.objectives.matching import DSM, Around, Objective, times_of
 from scoresde.objectives.times import AdaptiveTimes, LogNormalTimes

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde._trace import quadratic_forms, unit_vectors
+from scoresde.base.trace import quadratic_forms, unit_vectors
 from scoresde.objectives.matching import Weighted, noised
 from scoresde.score import ScoreModel
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde._shape import expand
+from scoresde.base.shape import expand
 from scoresde.objectives.matching import Around, Objective
 from scoresde.score import ScoreModel
 

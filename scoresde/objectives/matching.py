@@ -20,16 +20,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from scoresde._shape import check_batch, expand
+from scoresde.base.shape import check_batch, expand
 from scoresde.objectives.times import TIMES, Times, quantiles
 from scoresde.objectives.weightings import WEIGHTINGS, Weighting, named
 from scoresde.score import ScoreModel
-from scoresde.sde import AffineSDE
+from scoresde.sde import GaussianSDE
 
 __all__ = ["DSM", "NOISES", "OBJECTIVES", "Around", "Objective", "Weighted", "noised", "objective", "target"]
 
 
-def noised(sde: AffineSDE, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+def noised(sde: GaussianSDE, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """x_t = alpha x0 + sigma eps, with float64 coefficients and in the type of the data."""
     t = t.to(torch.float64)
     return expand(sde.alpha(t), x0).to(x0) * x0 + expand(sde.sigma(t), x0).to(x0) * eps

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from scoresde.chain import ChainSDE
 from scoresde.objectives.weightings import likelihood, named
-from scoresde.sde import AffineSDE
+from scoresde.sde import GaussianSDE
+from scoresde.sde.chain import ChainSDE
 
 __all__ = [
     "TIMES",
@@ -40,11 +40,11 @@ class Times(ABC):
     """
 
     @abstractmethod
-    def at(self, u: Tensor, sde: AffineSDE) -> tuple[Tensor, Tensor]:
+    def at(self, u: Tensor, sde: GaussianSDE) -> tuple[Tensor, Tensor]:
         """The times at the quantiles ``u``, float64, and the weight that each carries in the mean; shapes of ``u``."""
 
     def sample(
-        self, n: int, sde: AffineSDE, *, generator: torch.Generator, stratified: bool = True
+        self, n: int, sde: GaussianSDE, *, generator: torch.Generator, stratified: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Draw ``n`` times and their weights, each of shape ``(n,)``, on the generator's device; see :func:`quantiles`."""
         return self.at(quantiles(n, generator, stratified), sde)
@@ -70,7 +70,7 @@ def quantiles(n: int, generator: torch.Generator, stratified: bool = True) -> Te
 class UniformTimes(Times):
     """Uniform from ``t_min`` to ``t_max``, weight 1."""
 
-    def at(self, u: Tensor, sde: AffineSDE) -> tuple[Tensor, Tensor]:
+    def at(self, u: Tensor, sde: GaussianSDE) -> tuple[Tensor, Tensor]:
         low, high = sde.span
         return torch.lerp(torch.full_like(u, low), torch.full_like(u, high), u), torch.ones_like(u)
 
@@ -83,11 +83,11 @@ class StepTimes(Times):
         ValueError: if the model is not made of a chain.
     """
 
-    def at(self, u: Tensor, sde: AffineSDE) -> tuple[Tensor, Tensor]:
+    def at(self, u: Tensor, sde: GaussianSDE) -> tuple[Tensor, Tensor]:
         if not isinstance(sde, ChainSDE):
             raise ValueError(
                 f"got discrete times for a model of {type(sde).__name__}; they belong to a chain: build the model with "
-                "sde.discretize(n), or take times='uniform'"
+                "discretize(sde, n), or take times='uniform'"
             )
         n = len(sde.chain)
         return ((u * n).floor().clamp(max=n - 1) + 1) / n, torch.ones_like(u)
@@ -97,7 +97,7 @@ class StepTimes(Times):
 class AutoTimes(Times):
     """The steps of the chain for a model made of one, uniform for any other."""
 
-    def at(self, u: Tensor, sde: AffineSDE) -> tuple[Tensor, Tensor]:
+    def at(self, u: Tensor, sde: GaussianSDE) -> tuple[Tensor, Tensor]:
         times: Times = StepTimes() if isinstance(sde, ChainSDE) else UniformTimes()
         return times.at(u, sde)
 
@@ -119,7 +119,7 @@ class LikelihoodTimes(Times):
         ValueError: if lam is not finite at both ends of time.
     """
 
-    def at(self, u: Tensor, sde: AffineSDE) -> tuple[Tensor, Tensor]:
+    def at(self, u: Tensor, sde: GaussianSDE) -> tuple[Tensor, Tensor]:
         low, high = sde.span
         ends = sde.lam(torch.tensor([low, high], dtype=torch.float64))
         top, bottom = ends.tolist()
@@ -150,7 +150,7 @@ class LogNormalTimes(Times):
         if not self.std > 0:
             raise ValueError(f"got std={self.std}; expected a positive number")
 
-    def at(self, u: Tensor, sde: AffineSDE) -> tuple[Tensor, Tensor]:
+    def at(self, u: Tensor, sde: GaussianSDE) -> tuple[Tensor, Tensor]:
         low, high = sde.span
         top, bottom = sde.lam(torch.tensor([low, high], dtype=torch.float64)).tolist()
         lam = -(self.mean + self.std * torch.special.ndtri(u)).clamp(-top, -bottom)
@@ -225,7 +225,7 @@ class AdaptiveTimes(Times):
         k = torch.searchsorted(ends, u.to(p), right=True).clamp(max=self.bins - 1)
         return k, ((u - (ends - p)[k]) / p[k]).clamp(0, 1 - 1e-12), 1 / (self.bins * p[k])
 
-    def at(self, u: Tensor, sde: AffineSDE) -> tuple[Tensor, Tensor]:
+    def at(self, u: Tensor, sde: GaussianSDE) -> tuple[Tensor, Tensor]:
         k, inside, weight = self._place(u)
         base = TIMES[self.base] if isinstance(self.base, str) else self.base
         t, given = base.at((k + inside) / self.bins, sde)

@@ -36,8 +36,8 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from scoresde._near import near
-from scoresde.sde import AffineSDE
+from scoresde.base.names import near
+from scoresde.sde import GaussianSDE
 
 __all__ = ["WEIGHTINGS", "Weighting", "min_snr", "p2", "sigmoid"]
 
@@ -65,33 +65,33 @@ class Weighting:
 
     name: str
     on: Literal["eps", "x0"]
-    function: Callable[[AffineSDE, Tensor, float], Tensor] = field(repr=False)
+    function: Callable[[GaussianSDE, Tensor, float], Tensor] = field(repr=False)
 
     def __post_init__(self) -> None:
         if self.on not in ("eps", "x0"):
             raise ValueError(f"got a weighting on {self.on!r}; expected 'eps' or 'x0'")
 
 
-def _one(sde: AffineSDE, t: Tensor, sigma_data: float) -> Tensor:
+def _one(sde: GaussianSDE, t: Tensor, sigma_data: float) -> Tensor:
     return torch.ones_like(t)
 
 
-def likelihood(sde: AffineSDE, t: Tensor, sigma_data: float) -> Tensor:
+def likelihood(sde: GaussianSDE, t: Tensor, sigma_data: float) -> Tensor:
     """g^2 / sigma^2 = -2 dlam/dt, on eps."""
     return sde.diffusion_squared(t) * (-2 * sde.log_sigma(t)).exp()
 
 
-def _edm(sde: AffineSDE, t: Tensor, sigma_data: float) -> Tensor:
+def _edm(sde: GaussianSDE, t: Tensor, sigma_data: float) -> Tensor:
     # (s^2 + d^2) / (s d)^2 = 1 / d^2 + 1 / s^2 with s = sigma / alpha, which is infinite, harmlessly, for alpha = 0.
     return sigma_data**-2 + (2 * sde.lam(t)).exp()
 
 
-def _v(sde: AffineSDE, t: Tensor, sigma_data: float) -> Tensor:
+def _v(sde: GaussianSDE, t: Tensor, sigma_data: float) -> Tensor:
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     return ((alpha**2 + sigma**2) / sigma) ** 2
 
 
-def _velocity(sde: AffineSDE, t: Tensor, sigma_data: float) -> Tensor:
+def _velocity(sde: GaussianSDE, t: Tensor, sigma_data: float) -> Tensor:
     return (1 + sde.lam(t).exp()) ** 2
 
 

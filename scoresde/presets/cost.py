@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from scoresde import models
-from scoresde._settings import parse
+from scoresde.base.settings import parse
 from scoresde.presets.files import Preset
 
 __all__ = ["PEAK", "gpu_hours", "operations"]

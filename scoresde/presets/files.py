@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-from scoresde._near import near
+from scoresde.base.names import near
 
 __all__ = ["NAMES", "TABLES", "Preset", "get"]
 

@@ -20,10 +20,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from scoresde._shape import as_time, check_batch, expand
-from scoresde.chain import Chain
+from scoresde.base.shape import as_time, check_batch, expand
 from scoresde.score import ScoreModel
-from scoresde.sde import AffineSDE, Time
+from scoresde.sde import GaussianSDE, Time
+from scoresde.sde.chain import Chain
 
 __all__ = ["Posterior", "Problem"]
 
@@ -91,7 +91,7 @@ class Problem(ABC, Generic[T]):
 
     # What follows ----------------------------------------------------------------------------------------------------
 
-    def log_prob(self, x: Tensor, sde: AffineSDE | None = None, t: Time | None = None) -> Tensor:
+    def log_prob(self, x: Tensor, sde: GaussianSDE | None = None, t: Time | None = None) -> Tensor:
         """Log-density at ``x``, in nats, shape ``(batch,)``: of the data, or of the noised data at time ``t``.
 
         Raises:
@@ -115,7 +115,7 @@ class Problem(ABC, Generic[T]):
         one = torch.ones(1, 1, dtype=torch.float64, device=x.device)
         return self._posterior(self._flat(x), one, 0 * one).log_prob.to(x.dtype)
 
-    def score(self, x: Tensor, sde: AffineSDE, t: Time) -> Tensor:
+    def score(self, x: Tensor, sde: GaussianSDE, t: Time) -> Tensor:
         r"""The score :math:`\nabla_x \log p_t(x)`, shape of ``x``.
 
         Example:
@@ -127,21 +127,21 @@ class Problem(ABC, Generic[T]):
         """
         return _like(self._at(x, sde, t)[0].score, x)
 
-    def eps(self, x: Tensor, sde: AffineSDE, t: Time) -> Tensor:
+    def eps(self, x: Tensor, sde: GaussianSDE, t: Time) -> Tensor:
         """The noise prediction E[eps | x_t = x], shape of ``x``."""
         at, _, sigma = self._at(x, sde, t)
         return _like(-sigma.to(at.score) * at.score, x)
 
-    def x0(self, x: Tensor, sde: AffineSDE, t: Time) -> Tensor:
+    def x0(self, x: Tensor, sde: GaussianSDE, t: Time) -> Tensor:
         """The data prediction E[x_0 | x_t = x], shape of ``x``."""
         return _like(self._at(x, sde, t)[0].x0, x)
 
-    def v(self, x: Tensor, sde: AffineSDE, t: Time) -> Tensor:
+    def v(self, x: Tensor, sde: GaussianSDE, t: Time) -> Tensor:
         """alpha E[eps | x_t = x] - sigma E[x_0 | x_t = x], shape of ``x``."""
         at, alpha, sigma = self._at(x, sde, t)
         return _like(-sigma.to(at.score) * (alpha.to(at.score) * at.score + at.x0), x)
 
-    def model(self, sde: AffineSDE | Chain) -> ScoreModel:
+    def model(self, sde: GaussianSDE | Chain) -> ScoreModel:
         """The perfect score model of these data.
 
         Its network returns :meth:`v`, from which both the data and the noise prediction follow without cancellation at
@@ -194,7 +194,7 @@ class Problem(ABC, Generic[T]):
             raise ValueError(f"got x of shape {tuple(x.shape)}; expected {('batch', *self.event)}, the samples of {self!r}")
         return x.flatten(1)
 
-    def _at(self, x: Tensor, sde: AffineSDE, t: Time) -> tuple[Posterior, Tensor, Tensor]:
+    def _at(self, x: Tensor, sde: GaussianSDE, t: Time) -> tuple[Posterior, Tensor, Tensor]:
         """The posterior at ``x`` and ``t``, alpha and sigma."""
         flat = self._flat(x)
         if isinstance(t, Tensor):  # Python numbers stay what they are, because the SDE checks their range
@@ -209,7 +209,7 @@ class _ExactNetwork:
     """``net(x, t)`` of the perfect model, which predicts v."""
 
     problem: Problem[Any]
-    sde: AffineSDE
+    sde: GaussianSDE
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self.problem.v(x, self.sde, t)

@@ -3,22 +3,10 @@
 A solver is a prediction and a stencil on a path; it turns the path into rows, and drivers run rows.
 """
 
-from scoresde.solvers.adaptive import Adaptive, bogacki_shampine, dormand_prince, dpm_adaptive
-from scoresde.solvers.adaptive_sde import AdaptiveSDE, gotta_go_fast
-from scoresde.solvers.brownian import BrownianNoise
+from scoresde.solvers.adaptive.control import Controller
+from scoresde.solvers.adaptive.flow import Adaptive, bogacki_shampine, dormand_prince, dpm_adaptive
+from scoresde.solvers.adaptive.reverse_sde import AdaptiveSDE, gotta_go_fast
 from scoresde.solvers.coefficients import lagrange_integrals, moments
-from scoresde.solvers.control import Controller
-from scoresde.solvers.detours import (
-    churn,
-    detour,
-    dpm2_ancestral,
-    dpmpp_2s_ancestral,
-    edm_stochastic,
-    euler_ancestral,
-    overshoot,
-    restart,
-    restart_heun,
-)
 from scoresde.solvers.drivers import (
     DRIVERS,
     CapturedSampler,
@@ -32,21 +20,7 @@ from scoresde.solvers.drivers import (
     parallel,
     readable,
 )
-from scoresde.solvers.er import er_sde_solver
-from scoresde.solvers.exponential import ddim, dpm_fast, dpm_multistep, dpm_solver, dpmpp_2m, dpmpp_2s, dpmpp_3m, dpmpp_3s
-from scoresde.solvers.exponential_sde import sde_dpm_solver, sde_dpmpp, seeds
-from scoresde.solvers.langevin import annealed_langevin, predictor_corrector, underdamped_corrector
-from scoresde.solvers.multistep import deis, gradient_estimation, ipndm, ipndm_v, lms, plms, pndm, velocity
-from scoresde.solvers.noise import FreshNoise, NoiseSource, sample_seeds
-from scoresde.solvers.outside import rk45, torchsde_solver
-from scoresde.solvers.path import PATHS, Path, Point, make_path, points
-from scoresde.solvers.prediction import Data, Noise, Prediction, Rho, Time, Velocity
-from scoresde.solvers.rows import Langevin, LearnedNoise, Row, each_step, from_json, one_step, stencil_rows, to_json
-from scoresde.solvers.runge_kutta import euler, explicit_midpoint, heun, rk3, rk4
-from scoresde.solvers.sa import sa_solver
-from scoresde.solvers.solver import Description, Dynamics, RowSolver, Solver, compose
-from scoresde.solvers.stencil import Stage, midpoint, multistep, radau, trapezoid
-from scoresde.solvers.stochastic import (
+from scoresde.solvers.methods.ancestral import (
     analytic_dpm,
     ancestral,
     ddpm,
@@ -55,8 +29,43 @@ from scoresde.solvers.stochastic import (
     reverse_diffusion,
     sde_heun,
 )
+from scoresde.solvers.methods.er import er_sde_solver
+from scoresde.solvers.methods.exponential import (
+    ddim,
+    dpm_fast,
+    dpm_multistep,
+    dpm_solver,
+    dpmpp_2m,
+    dpmpp_2s,
+    dpmpp_3m,
+    dpmpp_3s,
+)
+from scoresde.solvers.methods.exponential_sde import sde_dpm_solver, sde_dpmpp, seeds
+from scoresde.solvers.methods.langevin import annealed_langevin, predictor_corrector, underdamped_corrector
+from scoresde.solvers.methods.multistep import deis, gradient_estimation, ipndm, ipndm_v, lms, plms, pndm, velocity
+from scoresde.solvers.methods.renoising import (
+    churn,
+    detour,
+    dpm2_ancestral,
+    dpmpp_2s_ancestral,
+    edm_stochastic,
+    euler_ancestral,
+    overshoot,
+    restart,
+    restart_heun,
+)
+from scoresde.solvers.methods.runge_kutta import euler, explicit_midpoint, heun, rk3, rk4
+from scoresde.solvers.methods.sa import sa_solver
+from scoresde.solvers.methods.third_party import rk45, torchsde_solver
+from scoresde.solvers.methods.unipc import exp_adams_moulton, unipc
+from scoresde.solvers.noise.brownian import BrownianNoise
+from scoresde.solvers.noise.fresh import FreshNoise, NoiseSource, sample_seeds
+from scoresde.solvers.path import PATHS, Path, Point, make_path, points
+from scoresde.solvers.prediction import Data, Noise, Prediction, Rho, Time, Velocity
+from scoresde.solvers.rows import Langevin, LearnedNoise, Row, each_step, from_json, one_step, stencil_rows, to_json
+from scoresde.solvers.solver import Description, Dynamics, RowSolver, Solver, compose
+from scoresde.solvers.stencil import Stage, midpoint, multistep, radau, trapezoid
 from scoresde.solvers.table import SOLVERS, get, plugins, register
-from scoresde.solvers.unipc import exp_adams_moulton, unipc
 
 __all__ = [
     "DRIVERS",

@@ -16,8 +16,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from scoresde._near import near
-from scoresde.sde import AffineSDE
+from scoresde.base.names import near
+from scoresde.sde import GaussianSDE
 from scoresde.solvers import scalar
 
 __all__ = [
@@ -68,7 +68,7 @@ CLEAN = Point(0.0, 0.0, -math.inf, 0.0, math.inf, 0.0)
 """The data themselves: alpha = 1 and sigma = 0."""
 
 
-def points(sde: AffineSDE, t: Tensor) -> list[Point]:
+def points(sde: GaussianSDE, t: Tensor) -> list[Point]:
     """The points of ``sde`` at float64 times ``t``, shape ``(n,)``, all computed at once, with gradients if ``t`` has."""
     columns = (t, sde.log_alpha(t), sde.log_sigma(t), sde.d_alpha(t), sde.d_log_sigma(t), sde.diffusion_squared(t))
     if t.requires_grad:
@@ -90,7 +90,7 @@ class Path:
         [80.0, 1.0, 0.0]
     """
 
-    sde: AffineSDE
+    sde: GaussianSDE
     points: tuple[Point, ...]
     end: str = "denoise"
 
@@ -114,7 +114,7 @@ class Path:
             raise ValueError("got sigma = 0 before the end of the path; expected it at the last point only")
 
     @classmethod
-    def from_times(cls, sde: AffineSDE, times: Tensor | Sequence[float], end: str = "denoise") -> Path:
+    def from_times(cls, sde: GaussianSDE, times: Tensor | Sequence[float], end: str = "denoise") -> Path:
         """The path through ``times``, from noise to data; a last time of 0 is the clean data, sigma = 0.
 
         Where ``times`` is a tensor that requires gradients, so do all coefficients computed from the path: see
@@ -150,21 +150,21 @@ class Path:
         return len(self.points) - 1
 
 
-Spacing = Callable[[AffineSDE, int, float, float], Tensor]
+Spacing = Callable[[GaussianSDE, int, float, float], Tensor]
 PathLike = str | Path | Spacing | Tensor | Sequence[float]
 
 
-def uniform_t(sde: AffineSDE, n: int, t_max: float, t_min: float) -> Tensor:
+def uniform_t(sde: GaussianSDE, n: int, t_max: float, t_min: float) -> Tensor:
     """``n`` times, equidistant: the spacing of DDPM and of Song et al., 2021."""
     return torch.linspace(t_max, t_min, n, dtype=torch.float64)
 
 
-def quadratic(sde: AffineSDE, n: int, t_max: float, t_min: float) -> Tensor:
+def quadratic(sde: GaussianSDE, n: int, t_max: float, t_min: float) -> Tensor:
     """``n`` times whose square roots are equidistant (Song et al., "Denoising Diffusion Implicit Models", 2020)."""
     return torch.linspace(math.sqrt(t_max), math.sqrt(t_min), n, dtype=torch.float64) ** 2
 
 
-def _lam_range(sde: AffineSDE, t_max: float, t_min: float) -> tuple[float, float]:
+def _lam_range(sde: GaussianSDE, t_max: float, t_min: float) -> tuple[float, float]:
     low, high = float(sde.lam(t_max)), float(sde.lam(t_min))
     if high == math.inf:
         raise ValueError(f"got t_min={t_min}, where sigma = 0 and lam is infinite; expected a larger t_min, or path='t'")
@@ -172,12 +172,12 @@ def _lam_range(sde: AffineSDE, t_max: float, t_min: float) -> tuple[float, float
     return (low if math.isfinite(low) else -abs(high) - 1), high
 
 
-def uniform_lam(sde: AffineSDE, n: int, t_max: float, t_min: float) -> Tensor:
+def uniform_lam(sde: GaussianSDE, n: int, t_max: float, t_min: float) -> Tensor:
     """``n`` times, equidistant in lam (Lu et al., "DPM-Solver", 2022)."""
     return sde.time(torch.linspace(*_lam_range(sde, t_max, t_min), n, dtype=torch.float64))
 
 
-def karras(sde: AffineSDE, n: int, t_max: float, t_min: float, rho: float = 7.0) -> Tensor:
+def karras(sde: GaussianSDE, n: int, t_max: float, t_min: float, rho: float = 7.0) -> Tensor:
     """``n`` times, equidistant in (sigma / alpha)^(1 / rho) (Karras et al., 2022, equation (5))."""
     low, high = _lam_range(sde, t_max, t_min)
     level = torch.linspace(math.exp(-low / rho), math.exp(-high / rho), n, dtype=torch.float64)
@@ -189,7 +189,7 @@ PATHS: dict[str, Spacing] = {"t": uniform_t, "quadratic": quadratic, "lam": unif
 
 
 def make_path(
-    sde: AffineSDE,
+    sde: GaussianSDE,
     path: PathLike = "lam",
     steps: int = 20,
     *,

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.sde import AffineSDE
+from scoresde.sde import GaussianSDE
 from scoresde.solvers import scalar
 from scoresde.solvers.path import Point
 
@@ -48,7 +48,7 @@ class Prediction(ABC):
         """The variable of integration at ``u``."""
 
     @abstractmethod
-    def time(self, sde: AffineSDE, clock: Tensor) -> Tensor:
+    def time(self, sde: GaussianSDE, clock: Tensor) -> Tensor:
         """The times at which the clock shows ``clock``."""
 
     @abstractmethod
@@ -95,7 +95,7 @@ class Data(Prediction):
     def clock(self, u: Point) -> float:
         return u.lam
 
-    def time(self, sde: AffineSDE, clock: Tensor) -> Tensor:
+    def time(self, sde: GaussianSDE, clock: Tensor) -> Tensor:
         return sde.time(clock)
 
     def carry(self, u: Point, v: Point) -> float:
@@ -148,7 +148,7 @@ class Noise(_NoiseKernel):
     def clock(self, u: Point) -> float:
         return u.lam
 
-    def time(self, sde: AffineSDE, clock: Tensor) -> Tensor:
+    def time(self, sde: GaussianSDE, clock: Tensor) -> Tensor:
         return sde.time(clock)
 
     def gain(self, v: Point) -> float:
@@ -168,7 +168,7 @@ class Rho(_NoiseKernel):
     def clock(self, u: Point) -> float:
         return scalar.exp(-u.lam)
 
-    def time(self, sde: AffineSDE, clock: Tensor) -> Tensor:
+    def time(self, sde: GaussianSDE, clock: Tensor) -> Tensor:
         return sde.time(-torch.log(clock))
 
     def gain(self, v: Point) -> float:
@@ -188,7 +188,7 @@ class Velocity(Prediction):
     def clock(self, u: Point) -> float:
         return 1 / (1 + scalar.exp(u.lam))
 
-    def time(self, sde: AffineSDE, clock: Tensor) -> Tensor:
+    def time(self, sde: GaussianSDE, clock: Tensor) -> Tensor:
         return sde.time(torch.log1p(-clock) - torch.log(clock))
 
     def carry(self, u: Point, v: Point) -> float:
@@ -221,7 +221,7 @@ class Time(Prediction):
     def clock(self, u: Point) -> float:
         return u.t
 
-    def time(self, sde: AffineSDE, clock: Tensor) -> Tensor:
+    def time(self, sde: GaussianSDE, clock: Tensor) -> Tensor:
         return clock
 
     def carry(self, u: Point, v: Point) -> float:

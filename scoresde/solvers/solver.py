@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from scoresde.solvers.drivers import Denoiser, State, fast, readable
-from scoresde.solvers.noise import FreshNoise
+from scoresde.solvers.noise.fresh import FreshNoise
 from scoresde.solvers.path import Path
 from scoresde.solvers.prediction import Prediction
 from scoresde.solvers.rows import Op, stencil_rows

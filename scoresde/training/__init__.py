@@ -1,13 +1,13 @@
 """Training of score models: fitting, moving averages, logs, checkpoints, reports."""
 
-from scoresde.training.averages import Average, ExponentialAverage, PowerAverage, combination, reconstruct
-from scoresde.training.checkpoint import CheckpointError, load, load_companion, save
+from scoresde.training.files.checkpoint import CheckpointError, load, load_companion, save
+from scoresde.training.files.logs import Log, read_log
+from scoresde.training.files.retention import Keep
 from scoresde.training.fit import FitResult, fit, result_of
-from scoresde.training.logs import Log, read_log
+from scoresde.training.optimization.averages import Average, ExponentialAverage, PowerAverage, combination, reconstruct
+from scoresde.training.optimization.schedules import Constant, Cosine, InverseSqrt, Linear, Schedule, StepDecay
 from scoresde.training.options import Options
 from scoresde.training.report import Report, report
-from scoresde.training.retention import Keep
-from scoresde.training.schedules import Constant, Cosine, InverseSqrt, Linear, Schedule, StepDecay
 from scoresde.training.trainer import Trainer
 
 __all__ = [

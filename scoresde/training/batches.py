@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scoresde import data as sets
-from scoresde._shape import check_batch
+from scoresde.base.shape import check_batch
 
 __all__ = ["Batches", "Indexed", "Samplable", "seeded"]
 

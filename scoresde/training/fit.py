@@ -7,8 +7,8 @@ from typing import NamedTuple, Unpack
 from torch import Tensor
 
 from scoresde.score import ScoreModel
-from scoresde.training.averages import Average
 from scoresde.training.batches import Indexed, Samplable
+from scoresde.training.optimization.averages import Average
 from scoresde.training.options import Options
 from scoresde.training.report import Report, report
 from scoresde.training.trainer import Trainer

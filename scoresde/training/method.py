@@ -12,8 +12,8 @@ from torch import Tensor
 
 from scoresde.data import Augmentation
 from scoresde.training.batches import Batches
-from scoresde.training.optimizers import MakeOptimizer
-from scoresde.training.schedules import Constant, Schedule
+from scoresde.training.optimization.optimizers import MakeOptimizer
+from scoresde.training.optimization.schedules import Constant, Schedule
 
 __all__ = ["PRECISIONS", "Method"]
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from scoresde.data import Augmentation
 from scoresde.objectives import Objective
 from scoresde.score import ScoreModel
-from scoresde.training.averages import Average
-from scoresde.training.optimizers import MakeOptimizer
-from scoresde.training.retention import Keep
-from scoresde.training.schedules import Schedule
+from scoresde.training.files.retention import Keep
+from scoresde.training.optimization.averages import Average
+from scoresde.training.optimization.optimizers import MakeOptimizer
+from scoresde.training.optimization.schedules import Schedule
 
 __all__ = ["Monitor", "Options"]
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scoresde.training.logs import Log
-from scoresde.training.retention import Files
+from scoresde.training.files.logs import Log
+from scoresde.training.files.retention import Files
 from scoresde.training.steps import Outcome
 
 __all__ = ["Records"]

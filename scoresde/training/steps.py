@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from scoresde.objectives import Objective, quantiles
 from scoresde.score import ScoreModel
-from scoresde.training import optimizers
 from scoresde.training.batches import Batches, seeded
-from scoresde.training.checkpoint import Checkpoint
+from scoresde.training.files.checkpoint import Checkpoint
 from scoresde.training.method import PRECISIONS, Method
+from scoresde.training.optimization import optimizers
 from scoresde.training.processes import Processes
 
 __all__ = ["Outcome", "Stepper"]

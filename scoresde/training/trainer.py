@@ -25,20 +25,20 @@ from scoresde.data import Augmentation
 from scoresde.objectives import Objective
 from scoresde.objectives import objective as named
 from scoresde.score import ScoreModel
-from scoresde.training import averages as moving
-from scoresde.training import checkpoint
-from scoresde.training.averages import Average, PowerAverage
 from scoresde.training.batches import Batches, Indexed, Samplable
-from scoresde.training.checkpoint import CheckpointError
+from scoresde.training.files import checkpoint
+from scoresde.training.files.checkpoint import CheckpointError
+from scoresde.training.files.retention import Files, Keep
 from scoresde.training.interrupts import interrupts
 from scoresde.training.method import Method
-from scoresde.training.optimizers import MakeOptimizer
+from scoresde.training.optimization import averages as moving
+from scoresde.training.optimization.averages import Average, PowerAverage
+from scoresde.training.optimization.optimizers import MakeOptimizer
+from scoresde.training.optimization.schedules import Schedule
+from scoresde.training.optimization.schedules import schedule as schedule_of
 from scoresde.training.options import Monitor
 from scoresde.training.processes import launched
 from scoresde.training.records import Records
-from scoresde.training.retention import Files, Keep
-from scoresde.training.schedules import Schedule
-from scoresde.training.schedules import schedule as schedule_of
 from scoresde.training.steps import Outcome, Stepper
 
 __all__ = ["Trainer"]

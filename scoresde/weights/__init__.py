@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scoresde._near import near
+from scoresde.base.names import near
 from scoresde.score import ScoreModel
 from scoresde.weights import diffusers, dit, ncsnv2
 from scoresde.weights.convert import fill, mismatch

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.chain import DDPM, Chain
 from scoresde.models import UNet
 from scoresde.score import ScoreModel
-from scoresde.sde import VE, AffineSDE
+from scoresde.sde import VE, GaussianSDE
+from scoresde.sde.chain import DDPM, Chain
 from scoresde.weights.convert import fill
 from scoresde.weights.files import WeightsError, read_json, read_tensors
 from scoresde.weights.keys import Dialect
@@ -92,7 +92,7 @@ def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def process(
     schedule: Mapping[str, Any], centered: bool = False, source: str = "scheduler"
-) -> tuple[AffineSDE | Chain, str, dict[str, Any]]:
+) -> tuple[GaussianSDE | Chain, str, dict[str, Any]]:
     """The process of a scheduler's configuration, what its network predicts and how that is told the time.
 
     A network that is ``centered`` scales data in [0, 1] to [-1, 1] by itself; its process is that on [-1, 1].

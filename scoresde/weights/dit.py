@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from scoresde.chain import DDPM
 from scoresde.models import DiT
 from scoresde.score import ScoreModel
+from scoresde.sde.chain import DDPM
 from scoresde.weights.files import WeightsError
 
 __all__ = ["load", "names", "recognizes"]

@@ -9,9 +9,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from scoresde.chain import NCSN
 from scoresde.models import PRESETS, NCSNv2
 from scoresde.score import ScoreModel
+from scoresde.sde.chain import NCSN
 from scoresde.weights.files import WeightsError
 
 __all__ = ["load", "names", "recognizes"]

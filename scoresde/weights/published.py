@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from scoresde.chain import DDPM, NCSN, Chain
 from scoresde.models import PRESETS, UNet
-from scoresde.sde import EDM, VE, VP, AffineSDE, SubVP
+from scoresde.sde import EDM, VE, VP, GaussianSDE, SubVP
+from scoresde.sde.chain import DDPM, NCSN, Chain
 from scoresde.weights.keys import Dialect
 
 __all__ = ["PUBLISHED", "Published"]
@@ -30,7 +30,7 @@ class Published:
     """
 
     preset: str
-    process: Callable[[], AffineSDE | Chain]
+    process: Callable[[], GaussianSDE | Chain]
     dialect: Dialect
     predicts: str = "eps"
     config: Mapping[str, Any] = field(default_factory=dict)

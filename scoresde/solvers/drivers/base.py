@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from scoresde.solvers.noise import NoiseSource
+from scoresde.solvers.noise.fresh import NoiseSource
 from scoresde.solvers.path import Point
 from scoresde.solvers.rows import Langevin, LearnedNoise, Op, Row
 from scoresde.solvers.scalar import plain

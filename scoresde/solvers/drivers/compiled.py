@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoresde.solvers.drivers.base import Denoiser, Project, State, bind, depths, nonlinear, refuse_gradients
-from scoresde.solvers.noise import NoiseSource
+from scoresde.solvers.noise.fresh import NoiseSource
 from scoresde.solvers.rows import Op, Row
 
 __all__ = ["compiled"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scoresde.solvers.drivers.base import Denoiser, Project, bind, refuse_gradients
 from scoresde.solvers.drivers.sequential import run_in_place
-from scoresde.solvers.noise import NoiseSource, sample_seeds
+from scoresde.solvers.noise.fresh import NoiseSource, sample_seeds
 from scoresde.solvers.rows import Op
 
 __all__ = ["CapturedSampler", "cuda_graph"]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from scoresde.solvers.drivers.base import Denoiser, Project, State, depths, interpolated, plus, refuse_gradients, scaled
-from scoresde.solvers.noise import NoiseSource
+from scoresde.solvers.noise.fresh import NoiseSource
 from scoresde.solvers.path import Point
 from scoresde.solvers.rows import Op, Row
 

@@ -22,7 +22,7 @@ from scoresde.solvers.drivers.base import (
     refuse_gradients,
     scaled,
 )
-from scoresde.solvers.noise import NoiseSource
+from scoresde.solvers.noise.fresh import NoiseSource
 from scoresde.solvers.rows import Op, Row
 
 __all__ = ["differentiable", "fast", "readable"]

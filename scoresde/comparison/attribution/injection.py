@@ -1,0 +1,99 @@
+r"""Errors of a score, added to a model whose score is exact: what solvers do on real networks, with the error known.
+
+An error e is what is added to the noise prediction,
+
+.. math:: \hat\epsilon(x, t) = \epsilon(x, t) + e(x, t), \qquad
+          \hat D(x, t) = D(x, t) - \tfrac{\sigma}{\alpha}\, e(x, t).
+
+Which errors there are: see :mod:`scoresde.comparison.attribution.score_errors`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.base.shape import as_time, expand
+from scoresde.comparison.attribution.calibration import noised
+from scoresde.comparison.attribution.score_errors import EpsError, ScoreError
+from scoresde.score import ScoreModel
+from scoresde.sde import Time
+from scoresde.training.batches import Samplable
+
+__all__ = ["eps_rms", "inject"]
+
+
+def inject(model: ScoreModel, *errors: ScoreError, data: Tensor | Samplable | None = None) -> ScoreModel:
+    """``model`` with errors in its score.
+
+    Errors add up. Those that look at the model (:class:`~scoresde.comparison.Rounding`) see it with the errors before them.
+
+    Args:
+        model: an exact one, or any other.
+        errors: one or several.
+        data: samples ``(n, *event)``, or anything with ``sample(n, generator)``, for errors that are scaled or trained by
+            them; by default the problem that made the model.
+
+    Where alpha = 0 no finite error of the noise prediction is a finite error of the data prediction, and none is made.
+
+    Raises:
+        ValueError: if an error needs data and there are none.
+
+    Example:
+        >>> from scoresde import VP, problems
+        >>> from scoresde.comparison import Bias, White
+        >>> problem = problems.ring()
+        >>> exact = problem.model(VP())
+        >>> wrong = inject(exact, Bias(0.03), White(0.04))
+        >>> round(eps_rms(wrong, exact, problem, 0.3), 2)  # independent errors add in squares
+        0.05
+    """
+    for error in errors:
+        if not isinstance(error, ScoreError):
+            raise TypeError(f"got {type(error).__name__} for an error of the score; expected Bias(0.1), Field(0.1) or alike")
+        known = getattr(model.net, "problem", None) if data is None else data
+        model = ScoreModel(_Erring(model, error.on(model, known)), model.sde, "v", time=_same)
+    return model
+
+
+def eps_rms(
+    model: ScoreModel, truth: ScoreModel, data: Tensor | Samplable, t: Time, *, n: int = 4096, seed: int = 0
+) -> float:
+    """The root mean square distance of two noise predictions under the noised data at time ``t``.
+
+    Example:
+        >>> from scoresde import VP, problems
+        >>> from scoresde.comparison import Bias
+        >>> exact = problems.ring().model(VP())
+        >>> round(eps_rms(inject(exact, Bias(0.1)), exact, problems.ring(), 0.3), 6)
+        0.1
+    """
+    x = noised(model.sde, data, n, seed)(as_time(t).to(torch.float64))
+    with torch.no_grad():
+        return float((model.eps(x, t) - truth.eps(x, t)).square().mean().sqrt())
+
+
+class _Erring(nn.Module):
+    """The network ``net(x, t)`` of a model with an error, which predicts v."""
+
+    def __init__(self, model: ScoreModel, error: EpsError) -> None:
+        super().__init__()
+        self.model, self.error = model, error
+
+    @property
+    def problem(self) -> Any:
+        """The distribution of the data, where it is known."""
+        return getattr(self.model.net, "problem", None)
+
+    def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+        t = t.double()
+        alpha, sigma = self.model.sde.alpha(t), self.model.sde.sigma(t)
+        # v = alpha eps - sigma x0, and x0 = (x - sigma eps) / alpha.
+        gain = torch.where(alpha > 0, alpha + sigma**2 / alpha, 0.0)
+        return self.model.v(x, t, **conditions) + expand(gain, x).to(x) * self.error(x, t, conditions)
+
+
+def _same(t: Tensor) -> Tensor:
+    return t

@@ -1,0 +1,216 @@
+r"""Where on a path a deterministic solver loses accuracy.
+
+With :math:`\Phi_i(x)` the end of the exact flow from x at the i-th point, and :math:`x_0, \ldots, x_n` the solver's states,
+the error at the end is a sum over the steps, without remainder:
+
+.. math:: x_n - \Phi_0(x_0) = \sum_{i=1}^n \big( \Phi_i(x_i) - \Phi_{i-1}(x_{i-1}) \big).
+
+Each term is what one step adds, carried to the end by the flow itself: :func:`attribute`. What the step adds where it is
+made, from an exact state and an exact history, is :func:`local_errors`: of order p + 1 in the step for a method of order p.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde.base.shape import check_batch
+from scoresde.comparison.reference import check_falls, follow, in_double, truth_of
+from scoresde.sampling import sample
+from scoresde.sampling.start import evaluation_mode
+from scoresde.score import ScoreModel
+from scoresde.solvers.path import Path, PathLike, Point, make_path
+from scoresde.solvers.rows import Row
+from scoresde.solvers.solver import RowSolver, Solver
+from scoresde.solvers.table import get
+
+__all__ = ["Attribution", "attribute", "local_errors"]
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The error at the end as a sum over the steps.
+
+    Attributes:
+        times: where each step ends.
+        lams: half the log signal-to-noise ratio there.
+        carried: what each step adds to the error at the end, ``(steps, n, *event)``, float64.
+    """
+
+    times: tuple[float, ...]
+    lams: tuple[float, ...]
+    carried: Tensor
+
+    @property
+    def end(self) -> Tensor:
+        """The error at the end, shape ``(n, *event)``: the sum over the steps."""
+        return self.carried.sum(0)
+
+    @property
+    def rms(self) -> Tensor:
+        """The size of what each step adds, root mean square over samples and coordinates, shape ``(steps,)``."""
+        return self.carried.flatten(1).square().mean(1).sqrt()
+
+    @property
+    def shares(self) -> Tensor:
+        """The part of the squared error at the end that each step makes, shape ``(steps,)``, with sum one.
+
+        Below zero where a step takes away what others add; NaN where there is no error.
+        """
+        end = self.end
+        return (self.carried * end).flatten(1).sum(1) / end.square().sum()
+
+
+def _check(model: ScoreModel, solver: str | Solver, path: PathLike, start: Tensor) -> tuple[Solver, Path]:
+    method = get(solver) if isinstance(solver, str) else solver
+    if method.stochastic:
+        raise ValueError(
+            f"got solver {method.name!r}, which draws noise and follows no flow; expected a deterministic one, such as "
+            "dpmpp-2m: set its eta to 0, if it has one"
+        )
+    check_batch(start)
+    return method, check_falls(make_path(model.sde, path))
+
+
+def attribute(
+    model: ScoreModel, solver: str | Solver, path: PathLike, start: Tensor, *, tolerance: float = 1e-10
+) -> Attribution:
+    """Attribute the error at the end to the steps that make it: see the module.
+
+    It costs one solve of the flow for each step, from there to the end, in float64.
+
+    Args:
+        model: exact or a network.
+        solver: a deterministic one, with rows or without: only its states count.
+        path: as for :func:`scoresde.sample`.
+        start: shape ``(n, *event)``, noised to the first time of the path.
+        tolerance: of each solve.
+
+    Raises:
+        ValueError: for a solver that draws noise, or a path that goes back towards the noise.
+
+    Example:
+        >>> from scoresde import VP, problems
+        >>> start = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        >>> found = attribute(problems.ring().model(VP()), "ddim", make_path(VP(), "lam", 5), start)
+        >>> found.carried.shape, round(found.shares.sum().item(), 12)
+        (torch.Size([5, 4, 2]), 1.0)
+    """
+    method, where = _check(model, solver, path, start)
+    model, x = in_double(model, start), start.detach().double()
+    states: list[tuple[Point, Tensor]] = []
+    sample(model, x, method, path=where, progress=False, callback=lambda s: states.append((s.point, s.x.clone())))
+    ends = [_end(model, y, point, where, tolerance) for point, y in ((where.points[0], x), *states)]
+    carried = torch.stack([b - a for a, b in itertools.pairwise(ends)])
+    return Attribution(tuple(p.t for p, _ in states), tuple(p.lam for p, _ in states), carried)
+
+
+def _end(model: ScoreModel, x: Tensor, point: Point, path: Path, tolerance: float) -> Tensor:
+    """The end of the flow from ``x`` at ``point``, by the convention of the whole path."""
+    if point == path.points[-1]:
+        return x
+    later = [p for p in truth_of(path).points[1:] if p.lam > point.lam]
+    return follow(model, x, Path(path.sde, (point, *later), path.end), tolerance)
+
+
+# Local errors --------------------------------------------------------------------------------------------------------
+
+
+def local_errors(
+    model: ScoreModel, solver: str | Solver, path: PathLike, start: Tensor, *, tolerance: float = 1e-10
+) -> Tensor:
+    """The error of each step alone, ``(steps, n, *event)``: from the exact state, with exact values for its history.
+
+    The values that a multistep method looks back on are those that it would have found on the exact flow. So their sum,
+    carried to the end, is the error there to leading order; but not for methods that predict and correct (unipc, expam):
+    they look back on values at predicted states, whose errors are no part of this. The move to sigma = 0, which all solvers
+    make alike, has no error.
+
+    Args:
+        model, path, start, tolerance: as for :func:`attribute`.
+        solver: a deterministic one that makes rows.
+
+    Raises:
+        ValueError: as for :func:`attribute`, and for a solver without rows.
+
+    Example:
+        >>> from scoresde import VP, problems
+        >>> start = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        >>> model = problems.ring().model(VP())
+        >>> few, many = (local_errors(model, "ddim", make_path(VP(), "lam", n), start).square().mean() for n in (20, 80))
+        >>> bool(few > 100 * many)  # the local error is of order 2, its square of order 4
+        True
+    """
+    method, where = _check(model, solver, path, start)
+    if not isinstance(method, RowSolver):
+        raise ValueError(f"got solver {method.name!r}, which makes no rows; expected one with fixed steps, such as heun")
+    model = in_double(model, start)
+    steps = list(_steps([row for row in method.rows(where) if isinstance(row, Row)]))
+    exact = _trajectory(model, start.detach().double(), where, steps, tolerance)
+    found = []
+    with torch.no_grad(), evaluation_mode(model):
+        for step in steps:
+            end = _run(model, step, exact)
+            found.append(end - exact[step.rows[-1].to])
+    return torch.stack(found)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The rows of one step, where it starts, and the rows of earlier evaluations by how long ago they were made."""
+
+    start: Point
+    rows: list[Row]
+    past: dict[int, Row]
+
+
+def _steps(rows: list[Row]) -> Iterator[_Step]:
+    evaluated: list[Row] = []
+    here, step = rows[0].at, list[Row]()
+    assert here is not None  # the first row evaluates where the path starts
+    for row in rows:
+        step.append(row)
+        if not row.ends_step:
+            continue
+        past: dict[int, Row] = {}
+        new = 0
+        for r in step:
+            new += r.at is not None
+            past |= {j - new: evaluated[new - j - 1] for j, w in enumerate(r.w) if w and j >= new}
+        yield _Step(here, step, past)
+        evaluated += [r for r in step if r.at is not None]
+        here, step = row.to, []
+
+
+def _trajectory(model: ScoreModel, x: Tensor, path: Path, steps: list[_Step], tolerance: float) -> dict[Point, Tensor]:
+    """The exact flow at the ends of all steps, and wherever a step looks back to."""
+    wanted = {step.rows[-1].to for step in steps} | {row.at for step in steps for row in step.past.values() if row.at}
+    here, exact = path.points[0], {path.points[0]: x}
+    for point in sorted(wanted - set(exact), key=lambda p: p.lam):
+        x = follow(model, x, Path(path.sde, (here, point), path.end), tolerance)
+        here, exact[point] = point, x
+    return exact
+
+
+def _run(model: ScoreModel, step: _Step, exact: dict[Point, Tensor]) -> Tensor:
+    """The end of a step from the exact state."""
+
+    def value(row: Row, y: Tensor) -> Tensor:
+        assert row.at is not None
+        return row.p * y + row.q * model.x0(y, torch.tensor(row.at.t, dtype=torch.float64))
+
+    past = {ago: value(row, exact[row.at]) for ago, row in step.past.items() if row.at is not None}
+    x = y = exact[step.start]
+    here: list[Tensor] = []  # the evaluations of this step, newest first
+    for row in step.rows:
+        if row.at is not None:
+            here.insert(0, value(row, y))
+        y = row.a * x
+        for j, w in enumerate(row.w):
+            if w:
+                y = y + w * (here[j] if j < len(here) else past[j - len(here)])
+    return y

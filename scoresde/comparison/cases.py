@@ -1,0 +1,127 @@
+"""What solvers are compared on: a model, and as much as is known of its data."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.base.names import near
+from scoresde.problems import PROBLEMS
+from scoresde.score import ScoreModel
+from scoresde.sde import VP, GaussianSDE
+
+__all__ = ["Case", "gather"]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A model and what is known of its data.
+
+    Attributes:
+        model: the score model, in evaluation.
+        event: the shape of one sample.
+        problem: the distribution of the data, with ``sample`` and what else it knows; ``None`` for a network.
+        truth: samples of the data, shape ``(m, *event)``, where there is no problem to draw them from.
+        n: the number of samples, where it is not that of the comparison.
+
+    Example:
+        >>> from scoresde import EDM, problems
+        >>> Case.of(problems.ring(), EDM()).event
+        (2,)
+    """
+
+    model: ScoreModel
+    event: tuple[int, ...]
+    problem: Any = None
+    truth: Tensor | None = None
+    n: int | None = None
+
+    @classmethod
+    def of(cls, problem: Any, sde: GaussianSDE | None = None, n: int | None = None) -> Case:
+        """A problem, or the name of one, on an SDE, by default VP."""
+        if isinstance(problem, str):
+            if problem not in PROBLEMS:
+                hint = near(problem, PROBLEMS)
+                raise ValueError(f"got problem {problem!r}; expected one of {', '.join(PROBLEMS)}{hint}")
+            problem = PROBLEMS[problem]()
+        return cls(problem.model(VP() if sde is None else sde), tuple(problem.event), problem, n=n)
+
+    @property
+    def sde(self) -> GaussianSDE:
+        """The SDE of the model."""
+        return self.model.sde
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    @property
+    def t_max(self) -> float:
+        """Where all runs start: the end of the SDE's time or, where alpha = 0 there, the point with lam = -5 (as at the end
+        of VP), since not every solver can start from alpha = 0."""
+        end = self.sde.span[1]
+        return end if math.isfinite(float(self.sde.lam(end))) else float(self.sde.time(-5.0))
+
+    def precise(self) -> Case:
+        """The same with a network in float64 and in evaluation mode, so that rounding hides no error of a solver."""
+        if next(self.model.parameters(), None) is None:
+            return self
+        return replace(self, model=copy.deepcopy(self.model).double().eval())
+
+
+def gather(
+    what: Any, sde: GaussianSDE | None = None, shape: Sequence[int] | None = None, truth: Tensor | None = None
+) -> dict[str, Case]:
+    """Cases by name, from whatever a comparison accepts: a name, a problem, a score model, a case, several or a mapping.
+
+    Raises:
+        ValueError: for an unknown name, nothing at all, a model without the shape of its samples, or an ``sde`` that is not
+            the model's.
+
+    Example:
+        >>> list(gather(["ring", "grid"]))
+        ['ring', 'grid']
+    """
+    if isinstance(what, Mapping):
+        named = dict(what)
+    elif isinstance(what, Iterable) and not isinstance(what, str):
+        items = list(what)
+        named = {_name(item): item for item in items}
+        if len(named) < len(items):
+            raise ValueError(f"got problems with one name, {', '.join(map(_name, items))}; expected a mapping by name")
+    else:
+        named = {_name(what): what}
+    if not named:
+        raise ValueError(f"got no problem; expected one of {', '.join(PROBLEMS)}, a problem, or a score model")
+    return {name: _case(item, sde, shape, truth) for name, item in named.items()}
+
+
+def _name(item: Any) -> str:
+    if isinstance(item, str):
+        return item
+    return type(item.problem if isinstance(item, Case) and item.problem is not None else item).__name__
+
+
+def _case(item: Any, sde: GaussianSDE | None, shape: Sequence[int] | None, truth: Tensor | None) -> Case:
+    if isinstance(item, Case):
+        return item
+    if not isinstance(item, ScoreModel):
+        if not isinstance(item, str) and not all(hasattr(item, name) for name in ("model", "sample", "event")):
+            raise TypeError(
+                f"got a {type(item).__name__} to compare solvers on; expected the name of a problem, a problem, a "
+                "ScoreModel or a Case"
+            )
+        return Case.of(item, sde)
+    if sde is not None and sde != item.sde:
+        raise ValueError(f"got sde={sde!r} and a model on {item.sde!r}; expected the same, or no sde")
+    if shape is None and truth is None:
+        raise ValueError("got a model without the shape of its samples; expected shape=(1, 28, 28), say, or truth=samples")
+    event = tuple(shape) if shape is not None else tuple(truth.shape[1:])  # type: ignore[union-attr]
+    return Case(item, event, truth=truth)

@@ -1,0 +1,245 @@
+"""What a comparison measures of a run: the table that the runner iterates."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from scoresde import metrics
+from scoresde.metrics import Estimate
+from scoresde.problems import GaussianMixture
+from scoresde.score import ScoreModel
+from scoresde.sde import GaussianSDE
+
+__all__ = ["MEASURES", "Estimate", "Measure", "Run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one solver made of one start within one budget, and what it is to be measured by.
+
+    Attributes:
+        problem: the distribution, where it is known; ``model``: the score model that was sampled; ``sde``: its SDE.
+        start, end: the states at both ends, ``(n, *event)``, ``end`` in float64.
+        reference: the end of the flow from the same start; ``truth``: exact samples, ``(m, *event)``, of what ``end`` should
+            be distributed as.
+        evaluations: of the network, as counted; ``seconds``: wall time of the solver.
+        stochastic: whether the solver draws noise; ``generator``: for measures that draw.
+        strong: the end of a much finer run of the same SDE on the same Brownian path.
+        t: the time of ``end``: 0 for the data, or where the path stops.
+        features: a map of ``(n, *event)`` to ``(n, d)``, for the distances that are taken among features.
+        repeats: the seconds of further runs, from which the interval of the time is made.
+        memory: the bytes that the run held at most, beyond what was there before.
+    """
+
+    problem: Any
+    model: ScoreModel
+    sde: GaussianSDE
+    start: Tensor
+    end: Tensor
+    evaluations: int
+    seconds: float
+    stochastic: bool
+    generator: torch.Generator
+    reference: Tensor | None = None
+    truth: Tensor | None = None
+    strong: Tensor | None = None
+    t: float = 0.0
+    features: Callable[[Tensor], Tensor] | None = None
+    repeats: tuple[float, ...] = ()
+    memory: int | None = None
+
+    @property
+    def clean(self) -> bool:
+        """Whether the end is data, not noised data."""
+        return self.t == 0
+
+    @functools.cached_property
+    def has(self) -> frozenset[str]:
+        """What a measure may need and this run has.
+
+        ``"reference"``, ``"strong"``, ``"truth"``, ``"memory"``: that attribute. ``"moments"``: a problem whose mean and
+        covariance exist. ``"log_prob"``: one whose density exists where the run ends. ``"modes"``: a mixture, whose modes
+        have weights. Time is always there.
+        """
+        tests = {
+            "reference": lambda: self.reference is not None,
+            "strong": lambda: self.strong is not None,
+            "truth": lambda: self.truth is not None,
+            "memory": lambda: self.memory is not None,
+            "moments": lambda: _moments(self) is not None,
+            "log_prob": lambda: _log_prob(self)(self.end[:1]) is not None,
+            "modes": lambda: _modes(self)(self.end[:1]) is not None,
+        }
+        return frozenset(name for name, test in tests.items() if _exists(test))
+
+    def estimate(self, measure: Measure) -> Estimate:
+        """What ``measure`` says of this run.
+
+        Raises:
+            ValueError: if the run lacks what the measure needs, by name.
+        """
+        if missing := measure.needs - self.has:
+            raise ValueError(
+                f"measure {measure.name!r} needs {', '.join(sorted(measure.needs))}, and the run has no "
+                f"{', '.join(sorted(missing))}; take another measure, or another problem"
+            )
+        return measure.compute(self)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One column of a comparison.
+
+    Attributes:
+        name: its key in :data:`MEASURES`.
+        needs: what a run must have: names of :attr:`Run.has`.
+        compute: its estimate from a run.
+        doc: one sentence.
+        better: "lower", or "zero" where a value below zero is as bad as one above.
+        unit: of the value, empty for a pure number.
+    """
+
+    name: str
+    needs: frozenset[str]
+    compute: Callable[[Run], Estimate]
+    doc: str
+    better: str = "lower"
+    unit: str = ""
+
+
+def _exists(test: Callable[[], bool]) -> bool:
+    try:
+        return test()
+    except ValueError:  # with the reason why there is none
+        return False
+
+
+def _moments(run: Run) -> tuple[Tensor, Tensor]:
+    """The mean and the covariance of what the end should be distributed as."""
+    if run.problem is None:
+        raise ValueError("the distribution of the data is not known")
+    mean, covariance = run.problem.mean, run.problem.covariance
+    if run.clean:
+        return mean, covariance
+    alpha, sigma = float(run.sde.alpha(run.t)), float(run.sde.sigma(run.t))
+    return alpha * mean, alpha**2 * covariance + sigma**2 * torch.eye(len(covariance), dtype=torch.float64)
+
+
+def _log_prob(run: Run) -> Callable[[Tensor], Tensor]:
+    """The log-density of what the end should be distributed as."""
+    if run.problem is None:
+        raise ValueError("the distribution of the data is not known")
+    if run.clean:
+        return cast(Callable[[Tensor], Tensor], run.problem.log_prob)
+    return lambda x: cast(Tensor, run.problem.log_prob(x, run.sde, run.t))
+
+
+def _modes(run: Run) -> Callable[[Tensor], Tensor]:
+    """The probabilities of the modes given samples, ``(n, *event) -> (n, K)``."""
+    problem = run.problem
+    if not isinstance(problem, GaussianMixture) or len(problem.means) < 2:
+        raise ValueError("the distribution of the data is no mixture of several modes")
+    covariances = problem.covariances.expand(len(problem.means), *problem.covariances.shape[1:])
+    modes = [GaussianMixture(problem.means[[k]], covariances[[k]]) for k in range(len(problem.means))]
+    densities = [_log_prob(replace(run, problem=mode)) for mode in modes]
+    return lambda x: (torch.stack([f(x) for f in densities], 1) + problem.weights.log().to(x)).softmax(1)
+
+
+# The measures --------------------------------------------------------------------------------------------------------
+
+
+def _rms(run: Run) -> Estimate:
+    return metrics.rms_error(run.end, cast(Tensor, run.reference))
+
+
+def _quantile(run: Run, q: float) -> Estimate:
+    return metrics.error_quantile(run.end, cast(Tensor, run.reference), q)
+
+
+def _strong(run: Run) -> Estimate:
+    return metrics.rms_error(run.end, cast(Tensor, run.strong))
+
+
+def _mean(run: Run) -> Estimate:
+    return metrics.mean_error(run.end, *_moments(run))
+
+
+def _covariance(run: Run) -> Estimate:
+    return metrics.covariance_error(run.end, *_moments(run))
+
+
+def _pair(run: Run) -> tuple[Tensor, Tensor]:
+    """The samples and the exact ones, or the features of both."""
+    pair = run.end, cast(Tensor, run.truth)
+    return pair if run.features is None else (run.features(pair[0]), run.features(pair[1]))
+
+
+def _sliced(run: Run) -> Estimate:
+    return metrics.sliced_wasserstein_estimate(*_pair(run), generator=run.generator)
+
+
+def _energy(run: Run) -> Estimate:
+    return metrics.energy_estimate(*_pair(run))
+
+
+def _mmd(run: Run) -> Estimate:
+    return metrics.mmd_estimate(*_pair(run))
+
+
+def _kid(run: Run) -> Estimate:
+    return metrics.mmd_estimate(*_pair(run), kernel="polynomial")
+
+
+def _frechet(run: Run) -> Estimate:
+    return metrics.frechet_estimate(*_pair(run))
+
+
+def _mode_weights(run: Run) -> Estimate:
+    return metrics.mode_weight_error(_modes(run)(run.end), run.problem.weights)
+
+
+def _nll(run: Run) -> Estimate:
+    return metrics.negative_log_likelihood(_log_prob(run), run.end, cast(Tensor, run.truth).to(run.end))
+
+
+def _time(run: Run) -> Estimate:
+    return metrics.seconds_per_evaluation([run.seconds, *run.repeats], run.evaluations)
+
+
+def _memory(run: Run) -> Estimate:
+    return Estimate.exact(cast(int, run.memory) / 2**20)
+
+
+def _table(*measures: Measure) -> dict[str, Measure]:
+    return {measure.name: measure for measure in measures}
+
+
+def _needs(*names: str) -> frozenset[str]:
+    return frozenset(names)
+
+
+MEASURES: dict[str, Measure] = _table(
+    Measure("rms", _needs("reference"), _rms, "root mean square distance from the end of the flow from the same start"),
+    Measure("median", _needs("reference"), partial(_quantile, q=0.5), "median over samples of that distance"),
+    Measure("q95", _needs("reference"), partial(_quantile, q=0.95), "95 % quantile over samples of that distance"),
+    Measure("strong", _needs("strong"), _strong, "root mean square distance from a fine run on the same Brownian path"),
+    Measure("mean", _needs("moments"), _mean, "distance of the mean from the true one, relative to the deviation"),
+    Measure("covariance", _needs("moments"), _covariance, "distance of the second moments from the true ones, relative"),
+    Measure("sliced-wasserstein", _needs("truth"), _sliced, "mean over directions of the Wasserstein distance of order 1"),
+    Measure("energy", _needs("truth"), _energy, "energy distance, unbiased", "zero"),
+    Measure("mmd", _needs("truth"), _mmd, "squared maximum mean discrepancy, Gaussian kernel, unbiased", "zero"),
+    Measure("kid", _needs("truth"), _kid, "squared maximum mean discrepancy, cubic kernel, unbiased", "zero"),
+    Measure("frechet", _needs("truth"), _frechet, "Frechet distance of the Gaussians with the same moments"),
+    Measure("mode-weights", _needs("modes"), _mode_weights, "total variation between the weights of the modes"),
+    Measure("nll", _needs("log_prob", "truth"), _nll, "negative log-likelihood, less that of the truth", "zero", "nats/dim"),
+    Measure("time", _needs(), _time, "wall time of an evaluation", unit="s"),
+    Measure("memory", _needs("memory"), _memory, "most memory held at once", unit="MiB"),
+)
+"""Every measure by name."""

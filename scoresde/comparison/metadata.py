@@ -1,0 +1,77 @@
+"""What a comparison says of itself: versions, the kind of machine, the command, and what the names in it mean."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from typing import Any
+
+import torch
+
+from scoresde.base.version import __version__
+from scoresde.comparison.arguments import Arguments
+from scoresde.comparison.peers.modules import missing
+from scoresde.solvers import Solver
+from scoresde.solvers.methods.third_party import SciPy, TorchSDE
+
+__all__ = ["about", "package", "versions"]
+
+
+def package(solver: Solver) -> str:
+    """Whose solver it is."""
+    if isinstance(solver, SciPy | TorchSDE):
+        return type(solver).__name__.lower()
+    return str(getattr(solver, "package", "scoresde"))
+
+
+def versions() -> dict[str, str]:
+    """The version of this package and of those that its results depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"scoresde": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    for name in ("numpy", "scipy", "torchsde", "k-diffusion", "diffusers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def about(arguments: Arguments, peers: bool) -> dict[str, Any]:
+    """The description of a comparison: see :class:`~scoresde.comparison.Comparison`."""
+    plain = arguments.plain()
+    return {
+        "versions": versions(),
+        "seed": arguments.seed,
+        "n": arguments.n,
+        "end": arguments.end,
+        "machine": {
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": sorted({str(case.device) for case in arguments.cases.values()}),
+        },
+        "command": " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+        "evaluations": list(arguments.budgets),
+        "paths": list(arguments.paths),
+        "problems": {name: {**case, "n": case["n"] or arguments.n} for name, case in plain["problems"].items()},
+        "solvers": {label: _solver(solver) for label, solver in arguments.solvers.items()},
+        "metrics": {name: {"unit": m.unit, "better": m.better, "doc": m.doc} for name, m in arguments.metrics.items()},
+        "notes": sorted(missing().values()) if peers else [],
+    }
+
+
+def _solver(solver: Solver) -> dict[str, Any]:
+    d = solver.description
+    return {
+        "name": d.name,
+        "family": d.family,
+        "paper": d.paper,
+        "order": d.order,
+        "weak_order": d.weak_order,
+        "evaluations": d.evaluations,
+        "stochastic": d.stochastic,
+        "package": package(solver),
+    }

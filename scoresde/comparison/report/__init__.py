@@ -1,0 +1,3 @@
+"""The report of a comparison: tables, figures, statistics and one page to explore them in."""
+
+__all__: list[str] = []

@@ -1,0 +1,110 @@
+"""The report of a comparison: a folder of tables, figures and a page."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from scoresde.base.files import replacing
+from scoresde.comparison.records import Records
+from scoresde.comparison.report import figures, tables
+from scoresde.comparison.report.page import page
+from scoresde.comparison.report.series import named, styles
+from scoresde.plots import save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["write"]
+
+
+def write(
+    comparison: Records,
+    folder: str | os.PathLike[str],
+    *,
+    title: str = "Records of solvers",
+    highlight: Collection[str] = (),
+) -> list[Path]:
+    """Write all of a report into ``folder``, each file whole or not at all.
+
+    Always ``comparison.json``, ``records.csv``, ``table.md`` and ``index.html``. Where there are numbers, ``work-precision``
+    as PNG and SVG for the first metric, and ``work-precision-<metric>`` for the others. Where solvers declare orders and the
+    error at the end was measured, ``orders.png``. Where there are traces, ``trajectories.png`` for the first problem
+    with them, and ``trajectories-<problem>.png`` for the others.
+
+    Args:
+        comparison: of which.
+        folder: made where it does not exist.
+        title: of the page.
+        highlight: solvers to draw in colour, whether on the front or not.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: for a comparison without records.
+        OSError: for a folder that cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from scoresde.comparison.records import Record
+        >>> one = Record("ring", "ddim", "lam", 5, 5, 5, "rms", 0.1, 0.1, 0.1)
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     print(*[path.name for path in write(Records((one,)), place)])
+        comparison.json records.csv table.md index.html work-precision.png work-precision.svg
+    """
+    html = page(comparison, title, highlight=highlight)
+    folder = Path(folder)
+    texts = {
+        "comparison.json": tables.to_json(comparison),
+        "records.csv": tables.to_csv(comparison),
+        "table.md": tables.markdown(comparison),
+        "index.html": html,
+    }
+    written = []
+    for name, text in texts.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="")
+        written.append(folder / name)
+    for name, figure in _figures(comparison, highlight):
+        save(figure, folder / name)
+        written.append(folder / name)
+    return written
+
+
+def _figures(comparison: Records, highlight: Collection[str]) -> Iterator[tuple[str, Figure]]:
+    drawable = [m for m in named(comparison, "metric") if any(math.isfinite(r.value) for r in comparison.select(metric=m))]
+    for i, metric in enumerate(drawable):
+        figure = figures.work_precision(comparison, metric, highlight=highlight)
+        for suffix in (".png", ".svg"):
+            yield (f"work-precision-{_file(metric)}" if i else "work-precision") + suffix, figure
+    described = comparison.about.get("solvers", {})
+    if "rms" in drawable and any(described.get(s, {}).get("order") for s in named(comparison, "solver")):
+        yield "orders.png", figures.orders(comparison, "rms", highlight=highlight)
+    style = styles(comparison, highlight)
+    for i, problem in enumerate(dict.fromkeys(trace.problem for trace in comparison.traces)):
+        traces = [trace for trace in comparison.traces if trace.problem == problem]
+        traces.sort(key=lambda trace: style[trace.solver, trace.path].rank)
+        name = f"trajectories-{_file(problem)}.png" if i else "trajectories.png"
+        yield name, figures.trajectories(traces, _samples(problem), style=style)
+
+
+def _file(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", name)
+
+
+def _samples(problem: str) -> Tensor | None:
+    """Samples of a problem in the plane, where its name says which one it is."""
+    from scoresde.problems import PROBLEMS
+
+    if problem not in PROBLEMS:
+        return None
+    found = PROBLEMS[problem]()
+    return found.sample(2000, torch.Generator().manual_seed(0)) if tuple(found.event) == (2,) else None

@@ -1,0 +1,116 @@
+"""A comparison as one page of HTML: data, script and style in one file that asks nothing of a network.
+
+The page lets its reader switch solvers, problems, paths and metrics on and off, says the numbers under the pointer or by the
+arrow keys, and keeps what is shown in its address. Its lines look as those of :mod:`scoresde.comparison.report.figures`.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections.abc import Collection, Mapping
+from importlib import resources
+from typing import Any
+
+from scoresde.comparison.records import Records
+from scoresde.comparison.report.series import DASHES, FEW, MARKERS, MOST, better, labels, named, styles
+from scoresde.plots import PALETTE
+
+__all__ = ["page"]
+
+DESCRIBED = ("problems", "solvers", "metrics")
+
+
+def page(comparison: Records, title: str = "Records of solvers", *, highlight: Collection[str] = ()) -> str:
+    """The page, of which nothing is outside the returned text.
+
+    Args:
+        comparison: of which; labels may hold any characters.
+        title: above all.
+        highlight: solvers to draw in colour, whether on the front or not.
+
+    Raises:
+        ValueError: for a comparison without records, or as :func:`~scoresde.comparison.report.series.styles`.
+
+    Example:
+        >>> from scoresde.comparison.records import Record
+        >>> one = Record("ring", "</script>", "lam", 5, 5, 5, "rms", 0.1, 0.1, 0.1)
+        >>> text = page(Records((one,)))
+        >>> text.count("</script>"), "http" in text.replace("http-equiv", "")
+        (2, False)
+    """
+    if not comparison.records:
+        raise ValueError("got a comparison without records; expected at least one")
+    template = resources.files("scoresde.comparison.report").joinpath("page.html").read_text(encoding="utf-8")
+    # Inside a script element only "<" can end it; JSON may spell it otherwise.
+    data = json.dumps(_data(comparison, highlight), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    colours = " ".join(f"--c{i}: {colour};" for i, colour in enumerate(PALETTE))
+    parts = {"title": html.escape(title), "colours": colours, "data": data}
+    return re.sub("@@([a-z]+)@@", lambda found: parts[found[1]], template)
+
+
+def _data(comparison: Records, highlight: Collection[str]) -> dict[str, Any]:
+    style, names = styles(comparison, highlight), labels(comparison)
+    packages = {(r.solver, r.path): r.package for r in comparison.records}
+    metrics = named(comparison, "metric")
+    described = comparison.about.get("metrics", {})
+    errors = list(dict.fromkeys(["", *(r.error for r in comparison.records)]))
+    places = {
+        "problem": {name: i for i, name in enumerate(named(comparison, "problem"))},
+        "metric": {name: i for i, name in enumerate(metrics)},
+        "error": {text: i for i, text in enumerate(errors)},
+    }
+    columns: dict[str, list[Any]] = {k: [at[getattr(r, k)] for r in comparison.records] for k, at in places.items()}
+    columns |= {k: [getattr(r, k) for r in comparison.records] for k in ("budget", "steps", "evaluations")}
+    columns |= {k: [_rounded(getattr(r, k)) for r in comparison.records] for k in ("value", "low", "high")}
+    columns["line"] = [style[r.solver, r.path].rank for r in comparison.records]
+    return {
+        "about": [[k, _text(v)] for k, v in comparison.about.items() if k not in DESCRIBED],
+        "problems": list(places["problem"]),
+        "metrics": [{**_words(described.get(m, {})), "name": m, "better": better(comparison, m)} for m in metrics],
+        "paths": named(comparison, "path"),
+        "solvers": named(comparison, "solver"),
+        "lines": [
+            {
+                "solver": key[0],
+                "path": key[1],
+                "label": names[key],
+                "package": packages[key],
+                "filled": s.filled,
+                "chosen": key[0] in highlight,
+            }
+            for key, s in style.items()
+        ],
+        "errors": errors,
+        "records": columns,
+        "colours": len(PALETTE),
+        "markers": [_outline(m) for m in MARKERS],
+        "dashes": DASHES,
+        "most": MOST,
+        "few": FEW,
+    }
+
+
+def _rounded(value: float) -> float | None:
+    """As many digits as anyone reads: they make most of the page's size."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _words(described: Mapping[str, Any]) -> dict[str, str]:
+    return {k: str(described.get(k, "")) for k in ("unit", "doc")}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _outline(marker: str) -> str:
+    """Matplotlib's marker as the path of an SVG, of about two units across."""
+    from matplotlib.markers import MarkerStyle
+
+    shape = MarkerStyle(marker)
+    polygons: Any = shape.get_path().transformed(shape.get_transform()).to_polygons()
+    size = 2.0 if marker != "*" else 2.4
+    return "".join("M" + "L".join(f"{size * x:.2f} {-size * y:.2f}" for x, y in polygon) + "Z" for polygon in polygons)

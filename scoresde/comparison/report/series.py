@@ -1,0 +1,183 @@
+"""The lines of a chart: which records make one, which of them lie on the front, and how each is drawn everywhere."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from scoresde.comparison.records import Record, Records
+
+__all__ = [
+    "DASHES",
+    "FEW",
+    "MARKERS",
+    "MOST",
+    "Line",
+    "Style",
+    "better",
+    "coloured",
+    "cost",
+    "drawn",
+    "front",
+    "labels",
+    "lines",
+    "log_scale",
+    "named",
+    "styles",
+]
+
+MOST = 12
+"""Lines in colour in one panel, at most: more cannot be told apart."""
+
+FEW = 8
+"""Up to so many lines in a panel, all are in colour."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "h", "*")
+"""Of Matplotlib, as many as a panel has lines in colour: they tell the lines apart without colours."""
+
+DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (7, 2, 1.5, 2), (3, 1.2, 1, 1.2, 1, 1.2))
+"""Lengths of strokes and gaps in units of the line's width, the first without gaps."""
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a line is drawn: as the ``rank``-th of all, whence colour, marker and dash; another package's is not filled."""
+
+    rank: int
+    filled: bool = True
+
+    def pick(self, among: Collection[object]) -> int:
+        """The place in a table of colours, markers or dashes."""
+        return self.rank % len(among)
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one solver on one path makes of one problem by one metric: its finite numbers, by growing evaluations."""
+
+    solver: str
+    path: str
+    points: tuple[Record, ...]
+
+    @property
+    def key(self) -> Key:
+        """The solver and the path, by which a line has the same style everywhere."""
+        return self.solver, self.path
+
+
+def lines(comparison: Records, problem: str, metric: str) -> list[Line]:
+    """The lines of one panel, in the order of the records; where two budgets end at equal evaluations, the first counts.
+
+    Example:
+        >>> records = [Record("ring", s, "lam", n, n, n, "rms", 1 / n, 1 / n, 1 / n) for s in ("a", "b") for n in (20, 10)]
+        >>> [(line.key, [r.value for r in line.points]) for line in lines(Records(tuple(records)), "ring", "rms")]
+        [(('a', 'lam'), [0.1, 0.05]), (('b', 'lam'), [0.1, 0.05])]
+    """
+    found: dict[Key, dict[int, Record]] = {}
+    for r in comparison.records:
+        if r.problem == problem and r.metric == metric and math.isfinite(r.value):
+            found.setdefault((r.solver, r.path), {}).setdefault(r.evaluations, r)
+    return [Line(*key, tuple(points[n] for n in sorted(points))) for key, points in found.items()]
+
+
+def named(comparison: Records, attribute: str) -> list[str]:
+    """The problems, solvers, paths or metrics of a comparison, in the order of the records."""
+    return list(dict.fromkeys(getattr(r, attribute) for r in comparison.records))
+
+
+def better(comparison: Records, metric: str) -> str:
+    """ "lower", "higher" or "zero": which numbers of a metric are the better ones."""
+    described: Mapping[str, Mapping[str, str]] = comparison.about.get("metrics", {})
+    return described.get(metric, {}).get("better", "lower")
+
+
+def cost(value: float, direction: str) -> float:
+    """The less, the better: a number, its negative where the higher is better, or how far it is from zero."""
+    return {"higher": -value, "zero": abs(value)}.get(direction, value)
+
+
+def drawn(record: Record, direction: str) -> tuple[float, float, float]:
+    """The number and its interval as they are drawn: without signs where zero is the best.
+
+    Example:
+        >>> drawn(Record("ring", "a", "lam", 5, 5, 5, "mmd", -0.1, -0.3, 0.2), "zero")
+        (0.1, 0.0, 0.3)
+    """
+    value, low, high = record.value, record.low, record.high
+    if direction != "zero":
+        return value, low, high
+    return abs(value), 0.0 if low <= 0 <= high else min(abs(low), abs(high)), max(abs(low), abs(high))
+
+
+def front(panel: Collection[Line], direction: str = "lower") -> Counter[Key]:
+    """How many points each line has on the front: no other point has as few evaluations and as good a number.
+
+    Example:
+        >>> def line(solver, *values):
+        ...     points = [Record("ring", solver, "lam", n, n, n, "rms", v, v, v) for n, v in enumerate(values, 5)]
+        ...     return Line(solver, "lam", tuple(points))
+        >>> front([line("a", 0.5, 0.4, 0.1), line("b", 0.6, 0.2, 0.3)])
+        Counter({('a', 'lam'): 2, ('b', 'lam'): 1})
+    """
+    points = sorted(
+        (r.evaluations, cost(r.value, direction), i, line.key) for i, line in enumerate(panel) for r in line.points
+    )
+    best, found = math.inf, Counter[Key]()
+    for _, value, _, key in points:
+        if value < best:
+            best = value
+            found[key] += 1
+    return found
+
+
+def labels(comparison: Records) -> dict[Key, str]:
+    """What each line is called: its solver, with the path where the solver has several."""
+    keys = dict.fromkeys((r.solver, r.path) for r in comparison.records)
+    count = Counter(solver for solver, _ in keys)
+    return {key: key[0] if count[key[0]] == 1 else f"{key[0]}, {key[1]}" for key in keys}
+
+
+def styles(comparison: Records, highlight: Collection[str] = ()) -> dict[Key, Style]:
+    """A style for every line, the same in all panels: first those to highlight, then by how often they are on a front.
+
+    Raises:
+        ValueError: for a solver to highlight that is not in the comparison, or more of them than a panel can show.
+    """
+    names = labels(comparison)
+    unknown = set(highlight) - {solver for solver, _ in names}
+    if unknown:
+        raise ValueError(
+            f"got {sorted(unknown)} to highlight; expected solvers of the comparison: {named(comparison, 'solver')}"
+        )
+    if sum(solver in highlight for solver, _ in names) > MOST:
+        raise ValueError(f"got more than {MOST} lines to highlight; expected fewer solvers, or fewer paths")
+    panels: dict[tuple[str, str], dict[Key, list[Record]]] = {}
+    packages = {}
+    for r in comparison.records:
+        packages[r.solver, r.path] = r.package
+        if math.isfinite(r.value):
+            panels.setdefault((r.problem, r.metric), {}).setdefault((r.solver, r.path), []).append(r)
+    wins = Counter[Key]()
+    for (_, metric), panel in panels.items():
+        wins += front([Line(*key, tuple(points)) for key, points in panel.items()], better(comparison, metric))
+    ranked = sorted(names, key=lambda key: (key[0] not in highlight, -wins[key]))
+    return {key: Style(rank, packages[key] == "scoresde") for rank, key in enumerate(ranked)}
+
+
+def coloured(panel: list[Line], style: Mapping[Key, Style], highlight: Collection[str], direction: str) -> list[Line]:
+    """The lines of a panel to draw in colour: all where they are few, else those to highlight, then the front."""
+    wins = front(panel, direction)
+    if len(panel) <= FEW:
+        return panel
+    ranked = sorted(panel, key=lambda line: (line.solver not in highlight, -wins[line.key], style[line.key].rank))
+    return [line for line in ranked if line.solver in highlight or wins[line.key]][:MOST]
+
+
+def log_scale(values: Collection[float]) -> bool:
+    """Whether numbers want a logarithmic axis: most of them are positive, and they span more than a factor of three."""
+    positive = [v for v in values if v > 0]
+    return len(positive) > 0.75 * len(values) and max(positive) > 3 * min(positive)

@@ -1,0 +1,59 @@
+"""What solvers make of their evaluations of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
+
+from scoresde.comparison.records import Records
+from scoresde.comparison.report.line_labels import finish
+from scoresde.comparison.report.panels import draw, grid, known
+from scoresde.comparison.report.series import better, coloured, labels, lines, named, styles
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["work_precision"]
+
+
+def work_precision(
+    comparison: Records,
+    metric: str | None = None,
+    problems: Iterable[str] | None = None,
+    *,
+    highlight: Collection[str] = (),
+    columns: int = 3,
+) -> Figure:
+    """What each solver makes of each number of evaluations: one panel for each problem, the better the lower left.
+
+    Both axes are logarithmic; vertical bars are confidence intervals. Where lines are many, those on the front (no other is
+    as accurate with as few evaluations) and those to highlight are in colour, at most twelve, and the others grey.
+
+    Args:
+        comparison: of which.
+        metric: by default the first.
+        problems: by default all that have the metric.
+        highlight: solvers to draw in colour, whether on the front or not.
+        columns: panels side by side, at most.
+
+    Raises:
+        ValueError: for a problem or metric that the comparison has not, or where there is nothing to draw.
+    """
+    metric = known(comparison, "metric", metric)
+    style, names = styles(comparison, highlight), labels(comparison)
+    wanted = named(comparison, "problem") if problems is None else [known(comparison, "problem", p) for p in problems]
+    panels = {p: panel for p in wanted if (panel := lines(comparison, p, metric))}
+    if not panels:
+        raise ValueError(f"got no finite number of {metric!r}; expected at least one: see the errors of the records")
+    figure, axes = grid(len(panels), columns, 4.4, 3.6)
+    direction = better(comparison, metric)
+    unit = comparison.about.get("metrics", {}).get(metric, {}).get("unit", "")
+    for i, (ax, (problem, panel)) in enumerate(zip(axes, panels.items(), strict=True)):
+        ax.set_title(problem, fontsize=10)
+        chosen = coloured(panel, style, highlight, direction)
+        draw(ax, panel, chosen, style, lambda r: r.evaluations, direction)
+        ax.set_xlabel("evaluations of the model")
+        if i % columns == 0:
+            ax.set_ylabel((f"|{metric}|" if direction == "zero" else metric) + (f" ({unit})" if unit else ""))
+    finish(figure, axes, {names[key]: s for key, s in style.items()}, names)
+    return figure

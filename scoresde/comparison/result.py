@@ -1,0 +1,57 @@
+"""What a comparison returns: its records, and how to read, draw and keep them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from scoresde.base.files import replacing
+from scoresde.comparison.records import Records
+from scoresde.comparison.report.folder import write
+from scoresde.comparison.report.tables import from_json, markdown, to_json
+
+__all__ = ["Comparison"]
+
+FILE = "comparison.json"
+
+
+@dataclass(frozen=True)
+class Comparison(Records):
+    """What :func:`scoresde.compare` returns: :class:`~scoresde.comparison.Records` with a table, a report and a file."""
+
+    def table(self, problem: str | Iterable[str] | None = None, metric: str | Iterable[str] | None = None) -> str:
+        """The numbers as Markdown: see :func:`scoresde.comparison.report.tables.markdown`."""
+        return markdown(self, problem, metric)
+
+    def report(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write charts, tables and a page to ``folder`` and return their paths."""
+        return list(write(self, folder))
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``comparison.json``, which holds all of it, to ``folder``.
+
+        Example:
+            >>> import tempfile
+            >>> from scoresde.comparison import Record
+            >>> one = Comparison((Record("ring", "ddim", "lam", 5, 5, 5, "rms", 0.1, 0.09, 0.2),), {"seed": 0})
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     Comparison.load(one.save(folder)) == one
+            True
+        """
+        path = Path(folder) / FILE
+        with replacing(path) as temporary:
+            temporary.write_text(to_json(self), encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Comparison:
+        """Read what :meth:`save` wrote: the file, or the folder it is in.
+
+        Raises:
+            ValueError: for a file that is cut short, or holds something else.
+        """
+        file = Path(path)
+        found = from_json((file / FILE if file.is_dir() else file).read_text(encoding="utf-8"))
+        return cls(found.records, found.about, found.traces)

@@ -1,0 +1,279 @@
+"""The comparison itself: every solver on every problem, from the same noise, within the same budgets, kept as it comes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.comparison import budgets
+from scoresde.comparison.arguments import DEFAULT_SOLVERS, Arguments, Paths, Solvers
+from scoresde.comparison.cases import gather
+from scoresde.comparison.metadata import about, package, versions
+from scoresde.comparison.records import Record, Trace
+from scoresde.comparison.result import Comparison
+from scoresde.comparison.runs import Bench, Outcome
+from scoresde.comparison.store import Store, StoreError
+from scoresde.sde import GaussianSDE
+
+__all__ = ["BUDGETS", "OWN", "compare"]
+
+BUDGETS = (5, 6, 8, 10, 15, 20, 30, 50, 100)
+"""The evaluations that are compared by default."""
+
+OWN = "own"
+"""The name of the path of a solver that chooses its own steps."""
+
+
+def compare(
+    problem: Any,
+    solvers: Solvers = DEFAULT_SOLVERS,
+    evaluations: Sequence[int] = BUDGETS,
+    paths: Paths = ("lam",),
+    metrics: Sequence[str] | None = None,
+    *,
+    sde: GaussianSDE | None = None,
+    n: int = 256,
+    seed: int = 0,
+    end: str = "flow",
+    shape: Sequence[int] | None = None,
+    truth: Tensor | None = None,
+    out: str | PathLike[str] | None = None,
+    references: str | PathLike[str] | None = None,
+    peers: bool = False,
+    progress: bool = True,
+) -> Comparison:
+    """Compare solvers: every one on every problem and path, within each budget of evaluations, from the same noise.
+
+    A solver takes the largest number of steps whose evaluations, as counted, do not exceed the budget; one that chooses its
+    own steps takes, of a ladder of tolerances, the one that comes closest to it. All of it is in float64. Those that draw
+    noise share one Brownian path per sample.
+
+    Args:
+        problem: a name of ``scoresde.problems.PROBLEMS``, a problem, a score model, a :class:`~scoresde.comparison.Case`;
+            several of them in a list, or a mapping from the names they are to have.
+        solvers: names (of ``scoresde.solvers.SOLVERS``, or of ``scoresde.comparison.PEERS``), solvers, or a mapping from
+            labels to either.
+        evaluations: the budgets.
+        paths: names of ``scoresde.solvers.PATHS``, or spacing functions.
+        metrics: names of ``scoresde.comparison.MEASURES``; by default all but "memory", for which every run is made twice. A
+            metric that needs what a problem or a solver does not have is left out there.
+        sde: of problems, by default VP; a model brings its own.
+        n: the number of samples.
+        seed: from which all that is random derives.
+        end: as in :func:`scoresde.sample`.
+        shape, truth: of a score model: the shape of one sample, or samples of the data, ``(m, *event)``, for the metrics
+            that compare with the data.
+        out: a folder in which results are kept as they come. Compare again with the same arguments to continue.
+        references: a folder in which the flows' end points are kept; by default ``references`` in ``out``.
+        peers: also compare the samplers of k-diffusion, diffusers and torchsde, as far as they are installed.
+        progress: a progress bar.
+
+    Returns:
+        A :class:`~scoresde.comparison.Comparison`. A solver that failed, or that no number of steps brings under a
+        budget, is a record that says why.
+
+    Raises:
+        ValueError: for nothing to compare, an unknown name, a budget that no solver can keep, a model that returns the
+            wrong shape or values that are not finite, or a folder that holds another comparison.
+        StoreError: if a result cannot be written; it carries all that was computed.
+
+    Example:
+        >>> found = compare("ring", ["ddim", "dpmpp-2m"], [10, 20], metrics=["rms"], n=16, progress=False)
+        >>> [(r.solver, r.budget, r.evaluations) for r in found.records]
+        [('ddim', 10, 10), ('ddim', 20, 20), ('dpmpp-2m', 10, 10), ('dpmpp-2m', 20, 20)]
+        >>> ddim, dpmpp = found.select(budget=20)
+        >>> dpmpp.value < ddim.value
+        True
+    """
+    cases = gather(problem, sde, shape, truth)
+    arguments = Arguments.checked(cases, solvers, evaluations, paths, metrics, n, seed, end, peers)
+    groups = _groups(arguments)
+    store = Store(out, {"version": versions()["scoresde"], **arguments.plain()})
+    if references is None and store.path is not None:
+        references = store.path.parent / "references"
+    finished = functools.partial(_comparison, arguments, groups, store, peers)
+    try:
+        with _bar(progress, len(groups) * len(arguments.budgets)) as advance:
+            for name, case in arguments.cases.items():
+                bench = Bench(name, case, arguments, references)
+                for group in (g for g in groups if g.case == name):
+                    _fill(group, bench, store, advance)
+    except StoreError as error:
+        error.comparison = finished()
+        raise
+    except KeyboardInterrupt:
+        kept = (
+            f"are in {store.path}; the same comparison continues there" if store.path else "were not kept, without a folder"
+        )
+        raise KeyboardInterrupt(f"{len(store)} runs {kept}") from None
+    return finished()
+
+
+# The plan ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The runs of one solver on one path of one problem.
+
+    ``steps``: by budget, the number of steps and the evaluations they make; no steps and the evaluations of one step where
+    that exceeds the budget. ``error``: why the solver takes no such path.
+    """
+
+    case: str
+    solver: str
+    path: str
+    steps: dict[int, tuple[int, int]]
+    error: str = ""
+
+    def key(self, budget: int) -> str:
+        return json.dumps([self.case, self.solver, self.path, budget])
+
+
+def _groups(arguments: Arguments) -> list[_Group]:
+    groups, planned = [], {}
+    for name, case in arguments.cases.items():
+        for label, solver in arguments.solvers.items():
+            if budgets.adaptive(solver):
+                groups.append(_Group(name, label, OWN, {}))
+                continue
+            for path in arguments.paths:
+                key = (repr(case.sde), label, path)
+                if key not in planned:  # counted once, for all problems on an SDE
+                    planned[key] = _plan(arguments, functools.partial(arguments.path, case, path), label)
+                groups.append(_Group(name, label, path, *planned[key]))
+        _refuse_beyond_reach(name, [g for g in groups if g.case == name], arguments)
+    return groups
+
+
+def _plan(arguments: Arguments, path: budgets.MakePath, label: str) -> tuple[dict[int, tuple[int, int]], str]:
+    try:
+        return budgets.largest(arguments.solvers[label], arguments.budgets, path), ""
+    except ValueError as error:  # the solver refuses the path
+        return {}, str(error)
+
+
+def _refuse_beyond_reach(case: str, groups: list[_Group], arguments: Arguments) -> None:
+    if any(g.path == OWN for g in groups):
+        return
+    for budget in arguments.budgets:
+        needed = [g.steps[budget] for g in groups if not g.error]
+        if needed and all(steps == 0 for steps, _ in needed):
+            raise ValueError(
+                f"got a budget of {budget} evaluations, within which no solver here makes a step on {case}; expected at "
+                f"least {min(calls for _, calls in needed)}, or another solver"
+            )
+
+
+# The runs ------------------------------------------------------------------------------------------------------------
+
+Advance = Callable[[str], None]
+
+
+@contextlib.contextmanager
+def _bar(progress: bool, total: int) -> Iterator[Advance]:
+    if not progress:
+        yield lambda text: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, unit="run", leave=False) as bar:
+
+        def advance(text: str) -> None:
+            bar.set_description_str(text, refresh=False)
+            bar.update()
+
+        yield advance
+
+
+def _fill(group: _Group, bench: Bench, store: Store, advance: Advance) -> None:
+    """Make the runs of a group that are not in the store yet."""
+    solver, arguments = bench.arguments.solvers[group.solver], bench.arguments
+    climbed: list[Outcome] | None = None
+    done: dict[int, Outcome] = {}
+    for budget in arguments.budgets:
+        advance(f"{group.case} {group.solver}")
+        key = group.key(budget)
+        if key in store:
+            continue
+        if group.path == OWN:
+            climbed = bench.climb(solver) if climbed is None else climbed
+            outcome = _closest(climbed, budget)
+        elif group.error or not group.steps[budget][0]:
+            outcome = Outcome(None, error=group.error or f"one step takes {group.steps[budget][1]} evaluations")
+        else:
+            steps = group.steps[budget][0]
+            if steps not in done:
+                where = arguments.path(bench.case, group.path, steps)
+                done[steps] = bench.run(solver, where, _is_traced(group, budget, bench))
+            outcome = done[steps]
+            if outcome.evaluations > budget:
+                outcome = Outcome(None, error=f"{steps} steps took {outcome.evaluations} evaluations")
+        store.add(key, bench.measured(outcome, solver, group.path, key))
+
+
+def _is_traced(group: _Group, budget: int, bench: Bench) -> bool:
+    """Whether to keep the states along the path: of problems in the plane, on the first path, at about 20 evaluations."""
+    arguments = bench.arguments
+    about_20 = min(arguments.budgets, key=lambda b: abs(b - 20))
+    return bench.case.event == (2,) and group.path == next(iter(arguments.paths)) and budget == about_20
+
+
+def _closest(climbed: Sequence[Outcome], budget: int) -> Outcome:
+    """The run that makes the most of the budget, of several with the same evaluations the last, with the least tolerance."""
+    ran = [outcome for outcome in climbed if outcome.end is not None]
+    within = [outcome for outcome in ran if outcome.evaluations <= budget]
+    if within:
+        return max(reversed(within), key=lambda outcome: outcome.evaluations)
+    if ran:
+        return Outcome(None, error=f"takes at least {min(o.evaluations for o in ran)} evaluations at any tolerance")
+    return climbed[0]
+
+
+# The result ----------------------------------------------------------------------------------------------------------
+
+
+def _comparison(arguments: Arguments, groups: Sequence[_Group], store: Store, peers: bool) -> Comparison:
+    records: list[Record] = []
+    traces = []
+    for group in groups:
+        for budget in arguments.budgets:
+            if group.key(budget) not in store:
+                continue
+            result = store[group.key(budget)]
+            records += _records(arguments, group, budget, result)
+            if "trace" in result:
+                times, x = zip(*result["trace"], strict=True)
+                tensor = torch.tensor(x, dtype=torch.float64)
+                traces.append(Trace(group.case, group.solver, group.path, budget, tuple(times), tensor))
+    return Comparison(tuple(records), about(arguments, peers), tuple(traces))
+
+
+def _records(arguments: Arguments, group: _Group, budget: int, result: dict[str, Any]) -> Iterator[Record]:
+    values = dict.fromkeys(arguments.metrics, result["error"]) if result["error"] else result["values"]
+    for metric, found in values.items():
+        error = found if isinstance(found, str) else ""
+        value, low, high = (math.nan,) * 3 if error else found
+        yield Record(
+            problem=group.case,
+            solver=group.solver,
+            path=group.path,
+            budget=budget,
+            steps=result["steps"],
+            evaluations=result["evaluations"],
+            metric=metric,
+            value=value,
+            low=low,
+            high=high,
+            package=package(arguments.solvers[group.solver]),
+            error=error,
+        )

@@ -1,0 +1,201 @@
+"""One run after the other: a solver from the common start along a path, and what the metrics say of its end."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.comparison import budgets
+from scoresde.comparison.arguments import Arguments
+from scoresde.comparison.cases import Case
+from scoresde.comparison.measures import Measure, Run
+from scoresde.comparison.reference import flow_end
+from scoresde.metrics import peak_memory
+from scoresde.sampling import Samples, sample
+from scoresde.solvers import BrownianNoise, Path, Row, RowSolver, Solver, State, points
+from scoresde.solvers.rows import Op
+
+__all__ = ["Bench", "Outcome"]
+
+TRACED = 24
+"""How many samples are traced along the path, for pictures."""
+
+FINER = 4
+"""How many times the steps of the largest budget the run takes from which strong errors are measured."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left: the end, or why there is none."""
+
+    end: Tensor | None
+    steps: int = 0
+    evaluations: int = 0
+    seconds: float = 0.0
+    memory: int | None = None
+    error: str = ""
+    trace: list[tuple[float, Any]] = field(default_factory=list)
+
+
+class Bench:
+    """What all runs on one case share, each part made when a run first needs it.
+
+    Args:
+        name, case: the case, by its name in the arguments.
+        arguments: of the comparison.
+        references: the folder in which the flow's end points are kept, or ``None``.
+    """
+
+    def __init__(self, name: str, case: Case, arguments: Arguments, references: str | os.PathLike[str] | None) -> None:
+        self.name, self.case, self.arguments, self.references = name, case, arguments, references
+        self._has: dict[tuple[bool, bool], frozenset[str]] = {}
+        self._strong: dict[tuple[Solver, str], Tensor | None] = {}
+
+    @functools.cached_property
+    def _start(self) -> tuple[Tensor, list[int]]:
+        return self.arguments.start(self.case)
+
+    @functools.cached_property
+    def _reference(self) -> Tensor | str:
+        """The end of the flow, or why there is none."""
+        path, error = self.arguments.path(self.case, "lam", 2), ""
+        for cache in dict.fromkeys((self.references, None)):  # none for a model whose content cannot be told from another's
+            try:
+                return flow_end(self.case.model, self._start[0], path, cache=cache).x
+            except ArithmeticError as unsolved:
+                return _said(unsolved)
+            except ValueError as refused:
+                error = _said(refused)
+        return error
+
+    @functools.cached_property
+    def _truth(self) -> Tensor | None:
+        case, generator = self.case, self.arguments.generator("truth", self.name)
+        truth = case.truth
+        if truth is None and case.problem is not None:
+            truth = case.problem.sample(case.n or self.arguments.n, generator, torch.float64)
+        if truth is not None and self.arguments.end == "stop":
+            eps = torch.randn(truth.shape, generator=generator, dtype=torch.float64)
+            truth = case.sde.perturb(truth.double().cpu(), case.sde.span[0], eps)
+        return None if truth is None else truth.to(self._start[0])
+
+    @functools.cached_property
+    def _knots(self) -> list[float]:
+        """The finest grid of lam that the paths of the comparison make: where the shared Brownian paths are cheap."""
+        lams = {p.lam for p in points(self.case.sde, torch.tensor([self.case.t_max, self.case.sde.span[0]]).double())}
+        for name in self.arguments.paths:
+            for budget in self.arguments.budgets:
+                lams |= {p.lam for p in self.arguments.path(self.case, name, budget).points}
+            if "strong" in self.arguments.metrics:
+                lams |= {p.lam for p in self._fine_path(name).points}
+        return sorted(lam for lam in lams if math.isfinite(lam))
+
+    def _fine_path(self, name: str) -> Path:
+        return self.arguments.path(self.case, name, FINER * self.arguments.budgets[-1])
+
+    def _finer(self, solver: Solver, name: str) -> Tensor | None:
+        """The end of the same solver with many more steps on the same Brownian path, for solvers that follow it: in moves
+        towards the noise and Langevin corrections the noise is fresh."""
+        if (solver, name) not in self._strong:
+            path, end = self._fine_path(name), None
+            if isinstance(solver, RowSolver) and all(_follows(row) for row in solver.rows(path)):
+                end = self.run(solver, path).end
+            self._strong[solver, name] = end
+        return self._strong[solver, name]
+
+    def run(self, solver: Solver, path: Path, traced: bool = False) -> Outcome:
+        """Sample; whatever goes wrong is an outcome."""
+        start = self._start[0]
+        trace: list[tuple[float, Any]] = [(path.points[0].t, start[:TRACED].tolist())] if traced else []
+
+        def keep(state: State) -> None:
+            trace.append((state.point.t, state.x[:TRACED].tolist()))
+
+        memory = None
+        try:
+            found = self._sample(solver, path, keep if traced else None)
+            if "memory" in self.arguments.metrics:
+                with peak_memory(start.device) as peak:
+                    self._sample(solver, path, None)
+                memory = peak.bytes
+        except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+            return Outcome(None, error=_said(error))
+        if not bool(torch.isfinite(found.x).all()):
+            return Outcome(None, error=f"solver {solver.name!r} returned values that are not finite")
+        return Outcome(found.x, len(path), found.evaluations, found.seconds, memory, trace=trace if len(trace) > 2 else [])
+
+    def _sample(self, solver: Solver, path: Path, callback: Callable[[State], None] | None) -> Samples:
+        start, seeds = self._start
+        # New for every run, so that none depends on which were before it.
+        noise = BrownianNoise(seeds, start.device, self._knots) if solver.stochastic else None
+        return sample(self.case.model, start, solver, path=path, seed=seeds, noise=noise, progress=False, callback=callback)
+
+    def climb(self, solver: Solver) -> list[Outcome]:
+        """The runs of a solver that chooses its own steps, with ever smaller tolerances, as far as the budgets reach."""
+        path = self.arguments.path(self.case, "lam", 2)
+        return list(_until(self.arguments.budgets[-1], (self.run(s, path) for s in budgets.ladder(solver))))
+
+    def measured(self, outcome: Outcome, solver: Solver, path: str, key: str) -> dict[str, Any]:
+        """What is kept of a run on the path of this name: plain values."""
+        kept: dict[str, Any] = {"steps": outcome.steps, "evaluations": outcome.evaluations, "error": outcome.error}
+        if outcome.end is None:
+            return kept
+        reference = None if solver.stochastic else self._reference
+        run = Run(
+            problem=self.case.problem,
+            model=self.case.model,
+            sde=self.case.sde,
+            start=self._start[0],
+            end=outcome.end,
+            reference=reference if isinstance(reference, Tensor) else None,
+            truth=self._truth,
+            strong=self._finer(solver, path) if solver.stochastic and "strong" in self.arguments.metrics else None,
+            memory=outcome.memory,
+            evaluations=outcome.evaluations,
+            seconds=outcome.seconds,
+            t=self.case.sde.span[0] if self.arguments.end == "stop" else 0.0,
+            stochastic=solver.stochastic,
+            generator=self.arguments.generator("metrics", key),
+        )
+        kind = solver.stochastic, run.strong is not None
+        if kind not in self._has:  # the same for all runs of the kind
+            self._has[kind] = run.has
+        metrics = self.arguments.metrics.items()
+        kept["values"] = {name: _value(m, run) for name, m in metrics if m.needs <= self._has[kind]}
+        if isinstance(reference, str):
+            kept["values"] |= {name: reference for name, m in metrics if "reference" in m.needs}
+        if outcome.trace:
+            kept["trace"] = outcome.trace
+        return kept
+
+
+def _follows(row: Op) -> bool:
+    """Whether the noise of a row is all of the path that solvers share."""
+    return isinstance(row, Row) and (row.draw is None or row.draw[1].lam > row.draw[0].lam)
+
+
+def _until(budget: int, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    for outcome in outcomes:
+        yield outcome
+        if outcome.evaluations > budget:
+            return
+
+
+def _value(measure: Measure, run: Run) -> list[float] | str:
+    """The estimate, or why there is none."""
+    try:
+        found = measure.compute(run)
+    except (ArithmeticError, RuntimeError, ValueError) as error:
+        return _said(error)
+    return [float(found.value), float(found.low), float(found.high)]
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,6 @@
+"""Sampling: noise becomes data, with any model, solver and path; and the likelihood of data."""
+
+from scoresde.sampling.likelihood import Likelihood, log_likelihood
+from scoresde.sampling.samples import NonFiniteError, Samples, sample
+
+__all__ = ["Likelihood", "NonFiniteError", "Samples", "log_likelihood", "sample"]

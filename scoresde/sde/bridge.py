@@ -1,0 +1,64 @@
+"""From an SDE to the Markov chain of its marginals at ``n`` times; the way back is :meth:`scoresde.sde.Chain.sde`."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from scoresde.sde.chain import DDPM, NCSN, Chain, GaussianChain, betas_of, check_steps, step_times
+from scoresde.sde.gaussian import GaussianSDE
+from scoresde.sde.published import EDM, VE, VP, CosineVP
+
+__all__ = ["discretize"]
+
+
+def discretize(sde: GaussianSDE, n: int, form: str = "exact") -> Chain:
+    r"""The chain of ``n`` steps of an SDE.
+
+    ``form="exact"``: the marginals of the chain are those of the SDE at the times of its steps: t_k = k t_max / n;
+    from t = 0 to t_max for a VE whose sigma(0) > 0; Karras' spacing for EDM. ``form="published"``: the rule of the
+    papers, which converges to the exact one at first order in 1 / n: for VP :math:`\beta_k = \beta(t_k) / n` with t_k
+    equidistant from 0 to 1 (n = 1000 is DDPM's own schedule), for CosineVP the clipped schedule of improved DDPM. For VE
+    and EDM, where sigma is the schedule, both are the same.
+
+    Raises:
+        ValueError: for ``n < 1``, another ``form``, an SDE without a published form, or a beta above 1.
+
+    Example:
+        >>> bool(torch.allclose(discretize(VP(), 1000, "published").variance, DDPM.linear(1000).variance))
+        True
+    """
+    if form == "published":
+        return _published(sde, check_steps(n))
+    if form != "exact":
+        raise ValueError(f"got form {form!r}; expected 'exact' or 'published'")
+    t = step_times(sde, n)
+    log_alpha, log_sigma = sde.log_alpha(t), sde.log_sigma(t)
+    total = (2 * log_alpha).exp() + (2 * log_sigma).exp()
+    if bool((log_alpha == 0).all()):
+        return NCSN(log_sigma.exp())
+    if bool(((total - 1).abs() < 1e-13).all()):
+        return DDPM(betas_of(log_alpha))
+    return GaussianChain(log_alpha, log_sigma)
+
+
+@functools.singledispatch
+def _published(sde: GaussianSDE, n: int) -> Chain:
+    raise ValueError(f"{type(sde).__name__} has no published chain; use form='exact'")
+
+
+@_published.register
+def _(sde: VP, n: int) -> Chain:
+    return DDPM(sde.beta(torch.linspace(0, sde.t_max, n, dtype=torch.float64)) * sde.t_max / n)
+
+
+@_published.register
+def _(sde: CosineVP, n: int) -> Chain:
+    return DDPM.cosine(n, s=sde.s)
+
+
+@_published.register(VE)
+@_published.register(EDM)
+def _(sde: VE | EDM, n: int) -> Chain:
+    return discretize(sde, n, "exact")

@@ -1,0 +1,403 @@
+r"""Discrete Markov chains, the forward processes of DDPM and NCSN, and the SDE through their marginals.
+
+Step k = 1..n of a chain is :math:`x_k = a_k x_{k-1} + \sqrt{v_k}\, z_k` from clean data :math:`x_0`, so that
+
+.. math:: x_k \mid x_0 \sim N(\alpha_k x_0, \sigma_k^2 I), \qquad \alpha_k = a_k \alpha_{k-1}, \qquad
+          \sigma_k^2 = a_k^2 \sigma_{k-1}^2 + v_k.
+
+All tables are float64 tensors on the host, of shape ``(n,)``: entry ``k - 1`` belongs to step k. A step ``k`` is a
+Python integer or a tensor of shape ``(batch,)``.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.base.shape import as_time, expand
+from scoresde.sde.base import Time
+from scoresde.sde.gaussian import GaussianSDE, derivative, log1mexp
+from scoresde.sde.published import EDM, VE, CosineVP
+
+__all__ = ["DDPM", "NCSN", "Chain", "ChainSDE", "GaussianChain"]
+
+Step = Tensor | int
+
+
+def _table(values: Tensor | Sequence[float], name: str) -> Tensor:
+    table = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach().clone()
+    if table.ndim != 1 or len(table) == 0:
+        raise ValueError(f"got {name} of shape {tuple(table.shape)}; expected a non-empty vector, one entry per step")
+    return table
+
+
+@dataclass(frozen=True, eq=False)
+class Chain(ABC):
+    """Interface of the chains with Gaussian transitions: two tables of log-marginals and two of transitions."""
+
+    @property
+    @abstractmethod
+    def log_alpha(self) -> Tensor:
+        """log alpha_k, shape ``(n,)``."""
+
+    @property
+    @abstractmethod
+    def log_sigma(self) -> Tensor:
+        """log sigma_k, shape ``(n,)``."""
+
+    @property
+    @abstractmethod
+    def scale(self) -> Tensor:
+        """a_k, the factor of x_{k-1} in the mean of x_k, shape ``(n,)``."""
+
+    @property
+    @abstractmethod
+    def variance(self) -> Tensor:
+        """v_k, the variance of x_k given x_{k-1}, shape ``(n,)``."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The name and the tables, as plain values: what a checkpoint stores."""
+
+    def __len__(self) -> int:
+        return len(self.log_alpha)
+
+    @property
+    def alpha(self) -> Tensor:
+        """alpha_k, the factor of the data in the mean of x_k, shape ``(n,)``."""
+        return self.log_alpha.exp()
+
+    @property
+    def sigma(self) -> Tensor:
+        """sigma_k, the standard deviation of x_k given the data, shape ``(n,)``."""
+        return self.log_sigma.exp()
+
+    @property
+    def lam(self) -> Tensor:
+        """log(alpha_k / sigma_k), shape ``(n,)``."""
+        return self.log_alpha - self.log_sigma
+
+    def _at(self, table: Tensor, k: Step, x: Tensor) -> Tensor:
+        if isinstance(k, int):
+            if not 1 <= k <= len(self):
+                raise ValueError(f"got step {k}; the steps of this chain are 1 to {len(self)}")
+            return table[k - 1]
+        return expand(table.to(k.device)[k - 1], x).to(x.dtype)
+
+    def transition(self, x: Tensor, k: Step) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of x_k given ``x`` = x_{k-1}."""
+        return self._at(self.scale, k, x) * x, self._at(self.variance.sqrt(), k, x)
+
+    def marginal(self, x0: Tensor, k: Step) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of x_k given the data ``x0``."""
+        return self._at(self.alpha, k, x0) * x0, self._at(self.sigma, k, x0)
+
+    def perturb(self, x0: Tensor, k: Step, eps: Tensor) -> Tensor:
+        """x_k = alpha_k x0 + sigma_k eps for standard normal ``eps``."""
+        mean, std = self.marginal(x0, k)
+        return mean + std * eps
+
+    def posterior_variance(self, choice: str | float = "lower") -> Tensor:
+        r"""The variance of x_{k-1} given x_k used by an ancestral step, shape ``(n,)``.
+
+        ``"lower"`` is that of the posterior, :math:`\sigma_{k-1}^2 v_k / \sigma_k^2`, right for data that are one
+        point; ``"upper"`` is :math:`v_k`, right for white data; a number w in [0, 1] interpolates their logarithms
+        (Nichol and Dhariwal, 2021, equation (15)), w = 1 being the upper one. The lower one is zero at k = 1, where
+        0 < w < 1 takes that of k = 2 in its place, as the authors do.
+        """
+        upper = self.variance
+        variance_before = torch.cat([torch.zeros(1, dtype=torch.float64), self.sigma[:-1] ** 2])
+        lower = variance_before * upper / self.sigma**2
+        if choice == "lower":
+            return lower
+        if choice == "upper":
+            return upper
+        if isinstance(choice, str) or not 0 <= choice <= 1:
+            raise ValueError(f"got variance {choice!r}; expected 'lower', 'upper' or a number between 0 and 1")
+        if 0 < choice < 1 and len(self) > 1:
+            lower = torch.cat([lower[1:2], lower[1:]])
+        return lower ** (1 - choice) * upper**choice
+
+    def posterior(self, x: Tensor, x0: Tensor, k: Step, variance: str | float = "lower") -> tuple[Tensor, Tensor]:
+        r"""Mean and standard deviation of x_{k-1} given ``x`` = x_k and ``x0``.
+
+        .. math:: \mu = \frac{a_k \sigma_{k-1}^2}{\sigma_k^2} x_k + \frac{\alpha_{k-1} v_k}{\sigma_k^2} x_0
+
+        Source: Ho et al., "Denoising Diffusion Probabilistic Models", 2020, equation (7), for any chain.
+
+        Example:
+            >>> chain = DDPM([0.1, 0.2])
+            >>> mean, std = chain.posterior(torch.zeros(1, 1), torch.ones(1, 1), 1)
+            >>> mean.item(), std.item()  # x_0 itself
+            (1.0, 0.0)
+        """
+        alpha_before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha[:-1]])
+        variance_before = torch.cat([torch.zeros(1, dtype=torch.float64), self.sigma[:-1] ** 2])
+        of_x = self.scale * variance_before / self.sigma**2
+        of_x0 = alpha_before * self.variance / self.sigma**2
+        mean = self._at(of_x, k, x) * x + self._at(of_x0, k, x) * x0
+        return mean, self._at(self.posterior_variance(variance).sqrt(), k, x)
+
+    def sde(self) -> ChainSDE:
+        """The SDE whose marginals at time k / n are those of step k: see :class:`ChainSDE`."""
+        return ChainSDE(self)
+
+    def index(self, t: Time) -> Tensor:
+        """The position n t - 1 in the tables of the continuous time ``t``, by which a discrete network is addressed."""
+        return len(self) * as_time(t) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class DDPM(Chain):
+    r"""The variance-preserving chain :math:`x_k = \sqrt{1 - \beta_k}\, x_{k-1} + \sqrt{\beta_k}\, z`.
+
+    Source: Ho et al., 2020, https://arxiv.org/abs/2006.11239, equation (2).
+
+    Args:
+        betas: any variances in (0, 1], where 1 is allowed for the last alone (zero terminal signal-to-noise).
+
+    Example:
+        >>> chain = DDPM.linear(1000)
+        >>> len(chain), round(float(chain.alpha[-1] ** 2), 8)
+        (1000, 4.036e-05)
+    """
+
+    betas: Tensor
+
+    def __init__(self, betas: Tensor | Sequence[float]) -> None:
+        table = _table(betas, "betas")
+        if not bool(((table > 0) & (table <= 1)).all()) or bool((table[:-1] == 1).any()):
+            raise ValueError(
+                f"got betas between {table.min().item():.3g} and {table.max().item():.3g}; expected 0 < beta < 1 "
+                "(1 for the last alone): where they come from beta(t) / n, take more steps"
+            )
+        object.__setattr__(self, "betas", table)
+
+    @classmethod
+    def linear(cls, n: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> DDPM:
+        """Ho et al.'s schedule, linear from ``beta_min`` to ``beta_max``."""
+        return cls(torch.linspace(beta_min, beta_max, check_steps(n), dtype=torch.float64))
+
+    @classmethod
+    def cosine(cls, n: int = 1000, s: float = 0.008, beta_clip: float = 0.999) -> DDPM:
+        """Nichol and Dhariwal's schedule, the exact chain of :class:`~scoresde.CosineVP` with beta clipped."""
+        return cls(betas_of(CosineVP(s=s).log_alpha(step_times(CosineVP(s=s), n))).clamp(max=beta_clip))
+
+    @functools.cached_property
+    def log_alpha(self) -> Tensor:
+        return 0.5 * torch.log1p(-self.betas).cumsum(0)
+
+    @functools.cached_property
+    def log_sigma(self) -> Tensor:
+        return 0.5 * log1mexp(-2 * self.log_alpha)
+
+    @property
+    def scale(self) -> Tensor:
+        return (1 - self.betas).sqrt()
+
+    @property
+    def variance(self) -> Tensor:
+        return self.betas
+
+    def config(self) -> dict[str, Any]:
+        return {"type": "DDPM", "betas": self.betas.tolist()}
+
+
+@dataclass(frozen=True, eq=False)
+class NCSN(Chain):
+    r"""The variance-exploding chain :math:`x_k = x_{k-1} + \sqrt{\sigma_k^2 - \sigma_{k-1}^2}\, z`, with sigma_0 = 0.
+
+    Source: Song and Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", 2019,
+    https://arxiv.org/abs/1907.05600, as a chain in Song et al., 2021, equation (8).
+
+    Args:
+        sigmas: any increasing positive levels.
+
+    Example:
+        >>> NCSN.geometric(3, 0.01, 1.0).sigmas
+        tensor([0.0100, 0.1000, 1.0000], dtype=torch.float64)
+    """
+
+    sigmas: Tensor
+
+    def __init__(self, sigmas: Tensor | Sequence[float]) -> None:
+        table = _table(sigmas, "sigmas")
+        if not bool((table > 0).all()) or not bool((table.diff() > 0).all()):
+            raise ValueError(
+                "got sigmas that do not increase from a positive first one; expected 0 < sigma_1 < sigma_2 < .."
+            )
+        object.__setattr__(self, "sigmas", table)
+
+    @classmethod
+    def geometric(cls, n: int = 1000, sigma_min: float = 0.01, sigma_max: float = 50.0) -> NCSN:
+        """Song and Ermon's schedule, geometric from ``sigma_min`` to ``sigma_max``."""
+        return cls(VE(sigma_min, sigma_max).sigma(step_times(VE(sigma_min, sigma_max), n)))
+
+    @property
+    def log_alpha(self) -> Tensor:
+        return torch.zeros_like(self.sigmas)
+
+    @functools.cached_property
+    def log_sigma(self) -> Tensor:
+        return self.sigmas.log()
+
+    @property
+    def scale(self) -> Tensor:
+        return torch.ones_like(self.sigmas)
+
+    @property
+    def variance(self) -> Tensor:
+        before = torch.cat([torch.zeros(1, dtype=torch.float64), self.sigmas[:-1]])
+        return (self.sigmas - before) * (self.sigmas + before)
+
+    def config(self) -> dict[str, Any]:
+        return {"type": "NCSN", "sigmas": self.sigmas.tolist()}
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianChain(Chain):
+    """The chain with any marginals: tables ``log_alphas`` and ``log_sigmas`` with falling signal-to-noise ratio.
+
+    Example:
+        >>> from scoresde import RectifiedFlow, discretize
+        >>> chain = discretize(RectifiedFlow(), 4)
+        >>> chain.alpha
+        tensor([0.7500, 0.5000, 0.2500, 0.0000], dtype=torch.float64)
+    """
+
+    log_alphas: Tensor
+    log_sigmas: Tensor
+
+    def __init__(self, log_alphas: Tensor | Sequence[float], log_sigmas: Tensor | Sequence[float]) -> None:
+        log_alpha, log_sigma = _table(log_alphas, "log_alphas"), _table(log_sigmas, "log_sigmas")
+        if log_alpha.shape != log_sigma.shape:
+            raise ValueError(f"got {len(log_alpha)} log_alphas and {len(log_sigma)} log_sigmas; expected as many")
+        if not bool(((log_alpha - log_sigma).diff() < 0).all()):
+            raise ValueError("got marginals whose signal-to-noise ratio does not fall at every step; expected it to")
+        object.__setattr__(self, "log_alphas", log_alpha)
+        object.__setattr__(self, "log_sigmas", log_sigma)
+
+    @property
+    def log_alpha(self) -> Tensor:
+        return self.log_alphas
+
+    @property
+    def log_sigma(self) -> Tensor:
+        return self.log_sigmas
+
+    @property
+    def scale(self) -> Tensor:
+        return torch.cat([self.log_alphas[:1], self.log_alphas.diff()]).exp()
+
+    @property
+    def variance(self) -> Tensor:
+        # sigma_k^2 - a_k^2 sigma_{k-1}^2 = sigma_k^2 (1 - e^{2 (lam_k - lam_{k-1})}), without the cancellation.
+        first = (2 * self.log_sigmas[:1]).exp()
+        return torch.cat([first, (2 * self.log_sigmas[1:]).exp() * -torch.expm1(2 * self.lam.diff())])
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "type": "GaussianChain",
+            "log_alphas": self.log_alphas.tolist(),
+            "log_sigmas": self.log_sigmas.tolist(),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class ChainSDE(GaussianSDE):
+    r"""The SDE through the marginals of a chain: time k / n is step k, time 0 the data.
+
+    Between the steps ``log_alpha`` is linear in t, that is, beta(t) is constant on a step; a variance-preserving chain
+    keeps :math:`\alpha^2 + \sigma^2 = 1`, for the others ``log_sigma`` is linear too. In the first step, which starts
+    at sigma = 0, the variance is linear there, and in a last step that ends at alpha = 0 the signal is.
+    ``t_min`` is 1 / n, the least noise that a network trained on the chain has seen.
+
+    Example:
+        >>> chain = DDPM.linear(100)
+        >>> bool(torch.allclose(discretize(chain.sde(), 100).variance, chain.variance))
+        True
+    """
+
+    chain: Chain
+    _knots: tuple[Tensor, Tensor] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        zero = torch.zeros(1, dtype=torch.float64)
+        object.__setattr__(
+            self,
+            "_knots",
+            (torch.cat([zero, self.chain.log_alpha]), torch.cat([-math.inf + zero, self.chain.log_sigma])),
+        )
+        super().__post_init__()
+
+    @property
+    def span(self) -> tuple[float, float]:
+        return (1 / len(self.chain) if len(self.chain) > 1 else 0.0), 1.0
+
+    def _segment(self, knots: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The values at both ends of the segment of ``t``, and the fraction of it that has passed."""
+        position = len(self.chain) * t
+        k = position.detach().floor().clamp(0, len(self.chain) - 1).long()
+        knots = knots.to(device=t.device, dtype=torch.promote_types(t.dtype, torch.float32))
+        # index_select, not indexing, which torch.func.vmap refuses for a scalar time
+        start, end = (knots.index_select(0, i.reshape(-1)).reshape(k.shape) for i in (k, k + 1))
+        return start, end, position - k
+
+    def log_alpha(self, t: Time) -> Tensor:
+        start, end, passed = self._segment(self._knots[0], self.check_time(t))
+        finite = torch.where(torch.isinf(end), start, end)
+        to_zero = start + torch.log1p(-torch.where(torch.isinf(end), passed, 0.0))
+        return torch.where(torch.isinf(end), to_zero, start + passed * (finite - start))
+
+    def log_sigma(self, t: Time) -> Tensor:
+        t = self.check_time(t)
+        if isinstance(self.chain, DDPM):
+            return 0.5 * log1mexp(-2 * self.log_alpha(t))
+        start, end, passed = self._segment(self._knots[1], t)
+        finite = torch.where(torch.isinf(start), end, start)
+        from_zero = end + 0.5 * torch.log(torch.where(torch.isinf(start), passed, 1.0))
+        return torch.where(torch.isinf(start), from_zero, finite + passed * (end - finite))
+
+    def d_alpha(self, t: Time) -> Tensor:
+        # Where the signal falls linearly to zero its slope is finite, and that of its logarithm is not.
+        t = self.check_time(t)
+        start, end, _ = self._segment(self._knots[0], t)
+        return torch.where(torch.isinf(end), -len(self.chain) * start.exp(), self.alpha(t) * self.d_log_alpha(t))
+
+    def d_log_sigma(self, t: Time) -> Tensor:
+        t = self.check_time(t)
+        if isinstance(self.chain, DDPM):  # sigma^2 = 1 - alpha^2
+            return -self.alpha(t) * self.d_alpha(t) * (-2 * self.log_sigma(t)).exp()
+        return derivative(self.log_sigma, t)
+
+    def config(self) -> dict[str, Any]:
+        return self.chain.config()
+
+
+def check_steps(n: int) -> int:
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"got n={n!r} steps; expected a whole number of at least 1")
+    return n
+
+
+def step_times(sde: GaussianSDE, n: int) -> Tensor:
+    """The times of the steps 1..n: equidistant up to t_max, from t_max / n or, where sigma(0) > 0, from 0 itself."""
+    if isinstance(sde, EDM):  # Karras et al., 2022, equation (5), with rho = 7
+        low, high = sde.sigma_min ** (1 / 7), sde.sigma_max ** (1 / 7)
+        return torch.linspace(low, high, check_steps(n), dtype=torch.float64) ** 7
+    t = torch.arange(1, check_steps(n) + 1, dtype=torch.float64) / n
+    if float(sde.sigma(0.0)) > 0 and n > 1:
+        t = (t * n - 1) / (n - 1)
+    return t * sde.span[1]
+
+
+def betas_of(log_alpha: Tensor) -> Tensor:
+    steps = torch.cat([log_alpha[:1], log_alpha.diff()])
+    return -torch.expm1(2 * steps)

@@ -1,0 +1,206 @@
+r"""SDEs with Gaussian marginals: two functions of time, from which everything else is derived.
+
+Every SDE with Gaussian marginals is written by two functions of time alone,
+
+.. math:: x_t \mid x_0 \sim N(\alpha_t x_0, \sigma_t^2 I), \qquad \lambda_t = \log(\alpha_t / \sigma_t),
+
+and everything else is derived from them (Kingma et al., "Variational Diffusion Models", 2021, appendix B):
+
+.. math:: dx = f(t)\,x\,dt + g(t)\,dw, \qquad f = \frac{d \log \alpha}{dt}, \qquad
+          g^2 = -2 \sigma^2 \frac{d\lambda}{dt}.
+
+Time runs from ``t_min`` (data, where sampling stops) to ``t_max`` (noise, where sampling starts). Times are tensors of
+shape ``()`` or ``(batch,)``, or Python numbers; states have shape ``(batch, *event)``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from scoresde.base.shape import as_time, expand
+from scoresde.sde.base import SDE, Time
+
+__all__ = ["FunctionSDE", "GaussianSDE", "derivative", "log1mexp"]
+
+TimeFunction = Callable[[Tensor], Tensor]
+
+
+def log1mexp(u: Tensor) -> Tensor:
+    """log(1 - e^-u) for u >= 0, to full relative precision at both ends."""
+    return torch.where(u < math.log(2), torch.log(-torch.expm1(-u)), torch.log1p(-torch.exp(-u)))
+
+
+def derivative(function: TimeFunction, t: Tensor) -> Tensor:
+    """Return the derivative of an elementwise ``function`` at ``t``, by automatic differentiation."""
+    return cast(Tensor, torch.func.jvp(function, (t,), (torch.ones_like(t),))[1])
+
+
+@dataclass(frozen=True)
+class GaussianSDE(SDE):
+    r"""Interface of the SDEs with Gaussian marginals :math:`N(\alpha_t x_0, \sigma_t^2 I)`.
+
+    A subclass gives ``log_alpha(t)`` and ``log_sigma(t)``. It may give ``d_log_alpha`` and ``diffusion_squared`` where
+    a closed form is exact at the ends of time, at which a derivative of a logarithm is not, and ``time`` where the
+    inverse of lam has one.
+    """
+
+    def __post_init__(self) -> None:
+        t_min, t_max = self.span
+        if not 0 <= t_min < t_max:
+            raise ValueError(f"got t_min={t_min} and t_max={t_max}; expected 0 <= t_min < t_max")
+
+    @abstractmethod
+    def log_alpha(self, t: Time) -> Tensor:
+        """log alpha_t, the log of the factor of the data in the mean."""
+
+    @abstractmethod
+    def log_sigma(self, t: Time) -> Tensor:
+        """log sigma_t, the log of the standard deviation."""
+
+    # Derived ---------------------------------------------------------------------------------------------------------
+
+    def alpha(self, t: Time) -> Tensor:
+        """alpha_t, shape of ``t``."""
+        return self.log_alpha(t).exp()
+
+    def sigma(self, t: Time) -> Tensor:
+        """sigma_t, shape of ``t``."""
+        return self.log_sigma(t).exp()
+
+    def lam(self, t: Time) -> Tensor:
+        """Half the log signal-to-noise ratio, log(alpha_t / sigma_t): decreasing in ``t``."""
+        return self.log_alpha(t) - self.log_sigma(t)
+
+    def time(self, lam: Time) -> Tensor:
+        """The time at which ``lam(t) = lam``; differentiable.
+
+        Here by bisection in float64 on ``[0, t_max]``, good to 1e-12 wherever lam is steeper than that; subclasses
+        with a closed form override it.
+        """
+        lam = as_time(lam)
+        target = lam.detach().to(torch.float64)
+        low, high = torch.zeros_like(target), torch.full_like(target, self.span[1])
+        for _ in range(60):
+            t = 0.5 * (low + high)
+            above = self.lam(t).detach() < target  # lam falls with t, so t is too large where lam is too small
+            low, high = torch.where(above, low, t), torch.where(above, t, high)
+        # One Newton step, whose value is a rounding error and whose gradient is that of the inverse function.
+        t = (0.5 * (low + high)).clamp(max=self.span[1])
+        slope = (-2 * self.log_sigma(t)).exp() * self.diffusion_squared(t) / -2
+        step = (self.lam(t).detach() - lam) / slope.detach()
+        return torch.where(torch.isfinite(step), t - step, t).clamp(0.0, self.span[1]).to(lam.dtype)
+
+    def d_log_alpha(self, t: Time) -> Tensor:
+        """f(t) = d log alpha / dt, the drift's factor of x."""
+        return derivative(self.log_alpha, as_time(t))
+
+    def d_log_sigma(self, t: Time) -> Tensor:
+        """d log sigma / dt, derived from f and g^2."""
+        return 0.5 * (-2 * self.log_sigma(t)).exp() * self.diffusion_squared(t) + self.d_log_alpha(t)
+
+    def d_alpha(self, t: Time) -> Tensor:
+        """d alpha / dt = alpha f; finite where alpha = 0 for the SDEs that override it."""
+        return self.alpha(t) * self.d_log_alpha(t)
+
+    def diffusion_squared(self, t: Time) -> Tensor:
+        """g(t)^2 = -2 sigma^2 d lam / dt."""
+        t = as_time(t)
+        return 2 * (2 * self.log_sigma(t)).exp() * (derivative(self.log_sigma, t) - self.d_log_alpha(t))
+
+    def drift(self, x: Tensor, t: Time) -> Tensor:
+        """f(t) x, shape of ``x``."""
+        return expand(self.d_log_alpha(t), x) * x
+
+    def diffusion(self, x: Tensor, t: Time) -> Tensor:
+        """g(t), broadcastable to ``x``."""
+        return expand(self.diffusion_squared(t).sqrt(), x)
+
+    def diffusion_divergence(self, x: Tensor, t: Time) -> float:
+        return 0.0
+
+    def marginal(self, x0: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+        """Mean, shape of ``x0``, and standard deviation, broadcastable to it, of x_t given ``x0``.
+
+        Example:
+            >>> mean, std = RectifiedFlow().marginal(torch.ones(1, 2), 0.25)
+            >>> mean, std.item()
+            (tensor([[0.7500, 0.7500]]), 0.25)
+        """
+        return expand(self.alpha(t), x0) * x0, expand(self.sigma(t), x0)
+
+    def perturb(self, x0: Tensor, t: Time, eps: Tensor) -> Tensor:
+        """x_t = alpha_t x0 + sigma_t eps, for standard normal ``eps`` of the shape of ``x0``."""
+        if eps.shape != x0.shape:
+            raise ValueError(f"got eps of shape {tuple(eps.shape)} for x0 of shape {tuple(x0.shape)}; expected the same")
+        mean, std = self.marginal(x0, t)
+        return mean + std * eps
+
+    @property
+    def prior_std(self) -> float:
+        return float(self.sigma(self.span[1]))
+
+    def config(self) -> dict[str, Any]:
+        """The name and the fields, as plain values: what a checkpoint stores."""
+        return {"type": type(self).__name__, **{f.name: getattr(self, f.name) for f in fields(self)}}
+
+    def check_time(self, t: Time) -> Tensor:
+        """``t`` as a tensor, float64 where it is a Python number, which must lie in the SDE's time."""
+        # Only Python numbers are checked: the value of a tensor may live on a device or under a transformation.
+        if not isinstance(t, Tensor) and not 0 <= t <= self.span[1]:
+            raise ValueError(f"got time {t}; {type(self).__name__} is defined for 0 <= t <= {self.span[1]}")
+        return as_time(t)
+
+
+@dataclass(frozen=True)
+class FunctionSDE(GaussianSDE):
+    """The SDE of any two functions ``log_alpha(t)`` and ``log_sigma(t)`` with lam = log_alpha - log_sigma decreasing.
+
+    Args:
+        log_alpha_fn, log_sigma_fn: elementwise functions of a tensor of times.
+        d_log_alpha_fn, d_log_sigma_fn: their derivatives; by automatic differentiation where not given.
+        t_min, t_max: the span of time.
+
+    Example:
+        >>> sde = FunctionSDE(lambda t: 0 * t, lambda t: torch.log(t), t_min=0.01, t_max=10.0)  # EDM's
+        >>> round(float(sde.diffusion_squared(3.0)), 12), round(float(sde.time(0.0)), 12)
+        (6.0, 1.0)
+    """
+
+    log_alpha_fn: TimeFunction
+    log_sigma_fn: TimeFunction
+    d_log_alpha_fn: TimeFunction | None = None
+    d_log_sigma_fn: TimeFunction | None = None
+    t_min: float = 1e-3
+    t_max: float = 1.0
+
+    @property
+    def span(self) -> tuple[float, float]:
+        return self.t_min, self.t_max
+
+    def log_alpha(self, t: Time) -> Tensor:
+        return self.log_alpha_fn(self.check_time(t))
+
+    def log_sigma(self, t: Time) -> Tensor:
+        return self.log_sigma_fn(self.check_time(t))
+
+    def d_log_alpha(self, t: Time) -> Tensor:
+        t = self.check_time(t)
+        return super().d_log_alpha(t) if self.d_log_alpha_fn is None else self.d_log_alpha_fn(t)
+
+    def diffusion_squared(self, t: Time) -> Tensor:
+        t = self.check_time(t)
+        if self.d_log_sigma_fn is None:
+            return super().diffusion_squared(t)
+        return 2 * (2 * self.log_sigma(t)).exp() * (self.d_log_sigma_fn(t) - self.d_log_alpha(t))
+
+    def config(self) -> dict[str, Any]:
+        raise ValueError(
+            "a FunctionSDE made of functions cannot be written to a checkpoint; pass the same sde when loading it"
+        )

@@ -1,0 +1,3 @@
+"""Solvers that choose their own steps: embedded pairs, their step control, the probability flow and the reverse SDE."""
+
+__all__: list[str] = []

@@ -1,0 +1,169 @@
+r"""Step control: what the error of an attempt decides, for each sample by itself.
+
+An attempt makes two estimates of the end of a step, y and a lower one. Their difference in units of the tolerance
+
+.. math:: \delta = \max(\mathrm{atol}, \mathrm{rtol} \max(|y_{\mathrm{low}}|, |y_{\mathrm{before}}|)),
+
+root mean square over the event, is the error E. The next attempt is longer by a factor made of
+
+.. math:: f = \theta\, E^{-a}\, E_{\mathrm{before}}^{\,b}
+
+with E_before the error of the last accepted attempt.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoresde.sde import GaussianSDE
+from scoresde.solvers.drivers import Denoiser, State
+from scoresde.solvers.noise.fresh import FreshNoise
+from scoresde.solvers.path import Path, Point
+from scoresde.solvers.rows import last_move
+from scoresde.solvers.solver import Solver
+
+__all__ = ["Controller", "OwnSteps", "Progress", "as_it_is", "bounded", "scaled_error", "smooth"]
+
+
+def bounded(factor: Tensor, again: Tensor) -> Tensor:
+    """f between 1/5 and 5, and at most 1 after a rejection."""
+    return torch.minimum(factor.clamp(min=0.2), torch.where(again, 1.0, 5.0).to(factor))
+
+
+def as_it_is(factor: Tensor, again: Tensor) -> Tensor:
+    """f itself."""
+    return factor
+
+
+def smooth(factor: Tensor, again: Tensor) -> Tensor:
+    """1 + arctan(f - 1), k-diffusion's limiter."""
+    return 1 + torch.atan(factor - 1)
+
+
+class Progress(NamedTuple):
+    """Of each sample, shape ``(batch,)``: the length of its next attempt, the error of the last accepted one, whether the
+    newest attempt was rejected, and how many were accepted and rejected."""
+
+    length: Tensor
+    before: Tensor
+    again: Tensor
+    accepted: Tensor
+    rejected: Tensor
+
+    @property
+    def info(self) -> dict[str, Tensor]:
+        """The counts, as a solver reports them."""
+        return {"accepted": self.accepted, "rejected": self.rejected}
+
+
+@dataclass(frozen=True)
+class Controller:
+    """From the error of an attempt to its acceptance and the length of the next: see the module.
+
+    Args:
+        integral, proportional, safety: a, b and theta.
+        limit: ``limit(f, again)``, the factor taken; ``again`` says where the attempt before was rejected.
+        accepts: the largest error that is accepted.
+
+    Example:
+        >>> halving = Controller(integral=1.0, safety=1.0)
+        >>> start = halving.start(0.5, torch.zeros(2))
+        >>> good, after = halving.judge(start, torch.tensor([2.0, 0.5]), start.length, torch.ones(2, dtype=torch.bool))
+        >>> good.tolist(), after.length.tolist()
+        ([False, True], [0.25, 1.0])
+    """
+
+    integral: float
+    proportional: float = 0.0
+    safety: float = 0.9
+    limit: Callable[[Tensor, Tensor], Tensor] = bounded
+    accepts: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.integral > 0 and self.proportional >= 0 and self.safety > 0 and self.accepts > 0):
+            raise ValueError(
+                f"got integral={self.integral}, proportional={self.proportional}, safety={self.safety}, "
+                f"accepts={self.accepts}; expected a positive integral part, safety and largest error, and a proportional "
+                "part of at least 0"
+            )
+
+    def start(self, length: float, like: Tensor) -> Progress:
+        """Before the first attempt, of that length; ``like`` has an entry per sample."""
+        if not 0 < length < math.inf:
+            raise ValueError(f"got first_step={length}; expected a positive length")
+        none = torch.zeros_like(like, dtype=torch.int64)
+        return Progress(torch.full_like(like, length), torch.ones_like(like), none.bool(), none, none)
+
+    def judge(self, progress: Progress, error: Tensor, taken: Tensor, active: Tensor) -> tuple[Tensor, Progress]:
+        """Which samples accept an attempt of length ``taken``, all of shape ``(batch,)``, and their progress after it."""
+        good = active & (error <= self.accepts)
+        bad = active & ~good
+        # An error that is not a number is as bad as can be, and none at all is no measure of what is to come.
+        error = torch.nan_to_num(error, nan=1e10).clamp(1e-30, 1e10)
+        factor = self.safety * error**-self.integral * progress.before**self.proportional
+        return good, Progress(
+            self.limit(factor, progress.again) * taken,
+            torch.where(good, error.clamp(min=1e-10), progress.before),
+            bad,
+            progress.accepted + good,
+            progress.rejected + bad,
+        )
+
+
+def scaled_error(low: Tensor, y: Tensor, before: Tensor, rtol: float, atol: float) -> Tensor:
+    """E of each sample, shape ``(batch,)``, in float64."""
+    scale = (rtol * torch.maximum(before.abs(), low.abs())).clamp(min=atol)
+    return ((y - low) / scale).flatten(1).double().square().mean(1).sqrt()
+
+
+@dataclass(frozen=True, repr=False)
+class OwnSteps(Solver):
+    """Interface of the solvers that choose their own steps from one end of the path to the other."""
+
+    def states(self, path: Path, model: Denoiser, x: Tensor, noise: FreshNoise) -> Iterator[State]:
+        """Between the ends as :meth:`run` has it; the move to sigma = 0 is that of every solver."""
+        points = path.points[:-1] if path.ends_clean else path.points
+        if points[0].log_alpha == -math.inf:
+            raise ValueError(
+                f"solver {self.name!r} cannot start at alpha = 0 (t={points[0].t:.6g}), where it divides by alpha; take a "
+                "smaller t_max or a solver in Data prediction"
+            )
+        if any(v.lam < u.lam for u, v in path.moves):
+            raise ValueError(
+                f"got a path that goes back towards the noise, while solver {self.name!r} chooses its own steps from one "
+                "end to the other; take a solver that makes rows (dpmpp-2m, heun)"
+            )
+        state = State(0, points[0], x)
+        if len(points) > 1:
+            for state in self.run(path.sde, points, model, x, noise):
+                yield state
+        if path.ends_clean:
+            last = last_move(path)
+            m = model(state.x, torch.tensor(points[-1].t, dtype=torch.float64))
+            x = torch.add(last.a * state.x, m, alpha=last.w[0])
+            yield State(state.step + 1, path.points[-1], x, state.info)
+
+    @abstractmethod
+    def run(
+        self, sde: GaussianSDE, points: tuple[Point, ...], model: Denoiser, x: Tensor, noise: FreshNoise
+    ) -> Iterator[State]:
+        """Run from ``x`` at the first of ``points``, all with sigma > 0, to the last, and yield states at them."""
+
+    def no_progress(self, t: float, x: Tensor, rtol: float, atol: float) -> ArithmeticError:
+        """The error to raise where the steps of a sample have become zero, at ``t``."""
+        return ArithmeticError(
+            f"the step of solver {self.name!r} became zero at t={t:.6g}: its error stays above rtol={rtol}, atol={atol} in "
+            f"{str(x.dtype).removeprefix('torch.')}. Check that the network is finite and smooth there, take larger "
+            "tolerances, or float64"
+        )
+
+    def no_arrival(self, attempts: int) -> ArithmeticError:
+        """The error to raise after too many attempts."""
+        return ArithmeticError(f"solver {self.name!r} made {attempts} attempts and has not arrived; take larger tolerances")

@@ -1,0 +1,192 @@
+r"""The reverse SDE with the error and the step of every sample its own.
+
+.. math:: dx = b(x, t)\, dt + c(t)\, dw, \qquad b = f x - \tfrac{1 + \eta}{2} g^2\, s(x, t), \qquad c^2 = \eta\, g^2
+
+An attempt to go from u to v is an Euler-Maruyama step and the stochastic improved Euler step that shares its noise,
+
+.. math:: y_{\mathrm{low}} = x + (v - u)\, b(x, u) + c_u \sqrt{|v - u|}\, \xi, \qquad
+          y = \tfrac12 \left[ y_{\mathrm{low}} + x + (v - u)\, b(y_{\mathrm{low}}, v) + c_v \sqrt{|v - u|}\, \xi \right],
+
+of which y is kept where their difference is small enough: see :mod:`scoresde.solvers.adaptive.control`.
+
+Whether an attempt is accepted depends on its noise. To draw anew after a rejection would therefore favour the noise that is
+accepted. Here every sample follows one Brownian path W in lam, and an attempt that is rejected keeps what it has seen of it:
+the shorter one that follows is drawn on the bridge to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from scoresde.base.shape import expand
+from scoresde.sde import GaussianSDE
+from scoresde.solvers.adaptive.control import Controller, OwnSteps, as_it_is, scaled_error
+from scoresde.solvers.drivers import Denoiser, State
+from scoresde.solvers.noise.brownian import BrownianNoise
+from scoresde.solvers.noise.fresh import FreshNoise
+from scoresde.solvers.path import Point
+from scoresde.solvers.solver import Description
+
+__all__ = ["AdaptiveSDE", "gotta_go_fast"]
+
+JOLICOEUR = "Jolicoeur-Martineau et al. 2021, arXiv:2105.14080"
+
+
+@dataclass(frozen=True, repr=False)
+class AdaptiveSDE(OwnSteps):
+    """Euler-Maruyama beside stochastic improved Euler, with per-sample control: see the module.
+
+    Only the ends of a path matter. The last state's info tells ``accepted`` and ``rejected``, the numbers of steps of each
+    sample, shape ``(batch,)``.
+
+    Args:
+        description: what it claims.
+        rtol, atol: the tolerances.
+        eta: the share of noise.
+        controller: what the error decides.
+        first_step: length in t of the first attempt, in units of the whole.
+        max_attempts: after which it gives up.
+    """
+
+    rtol: float
+    atol: float
+    eta: float
+    controller: Controller
+    first_step: float = 0.01
+    max_attempts: int = 100_000
+
+    def __post_init__(self) -> None:
+        if not (self.rtol >= 0 and self.atol > 0):
+            raise ValueError(f"got rtol={self.rtol} and atol={self.atol}; expected rtol >= 0 and atol > 0")
+        if not self.eta > 0:
+            raise ValueError(f"got eta={self.eta}; expected a positive number (for the probability flow take bs3 or dopri5)")
+
+    def run(
+        self, sde: GaussianSDE, points: tuple[Point, ...], model: Denoiser, x: Tensor, noise: FreshNoise
+    ) -> Iterator[State]:
+        reverse = _Reverse(sde, model, self.eta)
+        u, end = (torch.full((x.shape[0],), p.t, dtype=torch.float64, device=x.device) for p in (points[0], points[-1]))
+        span, before, slope = points[0].t - points[-1].t, x, reverse.drift(x, u)
+        progress = self.controller.start(self.first_step * span, u)
+        draw = _source(noise, x, sde.lam(u))
+        for _ in range(self.max_attempts):
+            # A step that would leave a sliver goes all the way; a sample that has arrived goes nowhere.
+            v = torch.where(u - progress.length <= end + 1e-9 * span, end, u - progress.length)
+            xi = draw(sde.lam(u), sde.lam(v))
+            low = reverse.euler(x, slope, u, v, u, xi)
+            y = 0.5 * (low + reverse.euler(x, reverse.drift(low, v), u, v, v, xi))
+            error = scaled_error(low, y, before, self.rtol, self.atol)
+            good, progress = self.controller.judge(progress, error, u - v, u > end)
+            stuck = progress.again & (progress.length < 1e-10 * span)
+
+            moved = expand(good, x)
+            x, before, u = torch.where(moved, y, x), torch.where(moved, low, before), torch.where(good, v, u)
+            some, going, failed = torch.stack([good.any(), (u > end).any(), stuck.any()]).tolist()
+            if failed:
+                raise self.no_progress(float(u[stuck][0]), x, self.rtol, self.atol)
+            if not going:
+                yield State(len(points) - 1, points[-1], x, progress.info)
+                return
+            if some:
+                slope = torch.where(moved, reverse.drift(x, u), slope)
+        raise self.no_arrival(self.max_attempts)
+
+
+@dataclass(frozen=True)
+class _Reverse:
+    """The reverse SDE in t, at a time per sample."""
+
+    sde: GaussianSDE
+    model: Denoiser
+    eta: float
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        rate = self.sde.d_log_sigma(t) + 0.5 * self.eta * self.sde.diffusion_squared(t) / self.sde.sigma(t) ** 2
+        of_m = self.sde.d_alpha(t) - self.sde.alpha(t) * rate
+        return expand(rate, x).to(x) * x + expand(of_m, x).to(x) * self.model(x, t)
+
+    def euler(self, x: Tensor, slope: Tensor, u: Tensor, v: Tensor, at: Tensor, xi: Tensor) -> Tensor:
+        """The step from u to v with this slope, and the diffusion of the time ``at``."""
+        deviation = (self.eta * self.sde.diffusion_squared(at) * (u - v)).sqrt()
+        return x + expand(v - u, x).to(x) * slope + expand(deviation, x).to(x) * xi
+
+
+Draws = Callable[[Tensor, Tensor], Tensor]
+"""``draw(u, v)``: (W(v) - W(u)) / sqrt(v - u) of each sample, between values of lam of shape ``(batch,)``."""
+
+
+def _source(noise: FreshNoise, x: Tensor, start: Tensor) -> Draws:
+    if not isinstance(noise, BrownianNoise):
+        return _Path(noise, x, start)
+    same = partial(BrownianNoise, knots=noise.knots, kernels=noise.kernels, resolution=noise.resolution)
+    alone = [same([seed], x.device) for seed in noise.seeds]
+
+    def draw(u: Tensor, v: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        for row, path, a, b in zip(out, alone, u.tolist(), v.tolist(), strict=True):
+            if b > a:
+                path.integral(a, b, row[None]).div_((b - a) ** 0.5)
+        return out
+
+    return draw
+
+
+class _Path:
+    """A Brownian path drawn as it is asked for, each sample at its own lam, and kept ahead of where the sample is."""
+
+    def __init__(self, noise: FreshNoise, x: Tensor, start: Tensor) -> None:
+        self.noise = noise
+        self.lam, self.w = start[None], torch.zeros_like(x)[None]  # the points known, (points, batch), and W there
+
+    def __call__(self, u: Tensor, v: Tensor) -> Tensor:
+        self._forget(u)
+        below = torch.where(self.lam <= v, self.lam, -torch.inf).max(0)
+        above = torch.where(self.lam >= v, self.lam, torch.inf).min(0)
+        known, length = above.values.isfinite(), v - below.values
+        share = torch.where(known, length / (above.values - below.values), 0.0).nan_to_num()
+        each = torch.arange(len(u), device=u.device)
+        left, right = self.w[below.indices, each], self.w[above.indices, each]
+        deviation = (length * (1 - share)).sqrt()  # of the bridge, or, beyond all that is known, of the path
+        xi = self.noise.normal(torch.empty_like(left))
+        w = torch.lerp(left, right, expand(share, left).to(left)) + expand(deviation, left).to(left) * xi
+        self.lam, self.w = torch.cat([self.lam, v[None]]), torch.cat([self.w, w[None]])
+        start = self.w[torch.where(self.lam == u, 1, 0).argmax(0), each]
+        return (w - start) / expand(torch.where(v > u, v - u, 1.0).sqrt(), w).to(w)
+
+    def _forget(self, u: Tensor) -> None:
+        """Keep of each sample the points from ``u`` on alone, and as many rows as the sample with the most of them has."""
+        order = torch.where(self.lam >= u, self.lam, torch.inf).argsort(0)
+        rows = int((self.lam >= u).sum(0).max())
+        order = order[:rows]
+        self.lam = torch.where(self.lam >= u, self.lam, -torch.inf).gather(0, order)
+        self.w = self.w.gather(0, order.reshape(*order.shape, *[1] * (self.w.ndim - 2)).expand(-1, *self.w.shape[1:]))
+
+
+def gotta_go_fast(rtol: float = 0.02, atol: float = 0.0078, eta: float = 1.0) -> AdaptiveSDE:
+    r"""The reverse SDE with adaptive steps of "Gotta Go Fast": the controller :math:`0.9\, E^{-0.9}`, extrapolation.
+
+    Args:
+        rtol, atol: the tolerances; the authors take an rtol of 0.01 to 0.5, and for atol the width of the data's range over
+            256, as here for [-1, 1].
+        eta: the share of noise; 1 is the authors' time reversal.
+
+    Two evaluations an accepted step, one a rejected. As published but for two things: the noise of a rejected step is kept
+    (see the module), and so is the evaluation at its start. Given a :class:`~scoresde.solvers.BrownianNoise`, each sample
+    follows that path, which takes a query for each sample.
+    Source: Jolicoeur-Martineau et al., "Gotta Go Fast When Generating Data with Score-Based Models", 2021,
+    https://arxiv.org/abs/2105.14080, algorithm 1.
+
+    Example:
+        >>> import scoresde
+        >>> model = scoresde.problems.ring().model(scoresde.VP())
+        >>> samples = scoresde.sample(model, (4, 2), gotta_go_fast(rtol=0.1), progress=False)
+        >>> bool((samples.info["accepted"] > 1).all())
+        True
+    """
+    description = Description("gotta-go-fast", "adaptive", JOLICOEUR, evaluations=None, stochastic=True)
+    return AdaptiveSDE(description, rtol, atol, eta, Controller(0.9, limit=as_it_is))

@@ -1,0 +1,207 @@
+r"""Paths that go back: churn, ancestral overshoot and restart, for any solver.
+
+A move towards the noise is the exact forward kernel, which keeps the marginals; so these are paths and not solvers, and
+their weak order is the order of the solver on its moves towards the data. Levels are given as rho = sigma / alpha, on
+:class:`~scoresde.EDM` and :class:`~scoresde.VE` that is sigma.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from scoresde.sde import GaussianSDE
+from scoresde.solvers import scalar, stencil
+from scoresde.solvers.methods.exponential import ddim, dpm_solver
+from scoresde.solvers.methods.runge_kutta import heun
+from scoresde.solvers.path import Path, Point, points
+from scoresde.solvers.prediction import Data
+from scoresde.solvers.rows import Op, Row
+from scoresde.solvers.solver import Description, RowSolver, compose
+
+__all__ = [
+    "churn",
+    "detour",
+    "dpm2_ancestral",
+    "dpmpp_2s_ancestral",
+    "edm_stochastic",
+    "euler_ancestral",
+    "overshoot",
+    "restart",
+    "restart_heun",
+]
+
+KARRAS = "Karras et al. 2022, arXiv:2206.00364"
+SONG = "Song et al. 2020, arXiv:2010.02502; k-diffusion"
+DPM = "Lu et al. 2022, arXiv:2206.00927; k-diffusion"
+DPMPP = "Lu et al. 2022, arXiv:2211.01095; k-diffusion"
+XU = "Xu et al. 2023, arXiv:2306.14878"
+
+
+def _rho(p: Point) -> float:
+    return scalar.exp(-p.lam)
+
+
+def _at(sde: GaussianSDE, levels: Sequence[float]) -> list[Point]:
+    """The points at these levels of rho, or at the SDE's own least one, where it has a larger."""
+    least = math.exp(-float(sde.lam(0.0)))
+    lams = [-scalar.log(max(level, least)) for level in levels]
+    return points(sde, sde.time(scalar.vector(lams)).clamp(0.0, sde.span[1])) if lams else []
+
+
+def churn(path: Path, s_churn: float, s_tmin: float = 0.0, s_tmax: float = math.inf) -> Path:
+    r"""Karras' churn: before each move from a level within ``[s_tmin, s_tmax]`` go back to (1 + gamma) times that level.
+
+    .. math:: \gamma = \min(s_{churn} / n, \sqrt 2 - 1)
+
+    for a path of n moves. Never beyond the start of the path, the most noise there is: the first move is as it was.
+    ``s_churn=0`` leaves the path as it is. Source: Karras et al., 2022, algorithm 2; its s_noise, which is no property of a
+    path, is an argument of :func:`detour` and :func:`edm_stochastic`.
+
+    Example:
+        >>> from scoresde import EDM
+        >>> path = churn(Path.from_times(EDM(), [80.0, 10.0, 1.0, 0.0]), s_churn=0.3)
+        >>> [round(p.sigma, 3) for p in path.points]
+        [80.0, 10.0, 11.0, 1.0, 1.1, 0.0]
+    """
+    if not s_churn >= 0 or not 0 <= s_tmin <= s_tmax:
+        raise ValueError(
+            f"got s_churn={s_churn}, s_tmin={s_tmin}, s_tmax={s_tmax}; expected s_churn >= 0 and 0 <= s_tmin <= s_tmax"
+        )
+    gamma = min(s_churn / len(path), math.sqrt(2) - 1)
+    start = path.points[0]
+    chosen = [p for p, _ in path.moves[1:] if gamma and s_tmin <= _rho(p) <= s_tmax]
+    churned = _at(path.sde, [(1 + gamma) * _rho(p) for p in chosen])
+    higher = {p: high if high.lam > start.lam else start for p, high in zip(chosen, churned, strict=True)}
+    there = [[p, higher[p]] if p in higher and higher[p].lam < p.lam else [p] for p in path.points]
+    return Path(path.sde, tuple(itertools.chain(*there)), path.end)
+
+
+def overshoot(path: Path, eta: float = 1.0) -> Path:
+    r"""k-diffusion's ancestral path: each move goes beyond its end, to rho_down, and back to it by the forward kernel.
+
+    .. math:: \rho_{up} = \eta\, \rho_v \sqrt{1 - \rho_v^2 / \rho_u^2}, \qquad
+              \rho_{down} = \sqrt{\rho_v^2 - \rho_{up}^2}
+
+    With eta = 1 that is one more h in lam. Never beyond the least noise of the SDE; ``eta=0`` leaves the path as it is.
+    DDIM on this path is DDIM with eta. Source: k-diffusion, ``get_ancestral_step``.
+
+    Raises:
+        ValueError: for an eta outside [0, 1], or a start at alpha = 0, from where the move would go to sigma = 0.
+
+    Example:
+        >>> from scoresde import EDM
+        >>> path = overshoot(Path.from_times(EDM(), [8.0, 4.0, 2.0]))
+        >>> [round(p.sigma, 3) for p in path.points]
+        [8.0, 2.0, 4.0, 1.0, 2.0]
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"got eta={eta}; expected a number between 0 (the path itself) and 1")
+    if path.points[0].log_alpha == -math.inf:
+        raise ValueError(
+            f"an ancestral path cannot start at alpha = 0 (t={path.points[0].t:.6g}), from where it would go to sigma = 0 "
+            "at once; take a smaller t_max, or a solver without overshoot (ddpm, sde-dpmpp-2m)"
+        )
+    up = [(u, v) for u, v in path.moves if eta and v.sigma > 0 and v.lam > u.lam]
+    levels = [_rho(v) * scalar.sqrt(1 - eta**2 * -scalar.expm1(2 * (u.lam - v.lam))) for u, v in up]
+    beyond = dict(zip(up, _at(path.sde, levels), strict=True))
+    there = [[beyond[m], m[1]] if m in beyond and beyond[m].lam > m[1].lam else [m[1]] for m in path.moves]
+    return Path(path.sde, (path.points[0], *itertools.chain(*there)), path.end)
+
+
+def restart(path: Path, intervals: Sequence[tuple[float, float, int]]) -> Path:
+    """Restart: where the path first reaches the lower level of an interval, go back to the upper one and come again.
+
+    Args:
+        intervals: ``(low, high, k)``: two levels of rho, each taken at the nearest point of the path, and how often to go
+            through them again, over the points of the path between them. Two that are nearest to the same point are no
+            interval. k = 0 leaves the path as it is.
+
+    Source: Xu et al., "Restart Sampling for Improving Generative Processes", 2023, algorithm 1.
+
+    Example:
+        >>> from scoresde import EDM
+        >>> path = restart(Path.from_times(EDM(), [80.0, 10.0, 1.0, 0.1, 0.0]), [(0.1, 10.0, 1)])
+        >>> [round(p.sigma, 3) for p in path.points]
+        [80.0, 10.0, 1.0, 0.1, 10.0, 1.0, 0.1, 0.0]
+    """
+    inner = [p for p in path.points if p.sigma > 0]
+    again: dict[int, list[Point]] = {}
+    for low, high, k in intervals:
+        if not 0 < low < high or not isinstance(k, int) or k < 0:
+            raise ValueError(f"got the interval {(low, high, k)}; expected levels 0 < low < high and a whole number k >= 0")
+        first, last = (min(range(len(inner)), key=lambda i: abs(_rho(inner[i]) - level)) for level in (high, low))
+        again[last] = again.get(last, []) + (inner[first : last + 1] * k if first < last else [])
+    there = [[p, *again.get(i, [])] for i, p in enumerate(path.points)]
+    return Path(path.sde, tuple(itertools.chain(*there)), path.end)
+
+
+def detour(
+    solver: RowSolver, transform: Callable[[Path], Path], description: Description | None = None, s_noise: float = 1.0
+) -> RowSolver:
+    """``solver`` on the transformed path; the noise of its moves towards the noise times ``s_noise``, 1 being exact."""
+    if not s_noise >= 0:
+        raise ValueError(f"got s_noise={s_noise}; expected a number >= 0 (1 keeps the marginals)")
+
+    def rows(path: Path) -> list[Op]:
+        out = solver.rows(transform(path))
+        if s_noise == 1:
+            return out
+        forward = [isinstance(r, Row) and r.draw is not None and r.draw[1].lam < r.draw[0].lam for r in out]
+        return [
+            replace(r, s=tuple(s_noise * s for s in r.s)) if back and isinstance(r, Row) else r
+            for r, back in zip(out, forward, strict=True)
+        ]
+
+    return RowSolver(description or replace(solver.description, stochastic=True), rows)
+
+
+def _stochastic(name: str, paper: str, weak_order: int, evaluations: int | None) -> Description:
+    return Description(name, "ancestral", paper, weak_order=weak_order, evaluations=evaluations, stochastic=True)
+
+
+def euler_ancestral(eta: float = 1.0, s_noise: float = 1.0) -> RowSolver:
+    r"""Euler a: DDIM (Euler in rho) on the path of :func:`overshoot`; the same samples in law as ``ddim(eta)``.
+
+    .. math:: x_v / \alpha_v = x_u / \alpha_u + (\rho_{down} - \rho_u)\, \epsilon + \rho_{up}\, \xi
+
+    Weak order 1. Source: k-diffusion, ``sample_euler_ancestral``; with eta = 1 it is DDPM's step, Song et al., 2020.
+    """
+    return detour(ddim(), lambda path: overshoot(path, eta), _stochastic("euler-a", SONG, 1, 1), s_noise)
+
+
+def dpm2_ancestral(eta: float = 1.0, s_noise: float = 1.0) -> RowSolver:
+    """DPM2 a: DPM-Solver-2 on the path of :func:`overshoot`. Weak order 2; k-diffusion's ``sample_dpm_2_ancestral``."""
+    return detour(dpm_solver(2), lambda path: overshoot(path, eta), _stochastic("dpm2-a", DPM, 2, 2), s_noise)
+
+
+def dpmpp_2s_ancestral(eta: float = 1.0, s_noise: float = 1.0) -> RowSolver:
+    """DPM++ 2S a: DPM-Solver++(2S), the midpoint in the data prediction, on the path of :func:`overshoot`.
+
+    Weak order 2; k-diffusion's ``sample_dpmpp_2s_ancestral``.
+    """
+    description = _stochastic("dpmpp-2s-a", DPMPP, 2, 2)
+    return detour(compose(description, Data(), stencil.midpoint), lambda path: overshoot(path, eta), description, s_noise)
+
+
+def edm_stochastic(s_churn: float = 40.0, s_tmin: float = 0.05, s_tmax: float = 50.0, s_noise: float = 1.0) -> RowSolver:
+    r"""EDM's stochastic sampler: Heun in rho on the path of :func:`churn`, by default with the authors' levels for ImageNet.
+
+    Weak order 2 with ``s_noise=1``, the exact noise. The authors' 1.003 adds a little more against the loss of detail,
+    an error that does not fall with the step, so that no order is claimed then. ``s_churn=0`` is Heun.
+    Source: Karras et al., 2022, algorithm 2 and table 5.
+    """
+    weak = 2 if s_noise == 1 else None
+    description = Description("edm", "stochastic", KARRAS, weak_order=weak, evaluations=2, stochastic=True)
+    return detour(heun("rho"), lambda path: churn(path, s_churn, s_tmin, s_tmax), description, s_noise)
+
+
+def restart_heun(intervals: Sequence[tuple[float, float, int]] = ((0.06, 0.3, 2),)) -> RowSolver:
+    """Restart sampling: Heun in rho on the path of :func:`restart`. Weak order 2.
+
+    Source: Xu et al., 2023; the default interval is theirs for CIFAR-10 with few evaluations.
+    """
+    description = Description("restart", "stochastic", XU, weak_order=2, evaluations=None, stochastic=True)
+    return detour(heun("rho"), lambda path: restart(path, intervals), description)

@@ -1,0 +1,71 @@
+"""The probability flow by Runge-Kutta methods, in the time of the SDE or in rho = sigma / alpha.
+
+Notation of the formulas: a step goes from u to v, towards the data; h = lam_v - lam_u > 0; m is the data prediction and
+eps the noise prediction at u; xi is standard normal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from scoresde.solvers import stencil
+from scoresde.solvers.methods import drift_diffusion
+from scoresde.solvers.prediction import Prediction, Rho, Time
+from scoresde.solvers.solver import Description, RowSolver, compose
+
+__all__ = ["euler", "explicit_midpoint", "heun", "rk3", "rk4"]
+
+SONG_2021 = "Song et al. 2021, arXiv:2011.13456"
+KARRAS = "Karras et al. 2022, arXiv:2206.00364"
+
+_CLOCKS: dict[str, Callable[[], Prediction]] = {"t": Time, "rho": Rho}
+
+
+def _clock(clock: str) -> Prediction:
+    if clock not in _CLOCKS:
+        raise ValueError(f"got clock={clock!r}; expected one of {', '.join(_CLOCKS)}")
+    return _CLOCKS[clock]()
+
+
+def euler(clock: str = "t") -> RowSolver:
+    r"""The probability flow by Euler's method, in ``t``, or in ``rho`` = sigma / alpha (then DDIM).
+
+    .. math:: x_v = x_u + (v - u) \left. \frac{dx}{dt} \right|_u,
+              \qquad \frac{dx}{dt} = f x - \tfrac12 g^2\, s(x, t)
+
+    Source: Song et al., 2021, equation (13).
+    """
+    return compose(Description("euler", "runge-kutta", SONG_2021, order=1), _clock(clock), stencil.euler)
+
+
+def heun(clock: str = "t") -> RowSolver:
+    r"""The probability flow by Heun's second-order method: an Euler step, then the average of both slopes.
+
+    In ``t`` on :class:`~scoresde.EDM`, or in ``rho`` on any SDE, it is the deterministic sampler of Karras et al., 2022
+    (algorithm 1).
+    """
+    solver = compose(Description("heun", "runge-kutta", KARRAS, order=2, evaluations=2), _clock(clock), stencil.trapezoid)
+    return replace(solver, general=drift_diffusion.heun)
+
+
+def explicit_midpoint(clock: str = "t") -> RowSolver:
+    r"""The probability flow by the explicit midpoint method: half an Euler step, then the whole one with the slope there.
+
+    .. math:: x_v = x_u + (v - u) \left. \frac{dx}{dt} \right|_{(u + v) / 2}
+
+    The middle is that of the clock, ``t`` or ``rho``; with the geometric middle of rho it is DPM-Solver-2, k-diffusion's
+    DPM2. Source: Runge, 1895; Karras et al., 2022, appendix D, where it is alpha = 1/2.
+    """
+    description = Description("midpoint", "runge-kutta", "Runge 1895", order=2, evaluations=2)
+    return compose(description, _clock(clock), stencil.midpoint)
+
+
+def rk3(clock: str = "t") -> RowSolver:
+    """The probability flow by Kutta's method of order 3, with Simpson's rule for its last stage (Kutta, 1901)."""
+    return compose(Description("rk3", "runge-kutta", "Kutta 1901", order=3, evaluations=3), _clock(clock), stencil.rk3)
+
+
+def rk4(clock: str = "t") -> RowSolver:
+    """The probability flow by the classical Runge-Kutta method of order 4 (Kutta, 1901)."""
+    return compose(Description("rk4", "runge-kutta", "Kutta 1901", order=4, evaluations=4), _clock(clock), stencil.rk4)

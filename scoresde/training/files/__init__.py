@@ -1,0 +1,3 @@
+"""What a training keeps on the disk: checkpoints, which of them to retain, logs and records."""
+
+__all__: list[str] = []

@@ -1,0 +1,142 @@
+"""The optimizer of a training: by name or made by a function, described by what sets it apart, its state as tensors."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from scoresde.base.names import near
+from scoresde.training.files.checkpoint import Checkpoint, CheckpointError
+
+__all__ = ["OPTIMIZERS", "MakeOptimizer", "build", "describe", "fill", "ratios", "state"]
+
+MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
+"""What makes an optimizer of the parameters: ``functools.partial(torch.optim.AdamW, betas=(0.9, 0.99))``."""
+
+_NAMES = "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD NAdam RAdam RMSprop Rprop SGD"
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {name.lower(): getattr(torch.optim, name) for name in _NAMES.split()}
+"""The optimizers by name: the classes of torch.optim whose step needs nothing but gradients."""
+
+_UNFIT = {
+    "lbfgs": "evaluates the loss several times in a step",
+    "sparseadam": "takes sparse gradients alone",
+    "muon": "takes matrices alone, and a network has other parameters",
+}
+_HOW = ("foreach", "fused", "capturable", "differentiable")  # how it computes, not what
+
+
+def build(given: str | MakeOptimizer, parameters: Sequence[nn.Parameter], lr: float) -> Optimizer:
+    """The optimizer of a name, at the step size ``lr``, or the one that ``given`` makes, for these parameters.
+
+    Raises:
+        ValueError: for an unknown name, or an optimizer that takes more than a gradient.
+        TypeError: if ``given`` is no function, or makes no optimizer.
+    """
+    if isinstance(given, str):
+        _check_fit(given)
+        if given.lower() not in OPTIMIZERS:
+            raise ValueError(
+                f"got optimizer={given!r}; expected one of {', '.join(OPTIMIZERS)}, or a function of the parameters that "
+                f"returns an optimizer{near(given, OPTIMIZERS)}"
+            )
+        return OPTIMIZERS[given.lower()](parameters, lr=lr)
+    if isinstance(given, Optimizer) or not callable(given):
+        raise TypeError(
+            f"got optimizer={given!r:.60}; expected a name or a function of the parameters, such as "
+            "functools.partial(torch.optim.AdamW, weight_decay=0.01)"
+        )
+    made = given(list(parameters))
+    if not isinstance(made, Optimizer):
+        raise TypeError(
+            f"got a function that returns a {type(made).__name__} for the optimizer; expected a torch.optim.Optimizer"
+        )
+    if type(made).__name__ != "Muon":  # a function may well choose matrices for it
+        _check_fit(type(made).__name__)
+    return made
+
+
+def _check_fit(name: str) -> None:
+    if name.lower() in _UNFIT:
+        raise ValueError(f"got the optimizer {name}, which {_UNFIT[name.lower()]}; take another, such as 'adamw'")
+
+
+def ratios(optimizer: Optimizer) -> list[float]:
+    """The step size of each group of parameters over that of the optimizer: 1 but for groups with their own."""
+    usual = optimizer.defaults.get("lr")
+    return [float(group["lr"]) / float(usual) if usual else 1.0 for group in optimizer.param_groups]
+
+
+def describe(optimizer: Optimizer) -> str:
+    """Its class, and of its arguments those that are not as usual; of groups of parameters that differ, each.
+
+    Example:
+        >>> weights = [nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))]
+        >>> describe(torch.optim.AdamW(weights, betas=(0.9, 0.99)))
+        'AdamW(betas=(0.9, 0.99))'
+        >>> describe(torch.optim.SGD([{"params": weights[:1], "lr": 0.01}, {"params": weights[1:]}], lr=0.1))
+        'SGD(1 of lr*0.1 | 1 of -)'
+    """
+    usual = {name: p.default for name, p in inspect.signature(type(optimizer)).parameters.items()}
+    texts = []
+    for group, ratio in zip(optimizer.param_groups, ratios(optimizer), strict=True):
+        own = [f"{k}={v!r}" for k, v in sorted(group.items()) if k in usual and k not in (*_HOW, "lr", "params")]
+        same = [f"{k}={v!r}" for k, v in usual.items()]
+        own = [text for text in own if text not in same] + ([f"lr*{ratio:g}"] if ratio != 1 else [])
+        texts.append(", ".join(own))
+    if len(set(texts)) == 1:
+        return type(optimizer).__name__ + (f"({texts[0]})" if texts[0] else "")
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    groups = [f"{size} of {text or '-'}" for size, text in zip(sizes, texts, strict=True)]
+    return f"{type(optimizer).__name__}({' | '.join(groups)})"
+
+
+# State ---------------------------------------------------------------------------------------------------------------
+
+
+def _entries(optimizer: Optimizer) -> Iterator[tuple[str, Any]]:
+    """All that changes as it goes, by name: of each parameter and, for optimizers that adapt them, numbers of groups."""
+    whole = optimizer.state_dict()
+    for i, of_parameter in whole["state"].items():
+        yield from ((f"optimizer.{i}.{name}", value) for name, value in of_parameter.items() if value is not None)
+    for i, group in enumerate(whole["param_groups"]):
+        for name, value in group.items():
+            if name not in ("params", "lr") and isinstance(value, int | float | Tensor) and not isinstance(value, bool):
+                yield f"optimizer_group.{i}.{name}", value
+
+
+def state(optimizer: Optimizer) -> dict[str, Tensor]:
+    """What the next step depends on, as tensors; a number is one in float64, int64 or bool, called ``number.*``.
+
+    Raises:
+        CheckpointError: if it is anything but tensors and numbers.
+    """
+    found = {}
+    for name, value in _entries(optimizer):
+        if isinstance(value, Tensor):
+            found[name] = value
+        elif isinstance(value, int | float):
+            found[f"number.{name}"] = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+        else:
+            raise CheckpointError(
+                f"the state of {type(optimizer).__name__} holds {name.split('.')[2]} of type {type(value).__name__}; only "
+                "tensors and numbers can be saved: take another optimizer"
+            )
+    return found
+
+
+def fill(optimizer: Optimizer, stored: Checkpoint) -> None:
+    """Put the state of a checkpoint into an optimizer."""
+    own = optimizer.state_dict()
+    rows: dict[str, dict[int, dict[str, Any]]] = {"optimizer": {}, "optimizer_group": dict(enumerate(own["param_groups"]))}
+    for name, value in stored.tensors.items():
+        kind, _, rest = name.removeprefix("number.").partition(".")
+        if kind in rows:
+            i, _, key = rest.partition(".")
+            rows[kind].setdefault(int(i), {})[key] = value.item() if name.startswith("number.") else value
+    optimizer.load_state_dict({"state": rows["optimizer"], "param_groups": list(rows["optimizer_group"].values())})
