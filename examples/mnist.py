@@ -66,8 +66,11 @@ def draw(model: scoresde.ScoreModel, event: tuple[int, ...], labels: Tensor) -> 
     """A sample of each label; the i-th depends on its number and its label alone."""
     drawn = []
     for part in tqdm(torch.arange(len(labels)).split(500), desc="samples", disable=None):
-        given = {"seed": part.tolist(), "label": labels[part].to(next(model.parameters()).device)}
-        drawn.append(scoresde.sample(model, (len(part), *event), steps=18, path="karras", progress=False, **given).x.cpu())
+        asked = {"label": labels[part]}
+        found = scoresde.sample(
+            model, (len(part), *event), steps=18, path="karras", seed=part.tolist(), conditions=asked, progress=False
+        )
+        drawn.append(found.x.cpu())
     return torch.cat(drawn)
 
 

@@ -4,7 +4,7 @@ from scoresde import analysis, models, objectives, problems, solvers, weights
 from scoresde.base.version import __version__
 from scoresde.comparison import compare
 from scoresde.sampling import Likelihood, NonFiniteError, Samples, log_likelihood, sample
-from scoresde.score import ScoreModel
+from scoresde.score import ScoreModel, Shared
 from scoresde.sde import (
     DDPM,
     EDM,
@@ -41,6 +41,7 @@ __all__ = [
     "RectifiedFlow",
     "Samples",
     "ScoreModel",
+    "Shared",
     "SubVP",
     "__version__",
     "analysis",

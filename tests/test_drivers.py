@@ -100,7 +100,7 @@ def test_anderson_acceleration_saves_sweeps() -> None:
 def test_parallel_hands_conditions_to_each_copy_of_the_batch() -> None:
     model = ScoreModel(lambda x, t, shift: torch.zeros_like(x) + shift, VP(), "x0")
     shift = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
-    got = sample(model, (3, 2), "heun", 6, driver="parallel", shift=shift, progress=False)
+    got = sample(model, (3, 2), "heun", 6, driver="parallel", conditions={"shift": shift}, progress=False)
     assert torch.allclose(got.x, shift)
 
 

@@ -25,9 +25,8 @@ from scoresde.objectives import (
     Weighting,
     noised,
     objective,
-    target,
 )
-from scoresde.score import PREDICTIONS
+from scoresde.score import PREDICTIONS, target
 from scoresde.sde import GaussianSDE
 
 D = torch.float64

@@ -93,7 +93,7 @@ def test_conditions_reach_the_network() -> None:
     model = ScoreModel(lambda x, t, shift: torch.zeros_like(x) + shift, VP(), "x0")
     shift = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     for solver in ("ddim", "dpm-2", "rk45"):
-        assert torch.allclose(sample(model, (2, 2), solver, 3, shift=shift, progress=False).x, shift)
+        assert torch.allclose(sample(model, (2, 2), solver, 3, conditions={"shift": shift}, progress=False).x, shift)
 
 
 def test_dtype_and_device_of_the_start() -> None:
@@ -221,9 +221,9 @@ OU, OU_SCORE = ornstein_uhlenbeck()
         (lambda m: sample(OU.reverse(OU_SCORE), (4, 2), "heun", path="karras"), ValueError, "without marginals"),
         (lambda m: sample(OU.reverse(OU_SCORE), (4, 2), "heun", end="flow"), ValueError, "got end for an SDE without"),
         (
-            lambda m: sample(OU.reverse(OU_SCORE), (4, 2), "heun", transform=lambda m, t: m, label=torch.ones(4)),
+            lambda m: sample(OU.reverse(OU_SCORE), (4, 2), "heun", transform=lambda m, t: m),
             ValueError,
-            "got transform, label for an SDE without marginals",
+            "got transform for an SDE without marginals",
         ),
         (
             lambda m: sample(OU.reverse(OU_SCORE), (4, 2), "heun", noise=solvers.FreshNoise([1, 2, 3, 4], "cpu")),

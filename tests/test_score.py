@@ -126,8 +126,10 @@ def test_bad_input() -> None:
     model = ScoreModel(lambda x, t: x, VP())
     with pytest.raises(ValueError, match="did you mean 'eps'"):
         ScoreModel(lambda x, t: x, VP(), "epsilon")
-    with pytest.raises(TypeError, match="an SDE with Gaussian marginals or a chain"):
-        ScoreModel(lambda x, t: x, GeneralSDE(f=lambda x, t: x, g=lambda x, t: x))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="got str for the SDE of a score model"):
+        ScoreModel(lambda x, t: x, "vp")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no alpha and sigma to convert it with; expected predicts='score'"):
+        ScoreModel(lambda x, t: x, GeneralSDE(f=lambda x, t: x, g=lambda x, t: x), "eps")
     with pytest.raises(ValueError, match="expected a positive number"):
         ScoreModel(lambda x, t: x, VP(), sigma_data=0)
     with pytest.raises(ValueError, match="one per sample"):

@@ -236,7 +236,7 @@ def _watch(out: Path, x: Tensor, classes: int) -> Callable[[int, ScoreModel], di
     def watch(step: int, model: ScoreModel) -> dict[str, float]:
         first = next(model.parameters())
         given: dict[str, Any] = {"label": (torch.arange(len(real)) % classes).to(first.device)} if classes else {}
-        drawn = draw(model, real.shape, seed=0, progress=False, **given).x.cpu()
+        drawn = draw(model, real.shape, seed=0, progress=False, conditions=given).x.cpu()
         drawable = drawn.shape[1:] == (2,) or (drawn.ndim == 4 and drawn.shape[1] in (1, 3))
         if drawable:
             write(drawn[:64], [], out / "samples" / f"{step:09d}.png", f"step {step}")

@@ -202,7 +202,7 @@ def _draw(
             seed=sample_seeds(request.seed, stop)[start:],
             progress=False,
             device=device,
-            **given,
+            conditions=given,
         )
         with replacing(found.file(start)) as temporary:
             np.save(temporary, drawn.x.float().cpu().numpy())

@@ -9,7 +9,7 @@ from scoresde.objectives.bound import Hybrid, VariationalBound
 from scoresde.objectives.dequantization import LearnedDequantization, LogisticNoise, bits_per_dim, dequantize
 from scoresde.objectives.implicit import ImplicitScoreMatching
 from scoresde.objectives.label_dropout import LabelDropout
-from scoresde.objectives.matching import DSM, NOISES, OBJECTIVES, Objective, noised, objective, target
+from scoresde.objectives.matching import DSM, NOISES, OBJECTIVES, Objective, noised, objective
 from scoresde.objectives.times import (
     TIMES,
     AdaptiveTimes,
@@ -52,5 +52,4 @@ __all__ = [
     "p2",
     "quantiles",
     "sigmoid",
-    "target",
 ]

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from scoresde.base.shape import check_batch, expand
-from scoresde.objectives.matching import DSM, Objective, noised, target, times_of
+from scoresde.objectives.matching import DSM, Objective, noised, times_of
 from scoresde.objectives.times import Times
 from scoresde.objectives.weightings import WEIGHTINGS, Weighting
-from scoresde.score import ScoreModel
+from scoresde.score import ScoreModel, target
 from scoresde.sde.chain import Chain, ChainSDE
 
 __all__ = ["Hybrid", "VariationalBound"]

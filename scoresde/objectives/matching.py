@@ -23,45 +23,16 @@ from torch import Tensor, nn
 from scoresde.base.shape import check_batch, expand
 from scoresde.objectives.times import TIMES, Times, quantiles
 from scoresde.objectives.weightings import WEIGHTINGS, Weighting, named
-from scoresde.score import ScoreModel
+from scoresde.score import ScoreModel, target
 from scoresde.sde import GaussianSDE
 
-__all__ = ["DSM", "NOISES", "OBJECTIVES", "Around", "Objective", "Weighted", "noised", "objective", "target"]
+__all__ = ["DSM", "NOISES", "OBJECTIVES", "Around", "Objective", "Weighted", "noised", "objective"]
 
 
 def noised(sde: GaussianSDE, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """x_t = alpha x0 + sigma eps, with float64 coefficients and in the type of the data."""
     t = t.to(torch.float64)
     return expand(sde.alpha(t), x0).to(x0) * x0 + expand(sde.sigma(t), x0).to(x0) * eps
-
-
-def target(predicts: str, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
-    r"""The output with which a network that predicts ``predicts`` would be right about ``x0`` and ``eps``.
-
-    For EDM's F it is :math:`(\sigma x_0 / \sigma_d - \alpha \sigma_d\, \epsilon) / r` with
-    :math:`r^2 = \sigma^2 + \alpha^2 \sigma_d^2`.
-
-    Args:
-        predicts: a key of :data:`scoresde.score.PREDICTIONS`.
-        x0, eps: data and noise, shape ``(batch, *event)``.
-        alpha, sigma: float64, shape ``(batch,)``.
-        sigma_data: standard deviation of the data.
-
-    Example:
-        >>> one, alpha, sigma = torch.ones(1, 1), torch.tensor([0.8]), torch.tensor([0.6])
-        >>> round(target("v", one, one, alpha, sigma, 0.5).item(), 6)
-        0.2
-    """
-    one, zero, r = torch.ones_like(alpha), torch.zeros_like(alpha), torch.hypot(alpha * sigma_data, sigma)
-    of_x0, of_eps = {
-        "eps": (zero, one),
-        "x0": (one, zero),
-        "v": (-sigma, alpha),
-        "velocity": (-one, one),
-        "score": (zero, -1 / sigma),
-        "edm": (sigma / (sigma_data * r), -alpha * sigma_data / r),
-    }[predicts]
-    return expand(of_x0, x0).to(x0) * x0 + expand(of_eps, x0).to(x0) * eps
 
 
 @dataclass(frozen=True)

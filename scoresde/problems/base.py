@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -25,7 +25,7 @@ from scoresde.score import ScoreModel
 from scoresde.sde import GaussianSDE, Time
 from scoresde.sde.chain import Chain
 
-__all__ = ["Posterior", "Problem"]
+__all__ = ["ExactModel", "Posterior", "Problem"]
 
 T = TypeVar("T", bound=tuple[Tensor | None, ...])
 
@@ -144,8 +144,7 @@ class Problem(ABC, Generic[T]):
     def model(self, sde: GaussianSDE | Chain) -> ScoreModel:
         """The perfect score model of these data.
 
-        Its network returns :meth:`v`, from which both the data and the noise prediction follow without cancellation at
-        either end of time.
+        Each of its predictions is exact by itself, without cancellation at either end of time.
 
         Example:
             >>> from scoresde import VP, problems
@@ -154,8 +153,7 @@ class Problem(ABC, Generic[T]):
             >>> bool(torch.allclose(model.score(x, 0.5), problem.score(x, VP(), 0.5)))
             True
         """
-        affine = sde.sde() if isinstance(sde, Chain) else sde
-        return ScoreModel(_ExactNetwork(self, affine), sde, predicts="v", time=_same)
+        return ExactModel(self, sde)
 
     def fingerprint(self) -> str:
         """A hash of the kind and the parameters: equal for equal problems, in every process.
@@ -204,19 +202,40 @@ class Problem(ABC, Generic[T]):
         return self._posterior(flat, alpha, sigma), alpha, sigma
 
 
-@dataclass(frozen=True)
-class _ExactNetwork:
-    """``net(x, t)`` of the perfect model, which predicts v."""
+class ExactModel(ScoreModel):
+    """The perfect score model of a problem, which has no network.
 
-    problem: Problem[Any]
-    sde: GaussianSDE
+    Args:
+        problem: the distribution of the data.
+        sde: the forward SDE or chain.
+    """
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def __init__(self, problem: Problem[Any], sde: GaussianSDE | Chain) -> None:
+        super().__init__(None, sde, "v")
+        self.problem = problem
+
+    def x0(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
+        """The data prediction E[x_0 | x_t = x], shape of ``x``."""
+        return self.problem.x0(x, self.sde, t)
+
+    def eps(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
+        """The noise prediction E[eps | x_t = x], shape of ``x``."""
+        return self.problem.eps(x, self.sde, t)
+
+    def score(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
+        """The score of the noised data, shape of ``x``."""
+        return self.problem.score(x, self.sde, t)
+
+    def v(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
+        """alpha eps - sigma x0, shape of ``x``."""
         return self.problem.v(x, self.sde, t)
 
+    def forward(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
+        """:meth:`v`, which this model predicts; shape of ``x``."""
+        return self.problem.v(x, self.sde, t)
 
-def _same(t: Tensor) -> Tensor:
-    return t
+    def extra_repr(self) -> str:
+        return f"problem={self.problem!r}, sde={self.sde!r}"
 
 
 def _like(values: Tensor, x: Tensor) -> Tensor:

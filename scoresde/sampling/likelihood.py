@@ -14,7 +14,7 @@ https://arxiv.org/abs/1806.07366; Grathwohl et al., "FFJORD", 2019, https://arxi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from scoresde.base.shape import check_batch
 from scoresde.base.trace import quadratic_forms, unit_vectors
-from scoresde.sampling.start import evaluation_mode
-from scoresde.score import ScoreModel
+from scoresde.sampling.counted import evaluation_mode
+from scoresde.score import Conditions, ScoreModel
 from scoresde.sde import GaussianSDE
 from scoresde.solvers.noise.fresh import FreshNoise, sample_seeds
 from scoresde.solvers.path import PathLike, make_path
@@ -37,7 +37,7 @@ class Likelihood(NamedTuple):
     Args:
         log_prob: the log-density in nats, shape ``(batch,)``, float64.
         latent: where the flow takes the data, at ``t_max``; shape of the data.
-        evaluations: of the network, each with its share of the divergence.
+        evaluations: calls of the network, each with its share of the divergence.
     """
 
     log_prob: Tensor
@@ -55,7 +55,7 @@ def log_likelihood(
     probes: int = 1,
     seed: int | Sequence[int] = 0,
     t_min: float | None = None,
-    **conditions: Any,
+    conditions: Mapping[str, Any] | None = None,
 ) -> Likelihood:
     r"""The log-density of ``x`` in nats by the probability flow, integrated by the Runge-Kutta method of order 4.
 
@@ -70,11 +70,12 @@ def log_likelihood(
         trace: "hutchinson", a backward pass per probe, or "exact", one per number of an event.
         probes: vectors of random signs per sample.
         seed: of the probes, as of :func:`scoresde.sample`: those of a sample depend on its own seed alone.
-        **conditions: given to the network.
+        conditions: what the model is told, as of :func:`scoresde.sample`.
 
     Raises:
-        ValueError: for a wrong shape or type of ``x``, a path that does not lead from the prior down to a time with some
-            noise, and unknown choices.
+        ValueError: for a wrong shape or type of ``x``, no sample or numbers that are not finite, a path that does not lead
+            from the prior down to a time with some noise, unknown choices, and a model whose predictions are cut off from
+            ``x`` (it detaches them), so that there is no divergence to integrate.
 
     Example:
         >>> from scoresde import VP, problems
@@ -86,29 +87,48 @@ def log_likelihood(
     """
     if not isinstance(model, ScoreModel):
         raise TypeError(f"got model of type {type(model).__name__}; expected a ScoreModel: ScoreModel(net, sde) makes one")
-    if not check_batch(x).is_floating_point():
-        raise ValueError(f"got data of dtype {x.dtype}; expected a floating point tensor: use x.float()")
+    bad = int((~torch.isfinite(check_batch(x))).sum())
+    if bad or not len(x):
+        raise ValueError(f"got {len(x)} samples with {bad} numbers that are not finite; expected at least one, all finite")
     if trace not in ("hutchinson", "exact") or probes < 1:
         raise ValueError(
             f"got trace={trace!r} and probes={probes}; expected 'hutchinson' or 'exact', and at least one probe"
         )
+    model.check_convertible()
+    told = Conditions.of(conditions, len(x), device=x.device, dtype=x.dtype).values
+    # Gradients are on whatever the caller's mode is: a divergence that is off would be zero, and silently so.
+    with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model):
+        return _integrated(model, x.detach().clone(), steps, path, trace, probes, seed, t_min, told)
+
+
+def _integrated(
+    model: ScoreModel,
+    x: Tensor,
+    steps: int,
+    path: PathLike,
+    trace: str,
+    probes: int,
+    seed: int | Sequence[int],
+    t_min: float | None,
+    conditions: Mapping[str, Any],
+) -> Likelihood:
     times, u = _grid(model.sde, make_path(model.sde, path, steps, t_min=t_min, end="stop").times)
     directions = unit_vectors(x) if trace == "exact" else _signs(x, probes, seed)
     scale = model.sde.alpha(times) + model.sde.sigma(times)
-    w, integral = x.detach() / float(scale[0]), torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    with evaluation_mode(model):
-        for i in range(0, len(times) - 2, 2):
-            h, t, r = float(u[i + 2] - u[i]), times[i : i + 3], scale[i : i + 3]
-            k1, g1 = _flow(model, w, t[0], r[0], directions, trace, conditions)
-            k2, g2 = _flow(model, w + h / 2 * k1, t[1], r[1], directions, trace, conditions)
-            k3, g3 = _flow(model, w + h / 2 * k2, t[1], r[1], directions, trace, conditions)
-            k4, g4 = _flow(model, w + h * k3, t[2], r[2], directions, trace, conditions)
-            w = w + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-            integral = integral + h / 6 * (g1 + 2 * g2 + 2 * g3 + g4)
+    _refuse_if_detached(model, x, times[0], conditions)
+    w, integral = x / float(scale[0]), torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    for i in range(0, len(times) - 2, 2):
+        h, t, r = float(u[i + 2] - u[i]), times[i : i + 3], scale[i : i + 3]
+        k1, g1 = _flow(model, w, t[0], r[0], directions, trace, conditions)
+        k2, g2 = _flow(model, w + h / 2 * k1, t[1], r[1], directions, trace, conditions)
+        k3, g3 = _flow(model, w + h / 2 * k2, t[1], r[1], directions, trace, conditions)
+        k4, g4 = _flow(model, w + h * k3, t[2], r[2], directions, trace, conditions)
+        w = w + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        integral = integral + h / 6 * (g1 + 2 * g2 + 2 * g3 + g4)
     latent = w * float(scale[-1])
     volume = x[0].numel() * float(torch.log(scale[-1] / scale[0]))
     prior = model.sde.prior_log_prob(latent).to(torch.float64)
-    return Likelihood(prior + volume + integral, latent, 2 * (len(times) - 1))
+    return Likelihood(prior + volume + integral, latent, 2 * (len(times) - 1) * model.calls.forward)
 
 
 def _grid(sde: GaussianSDE, falling: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -128,17 +148,26 @@ def _grid(sde: GaussianSDE, falling: Sequence[float]) -> tuple[Tensor, Tensor]:
 
 
 def _flow(
-    model: ScoreModel, w: Tensor, t: Tensor, r: Tensor, directions: Tensor, trace: str, conditions: dict[str, Any]
+    model: ScoreModel, w: Tensor, t: Tensor, r: Tensor, directions: Tensor, trace: str, conditions: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
     """eps - m at w, and its divergence with respect to w, shape ``(batch,)``."""
     c = model.coefficients(t)
     of_x, of_output = (float(eps - x0) for eps, x0 in zip(c.eps, c.x0, strict=True))
-    with torch.enable_grad():
-        x = (float(r) * w).detach().requires_grad_()
-        output = model(x, t, **conditions)
-        forms = quadratic_forms(output, x, directions, create_graph=False)
+    x = (float(r) * w).detach().requires_grad_()
+    output = model(x.clone(), t, **conditions)  # no leaf, or what writes into it is not told so in plain words
+    forms = quadratic_forms(output, x, directions, create_graph=False)
     jacobian = (forms.sum(0) if trace == "exact" else forms.mean(0)).to(torch.float64)
     return of_x * x.detach() + of_output * output.detach(), float(r) * (of_x * x[0].numel() + of_output * jacobian)
+
+
+def _refuse_if_detached(model: ScoreModel, x: Tensor, t: Tensor, conditions: Mapping[str, Any]) -> None:
+    """A prediction without a graph has no divergence, which is right where it is constant in x alone."""
+    output = model(x.clone().requires_grad_().clone(), t, **conditions)
+    if not output.requires_grad and not torch.equal(model(1.01 * x + 0.01, t, **conditions), output):
+        raise ValueError(
+            "the model's predictions depend on x but carry no gradient, so that the divergence of the flow would be left "
+            "out; expected a network without no_grad(), inference_mode() or detach() inside"
+        )
 
 
 def _signs(x: Tensor, probes: int, seed: int | Sequence[int]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor
 
 from scoresde.base.names import near
-from scoresde.sampling.start import Door, Transform, evaluation_mode, start
+from scoresde.sampling.counted import Counted, evaluation_mode
+from scoresde.sampling.start import start
 from scoresde.sampling.without_marginals import CountedDynamics, falling_times
-from scoresde.score import ScoreModel
-from scoresde.sde import GaussianSDE, ReverseSDE
+from scoresde.score import Conditions, ScoreModel, Transformed
+from scoresde.sde import SDE, GaussianSDE, ReverseSDE
 from scoresde.solvers.drivers import DRIVERS, Project, State, cuda_graph, differentiable, fast, readable
 from scoresde.solvers.noise.brownian import BrownianNoise
 from scoresde.solvers.noise.fresh import FreshNoise
@@ -29,6 +31,7 @@ from scoresde.solvers.table import get
 __all__ = ["NonFiniteError", "Samples", "sample"]
 
 Driver = Callable[..., Iterator[State] | Tensor]
+Transform = Callable[[Tensor, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,14 @@ class Samples:
 
     Attributes:
         x: the samples, shape ``(batch, *event)``.
-        evaluations: how often the network was called for the batch, as counted.
+        evaluations: how often a network was called for the batch, as counted: a guided model calls its network twice.
         seconds: wall time of the solver.
         seeds: the seed of each sample; ``sample(..., seed=seeds[i:i+1])`` draws the i-th one again.
         solver: the name of the solver.
         times: the times of the path, as far as it was followed.
         info: what the driver or the solver reports of itself: ``sweeps`` of the parallel driver, ``accepted`` and
             ``rejected`` steps of an adaptive solver for each sample.
+        backward: how often it was called backward, by a model that needs gradients.
     """
 
     x: Tensor
@@ -53,6 +57,7 @@ class Samples:
     solver: str
     times: tuple[float, ...]
     info: dict[str, Any] = field(default_factory=dict)
+    backward: int = 0
 
     def __repr__(self) -> str:
         return (
@@ -96,12 +101,13 @@ def sample(
     driver: str | Driver = "auto",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    **conditions: Any,
+    conditions: Mapping[str, Any] | None = None,
 ) -> Samples:
     r"""Draw samples.
 
     Args:
-        model: a score model; or, for an SDE without marginals, its reverse process ``sde.reverse(score)``.
+        model: a score model; on an SDE without marginals, ``ScoreModel(score, sde)``, or its reverse process
+            ``sde.reverse(score)``.
         shape_or_start: ``(batch, *event)``, whose start is drawn from the prior; or a tensor to start from, which is left
             as it is.
         solver: a name of ``scoresde.solvers.SOLVERS`` or a solver object.
@@ -129,15 +135,17 @@ def sample(
             ``"compiled"``, ``"cuda-graph"``, ``"parallel"``, ``"differentiable"``: see :mod:`scoresde.solvers.drivers`; or
             a driver with its options set, ``functools.partial(scoresde.solvers.parallel, window=8)``. ``"differentiable"``
             is the only one through which gradients flow.
-        device, dtype: of the start, where it is drawn; by default those of the model, and float32.
-        **conditions: passed on to the network.
+        device, dtype: of the start, where it is drawn; by default those of the model's parameters.
+        conditions: what the model is told, by name, ``{"label": labels}``: a tensor, an array or a list with an entry for
+            each sample; a number for all of them; or :class:`scoresde.Shared`, passed on as it is.
 
     Returns:
         :class:`Samples`.
 
     Raises:
         ValueError: for a wrong shape, an unknown solver, path or driver, ``steps=0``, a path that does not start at the
-            prior, a callback or a projection that the driver cannot honour.
+            prior, a callback or a projection that the driver cannot honour, conditions of another length than the batch, a
+            network whose output has not the shape and dtype of its input, or which writes into that.
         NonFiniteError: where a state becomes infinite or NaN; it carries the last finite one.
 
     Example:
@@ -150,21 +158,18 @@ def sample(
     method = get(solver) if isinstance(solver, str) else solver
     if not isinstance(method, Solver):
         raise TypeError(f"got solver {solver!r}; expected a name or a solver object")
-    if isinstance(model, ReverseSDE):
-        rows_only = {
-            "driver": driver not in ("auto", "readable"),
-            "project": project,
-            "noise": noise,
-            "transform": transform,
-        }
-        _refuse_without_marginals({**rows_only, "end": end == "flow", **dict.fromkeys(conditions, True)})
-        general = falling_times(model.forward.span, path, steps, t_max, t_min)
-        x, fresh = start(shape_or_start, None, seed, model.forward.prior_std, device, dtype)
-        return _integrate(model, method, general, x, fresh, progress, callback)
+    if isinstance(model, ReverseSDE) or (isinstance(model, ScoreModel) and not isinstance(model.sde, GaussianSDE)):
+        given = {"driver": driver not in ("auto", "readable"), "project": project, "noise": noise, "transform": transform}
+        _refuse_without_marginals({**given, "end": end == "flow"})
+        noising, scored = (model.forward, None) if isinstance(model, ReverseSDE) else (model.sde, model)
+        general = falling_times(noising.span, path, steps, t_max, t_min)
+        x, fresh = start(shape_or_start, scored, seed, noising.prior_std, device, dtype)
+        return _integrate(model, method, general, x, fresh, progress, callback, conditions)
     if not isinstance(model, ScoreModel):
         raise TypeError(
             f"got model of type {type(model).__name__}; expected a ScoreModel: ScoreModel(net, sde) makes one of a network"
         )
+    model = model if transform is None else Transformed(model, transform)
     where = make_path(model.sde, path, steps, t_max=t_max, t_min=t_min, end=end)
     drawn = not isinstance(shape_or_start, Tensor)
     if drawn:
@@ -173,17 +178,23 @@ def sample(
     grads = getattr(loop, "func", loop) is differentiable
     seed = seed if noise is None else noise.seeds
     x, fresh = start(shape_or_start, model, seed, math.exp(value(where.points[0].log_sigma)), device, dtype, grads)
-    door = Door(model, x.shape[0], conditions, transform, grads)
-    run = _Run(method, loop, where, door, x, fresh if noise is None else noise, project)
+    model.check_convertible(value(where.points[0].t))
+    counted = Counted(model, Conditions.of(conditions, x.shape[0], device=x.device, dtype=x.dtype), grads=grads)
+    run = _Run(method, loop, where, counted, x, fresh if noise is None else noise, project)
     with torch.set_grad_enabled(grads), evaluation_mode(model), _bar(progress, method.name, run.steps) as on_step:
         begin = time.perf_counter()
         last = run.last(callback, on_step)
-        finite = bool(torch.isfinite(last.x).all())  # the one synchronisation with the device
-        seconds, evaluations = time.perf_counter() - begin, door.evaluations
+        finite = _finite(last.x)  # the one synchronisation with the device
+        seconds, forward, backward = time.perf_counter() - begin, counted.forward, counted.backward
         if not finite:
             last = run.again(drawn and noise is None).last_checked()
     times = tuple(value(t) for t in where.times[: last.reached])
-    return Samples(last.x, evaluations, seconds, run.noise.seeds, method.name, times, dict(last.info or {}))
+    return Samples(last.x, forward, seconds, run.noise.seeds, method.name, times, dict(last.info or {}), backward)
+
+
+def _finite(x: Tensor) -> bool:
+    """Whether no number of ``x`` is infinite or NaN: by the sum of all, and only where that overflows one by one."""
+    return bool(torch.isfinite(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)))) or bool(torch.isfinite(x).all())
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------
@@ -224,7 +235,7 @@ def _refuse_without_marginals(given: Mapping[str, Any]) -> None:
     if names := [name for name, value in given.items() if value is not None and value is not False]:
         raise ValueError(
             f"got {', '.join(names)} for an SDE without marginals, of which there are a drift and a diffusion but no rows, "
-            "no data predictions and no network; expected none of these: conditions belong in the score of sde.reverse"
+            "and no data predictions; expected none of these"
         )
 
 
@@ -254,7 +265,7 @@ class _Run:
     method: Solver
     loop: Driver | None
     path: Path
-    door: Door
+    model: Counted
     x: Tensor
     noise: FreshNoise
     project: Project | None
@@ -267,14 +278,14 @@ class _Run:
 
     def states(self) -> Iterator[State]:
         if self.loop is None or not isinstance(self.method, RowSolver):
-            return self.method.states(self.path, self.door, self.x, self.noise)
+            return self.method.states(self.path, self.model, self.x, self.noise)
         rows = self.method.rows(self.path)
-        return cast(Iterator[State], self.loop(rows, self.door, self.x, self.noise, project=self.project))
+        return cast(Iterator[State], self.loop(rows, self.model, self.x, self.noise, project=self.project))
 
     def last(self, callback: Callable[[State], object] | None, on_step: Callable[[int], None]) -> _Last:
         if isinstance(self.method, RowSolver) and self.loop in (fast, cuda_graph):
             rows = self.method.rows(self.path)
-            return _Last(self.loop(rows, self.door, self.x, self.noise, on_step, project=self.project))
+            return _Last(self.loop(rows, self.model, self.x, self.noise, on_step, project=self.project))
         last = _Last(self.x)
         states = self.states()
         for state in states if callback is None else _checked(states, self.x, self.method.name):
@@ -300,30 +311,42 @@ class _Run:
 
 
 def _integrate(
-    reverse: ReverseSDE,
+    model: ReverseSDE | ScoreModel,
     method: Solver,
     times: list[float],
     x: Tensor,
     noise: FreshNoise,
     progress: bool,
     callback: Callable[[State], object] | None,
+    conditions: Mapping[str, Any] | None,
 ) -> Samples:
     """Samples of an SDE without marginals, of which a drift and a diffusion are all there is."""
-    counted = CountedDynamics(reverse)
+    calls = 1
+    mode: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if isinstance(model, ScoreModel):
+        told = Conditions.of(conditions, x.shape[0], device=x.device, dtype=x.dtype).values
+        calls, mode = model.calls.forward, evaluation_mode(model)
+        model = cast(SDE, model.sde).reverse(functools.partial(model.score, **told), float(method.stochastic))
+    elif conditions:
+        raise ValueError(
+            f"got conditions {sorted(conditions)} for a reverse process, whose score is given; expected them in its score, "
+            "or ScoreModel(score, sde) in its place"
+        )
+    counted = CountedDynamics(model)
     begin = time.perf_counter()
-    with torch.no_grad(), _bar(progress, method.name, lambda: len(times) - 1) as on_step:
+    with torch.no_grad(), mode, _bar(progress, method.name, lambda: len(times) - 1) as on_step:
         for state in _checked(method.integrate(counted.dynamics(), x, times, noise), x, method.name):
             x = state.x
             on_step(state.step)
             if callback is not None and callback(state):
                 times = times[: state.step + 1]
                 break
-    return Samples(x, counted.calls, time.perf_counter() - begin, noise.seeds, method.name, tuple(times))
+    return Samples(x, counted.calls * calls, time.perf_counter() - begin, noise.seeds, method.name, tuple(times))
 
 
 def _checked(states: Iterator[State], x: Tensor, solver: str) -> Iterator[State]:
     for state in states:
-        if not bool(torch.isfinite(state.x).all()):
+        if not _finite(state.x):
             raise NonFiniteError(solver, state.step, state.point.t, x)
         x = state.x
         yield state

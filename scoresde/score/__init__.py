@@ -1,5 +1,20 @@
-"""Score models: what a network predicts, and the conversions between all that it could have predicted."""
+"""Score models: the seam between what estimates a score and all that uses one."""
 
-from scoresde.score.model import PREDICTIONS, Coefficients, ScoreModel
+from scoresde.score.conditions import Conditions, Shared
+from scoresde.score.model import Calls, Evaluation, ScoreModel
+from scoresde.score.predictions import PREDICTIONS, Coefficients, Parametrization, target
+from scoresde.score.wrapper import Transformed, Wrapper
 
-__all__ = ["PREDICTIONS", "Coefficients", "ScoreModel"]
+__all__ = [
+    "PREDICTIONS",
+    "Calls",
+    "Coefficients",
+    "Conditions",
+    "Evaluation",
+    "Parametrization",
+    "ScoreModel",
+    "Shared",
+    "Transformed",
+    "Wrapper",
+    "target",
+]

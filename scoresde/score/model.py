@@ -1,94 +1,67 @@
-r"""Score models: a network, what it predicts, and the conversions between all that it could have predicted.
+"""Score models: the one seam between networks, exact distributions and models made of models, and everything that uses one.
 
-With :math:`x = \alpha x_0 + \sigma \epsilon`, a prediction of any one of
-
-==========  ==================================================  ===========================================
-predicts    the network's output                                source
-==========  ==================================================  ===========================================
-eps         the noise :math:`\epsilon`                          Ho et al., 2020
-x0          the data :math:`x_0`                                Vincent, 2011; Ho et al., 2020
-v           :math:`\alpha \epsilon - \sigma x_0`                Salimans and Ho, 2022
-velocity    :math:`\epsilon - x_0`                              Lipman et al., 2022; Liu et al., 2022
-score       :math:`\nabla \log p_t(x) = -\epsilon / \sigma`     Song and Ermon, 2019
-edm         F of the preconditioned denoiser, eq. (7)           Karras et al., 2022
-==========  ==================================================  ===========================================
-
-determines the others. Each conversion is linear in ``x`` and the output, with the coefficients written in the form that
-does not cancel, in float64.
+A score model gives one thing, the data prediction ``x0(x, t, **conditions)``. Noise prediction, score, v, the binding to the
+times of a path, every driver, the likelihood and training follow from it. A network does some of it better, because its
+output converts into each of them directly; what overrides ``x0`` does not, and is honoured all the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from scoresde.base.names import near
 from scoresde.base.shape import check_batch, expand
-from scoresde.sde import GaussianSDE, Time
-from scoresde.sde.chain import Chain
+from scoresde.score.output import evaluate, halves
+from scoresde.score.predictions import PREDICTIONS, Coefficients
+from scoresde.sde import SDE, Chain, GaussianSDE, Time
 
-__all__ = ["PREDICTIONS", "Coefficients", "ScoreModel"]
+__all__ = ["Calls", "Evaluation", "ScoreModel"]
 
-
-@dataclass(frozen=True)
-class Coefficients:
-    """x0 = ``x0[0]`` x + ``x0[1]`` n and eps = ``eps[0]`` x + ``eps[1]`` n for an output n of the network at ``c_in`` x."""
-
-    x0: tuple[Tensor, Tensor]
-    eps: tuple[Tensor, Tensor]
-    c_in: Tensor | None = None
+Pair = tuple[Tensor, Tensor]
 
 
-def _of_eps(a: Tensor, s: Tensor, d: float) -> Coefficients:
-    return Coefficients((1 / a, -s / a), (torch.zeros_like(a), torch.ones_like(a)))
+class Calls(NamedTuple):
+    """What one data prediction costs: calls of a network, forward and backward, for each sample."""
+
+    forward: int = 1
+    backward: int = 0
 
 
-def _of_x0(a: Tensor, s: Tensor, d: float) -> Coefficients:
-    return Coefficients((torch.zeros_like(a), torch.ones_like(a)), (1 / s, -a / s))
+class Evaluation:
+    """The data prediction at one time, ``m = of_x x + of_output output(x)``, as a function of ``x`` alone.
 
+    A driver that needs another combination of x and m can take it from ``output`` directly.
+    """
 
-def _of_v(a: Tensor, s: Tensor, d: float) -> Coefficients:
-    r = a**2 + s**2
-    return Coefficients((a / r, -s / r), (s / r, a / r))
+    __slots__ = ("of_output", "of_x", "output")
 
+    def __init__(self, output: Callable[[Tensor], Tensor], of_x: float = 0.0, of_output: float = 1.0) -> None:
+        self.output, self.of_x, self.of_output = output, of_x, of_output
 
-def _of_velocity(a: Tensor, s: Tensor, d: float) -> Coefficients:
-    r = a + s
-    return Coefficients((1 / r, -s / r), (1 / r, a / r))
-
-
-def _of_score(a: Tensor, s: Tensor, d: float) -> Coefficients:
-    return Coefficients((1 / a, s**2 / a), (torch.zeros_like(a), -s))
-
-
-def _of_edm(a: Tensor, s: Tensor, d: float) -> Coefficients:
-    # D = c_skip x / a + c_out F(c_in x / a) with rho = s / a, multiplied out so that a = 0 and s = 0 are both finite.
-    r = torch.hypot(a * d, s)
-    return Coefficients((d**2 * a / r**2, s * d / r), (s / r**2, -a * d / r), c_in=1 / r)
-
-
-PREDICTIONS: dict[str, Callable[[Tensor, Tensor, float], Coefficients]] = {
-    "eps": _of_eps,
-    "x0": _of_x0,
-    "v": _of_v,
-    "velocity": _of_velocity,
-    "score": _of_score,
-    "edm": _of_edm,
-}
-"""What a network may predict: name -> coefficients of (alpha, sigma, sigma_data)."""
+    def __call__(self, x: Tensor) -> Tensor:
+        output = self.output(x)
+        if self.of_x == 0 and self.of_output == 1:
+            return output
+        return torch.add(self.of_output * output, x, alpha=self.of_x)
 
 
 class ScoreModel(nn.Module):
-    r"""An estimate of the score of the noised data, whatever its network predicts.
+    r"""An estimate of the score of the noised data.
+
+    ``ScoreModel(net, sde)`` makes one of a network. A subclass makes one of anything else: it overrides :meth:`x0`, the data
+    prediction, and all else follows from that. One that changes another score model is a
+    :class:`~scoresde.score.Wrapper`; one that calls its network more than once for a prediction states :attr:`calls`.
 
     Args:
-        net: ``net(x, t, **conditions) -> (batch, *event)``, with ``t`` of shape ``(batch,)``.
-        sde: the forward SDE, or a chain, whose network is then addressed by its step: ``chain.index(t)`` = 0..n-1.
-        predicts: a key of :data:`PREDICTIONS`.
+        net: ``net(x, t, **conditions) -> (batch, *event)``, with ``t`` of shape ``(batch,)`` in float32 at least. It may
+            return a tensor, a tuple whose first entry is one, or a mapping or object with ``sample``.
+        sde: the forward SDE; or a chain, whose network is then addressed by its step: ``chain.index(t)`` = 0..n-1.
+        predicts: a name in :data:`~scoresde.score.PREDICTIONS`; by default ``"eps"``, and ``"score"`` on an SDE without
+            Gaussian marginals, where nothing else is defined.
         sigma_data: standard deviation of the data, for ``"edm"``.
         learned_variance: the network returns twice the channels (dimension 1 of x): after the prediction, what tells where
             the logarithm of the reverse variance lies between its bounds, -1 at the lower and 1 at the upper one. Only
@@ -97,71 +70,128 @@ class ScoreModel(nn.Module):
         time: what the network gets for ``t``: a function of it, by default ``t`` itself, the index for a chain, and
             :math:`c_{noise} = \tfrac14 \log(\sigma / \alpha)` for ``"edm"`` (limited to 10, where alpha = 0).
 
+    Raises:
+        TypeError: for something else than an SDE or a chain, and for a subclass that overrides ``eps``, ``score``, ``v``,
+            ``forward`` or ``at`` without :meth:`x0`, from which they have to follow.
+        ValueError: for an unknown prediction.
+
     Example:
         >>> from scoresde import VP
         >>> model = ScoreModel(lambda x, t: x * VP().sigma(t)[:, None], VP())  # right for standard normal data
         >>> x = torch.ones(2, 3)
         >>> bool(torch.allclose(model.score(x, 0.3), -x))
         True
+        >>> class Clamped(ScoreModel):
+        ...     def x0(self, x, t, **conditions):
+        ...         return super().x0(x, t, **conditions).clamp(-0.1, 0.1)
+        >>> clamped = Clamped(model.net, model.sde)
+        >>> clamped.x0(x, 0.3).max().item() <= 0.1, bool(torch.equal(clamped.score(x, 0.3), model.score(x, 0.3)))
+        (True, False)
     """
+
+    _derived: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._derived = cls.x0 is not ScoreModel.x0
+        own = [
+            name for name in ("eps", "score", "v", "forward", "at") if getattr(cls, name) is not getattr(ScoreModel, name)
+        ]
+        if own and not cls._derived:
+            raise TypeError(
+                f"got a score model {cls.__name__} that overrides {', '.join(own)} and not x0; expected the data prediction "
+                "x0(self, x, t, **conditions), from which solvers and all else follow: x0 = (x - sigma eps) / alpha"
+            )
 
     def __init__(
         self,
-        net: Callable[..., Tensor],
-        sde: GaussianSDE | Chain,
-        predicts: str = "eps",
+        net: Callable[..., Any] | None,
+        sde: SDE | Chain,
+        predicts: str | None = None,
         *,
         sigma_data: float = 0.5,
         learned_variance: bool = False,
         time: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(sde, SDE | Chain):
+            raise TypeError(
+                f"got {type(sde).__name__} for the SDE of a score model; expected an SDE or a chain: ScoreModel(net, VP())"
+            )
+        gaussian = isinstance(sde, GaussianSDE | Chain)
+        predicts = predicts or ("eps" if gaussian else "score")
         if predicts not in PREDICTIONS:
             hint = near(predicts, PREDICTIONS)
             raise ValueError(f"got predicts={predicts!r}; expected one of {', '.join(PREDICTIONS)}{hint}")
-        if not isinstance(sde, GaussianSDE | Chain):
-            raise TypeError(
-                f"got {type(sde).__name__} for the SDE of a score model; expected an SDE with Gaussian marginals or a chain"
+        if not gaussian and (predicts != "score" or learned_variance):
+            raise ValueError(
+                f"got predicts={predicts!r}, learned_variance={learned_variance} on {type(sde).__name__}, which has no "
+                "Gaussian marginals: there is a score, but no alpha and sigma to convert it with; expected predicts='score'"
             )
         if not sigma_data > 0:
             raise ValueError(f"got sigma_data={sigma_data}; expected a positive number")
-        self.net = net
-        self.sde = sde.sde() if isinstance(sde, Chain) else sde
+        if not self._derived and (net is None or isinstance(net, ScoreModel)):
+            raise TypeError(
+                f"got {type(net).__name__} for the network of a score model; expected a function of (x, t): for a model "
+                "made of another one, subclass scoresde.score.Wrapper and override x0"
+            )
+        self.net: Any = net
+        # On an SDE without marginals there is a score alone: what needs more says so.
+        self.sde = cast(GaussianSDE, sde.sde() if isinstance(sde, Chain) else sde)
         self.predicts = predicts
         self.sigma_data = sigma_data
         self.learned_variance = learned_variance
         self._time = time or (sde.index if isinstance(sde, Chain) else self._default_time)
 
-    def _default_time(self, t: Tensor) -> Tensor:
-        return (-self.sde.lam(t) / 4).clamp(max=10.0) if self.predicts == "edm" else t
+    # What a model states ---------------------------------------------------------------------------------------------
 
-    def coefficients(self, t: Time) -> Coefficients:
-        """The conversion at the times ``t``, in float64, shapes of ``t``."""
-        t = self.sde.check_time(t).to(torch.float64)
-        return PREDICTIONS[self.predicts](self.sde.alpha(t), self.sde.sigma(t), self.sigma_data)
+    def x0(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
+        """The data prediction E[x_0 | x_t = x], shape of ``x``: what a subclass overrides."""
+        t = self.sde.check_time(t)
+        c = self.coefficients(t)
+        return _combine(c.x0, x, self._outputs(x, t, c.c_in, conditions)[0])
 
-    def _native(self, x: Tensor, t: Tensor, c_in: Tensor | None, conditions: dict[str, Any]) -> Tensor:
-        return self._outputs(x, t, c_in, conditions)[0]
+    @property
+    def calls(self) -> Calls:
+        """What one data prediction costs in calls of a network; a subclass that calls its network twice says so."""
+        return Calls()
 
-    def _outputs(
-        self, x: Tensor, t: Tensor, c_in: Tensor | None, conditions: dict[str, Any]
-    ) -> tuple[Tensor, Tensor | None]:
-        check_batch(x)
-        expand(t, x)  # a clear error for a wrong shape, before the network sees it
-        net_t = self._time(t.to(torch.float64)).to(device=x.device, dtype=x.dtype).expand(x.shape[0])
-        output = self.net(x if c_in is None else expand(c_in, x).to(x) * x, net_t, **conditions)
-        if self.learned_variance:
-            return _halves(output, x)
-        if output.shape != x.shape:
-            raise ValueError(
-                f"the network returned shape {tuple(output.shape)} for x of shape {tuple(x.shape)}; expected the same"
-            )
-        return output, None
+    # What follows from it --------------------------------------------------------------------------------------------
+
+    def eps(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
+        """The noise prediction E[eps | x_t = x] = -sigma score, shape of ``x``."""
+        t = self.sde.check_time(t)
+        c = self._coefficients("x0", t) if self._derived else self.coefficients(t)
+        return self._convert(c.eps, c, x, t, conditions)
+
+    def score(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
+        """The score of the noised data, -eps / sigma, shape of ``x``."""
+        if not isinstance(self.sde, GaussianSDE):
+            t = torch.as_tensor(t, dtype=torch.float64) if not isinstance(t, Tensor) else t
+            return self._outputs(x, t, None, conditions)[0]
+        t = self.sde.check_time(t)
+        c = self._coefficients("x0", t) if self._derived else self.coefficients(t)
+        sigma = self.sde.sigma(t.to(torch.float64))
+        return self._convert((-c.eps[0] / sigma, -c.eps[1] / sigma), c, x, t, conditions)
+
+    def v(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
+        """alpha eps - sigma x0, shape of ``x``."""
+        t = self.sde.check_time(t)
+        c = self._coefficients("x0", t) if self._derived else self.coefficients(t)
+        alpha, sigma = self.sde.alpha(t.to(torch.float64)), self.sde.sigma(t.to(torch.float64))
+        pair = (alpha * c.eps[0] - sigma * c.x0[0], alpha * c.eps[1] - sigma * c.x0[1])
+        return self._convert(pair, c, x, t, conditions)
 
     def forward(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
-        """The network's own output at ``x`` and ``t``, whatever it predicts; shape of ``x``."""
+        """The quantity that the model predicts, ``predicts``, at ``x`` and ``t``: a network's own output; shape of ``x``."""
+        if not isinstance(self.sde, GaussianSDE):
+            return self.score(x, t, **conditions)
         t = self.sde.check_time(t)
-        return self._native(x, t, self.coefficients(t).c_in, conditions)
+        c = self.coefficients(t)
+        if not self._derived:
+            return self._outputs(x, t, c.c_in, conditions)[0]
+        of_x, of_output = c.x0  # x0 = of_x x + of_output n, solved for n
+        return _combine((-of_x / of_output, 1 / of_output), x, self.x0(x, t, **conditions))
 
     def outputs(self, x: Tensor, t: Time, **conditions: Any) -> tuple[Tensor, Tensor]:
         """What :meth:`forward` returns, and the fraction f of the learned variance, both of the shape of ``x``.
@@ -173,7 +203,105 @@ class ScoreModel(nn.Module):
         """
         t = self.sde.check_time(t)
         output, fraction = self._outputs(x, t, self.coefficients(t).c_in, conditions)
-        return output, self._learned(fraction)
+        return self.forward(x, t, **conditions) if self._derived else output, self._learned(fraction)
+
+    def at(
+        self, times: Tensor, *, device: torch.device, dtype: torch.dtype, **conditions: Any
+    ) -> Sequence[Callable[[Tensor], Tensor]]:
+        """The data prediction at each of ``times`` as a function of ``x`` alone, with the host work done here.
+
+        A network's are :class:`Evaluation` objects, with its time on ``device`` and coefficients that are Python numbers, so
+        that a call launches the network and one fused update, and nothing waits for the device.
+        """
+        if not self._derived:
+            return self._bound(times, device, dtype, conditions)
+
+        def bind(t: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda x: self.x0(x, t, **conditions)
+
+        return [bind(t) for t in times.to(device="cpu", dtype=torch.float64)]
+
+    def at_with_variance(
+        self, times: Tensor, *, device: torch.device, dtype: torch.dtype, **conditions: Any
+    ) -> Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        """:meth:`at`, with the fraction of the learned variance beside each data prediction; see :meth:`outputs`."""
+        if not self.learned_variance:
+            self._learned(None)
+        bound = self._bound(times, device, dtype, conditions, doubled=True)
+        predicted = self.at(times, device=device, dtype=dtype, **conditions) if self._derived else [None] * len(bound)
+
+        def bind(of: Evaluation, x0: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+            def both(x: Tensor) -> tuple[Tensor, Tensor]:
+                output, fraction = halves(of.output(x))
+                return torch.add(of.of_output * output, x, alpha=of.of_x) if x0 is None else x0(x), fraction
+
+            return both
+
+        return [bind(*each) for each in zip(bound, predicted, strict=True)]
+
+    def coefficients(self, t: Time) -> Coefficients:
+        """The conversion of what the model predicts at the times ``t``, in float64, shapes of ``t``."""
+        return self._coefficients(self.predicts, t)
+
+    def check_convertible(self, t: float | None = None) -> None:
+        """Refuse a prediction that does not determine the data where alpha = 0.
+
+        Args:
+            t: the time to look at; by default the noisy end of the SDE.
+
+        Raises:
+            ValueError: if there alpha = 0 and the model predicts the noise or the score, of which x is then all there is.
+        """
+        if not isinstance(self.sde, GaussianSDE):
+            return
+        t = self.sde.span[1] if t is None else t
+        c = self.coefficients(t)
+        if not all(bool(torch.isfinite(factor)) for factor in c.x0):
+            raise ValueError(
+                f"got a model that predicts {self.predicts!r} at t={t:.6g} of {type(self.sde).__name__}, where alpha = 0 "
+                "and the state is all noise, which tells nothing of the data; expected predicts='v', 'velocity' or 'x0', or "
+                f"a smaller t_max on the SDE, {type(self.sde).__name__}(t_max={0.999 * self.sde.span[1]:.6g})"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter lies; the CPU where there is none."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the first floating-point parameter; PyTorch's default where there is none."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+    # A network's own -------------------------------------------------------------------------------------------------
+
+    def _default_time(self, t: Tensor) -> Tensor:
+        return (-self.sde.lam(t) / 4).clamp(max=10.0) if self.predicts == "edm" else t
+
+    def _coefficients(self, predicts: str, t: Time) -> Coefficients:
+        if not isinstance(self.sde, GaussianSDE):
+            raise ValueError(
+                f"got {type(self.sde).__name__}, which has no Gaussian marginals and so no alpha and sigma: of its models "
+                "there is a score alone; expected a GaussianSDE"
+            )
+        t = self.sde.check_time(t).to(torch.float64)
+        return PREDICTIONS[predicts].coefficients(self.sde.alpha(t), self.sde.sigma(t), self.sigma_data)
+
+    def _convert(self, pair: Pair, c: Coefficients, x: Tensor, t: Tensor, conditions: Mapping[str, Any]) -> Tensor:
+        """``pair`` of x and the network's output or, where ``x0`` is overridden, of x and that."""
+        known = self.x0(x, t, **conditions) if self._derived else self._outputs(x, t, c.c_in, conditions)[0]
+        return _combine(pair, x, known)
+
+    def _outputs(
+        self, x: Tensor, t: Tensor, c_in: Tensor | None, conditions: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        check_batch(x)
+        expand(t, x)  # a clear error for a wrong shape, before the network sees it
+        # Never in the precision of x alone: bfloat16 has no 999.
+        times = self._time(t.to(torch.float64)).to(device=x.device, dtype=_time_dtype(x.dtype)).expand(x.shape[0])
+        scaled = x if c_in is None else expand(c_in, x).to(x) * x
+        output = evaluate(self.net, scaled, times, conditions, doubled=self.learned_variance)
+        return halves(output) if self.learned_variance else (output, None)
 
     def _learned(self, fraction: Tensor | None) -> Tensor:
         if fraction is None:
@@ -183,98 +311,39 @@ class ScoreModel(nn.Module):
             )
         return fraction
 
-    def _combine(self, pair: tuple[Tensor, Tensor], x: Tensor, output: Tensor) -> Tensor:
-        of_x, of_output = (expand(c, x).to(x) for c in pair)
-        return of_x * x + of_output * output
-
-    def x0(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
-        """The data prediction E[x_0 | x_t = x], shape of ``x``."""
-        t = self.sde.check_time(t)
-        c = self.coefficients(t)
-        return self._combine(c.x0, x, self._native(x, t, c.c_in, conditions))
-
-    def eps(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
-        """The noise prediction E[eps | x_t = x] = -sigma score, shape of ``x``."""
-        t = self.sde.check_time(t)
-        c = self.coefficients(t)
-        return self._combine(c.eps, x, self._native(x, t, c.c_in, conditions))
-
-    def score(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
-        """The score of the noised data, -eps / sigma, shape of ``x``."""
-        t = self.sde.check_time(t)
-        c = self.coefficients(t)
-        sigma = self.sde.sigma(t.to(torch.float64))
-        pair = (-c.eps[0] / sigma, -c.eps[1] / sigma)
-        return self._combine(pair, x, self._native(x, t, c.c_in, conditions))
-
-    def v(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
-        """alpha eps - sigma x0, shape of ``x``."""
-        t = self.sde.check_time(t)
-        c = self.coefficients(t)
-        alpha, sigma = self.sde.alpha(t.to(torch.float64)), self.sde.sigma(t.to(torch.float64))
-        pair = (alpha * c.eps[0] - sigma * c.x0[0], alpha * c.eps[1] - sigma * c.x0[1])
-        return self._combine(pair, x, self._native(x, t, c.c_in, conditions))
-
-    def at(
-        self, times: Tensor, *, device: torch.device, dtype: torch.dtype, **conditions: Any
-    ) -> Sequence[Callable[[Tensor], Tensor]]:
-        """The data prediction at each of ``times`` as a function of ``x`` alone, with all host work done here.
-
-        The coefficients are Python numbers and the network's times lie on ``device``, so that a call launches the
-        network and one fused update, and nothing waits for the device.
-        """
-        networks, (of_x, of_output) = self._bound(times, device, dtype, conditions)
-
-        def bind(net: Callable[[Tensor], Tensor], a: float, b: float) -> Callable[[Tensor], Tensor]:
-            def x0(x: Tensor) -> Tensor:
-                output = _halves(net(x), x)[0] if self.learned_variance else net(x)
-                return output if a == 0 and b == 1 else torch.add(b * output, x, alpha=a)
-
-            return x0
-
-        return [bind(*each) for each in zip(networks, of_x, of_output, strict=True)]
-
-    def at_with_variance(
-        self, times: Tensor, *, device: torch.device, dtype: torch.dtype, **conditions: Any
-    ) -> Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]:
-        """:meth:`at`, with the fraction of the learned variance beside each data prediction; see :meth:`outputs`."""
-        if not self.learned_variance:
-            self._learned(None)
-        networks, (of_x, of_output) = self._bound(times, device, dtype, conditions)
-
-        def bind(net: Callable[[Tensor], Tensor], a: float, b: float) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-            def both(x: Tensor) -> tuple[Tensor, Tensor]:
-                output, fraction = _halves(net(x), x)
-                return torch.add(b * output, x, alpha=a), fraction
-
-            return both
-
-        return [bind(*each) for each in zip(networks, of_x, of_output, strict=True)]
-
     def _bound(
-        self, times: Tensor, device: torch.device, dtype: torch.dtype, conditions: dict[str, Any]
-    ) -> tuple[list[Callable[[Tensor], Tensor]], tuple[list[float], list[float]]]:
-        """The network at each of ``times``, and the coefficients of the data prediction as Python numbers."""
+        self,
+        times: Tensor,
+        device: torch.device,
+        dtype: torch.dtype,
+        conditions: Mapping[str, Any],
+        doubled: bool = False,
+    ) -> list[Evaluation]:
+        """The network at each of ``times``; its whole output where ``doubled``, else the prediction in it."""
         times = times.to(device="cpu", dtype=torch.float64)
         c = self.coefficients(times)
-        net_times = self._time(times).to(device=device, dtype=dtype)
+        net_times = self._time(times).to(device=device, dtype=_time_dtype(dtype))
         c_in = [None] * len(times) if c.c_in is None else c.c_in.tolist()
 
         def bind(t: Tensor, scale: float | None) -> Callable[[Tensor], Tensor]:
-            return lambda x: self.net(x if scale is None else scale * x, t.expand(x.shape[0]), **conditions)
+            def output(x: Tensor) -> Tensor:
+                scaled = x if scale is None else scale * x
+                found = evaluate(self.net, scaled, t.expand(x.shape[0]), conditions, doubled=self.learned_variance)
+                return halves(found)[0] if self.learned_variance and not doubled else found
 
-        return [bind(t, scale) for t, scale in zip(net_times, c_in, strict=True)], (c.x0[0].tolist(), c.x0[1].tolist())
+            return output
+
+        factors = zip(c.x0[0].tolist(), c.x0[1].tolist(), strict=True)
+        return [Evaluation(bind(t, scale), *pair) for t, scale, pair in zip(net_times, c_in, factors, strict=True)]
 
     def extra_repr(self) -> str:
         return f"sde={self.sde!r}, predicts={self.predicts!r}" + ", learned_variance=True" * self.learned_variance
 
 
-def _halves(output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The prediction, and the second output from [-1, 1] to [0, 1], as the authors scale it."""
-    if output.shape != (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
-        raise ValueError(
-            f"the network returned shape {tuple(output.shape)} for x of shape {tuple(x.shape)}; a learned variance needs "
-            f"twice the channels, {(x.shape[0], 2 * x.shape[1], *x.shape[2:])}"
-        )
-    prediction, second = output.chunk(2, dim=1)
-    return prediction, 0.5 * (second + 1)
+def _time_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _combine(pair: Pair, x: Tensor, output: Tensor) -> Tensor:
+    of_x, of_output = (expand(c, x).to(x) for c in pair)
+    return of_x * x + of_output * output

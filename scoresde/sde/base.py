@@ -100,7 +100,7 @@ class SDE(ABC):
         """The reverse-time SDE driven by ``model``, anything with ``score(x, t)`` or such a function itself.
 
         Example:
-            >>> import torch
+            >>> from scoresde import VP
             >>> sde = VP()
             >>> reverse = sde.reverse(lambda x, t: -x)  # standard normal data stay so at all times
             >>> x = torch.ones(1, 2)

@@ -150,8 +150,15 @@ class Chain(ABC):
         return ChainSDE(self)
 
     def index(self, t: Time) -> Tensor:
-        """The position n t - 1 in the tables of the continuous time ``t``, by which a discrete network is addressed."""
-        return len(self) * as_time(t) - 1
+        """The position n t - 1 in the tables of the continuous time ``t``, by which a discrete network is addressed.
+
+        It is whole at the times of the chain's own steps, k / n, and a fraction between them.
+        """
+        index = len(self) * as_time(t) - 1
+        nearest = index.round()
+        # k / n is rounded once and n t again: off by 2^-53 of n at most each, and a little for a path's own arithmetic.
+        close = 16 * len(self) * torch.finfo(index.dtype).eps
+        return torch.where((index - nearest).abs() <= close, nearest, index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -320,6 +327,7 @@ class ChainSDE(GaussianSDE):
     ``t_min`` is 1 / n, the least noise that a network trained on the chain has seen.
 
     Example:
+        >>> from scoresde import discretize
         >>> chain = DDPM.linear(100)
         >>> bool(torch.allclose(discretize(chain.sde(), 100).variance, chain.variance))
         True

@@ -129,6 +129,7 @@ class GaussianSDE(SDE):
         """Mean, shape of ``x0``, and standard deviation, broadcastable to it, of x_t given ``x0``.
 
         Example:
+            >>> from scoresde import RectifiedFlow
             >>> mean, std = RectifiedFlow().marginal(torch.ones(1, 2), 0.25)
             >>> mean, std.item()
             (tensor([[0.7500, 0.7500]]), 0.25)

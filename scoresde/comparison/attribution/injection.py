@@ -10,15 +10,17 @@ Which errors there are: see :mod:`scoresde.comparison.attribution.score_errors`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scoresde.base.shape import as_time, expand
 from scoresde.comparison.attribution.calibration import noised
 from scoresde.comparison.attribution.score_errors import EpsError, ScoreError
-from scoresde.score import ScoreModel
+from scoresde.problems.base import ExactModel, Problem
+from scoresde.score import ScoreModel, Wrapper
 from scoresde.sde import Time
 from scoresde.training.batches import Samplable
 
@@ -53,8 +55,8 @@ def inject(model: ScoreModel, *errors: ScoreError, data: Tensor | Samplable | No
     for error in errors:
         if not isinstance(error, ScoreError):
             raise TypeError(f"got {type(error).__name__} for an error of the score; expected Bias(0.1), Field(0.1) or alike")
-        known = getattr(model.net, "problem", None) if data is None else data
-        model = ScoreModel(_Erring(model, error.on(model, known)), model.sde, "v", time=_same)
+        known = _problem_of(model) if data is None else data
+        model = _Erring(model, error.on(model, known))
     return model
 
 
@@ -75,25 +77,34 @@ def eps_rms(
         return float((model.eps(x, t) - truth.eps(x, t)).square().mean().sqrt())
 
 
-class _Erring(nn.Module):
-    """The network ``net(x, t)`` of a model with an error, which predicts v."""
+def _problem_of(model: ScoreModel) -> Problem[Any] | None:
+    """The distribution of the data, where the model is exact but for errors."""
+    while isinstance(model, _Erring):
+        model = model.model
+    return model.problem if isinstance(model, ExactModel) else None
+
+
+class _Erring(Wrapper):
+    """A model with an error e of its noise prediction, put into each of its predictions directly."""
 
     def __init__(self, model: ScoreModel, error: EpsError) -> None:
-        super().__init__()
-        self.model, self.error = model, error
+        super().__init__(model)
+        self.error = error
 
-    @property
-    def problem(self) -> Any:
-        """The distribution of the data, where it is known."""
-        return getattr(self.model.net, "problem", None)
+    def _added(self, x: Tensor, t: Time, conditions: dict[str, Any], gain: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The error times a gain at (alpha, sigma); nothing where alpha = 0."""
+        t = self.sde.check_time(t).to(torch.float64)
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        factor = torch.where(alpha > 0, gain(alpha, sigma), 0.0)
+        times = t.to(x.device).expand(len(x))
+        return expand(factor, x).to(x) * self.error(x, times, conditions)
 
-    def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
-        t = t.double()
-        alpha, sigma = self.model.sde.alpha(t), self.model.sde.sigma(t)
+    def x0(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
+        return self.model.x0(x, t, **conditions) + self._added(x, t, conditions, lambda a, s: -s / a)
+
+    def eps(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
+        return self.model.eps(x, t, **conditions) + self._added(x, t, conditions, lambda a, s: torch.ones_like(a))
+
+    def v(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
         # v = alpha eps - sigma x0, and x0 = (x - sigma eps) / alpha.
-        gain = torch.where(alpha > 0, alpha + sigma**2 / alpha, 0.0)
-        return self.model.v(x, t, **conditions) + expand(gain, x).to(x) * self.error(x, t, conditions)
-
-
-def _same(t: Tensor) -> Tensor:
-    return t
+        return self.model.v(x, t, **conditions) + self._added(x, t, conditions, lambda a, s: a + s**2 / a)

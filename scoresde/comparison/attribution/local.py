@@ -21,7 +21,7 @@ from torch import Tensor
 from scoresde.base.shape import check_batch
 from scoresde.comparison.reference import check_falls, follow, in_double, truth_of
 from scoresde.sampling import sample
-from scoresde.sampling.start import evaluation_mode
+from scoresde.sampling.counted import evaluation_mode
 from scoresde.score import ScoreModel
 from scoresde.solvers.path import Path, PathLike, Point, make_path
 from scoresde.solvers.rows import Row

@@ -1,0 +1,115 @@
+"""A model as solvers see it: conditions bound, network calls counted, in evaluation mode."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.score import Conditions, Evaluation, ScoreModel
+
+__all__ = ["Counted", "evaluation_mode"]
+
+
+class Counted:
+    """The data prediction of a model at a time, for a batch and its conditions, with the calls of networks counted.
+
+    Args:
+        model: any score model.
+        conditions: those of the batch.
+        grads: whether a backward pass may evaluate again, long after sampling left the network in the mode it was in.
+
+    Attributes:
+        evaluations: data predictions for the whole batch so far.
+        forward, backward: calls of networks that they cost, by what the model states.
+    """
+
+    def __init__(self, model: ScoreModel, conditions: Conditions, *, grads: bool = False) -> None:
+        self.model, self.conditions = model, conditions
+        self.mode = evaluation_mode if grads else contextlib.nullcontext
+        self.evaluations = 0
+
+    @property
+    def forward(self) -> int:
+        """The network calls so far, forward."""
+        return self.evaluations * self.model.calls.forward
+
+    @property
+    def backward(self) -> int:
+        """The network calls so far, backward."""
+        return self.evaluations * self.model.calls.backward
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        copies = x.shape[0] // self.conditions.batch  # more than one where a driver stacks several states of the batch
+        self.evaluations += copies
+        with self.mode(self.model):
+            return _checked(self.model.x0(x, t, **self.conditions.repeated(copies)), x)
+
+    def at(self, times: Tensor, *, device: torch.device, dtype: torch.dtype) -> Sequence[Callable[[Tensor], Tensor]]:
+        """Bind the model to ``times``: see :meth:`scoresde.ScoreModel.at`."""
+        bound = self.model.at(times, device=device, dtype=dtype, **self.conditions.values)
+        return [
+            Evaluation(self._counted(f.output), f.of_x, f.of_output) if isinstance(f, Evaluation) else self._checking(f)
+            for f in bound
+        ]
+
+    def at_with_variance(
+        self, times: Tensor, *, device: torch.device, dtype: torch.dtype
+    ) -> Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        """Bind the model to ``times``, with the fraction of a learned variance beside each prediction."""
+        bound = self.model.at_with_variance(times, device=device, dtype=dtype, **self.conditions.values)
+        return [self._counted(f) for f in bound]
+
+    def _counted(self, function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+        def evaluate(x: Tensor) -> Any:
+            self.evaluations += 1
+            with self.mode(self.model):
+                return function(x)
+
+        return evaluate
+
+    def _checking(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        counted = self._counted(function)
+        return lambda x: _checked(counted(x), x)
+
+
+def _checked(m: Tensor, x: Tensor) -> Tensor:
+    """The data prediction of a model, which is not a network's output and so not checked yet."""
+    if not isinstance(m, Tensor) or m.shape != x.shape or m.dtype != x.dtype:
+        found = f"shape {tuple(m.shape)} and {m.dtype}" if isinstance(m, Tensor) else f"a {type(m).__name__}"
+        raise ValueError(
+            f"the model returned {found} for x of shape {tuple(x.shape)} and {x.dtype}; expected a data prediction of the "
+            "same shape and dtype from x0(x, t, **conditions)"
+        )
+    return m
+
+
+# Evaluation mode -----------------------------------------------------------------------------------------------------
+
+_LOCK = threading.Lock()
+_USERS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""How many samplers run each module that was in training mode before the first of them came."""
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and leave it in the mode it was in when the last of several threads is done."""
+    with _LOCK:
+        mine = [m for m in model.modules() if m.training or m in _USERS]
+        for module in mine:
+            _USERS[module] = _USERS.get(module, 0) + 1
+            module.training = False
+    try:
+        yield
+    finally:
+        with _LOCK:
+            for module in mine:
+                _USERS[module] -= 1
+                if not _USERS[module]:
+                    del _USERS[module]
+                    module.training = True

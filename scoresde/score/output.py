@@ -1,0 +1,80 @@
+"""The network's output: one tensor of the shape of the state, taken from whatever a network returns, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["evaluate", "halves"]
+
+
+def evaluate(
+    net: Callable[..., Any], x: Tensor, t: Tensor, conditions: Mapping[str, Any], *, doubled: bool = False
+) -> Tensor:
+    """Call ``net(x, t, **conditions)`` and return its prediction, of the shape and dtype of ``x``.
+
+    The output may be a tensor, a tuple or list whose first entry is one, or a mapping or an object with ``sample``, as
+    diffusers' networks return. A floating-point output of less precision than ``x``, which autocast makes, is converted.
+
+    Args:
+        net: the network.
+        x: its input, shape ``(batch, *event)``.
+        t: its times, shape ``(batch,)``.
+        conditions: its further arguments, by name.
+        doubled: whether it returns twice the channels, as for a learned variance.
+
+    Raises:
+        TypeError: for any other output.
+        ValueError: for another shape, an integer, complex or more precise output, and a network that wrote into ``x``.
+
+    Example:
+        >>> x, t = torch.ones(2, 3), torch.zeros(2)
+        >>> evaluate(lambda x, t: {"sample": 2 * x}, x, t, {}).sum().item()
+        12.0
+    """
+    version = None if x.is_inference() else x._version
+    output = _tensor(net(x, t, **conditions))
+    if version is not None and x._version != version:
+        raise ValueError(
+            "the network wrote into its input, which is the state of the sampler; expected it to leave x as it is: take "
+            "x = x.clone() first, or operations that are not in place (no +=, relu_, nn.ReLU(inplace=True))"
+        )
+    shape = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if doubled else tuple(x.shape)
+    if tuple(output.shape) != shape:
+        more = "; a learned variance needs twice the channels" if doubled else ""
+        raise ValueError(
+            f"the network returned shape {tuple(output.shape)} for x of shape {tuple(x.shape)}; expected {shape}{more}"
+        )
+    if output.dtype == x.dtype:
+        return output
+    if not output.is_floating_point() or torch.promote_types(output.dtype, x.dtype) != x.dtype:
+        raise ValueError(
+            f"the network returned {output.dtype} for x of {x.dtype}; expected the same: convert the network "
+            "(net.to(x.dtype)) or its output"
+        )
+    return output.to(x.dtype)
+
+
+def _tensor(output: Any) -> Tensor:
+    found = output
+    if isinstance(found, Mapping):
+        found = found.get("sample")
+    elif isinstance(found, tuple | list):
+        found = found[0] if found else None
+    elif not isinstance(found, Tensor):
+        found = getattr(found, "sample", None)
+    if isinstance(found, Tensor):
+        return found
+    raise TypeError(
+        f"the network returned a {type(output).__name__}; expected a tensor of the shape of x, a tuple whose first entry is "
+        "one, or a mapping or object with 'sample'"
+    )
+
+
+def halves(output: Tensor) -> tuple[Tensor, Tensor]:
+    """Split twice the channels into the prediction and the fraction of a learned variance, from [-1, 1] to [0, 1]."""
+    prediction, second = output.chunk(2, dim=1)
+    return prediction, 0.5 * (second + 1)

@@ -1,0 +1,81 @@
+"""A score model around a score model: what guidance, thresholds and conditioning on measurements are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.score.model import Calls, ScoreModel
+from scoresde.sde import GaussianSDE, Time
+
+__all__ = ["Transformed", "Wrapper"]
+
+
+class Wrapper(ScoreModel):
+    """A score model made of another one, ``model``; a subclass overrides :meth:`x0`.
+
+    Its parameters, device, dtype and mode are those of the inner model, whose calls it costs unless it says otherwise.
+
+    Args:
+        model: any score model.
+
+    Example:
+        >>> import scoresde
+        >>> class Halved(Wrapper):
+        ...     def x0(self, x, t, **conditions):
+        ...         return 0.5 * self.model.x0(x, t, **conditions)
+        >>> halved = Halved(scoresde.problems.ring().model(scoresde.VP()))
+        >>> samples = scoresde.sample(halved, (64, 2), "ddim", steps=20, progress=False)
+        >>> 0.6 < samples.x.norm(dim=1).mean().item() < 0.8  # the ring has radius 1.4
+        True
+    """
+
+    def __init__(self, model: ScoreModel) -> None:
+        if not isinstance(model, ScoreModel):
+            raise TypeError(f"got {type(model).__name__} for the model to wrap; expected a ScoreModel: ScoreModel(net, sde)")
+        super().__init__(
+            model, model.sde, "x0" if isinstance(model.sde, GaussianSDE) else "score", sigma_data=model.sigma_data
+        )
+
+    @property
+    def model(self) -> ScoreModel:
+        """The inner score model."""
+        inner: ScoreModel = self.net
+        return inner
+
+    @property
+    def calls(self) -> Calls:
+        """What one prediction of the inner model costs."""
+        return self.model.calls
+
+    def x0(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
+        """The data prediction, by default that of the inner model; shape of ``x``."""
+        return self.model.x0(x, t, **conditions)
+
+
+class Transformed(Wrapper):
+    """A score model whose data predictions go through a function: clipping, thresholding.
+
+    Args:
+        model: any score model.
+        transform: ``transform(m, t)``, of a data prediction and its time: a number, or a tensor of shape ``(batch,)`` where
+            samples have times of their own (adaptive solvers, the parallel driver).
+
+    Example:
+        >>> import scoresde
+        >>> clipped = Transformed(scoresde.problems.ring().model(scoresde.VP()), lambda m, t: m.clamp(-1, 1))
+        >>> clipped.x0(3 * torch.ones(1, 2), 0.1).tolist()
+        [[1.0, 1.0]]
+    """
+
+    def __init__(self, model: ScoreModel, transform: Callable[[Tensor, Any], Tensor]) -> None:
+        super().__init__(model)
+        self.transform = transform
+
+    def x0(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
+        """The transformed data prediction, shape of ``x``."""
+        m = self.model.x0(x, t, **conditions)
+        return self.transform(m, t if isinstance(t, Tensor) and t.ndim else float(torch.as_tensor(t).detach()))
