@@ -108,11 +108,11 @@ def _entries(name: str, value: Any, batch: int, dtype: torch.dtype) -> Tensor | 
     elif isinstance(value, Tensor):
         found = value
     elif isinstance(value, np.ndarray | list | tuple | range):
+        items: list[Any] = [*value]
         try:
-            found = torch.as_tensor(np.asarray(value) if not _of_tensors(value) else torch.stack(list(value)))
+            found = torch.stack(items) if _of_tensors(value) else torch.as_tensor(np.asarray(value))
         except (TypeError, ValueError, RuntimeError):
-            prompts: list[Any] = [*value]
-            return _checked(name, prompts, len(prompts), batch)
+            return _checked(name, items, len(items), batch)  # prompts, say
     else:
         return None
     if not isinstance(value, Tensor) and found.is_floating_point():
