@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
 import operator
 import secrets
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from scoresde.solvers.path import Point
 __all__ = ["SMALL", "FreshNoise", "NoiseSource", "counted_normal", "sample_seeds"]
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
+Numbers = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 
 class NoiseSource(Protocol):
@@ -45,7 +45,7 @@ def sample_seeds(seed: int | Sequence[int] | None, n: int) -> list[int]:
     """
     if seed is None:
         seed = secrets.randbits(63)
-    if isinstance(seed, numbers.Integral):
+    if isinstance(seed, int | np.integer):
         if seed < 0:
             raise ValueError(f"got seed={seed}; expected a whole number of at least 0, or one per sample")
         shift, flip, high = (int(word) for word in np.random.SeedSequence(int(seed)).generate_state(3))
@@ -136,7 +136,7 @@ def _mixed(words: Words) -> Words:
     return words
 
 
-def counted_normal(keys: Words, start: int, d: int, dtype: type) -> np.ndarray[Any, Any]:
+def counted_normal(keys: Words, start: int, d: int, dtype: type[np.floating[Any]]) -> Numbers:
     r"""Return ``d`` standard normal numbers for each key, of which number ``start`` is the first block of two.
 
     Block c of key k is one 64-bit word, :math:`h(h(k + c\, \gamma) + k)` with SplitMix64's finalizer h and increment
@@ -166,13 +166,13 @@ def counted_normal(keys: Words, start: int, d: int, dtype: type) -> np.ndarray[A
     words = _mixed(words)
     words += keys[:, None]
     words = _mixed(words)
-    radius = (words & _LOW).astype(np.uint32).astype(dtype)
+    radius: Numbers = (words & _LOW).astype(np.uint32).astype(dtype)
     radius += 0.5
     radius *= 2.0**-32
     radius = np.sqrt(-2 * np.log(radius))
-    angle = (words >> np.uint64(32)).astype(dtype)
+    angle: Numbers = (words >> np.uint64(32)).astype(dtype)
     angle *= 2 * math.pi * 2.0**-32
-    out = np.empty((len(keys), 2 * m), dtype)
+    out: Numbers = np.empty((len(keys), 2 * m), dtype)
     np.multiply(radius, np.cos(angle), out=out[:, :m])
     np.multiply(radius, np.sin(angle), out=out[:, m:])
     return out[:, :d]
