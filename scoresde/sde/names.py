@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from scoresde.base.names import near
-from scoresde.base.settings import check_names, parse
+from scoresde.base.names import check_names, near
+from scoresde.base.settings import parse
 from scoresde.sde.chain import DDPM, Chain
 from scoresde.sde.gaussian import GaussianSDE
 from scoresde.sde.published import EDM, VE, VP, CosineVP, RectifiedFlow, SubVP

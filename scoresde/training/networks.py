@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import models
-from scoresde.base.names import near
-from scoresde.base.settings import check_names, parse
+from scoresde.base.names import check_names, near
+from scoresde.base.settings import parse
 from scoresde.models import MLP, UNet
 from scoresde.score import ScoreModel
 from scoresde.sde import EDM, VE, Chain, GaussianSDE
