@@ -1,19 +1,27 @@
-"""The laws of tables: how names are found, refused, added, and brought by installed packages."""
+"""The laws of tables: how names are found, refused, added and brought by installed packages; and every table there is."""
 
+import importlib
 import importlib.metadata
 import pickle
+import pkgutil
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import scoresde
+from scoresde import comparison, data, evaluation, models, objectives, presets, solvers, weights
 from scoresde.base.names import MOST_LISTED, Table, UnknownNameError
 from scoresde.base.settings import parse
+from scoresde.comparison.peers.modules import missing
+from scoresde.sde.names import process
+from scoresde.training.networks import choice, network
 
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=12)
 
@@ -201,3 +209,160 @@ def test_an_installed_package_that_is_broken_leaves_the_other_names(install: Cal
         warnings.simplefilter("error")
         with pytest.raises(UnknownNameError):
             made["mauve"]
+
+
+# The tables of the library -------------------------------------------------------------------------------------------
+
+
+def modules() -> Iterator[types.ModuleType]:
+    for module in pkgutil.walk_packages(scoresde.__path__, "scoresde."):
+        if not module.name.endswith("__main__"):
+            yield importlib.import_module(module.name)
+
+
+TABLES = {found.kind: found for module in modules() for found in vars(module).values() if isinstance(found, Table)}
+each_table = pytest.mark.parametrize("kind", TABLES)
+
+
+def sample(**options: Any) -> object:
+    model = scoresde.problems.ring().model(scoresde.VP())
+    return scoresde.sample(model, (2, 2), **{"solver": "ddim", "steps": 2, "progress": False, **options})
+
+
+def compare(problem: str = "ring", solvers: Any = ("ddim",), **options: Any) -> object:
+    return scoresde.compare(problem, solvers, [2], **{"metrics": ["rms"], "n": 2, "progress": False, **options})
+
+
+def fit(**options: Any) -> object:
+    model = scoresde.ScoreModel(models.MLP(2, hidden=(4,)), scoresde.VP())
+    return scoresde.fit(model, torch.randn(8, 2), steps=1, **{"batch_size": 4, "progress": False, **options})
+
+
+DOORS: dict[str, list[Callable[[str], object]]] = {
+    "solver": [
+        lambda name: sample(solver=name),
+        lambda name: compare(solvers=[name]),
+        lambda name: compare(solvers=name),
+        lambda name: compare(solvers={"label": name}),
+        solvers.get,
+    ],
+    "path": [lambda name: sample(path=name), lambda name: compare(paths=[name])],
+    "driver": [lambda name: sample(driver=name)],
+    "SDE": [process, choice],
+    "objective": [
+        lambda name: fit(objective=name),
+        lambda name: objectives.LabelDropout(name, {"label": 3}),
+        objectives.objective,
+    ],
+    "weighting": [lambda name: fit(objective=objectives.DSM(name))],
+    "distribution of times": [
+        lambda name: fit(objective=objectives.DSM(times=name)),
+        objectives.AdaptiveTimes,
+        lambda name: objectives.VariationalBound(times=name),
+    ],
+    "problem": [compare, lambda name: compare([name])],
+    "metric": [lambda name: compare(metrics=[name]), lambda name: compare(metrics=name)],
+    "peer": [lambda name: compare(solvers=[name])],
+    "suite": [comparison.suite],
+    "data": [data.load, data.open],
+    "collection of data": [lambda name: data.load(f"{name}:nowhere")],
+    "network": [
+        lambda name: models.build(name, width=8),
+        lambda name: network(f"{name}: width=8", (3, 32, 32), scoresde.VP(), "eps"),
+    ],
+    "embedding of time": [lambda name: models.UNet(1, 8, (1,), time=name)],
+    "optimizer": [lambda name: fit(optimizer=name)],
+    "schedule": [lambda name: fit(schedule=name)],
+    "average": [lambda name: fit(ema=f"{name}-0.9"), lambda name: fit(averages=[f"{name}-0.9"], ema=0.5)],
+    "precision": [lambda name: fit(precision=name)],
+    "preset": [presets.get],
+    "config": [lambda name: weights.load("file.pt", name)],
+    "extractor": [lambda name: evaluation.find_features(name)],
+}
+"""What takes the names of each table from a user."""
+
+PENDING = {"scoresde.score.PREDICTIONS", "scoresde.score.model.PREDICTIONS"}
+"""What is not a table yet."""
+
+UNUSABLE = {
+    "collection of data": "its files are not here",
+    "config": "its files are not here",
+    "extractor": "its files are not here",
+    **({"peer": "the package is not installed"} if "k-diffusion" in missing() else {}),
+}
+"""Kinds whose values cannot be made here, and why."""
+
+
+def misspelled(name: str) -> str:
+    return name[:-1] + "qq" if len(name) > 1 else f"{name}-qq"
+
+
+@pytest.fixture
+def mine(kind: str) -> Iterator[Any]:
+    """A table with one more name, "mine", for what it has first; a peer's has a package before it."""
+    found = TABLES[kind]
+    name = "k-diffusion/mine" if kind == "peer" else "mine"
+    found.register(name, next(iter(found.values())))
+    yield found, name
+    if name in found:
+        found.unregister(name)
+
+
+def test_each_table_has_a_kind_a_place_and_a_group_of_its_own() -> None:
+    assert set(TABLES) == set(DOORS)
+    found = {id(table) for module in modules() for table in vars(module).values() if isinstance(table, Table)}
+    assert len(found) == len(TABLES) == len({table.group for table in TABLES.values()})
+
+
+@each_table
+def test_a_table_stands_where_it_says(kind: str) -> None:
+    module, _, name = TABLES[kind].place.rpartition(".")
+    assert getattr(importlib.import_module(module), name) is TABLES[kind]
+    assert name in importlib.import_module(module).__all__
+
+
+@each_table
+def test_a_table_takes_its_own_values_and_refuses_taken_names_and_other_kinds(kind: str, mine: Any) -> None:
+    found, name = mine
+    assert found[name.upper()] is next(iter(found.values())) and list(found)[-1] == name
+    for value in found.values():
+        assert found._check is None or found._check(value)
+    with pytest.raises(ValueError, match=f"got a second {kind} {name!r}; expected a name that is not taken"):
+        found.register(name.title(), found[name])
+    with pytest.raises(ValueError, match=f"got <object .* for the {kind} 'another'; expected a"):
+        found.register("another", object())
+    found.unregister(name)
+    assert name not in found and "another" not in found
+
+
+@each_table
+def test_every_unknown_name_is_refused_with_the_same_sentence_wherever_it_is_given(kind: str) -> None:
+    found = TABLES[kind]
+    name = misspelled(next(iter(found)))
+    listed = f"one of {', '.join(found)}" if len(found) <= MOST_LISTED else f"the {len(found)} names in list({found.place})"
+    assert "did you mean" in str(found.unknown(name)) or len(name) < 6
+    for door in DOORS[kind]:
+        with pytest.raises(UnknownNameError) as caught:
+            door(name)
+        assert str(caught.value).startswith(f"got {kind} '{name}") and listed in str(caught.value)
+        hint = str(found.unknown(name)).partition("did you mean")[2]
+        assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TABLES if kind not in UNUSABLE])
+def test_a_name_of_the_readers_own_works_wherever_names_are_taken(kind: str, mine: Any) -> None:
+    _, name = mine
+    for door in DOORS[kind]:
+        assert door(name) is not None and door(name.upper()) is not None
+
+
+def test_no_public_mapping_of_names_is_anything_but_a_table() -> None:
+    constants = {
+        f"{module.__name__}.{name}"
+        for module in modules()
+        for name in module.__all__
+        if name.isupper() and isinstance(value := getattr(module, name), Mapping) and not isinstance(value, Table)
+        if all(isinstance(key, str) for key in value)
+    }
+    # Code bases, which are told apart by the names of their tensors, and the demonstration's rows: no user names them.
+    assert constants - {"scoresde.weights.families.FAMILIES", "scoresde.demo.BUDGETS"} <= PENDING

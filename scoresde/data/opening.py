@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.base.names import Table
+from scoresde.base.names import Table, near
 from scoresde.data.arrays import as_labels, as_samples, read
 from scoresde.data.dataset import Arrays, Dataset, Flipped
 from scoresde.data.folders import image_names, open_folder
@@ -127,7 +127,7 @@ def open(
 
 
 def _open(source: str | Path, split: str | None, options: dict[str, Any]) -> Dataset:
-    if isinstance(source, str) and source in DATASETS:
+    if isinstance(source, str) and source in tuple(DATASETS):
         return DATASETS[source]()
     kind, colon, rest = str(source).partition(":")
     if colon and kind == "hf":
@@ -146,7 +146,9 @@ def _open(source: str | Path, split: str | None, options: dict[str, Any]) -> Dat
         tables = sorted(path.glob("*.parquet"))
         return open_parquet(tables, **options) if tables and not image_names(path) else open_folder(path, **options)
     if not path.exists():
-        raise DATASETS.unknown(str(source))
+        if colon and near(kind, COLLECTIONS):
+            raise COLLECTIONS.unknown(kind)
+        return DATASETS[str(source)]()  # by another spelling or from an installed package; else it refuses the name
     with path.open("rb") as file:
         if file.read(4) == b"PAR1" or path.suffix == ".parquet":
             return open_parquet([path], **options)

@@ -99,6 +99,7 @@ COLLECTIONS: Table[Callable[[Path, str], Dataset]] = Table(
     "collection of data",
     "scoresde.data.COLLECTIONS",
     {"mnist": mnist, "fashion-mnist": fashion_mnist, "cifar10": cifar10},
+    also="hf, or a file or a folder that exists",
     check=callable,
     expects="a function of a folder and the name of a part that returns a Dataset",
 )
