@@ -23,9 +23,9 @@ from scoresde import EDM, VE, VP, RectifiedFlow, ScoreModel, sample, solvers
 from scoresde.analysis import Measurement, convergence, fingerprint, growth, moments, stability, to_rows
 from scoresde.analysis.convergence import _judge
 from scoresde.analysis.moments import exact
+from scoresde.base.names import Table
 from scoresde.problems import Gaussian
 from scoresde.solvers import SOLVERS, Description, FreshNoise, Path, Point, RowSolver, make_path, stencil_rows
-from scoresde.solvers import table as solver_table
 
 F64 = torch.float64
 
@@ -428,41 +428,39 @@ def test_beyond_the_limit_samples_do_grow() -> None:
 
 
 @pytest.fixture
-def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Callable[[], solvers.Solver]]]:
+def table() -> Iterator[Table[Callable[..., solvers.Solver]]]:
     """The table, put back as it was afterwards."""
-    before = dict(SOLVERS)
+    before = set(SOLVERS)
     yield SOLVERS
-    SOLVERS.clear()
-    SOLVERS.update(before)
-    solver_table.plugins.cache_clear()
+    for name in set(SOLVERS) - before:
+        SOLVERS.unregister(name)
 
 
 def mine() -> RowSolver:
     return described(2, lambda path: stencil_rows(solvers.Data(), solvers.multistep(2), path))
 
 
-def test_a_readers_solver_enters_the_table(table: dict[str, Callable[[], solvers.Solver]]) -> None:
-    assert solvers.register(mine) is mine and list(table)[-1] == "mine"
+def test_a_readers_solver_enters_the_table(table: Table[Callable[..., solvers.Solver]]) -> None:
+    assert table.register("mine", mine) is mine and list(table)[-1] == "mine"
     assert sample(model_on(VP()), (2, 2), "mine", 4, progress=False).solver == "mine"
     assert convergence("mine", steps=(20, 40, 80)).verdict == "confirmed"
     with pytest.raises(ValueError, match="got a second solver 'mine'"):
-        solvers.register(mine)
-    solvers.register(mine, "mine-too")
-    with pytest.raises(ValueError, match="expected a function without arguments that returns a Solver"):
-        solvers.register(lambda: 3)  # type: ignore[arg-type, return-value]
+        table.register("mine", mine)
+    with pytest.raises(ValueError, match="expected a function that returns a Solver when it is called without arguments"):
+        table.register("three", lambda: 3)  # type: ignore[arg-type, return-value]
 
 
 def test_installed_packages_bring_their_solvers(
-    table: dict[str, Callable[[], solvers.Solver]], monkeypatch: pytest.MonkeyPatch
+    table: Table[Callable[..., solvers.Solver]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = importlib.metadata.EntryPoint("mine", f"{__name__}:mine", "scoresde.solvers")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: (entry,) if group == entry.group else ())
-    solver_table.plugins.cache_clear()
-    assert solvers.get("mine").name == "mine" and solvers.plugins() == ("mine",)
+    monkeypatch.setattr(table, "_loaded", None)
+    assert solvers.get("mine").name == "mine" and table.load() == ("mine",)
 
 
 @pytest.mark.parametrize("page", ["analysis", "your_own_solver"])
-def test_the_pages_code_runs(page: str, table: dict[str, Callable[[], solvers.Solver]]) -> None:
+def test_the_pages_code_runs(page: str, table: Table[Callable[..., solvers.Solver]]) -> None:
     path = pathlib.Path(__file__).resolve().parents[1] / "docs" / f"{page}.md"
     failed, run = doctest.testfile(str(path), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert failed == 0 and run > 5

@@ -37,11 +37,14 @@ def test_the_folder_holds_the_report_and_the_same_command_adds_nothing(tmp_path:
     assert "index.html" in out and (tmp_path / "index.html").exists()
 
 
-def test_a_suite_is_run_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_suite_is_run_by_name() -> None:
     entry = suites.Entry(suites.problems.gaussian, n=8)
     tiny = Suite("tiny", 1, {"g": entry}, {"d": lambda: get("ddim")}, (5,), ("lam",), ("rms",))
-    monkeypatch.setitem(suites.SUITES, "tiny", tiny)
-    code, out, _ = invoke("--suite", "tiny")
+    suites.SUITES.register("tiny", tiny)
+    try:
+        code, out, _ = invoke("--suite", "tiny")
+    finally:
+        suites.SUITES.unregister("tiny")
     assert code == 0 and "### g: rms" in out and "| d |" in out
 
 

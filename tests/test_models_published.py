@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 import scoresde
 from scoresde import VP, ScoreModel, models
-from scoresde.models import PRESETS, DiT, NCSNv2, UNet
+from scoresde.models import DiT, NCSNv2, UNet
 from scoresde.models.blocks import Attention, CrossAttention, Resampled, ResidualBlock, Style
 from scoresde.models.embedding import FourierFeatures, LabelTable, PositionalFeatures, TimeFeatures
 from scoresde.models.ncsnv2 import _InstanceNorm, _Refine
@@ -44,31 +44,31 @@ def normal(*shape: int, seed: int = 1) -> Tensor:
 
 def counted(name: str) -> int:
     with torch.device("meta"):
-        return sum(p.numel() for p in PRESETS[name].build().parameters())
+        return sum(p.numel() for p in models.NETWORKS[name].build().parameters())
 
 
 @pytest.mark.parametrize("name", ["ddpm-cifar10", "ddpm-256"])
 def test_ddpm_has_three_more_attentions_than_its_rebuilding(name: str) -> None:
     # After each of the three blocks of the way up, and not once: norm, q k v and output of 256 or 512 channels.
     c = {"ddpm-cifar10": 256, "ddpm-256": 512}[name]
-    assert counted(name) == counted(f"song-{name}") + 2 * (2 * c + 4 * (c * c + c)) == PRESETS[name].parameters
+    assert counted(name) == counted(f"song-{name}") + 2 * (2 * c + 4 * (c * c + c)) == models.NETWORKS[name].parameters
 
 
 @pytest.mark.parametrize(("name", "millions"), [("dit-s-2", 33), ("dit-b-2", 130), ("dit-l-2", 458), ("dit-xl-2", 675)])
 def test_counts_of_dit(name: str, millions: int) -> None:
-    d, depth = PRESETS[name].config["width"], PRESETS[name].config["depth"]
+    d, depth = models.NETWORKS[name].config["width"], models.NETWORKS[name].config["depth"]
     block = (3 * d * d + 3 * d) + (d * d + d) + (4 * d * d + 4 * d) + (4 * d * d + d) + (6 * d * d + 6 * d)
     ends = (4 * 4 * d + d) + (2 * d * d + 2 * d) + (32 * d + 32)
     told = (256 * d + d) + (d * d + d) + 1001 * d
-    assert counted(name) == depth * block + ends + told == PRESETS[name].parameters
-    assert round(PRESETS[name].parameters / 1e6) == millions
+    assert counted(name) == depth * block + ends + told == models.NETWORKS[name].parameters
+    assert round(models.NETWORKS[name].parameters / 1e6) == millions
 
 
 @pytest.mark.parametrize("name", ["ncsnv2-cifar10", "ncsnv2-128", "ncsnv2-256"])
 def test_counts_of_ncsnv2(name: str) -> None:
     n = 128
-    sizes = [n * m for m, _ in PRESETS[name].build(width=8, channels=1).config["stages"]]  # type: ignore[union-attr]
-    dilations = [d for _, d in PRESETS[name].build(width=8, channels=1).config["stages"]]  # type: ignore[union-attr]
+    sizes = [n * m for m, _ in models.NETWORKS[name].build(width=8, channels=1).config["stages"]]  # type: ignore[union-attr]
+    dilations = [d for _, d in models.NETWORKS[name].build(width=8, channels=1).config["stages"]]  # type: ignore[union-attr]
     count = (27 * n + n) + (27 * n + 3) + 3 * n  # first and last convolution, last normalization
     for i, (c, dilation) in enumerate(zip(sizes, dilations, strict=True)):
         before = sizes[max(i - 1, 0)]
@@ -83,7 +83,7 @@ def test_counts_of_ncsnv2(name: str) -> None:
         count += sum(9 * c * out + out for c in inputs) if refined else 0
         count += 2 * 9 * out * out + (6 if i == 0 else 2) * 9 * out * out
         refined = out
-    assert counted(name) == count == PRESETS[name].parameters
+    assert counted(name) == count == models.NETWORKS[name].parameters
 
 
 def test_published_sizes_are_those_of_the_papers_tables() -> None:
@@ -99,11 +99,11 @@ def test_published_sizes_are_those_of_the_papers_tables() -> None:
         "iddpm-imagenet64-cond": 273,
     }
     for name, stated in millions.items():
-        assert PRESETS[name].parameters / 1e6 == pytest.approx(stated, abs=0.5 if stated >= 100 else 0.05)
+        assert models.NETWORKS[name].parameters / 1e6 == pytest.approx(stated, abs=0.5 if stated >= 100 else 0.05)
 
 
 def test_unknown_presets_name_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"got the preset 'ddpm_cifar'; expected one of .* did you mean 'ddpm-cifar10'"):
+    with pytest.raises(ValueError, match=r"got network 'ddpm_cifar'; expected one of .* did you mean 'ddpm-cifar10'"):
         models.build("ddpm_cifar")
 
 
@@ -387,7 +387,7 @@ X, T = torch.zeros(2, 1, 8, 8), torch.zeros(2)
         (lambda: unet(width=0), "width=0, .* expected positive sizes"),
         (lambda: unet(dims=4), "dims=4; expected 1 for series, 2 for images or 3 for videos"),
         (lambda: unet(attention=(2,)), r"attention at levels \[2\]; expected levels from 0, the full resolution, to 1"),
-        (lambda: unet(time="learned"), "time='learned'; expected one of 'octaves', 'positional', 'fourier'"),
+        (lambda: unet(time="learned"), "got embedding of time 'learned'; expected one of octaves, positional, fourier"),
         (lambda: unet(input_pyramid="sum"), "input_pyramid='sum'; expected one of 'none', 'skip', 'residual'"),
         (lambda: unet(resample="pool"), "resample='pool'; expected one of 'conv', 'block'"),
         (lambda: unet(time_scale=0.0), "time_scale=0.0; expected a number other than 0"),

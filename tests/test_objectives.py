@@ -333,7 +333,7 @@ def test_a_weighting_of_ones_own() -> None:
     [
         (lambda: objective("dppm"), "got objective 'dppm'; expected one of .*; did you mean 'ddpm'"),
         (lambda: DSM("likelyhood"), "got weighting 'likelyhood'; .* did you mean 'likelihood'"),
-        (lambda: DSM(times="log-normal"), "got times 'log-normal'; .* did you mean 'lognormal'"),
+        (lambda: DSM(times="log-normal"), "got distribution of times 'log-normal'; .* did you mean 'lognormal'"),
         (lambda: LogNormalTimes(std=0.0), "expected a positive number"),
         (lambda: Weighting("w", "score", lambda *a: a[1]), "expected 'eps' or 'x0'"),  # type: ignore[arg-type]
         (

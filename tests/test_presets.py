@@ -29,7 +29,7 @@ from scoresde.training import networks
 from scoresde.training.files import checkpoint, runs
 from scoresde.weights import PUBLISHED
 
-NAMES = presets.NAMES
+NAMES = list(presets.PRESETS)
 
 # name: (images, images of the warm-up, half-life of the averages in images), by the papers and their code
 RULES = {
@@ -87,7 +87,7 @@ def test_images_warm_up_and_averages_are_those_of_the_paper(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_network_has_as_many_parameters_as_the_paper_s(name):
-    published = models.PRESETS[presets.get(name).train["network"]]
+    published = models.NETWORKS[presets.get(name).train["network"]]
     assert sum(p.numel() for p in network(name).parameters()) == published.parameters
 
 
@@ -354,15 +354,15 @@ def test_an_sde_and_a_chain_take_settings(given):
     [
         (["train", "--preset", "edm-cifar10-vq"], "got preset 'edm-cifar10-vq'; expected one of ddpm-cifar10"),
         (["train", "--preset", "edm-cifar10-vq"], "did you mean 'edm-cifar10-vp'"),
-        (["train", "--network", "ddpmp-cifar10"], "got the network 'ddpmp-cifar10'; expected one of"),
+        (["train", "--network", "ddpmp-cifar10"], "got network 'ddpmp-cifar10'; expected one of"),
         (["train", "--network", "ddpm-cifar10: widht=3"], "got 'widht' for the network 'ddpm-cifar10'; expected its"),
         (["train", "--network", "ddpm-cifar10: widht=3"], "did you mean 'width'"),
         (["train", "--network", "ddpm-cifar10: width 3"], "expected a name and settings as in TOML"),
         (["train", "--network", "ncsnv2-cifar10", "--labels"], "got num_classes=10 for the network 'ncsnv2-cifar10'"),
-        (["train", "--sde", "ve: sigma=3"], "got 'sigma' for the SDE 've: sigma=3'; expected its arguments: sigma_min"),
+        (["train", "--sde", "ve: sigma=3"], "got 'sigma' for SDE 've'; expected its arguments: sigma_min"),
         (
             ["train", "--optimizer", "adamm: eps=1"],
-            "got optimizer='adamm'; expected one of adadelta",
+            "got optimizer 'adamm'; expected one of adadelta",
         ),
         (["train", "--optimizer", "adam: epsilon=1"], "got 'epsilon' for the optimizer 'adam'; expected its arguments"),
         (["train", "--augment", 0.1], "got --augment without --network; expected one that is told of it"),

@@ -400,7 +400,7 @@ def test_unknown_names_get_the_nearest_ones() -> None:
         solvers.get("DPM++2M")
     with pytest.raises(ValueError, match="did you mean 'euler-maruyama'"):
         solvers.get("euler_maruyma")
-    with pytest.raises(ValueError, match="the names are"):
+    with pytest.raises(ValueError, match=r"one of the \d+ names in list\(scoresde.solvers.SOLVERS\), or a solver object$"):
         solvers.get("qqqqqq")
 
 

@@ -499,13 +499,16 @@ def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"precision": "fp8"}, "got precision='fp8'; expected one of fp32, bf16, fp16"),
+        ({"precision": "fp8"}, "got precision 'fp8'; expected one of fp32, bf16, fp16"),
         ({"nonfinite": "ignore"}, "expected 'stop' or 'skip'"),
         ({"accumulate": 0}, "got accumulate=0; expected a whole number of at least 1"),
         ({"averages": []}, "expected at least one, and each once"),
         ({"averages": [0.9, 0.9]}, "expected at least one, and each once"),
         ({"averages": ["power-0.5"]}, "got sigma_rel=0.5; expected more than 0 and less than 12"),
-        ({"averages": ["powr-0.1"]}, "got average 'powr-0.1'; expected a name such as"),
+        (
+            {"averages": ["powr-0.1"]},
+            "got average 'powr-0.1'; expected one of exponential, power, or one of them with",
+        ),
         ({"snapshot_every": 5, "out": "x"}, "snapshot_every without a power-function average"),
         ({"keep": Keep(last=1)}, "got no file for checkpoints"),
         ({"keep": Keep(best=True), "out": "x"}, "best=True without a monitor"),

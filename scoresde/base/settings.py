@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import tomllib
-from collections.abc import Callable, Collection
 from typing import Any
 
-from scoresde.base.names import near
-
-__all__ = ["check_names", "parse"]
+__all__ = ["parse"]
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """The name, and the settings that follow it as the inside of an inline table of TOML.
+    """Split ``text`` into the name and the settings that follow it as the inside of an inline table of TOML.
 
     Raises:
         ValueError: if they are none.
@@ -26,22 +22,9 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     """
     name, _, settings = text.partition(":")
     try:
-        return name.strip(), tomllib.loads(f"settings = {{{settings}}}")["settings"]
-    except tomllib.TOMLDecodeError as error:
+        (read,) = tomllib.loads(f"settings = {{{settings}}}").values()  # not what follows a brace of the text's own
+        return name.strip(), read
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
         raise ValueError(
-            f"got {text!r}; expected a name and settings as in TOML, such as 'NAME: size=3, list=[1, 2]' ({error})"
+            f"got {text[:200]!r}; expected a name and settings as in TOML, such as 'NAME: size=3, list=[1, 2]' ({error})"
         ) from error
-
-
-def check_names(what: str, settings: Collection[str], make: Callable[..., object]) -> None:
-    """Refuse ``settings`` that ``make`` has no arguments for.
-
-    Raises:
-        ValueError: with the nearest names.
-    """
-    known = [
-        name for name, p in inspect.signature(make).parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-    ]
-    for name in settings:
-        if name not in known:
-            raise ValueError(f"got {name!r} for {what}; expected its arguments: {', '.join(known)}{near(name, known)}")

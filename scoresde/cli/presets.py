@@ -25,7 +25,8 @@ def presets(
         return
     typer.echo(f"{'name':<22} {'FID':>5} {'evaluations':>11} {'images':>7} {'A100 hours':>10}  as the paper states it")
     typer.echo("-" * 100)
-    for preset in map(published.get, published.NAMES):
+    published.PRESETS.load()  # those that installed packages bring along are listed as well
+    for preset in map(published.get, published.PRESETS):
         told = preset.published
         typer.echo(
             f"{preset.name:<22} {told['fid']:>5.2f} {told['evaluations']:>11} {preset.images / 1e6:>6.1f}M "

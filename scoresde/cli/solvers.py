@@ -11,7 +11,7 @@ import typer
 from scoresde.cli import options
 from scoresde.cli.errors import reported
 from scoresde.sde import names
-from scoresde.solvers import SOLVERS, Langevin, LearnedNoise, Path, RowSolver, get, make_path, plugins, to_json
+from scoresde.solvers import SOLVERS, Langevin, LearnedNoise, Path, RowSolver, get, make_path, to_json
 
 __all__ = ["solvers"]
 
@@ -32,7 +32,7 @@ def solvers(
     The order is that of the end point's error or, of a solver that draws noise, the weak order: that of the moments. A
     dash stands where it does not follow from the step.
     """
-    plugins()  # those that installed packages bring along are listed as well
+    SOLVERS.load()  # those that installed packages bring along are listed as well
     if show is not None:
         _show_rows(show, make_path(names.sde(sde), path, steps), as_json)
         return

@@ -12,7 +12,8 @@ import typer
 from torch import Tensor
 
 from scoresde import data, metrics, plots
-from scoresde.base.settings import check_names, parse
+from scoresde.base.names import check_names
+from scoresde.base.settings import parse
 from scoresde.cli import options
 from scoresde.cli.errors import reported
 from scoresde.cli.sample import write
@@ -71,7 +72,7 @@ def train(
     network: Annotated[
         str | None,
         typer.Option(
-            help="A name of scoresde.models.PRESETS, with changes: 'ddpmpp-cifar10: dropout=0.2'; else a small one."
+            help="A name of scoresde.models.NETWORKS, with changes: 'ddpmpp-cifar10: dropout=0.2'; else a small one."
         ),
     ] = None,
     width: Annotated[int, typer.Option(help="Channels of the small U-Net; the MLP is four times as wide.")] = 32,
@@ -211,7 +212,7 @@ def _optimizer(text: str, weight_decay: float | None) -> str | MakeOptimizer:
     name, settings = parse(text)
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     settings |= {} if weight_decay is None else {"weight_decay": weight_decay}
-    make = OPTIMIZERS.get(name.lower())
+    make = OPTIMIZERS.get(name)
     if not settings or make is None:  # the trainer says what is wrong with a name
         return name
     check_names(f"the optimizer {name!r}", settings, make)

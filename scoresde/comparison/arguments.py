@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.base.names import near
 from scoresde.comparison.cases import Case
 from scoresde.comparison.measures import MEASURES, Measure
 from scoresde.comparison.peers.modules import missing
@@ -151,10 +150,6 @@ def _fingerprint(solver: Solver) -> str:
 # The parts -----------------------------------------------------------------------------------------------------------
 
 
-def _unknown(kind: str, name: object, known: Sequence[str]) -> ValueError:
-    return ValueError(f"got {kind} {name!r}; expected one of {', '.join(known)}{near(name, known)}")
-
-
 def _whole(value: Any, name: str, least: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"got {name}={value!r}; expected a whole number of at least {least}")
@@ -169,12 +164,12 @@ def _solvers(solvers: Solvers, peers: bool) -> dict[str, Solver]:
         listed = [(None, s) for s in ([solvers] if isinstance(solvers, str | Solver) else solvers)]
     made: dict[str, Solver] = {}
     for label, item in listed:
-        solver = (PEERS.get(item) or get(item)) if isinstance(item, str) else item
+        name, solver = _named(item) if isinstance(item, str) else (None, item)
         if not isinstance(solver, Solver):
             raise TypeError(
                 f"got {item!r} among the solvers; expected names or solvers; compare.Foreign makes one of a function"
             )
-        key = label or (item if isinstance(item, str) else solver.name)
+        key = label or name or solver.name
         if key in made:
             raise ValueError(f"got two solvers called {key!r}; expected a mapping from labels of your own to solvers")
         made[key] = solver
@@ -186,6 +181,15 @@ def _solvers(solvers: Solvers, peers: bool) -> dict[str, Solver]:
         theirs |= {name: get(name) for name in SOLVERS if name.startswith("torchsde-")}
         made |= {name: peer for name, peer in theirs.items() if name not in made}
     return made
+
+
+def _named(text: str) -> tuple[str, Solver]:
+    """The solver or peer that ``text`` names, and what it is called in the records."""
+    if text in SOLVERS:
+        return SOLVERS.name(text), get(text)
+    if "/" in text and ":" not in text:
+        return PEERS.name(text), PEERS[text]
+    return text, get(text)  # with settings, or unknown
 
 
 def _budgets(evaluations: Any) -> tuple[int, ...]:
@@ -200,17 +204,14 @@ def _paths(paths: Any) -> dict[str, Spacing | str]:
     if not found:
         raise ValueError(f"got no paths; expected some of {', '.join(PATHS)}")
     for path in found:
-        if not callable(path) and path not in PATHS:
-            raise _unknown("path", path, list(PATHS))
-    return {p if isinstance(p, str) else getattr(p, "__name__", type(p).__name__): p for p in found}
+        if not callable(path):
+            PATHS.name(path)  # refuses an unknown one
+    return {PATHS.name(p) if isinstance(p, str) else getattr(p, "__name__", type(p).__name__): p for p in found}
 
 
 def _metrics(metrics: Any) -> dict[str, Measure]:
     usual = [name for name in MEASURES if name != "memory"]  # for which every run is made twice
     names = usual if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
-    for name in names:
-        if name not in MEASURES:
-            raise _unknown("metric", name, list(MEASURES))
     if not names:
         raise ValueError(f"got no metrics; expected some of {', '.join(MEASURES)}")
-    return {name: MEASURES[name] for name in names}
+    return {MEASURES.name(name): MEASURES[name] for name in names}

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.base.names import near
 from scoresde.problems import PROBLEMS
 from scoresde.score import ScoreModel
 from scoresde.sde import VP, GaussianSDE
@@ -44,12 +43,9 @@ class Case:
 
     @classmethod
     def of(cls, problem: Any, sde: GaussianSDE | None = None, n: int | None = None) -> Case:
-        """A problem, or the name of one, on an SDE, by default VP."""
+        """A problem, or the name of one and its settings, on an SDE, by default VP."""
         if isinstance(problem, str):
-            if problem not in PROBLEMS:
-                hint = near(problem, PROBLEMS)
-                raise ValueError(f"got problem {problem!r}; expected one of {', '.join(PROBLEMS)}{hint}")
-            problem = PROBLEMS[problem]()
+            problem = PROBLEMS.make(problem)
         return cls(problem.model(VP() if sde is None else sde), tuple(problem.event), problem, n=n)
 
     @property
@@ -105,7 +101,7 @@ def gather(
 
 def _name(item: Any) -> str:
     if isinstance(item, str):
-        return item
+        return PROBLEMS.name(item) if item in PROBLEMS else item  # with settings, the whole text
     return type(item.problem if isinstance(item, Case) and item.problem is not None else item).__name__
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scoresde import metrics
+from scoresde.base.names import Table
 from scoresde.metrics import Estimate
 from scoresde.problems import GaussianMixture
 from scoresde.score import ScoreModel
@@ -217,15 +218,11 @@ def _memory(run: Run) -> Estimate:
     return Estimate.exact(cast(int, run.memory) / 2**20)
 
 
-def _table(*measures: Measure) -> dict[str, Measure]:
-    return {measure.name: measure for measure in measures}
-
-
 def _needs(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
-MEASURES: dict[str, Measure] = _table(
+_ALL = (
     Measure("rms", _needs("reference"), _rms, "root mean square distance from the end of the flow from the same start"),
     Measure("median", _needs("reference"), partial(_quantile, q=0.5), "median over samples of that distance"),
     Measure("q95", _needs("reference"), partial(_quantile, q=0.95), "95 % quantile over samples of that distance"),
@@ -241,5 +238,13 @@ MEASURES: dict[str, Measure] = _table(
     Measure("nll", _needs("log_prob", "truth"), _nll, "negative log-likelihood, less that of the truth", "zero", "nats/dim"),
     Measure("time", _needs(), _time, "wall time of an evaluation", unit="s"),
     Measure("memory", _needs("memory"), _memory, "most memory held at once", unit="MiB"),
+)
+
+MEASURES: Table[Measure] = Table(
+    "metric",
+    "scoresde.comparison.MEASURES",
+    {measure.name: measure for measure in _ALL},
+    check=lambda value: isinstance(value, Measure),
+    expects="a scoresde.comparison.measures.Measure",
 )
 """Every measure by name."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scoresde import problems, solvers
-from scoresde.base.names import near
+from scoresde.base.names import Table
 from scoresde.comparison.cases import Case
 from scoresde.sde import EDM, VE, VP, GaussianSDE, RectifiedFlow
 from scoresde.solvers import Solver
@@ -58,9 +58,7 @@ class Suite:
 
 
 def suite(name: str) -> Suite:
-    """The suite called ``name``, or a ValueError with the nearest names."""
-    if name not in SUITES:
-        raise ValueError(f"got suite {name!r}; expected one of {', '.join(SUITES)}{near(name, SUITES)}")
+    """Return the suite called ``name``; a ValueError names the nearest ones where there is none."""
     return SUITES[name]
 
 
@@ -95,37 +93,53 @@ def _problem(name: str) -> Any:
     return problems.PROBLEMS[name]()
 
 
-SUITES = {
-    "quick": Suite(
-        "quick",
-        1,
-        {"ring": Entry(problems.ring, n=128), "gaussian": Entry(problems.gaussian, n=128)},
-        _named(
-            "ddim", "heun", "dpm-2", "dpm-3m", "dpmpp-2m", "dpmpp-3m", "deis-3", "unipc-3", "ipndm", "dopri5", "sde-dpmpp-2m"
+SUITES: Table[Suite] = Table(
+    "suite",
+    "scoresde.comparison.SUITES",
+    {
+        "quick": Suite(
+            "quick",
+            1,
+            {"ring": Entry(problems.ring, n=128), "gaussian": Entry(problems.gaussian, n=128)},
+            _named(
+                "ddim",
+                "heun",
+                "dpm-2",
+                "dpm-3m",
+                "dpmpp-2m",
+                "dpmpp-3m",
+                "deis-3",
+                "unipc-3",
+                "ipndm",
+                "dopri5",
+                "sde-dpmpp-2m",
+            ),
+            (5, 10, 20, 50),
+            ("lam", "karras"),
+            ("rms", "energy"),
         ),
-        (5, 10, 20, 50),
-        ("lam", "karras"),
-        ("rms", "energy"),
-    ),
-    "standard": Suite(
-        "standard",
-        1,
-        {
-            **{name: Entry(functools.partial(_problem, name), n=128) for name in _PLANE},
-            "textures": Entry(problems.textures, n=32),
-            "random-64": Entry(problems.random_mixture, n=64),
-            "random-1024": Entry(functools.partial(problems.random_mixture, 1024), n=32),
-            "digits": Entry(problems.digits, n=16),
-            "ppca_digits": Entry(problems.ppca_digits, n=64),
-            "ring-ve": Entry(problems.ring, VE, n=128),
-            "spiral-edm": Entry(problems.spiral, EDM, n=128),
-            "ppca_digits-edm": Entry(problems.ppca_digits, EDM, n=64),
-            "grid-flow": Entry(problems.grid, RectifiedFlow, n=128),
-        },
-        {**_DETERMINISTIC, **_STOCHASTIC},
-        (5, 6, 8, 10, 15, 20, 30, 50, 100),
-        ("lam", "karras"),
-        ("rms", "energy"),
-    ),
-}
+        "standard": Suite(
+            "standard",
+            1,
+            {
+                **{name: Entry(functools.partial(_problem, name), n=128) for name in _PLANE},
+                "textures": Entry(problems.textures, n=32),
+                "random-64": Entry(problems.random_mixture, n=64),
+                "random-1024": Entry(functools.partial(problems.random_mixture, 1024), n=32),
+                "digits": Entry(problems.digits, n=16),
+                "ppca_digits": Entry(problems.ppca_digits, n=64),
+                "ring-ve": Entry(problems.ring, VE, n=128),
+                "spiral-edm": Entry(problems.spiral, EDM, n=128),
+                "ppca_digits-edm": Entry(problems.ppca_digits, EDM, n=64),
+                "grid-flow": Entry(problems.grid, RectifiedFlow, n=128),
+            },
+            {**_DETERMINISTIC, **_STOCHASTIC},
+            (5, 6, 8, 10, 15, 20, 30, 50, 100),
+            ("lam", "karras"),
+            ("rms", "energy"),
+        ),
+    },
+    check=lambda value: isinstance(value, Suite),
+    expects="a scoresde.comparison.Suite",
+)
 """The suites by name."""

@@ -10,11 +10,11 @@ from scoresde.data.dataset import Arrays, Dataset, Flipped
 from scoresde.data.images import Files, Images
 from scoresde.data.loader import batches
 from scoresde.data.opening import DATASETS, digits, load, open, split
-from scoresde.data.presets import PRESETS, cifar10, fashion_mnist, mnist
+from scoresde.data.presets import COLLECTIONS, cifar10, fashion_mnist, mnist
 
 __all__ = [
+    "COLLECTIONS",
     "DATASETS",
-    "PRESETS",
     "Arrays",
     "Augmentation",
     "Dataset",

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.base.names import near
+from scoresde.base.names import Table, near
 from scoresde.data.arrays import as_labels, as_samples, read
 from scoresde.data.dataset import Arrays, Dataset, Flipped
 from scoresde.data.folders import image_names, open_folder
-from scoresde.data.presets import PRESETS
+from scoresde.data.presets import COLLECTIONS
 from scoresde.data.tables import open_hugging_face, open_parquet
 
 __all__ = ["DATASETS", "digits", "load", "open", "split"]
@@ -39,8 +39,19 @@ def digits() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(ink).float().reshape(-1, 1, 8, 8) / 8 - 1, torch.from_numpy(labels).long()
 
 
-DATASETS: dict[str, Callable[[], Tensor]] = {"digits": lambda: digits()[0]}
-"""The data that are known by name alone."""
+def _digits() -> Dataset:
+    return Arrays(*digits(), classes=tuple("0123456789"))
+
+
+DATASETS: Table[Callable[[], Dataset]] = Table(
+    "data",
+    "scoresde.data.DATASETS",
+    {"digits": _digits},
+    also="a file or a folder that exists, or with a colon mnist:FOLDER, fashion-mnist:FOLDER, cifar10:FOLDER or hf:NAME",
+    check=callable,
+    expects="a function without arguments that returns a Dataset",
+)
+"""The data that are known by name alone. Those in :data:`COLLECTIONS` need the folder of their files after a colon."""
 
 
 def split(n: int, held_out: float = 0.2, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -116,20 +127,18 @@ def open(
 
 
 def _open(source: str | Path, split: str | None, options: dict[str, Any]) -> Dataset:
-    if isinstance(source, str) and source in DATASETS:
-        if source == "digits":
-            return Arrays(*digits(), classes=tuple("0123456789"))
-        return Arrays(DATASETS[source]())
+    if isinstance(source, str) and source in tuple(DATASETS):
+        return DATASETS[source]()
     kind, colon, rest = str(source).partition(":")
     if colon and kind == "hf":
         return open_hugging_face(rest, split or "train", **options)
-    if colon and kind in PRESETS:
+    if colon and kind in COLLECTIONS:
         if not Path(rest).is_dir():
             raise ValueError(f"got {str(source)!r}, and {rest!r} is not a folder; expected the folder of its files")
-        return PRESETS[kind](Path(rest), split or "train")
+        return COLLECTIONS[kind](Path(rest), split or "train")
     if split is not None:
         raise ValueError(
-            f"got split={split!r} for {str(source)!r}, which has no parts; they belong to {', '.join(PRESETS)} and hf, "
+            f"got split={split!r} for {str(source)!r}, which has no parts; they belong to {', '.join(COLLECTIONS)} and hf, "
             "with a colon: mnist:FOLDER. Name the folder or file of the part itself"
         )
     path = Path(source)
@@ -137,11 +146,9 @@ def _open(source: str | Path, split: str | None, options: dict[str, Any]) -> Dat
         tables = sorted(path.glob("*.parquet"))
         return open_parquet(tables, **options) if tables and not image_names(path) else open_folder(path, **options)
     if not path.exists():
-        hint = near(source, DATASETS)
-        raise ValueError(
-            f"found no file {str(source)!r}, and the data known by name are: {', '.join(DATASETS)}, or "
-            f"with a colon {', '.join(f'{name}:FOLDER' for name in PRESETS)} and hf:NAME{hint}"
-        )
+        if colon and near(kind, COLLECTIONS):
+            raise COLLECTIONS.unknown(kind)
+        return DATASETS[str(source)]()  # by another spelling or from an installed package; else it refuses the name
     with path.open("rb") as file:
         if file.read(4) == b"PAR1" or path.suffix == ".parquet":
             return open_parquet([path], **options)

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from scoresde.base.names import Table
 from scoresde.data.arrays import as_labels, as_samples, read
-from scoresde.data.dataset import Arrays
+from scoresde.data.dataset import Arrays, Dataset
 
-__all__ = ["PRESETS", "cifar10", "fashion_mnist", "mnist"]
+__all__ = ["COLLECTIONS", "cifar10", "fashion_mnist", "mnist"]
 
 _PARTS = ("train", "test")
 _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -94,5 +95,12 @@ def cifar10(folder: Path, split: str = "train") -> Arrays:
     return Arrays(torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32)).clone(), labels, _OBJECTS)
 
 
-PRESETS: dict[str, Callable[[Path, str], Arrays]] = {"mnist": mnist, "fashion-mnist": fashion_mnist, "cifar10": cifar10}
+COLLECTIONS: Table[Callable[[Path, str], Dataset]] = Table(
+    "collection of data",
+    "scoresde.data.COLLECTIONS",
+    {"mnist": mnist, "fashion-mnist": fashion_mnist, "cifar10": cifar10},
+    also="hf, or a file or a folder that exists",
+    check=callable,
+    expects="a function of a folder and the name of a part that returns a Dataset",
+)
 """The published sets, opened as ``"mnist:FOLDER"``."""

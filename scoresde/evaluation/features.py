@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Features", "find_features", "inception"]
+from scoresde.base.names import Table
+
+__all__ = ["EXTRACTORS", "Features", "find_features", "inception"]
 
 _KINDS = ("features", "spatial", "logits")
 
@@ -117,20 +119,32 @@ def inception(weights: str | Path) -> Features:
     return Features(_Inception(network))
 
 
-def find_features(where: str) -> Features:
-    """The extractor that a command line names: ``inception:FILE``, with its weights, or code of the user's own.
+EXTRACTORS: Table[Callable[[str], Features]] = Table(
+    "extractor",
+    "scoresde.evaluation.EXTRACTORS",
+    {"inception": inception},
+    also="package.module:name or file.py:name",
+    check=callable,
+    expects="a function of the text after the colon that returns a Features",
+)
+"""The extractors by name: functions of what follows the name and a colon, such as the file of the weights."""
 
-    That is ``package.module:name`` or ``file.py:name``, where ``name`` is a :class:`Features`, a module, or a function of
-    no arguments that returns one of them.
+
+def find_features(where: str) -> Features:
+    """Return the extractor that a command line names: ``inception:FILE``, with its weights, or code of the user's own.
+
+    That is a name of :data:`EXTRACTORS`, or ``package.module:name`` or ``file.py:name``, where ``name`` is a
+    :class:`Features`, a module, or a function of no arguments that returns one of them.
 
     Raises:
         ValueError: where there is no such thing.
     """
+    kind, colon, rest = where.partition(":")
+    if kind in EXTRACTORS:
+        return EXTRACTORS[kind](rest)
     place, colon, name = where.rpartition(":")
     if not colon or not place or not name:
-        raise ValueError(f"got the extractor {where!r}; expected package.module:name, file.py:name or inception:FILE")
-    if where.startswith("inception:"):
-        return inception(where.removeprefix("inception:"))
+        raise EXTRACTORS.unknown(where)
     found = getattr(_module(place, where), name, None)
     if callable(found) and not isinstance(found, Features | nn.Module):
         found = found()

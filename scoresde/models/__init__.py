@@ -3,7 +3,7 @@
 from scoresde.models.dit import DiT
 from scoresde.models.mlp import MLP
 from scoresde.models.ncsnv2 import NCSNv2
-from scoresde.models.presets import PRESETS, Preset, build
+from scoresde.models.presets import NETWORKS, Preset, build
 from scoresde.models.unet import UNet
 
-__all__ = ["MLP", "PRESETS", "DiT", "NCSNv2", "Preset", "UNet", "build"]
+__all__ = ["MLP", "NETWORKS", "DiT", "NCSNv2", "Preset", "UNet", "build"]

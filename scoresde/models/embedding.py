@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoresde.base.names import Table
+
 __all__ = [
-    "TIMES",
+    "TIME_FEATURES",
     "FourierFeatures",
     "LabelTable",
     "NoiseEmbedding",
@@ -138,14 +139,18 @@ class FourierFeatures(Waves):
         super().__init__(16 * draw.to(torch.empty(0).device), 2 * math.pi, time_scale, time_shift, kept=True)
 
 
-TIMES: Mapping[str, Callable[..., Waves]] = MappingProxyType(
-    {"octaves": TimeFeatures, "positional": PositionalFeatures, "fourier": FourierFeatures}
+TIME_FEATURES: Table[Callable[..., Waves]] = Table(
+    "embedding of time",
+    "scoresde.models.embedding.TIME_FEATURES",
+    {"octaves": TimeFeatures, "positional": PositionalFeatures, "fourier": FourierFeatures},
+    check=callable,
+    expects="a class or a function of the number of features, time_scale and time_shift",
 )
 """The features of time by the names that the networks know them by."""
 
 
 def time_features(time: str, features: int, *, endpoint: bool = False, time_scale: float, time_shift: float = 0.0) -> Waves:
-    """The features called ``time``, a key of :data:`TIMES`; ``endpoint`` is for the positional ones.
+    """The features called ``time``, a key of :data:`TIME_FEATURES`; ``endpoint`` is for the positional ones.
 
     Raises:
         ValueError: for an unknown name, a number of features that is odd or below 4, and a ``time_scale`` of 0.
@@ -154,10 +159,9 @@ def time_features(time: str, features: int, *, endpoint: bool = False, time_scal
         >>> time_features("octaves", 8, time_scale=1000.0).features
         8
     """
-    if time not in TIMES:
-        raise ValueError(f"got time={time!r}; expected one of {', '.join(map(repr, TIMES))}")
-    own = {"endpoint": endpoint} if time == "positional" else {}
-    return TIMES[time](features, time_scale=time_scale, time_shift=time_shift, **own)
+    make = TIME_FEATURES[time]
+    own = {"endpoint": endpoint} if make is PositionalFeatures else {}
+    return make(features, time_scale=time_scale, time_shift=time_shift, **own)
 
 
 # Labels, and all of it together ---------------------------------------------------------------------------------------

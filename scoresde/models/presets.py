@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from scoresde.base.names import near
+from scoresde.base.names import Table
 from scoresde.models.dit import DiT
 from scoresde.models.ncsnv2 import NCSNv2
 from scoresde.models.unet import UNet
 
-__all__ = ["PRESETS", "Preset", "build"]
+__all__ = ["NETWORKS", "Preset", "build"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Preset:
         """The network, with ``changes`` to its arguments.
 
         Example:
-            >>> net = PRESETS["ddpm-cifar10"].build(width=32)
+            >>> net = NETWORKS["ddpm-cifar10"].build(width=32)
             >>> net.config["width"], net.config["multipliers"]
             (32, [1, 2, 2, 2])
         """
@@ -117,7 +117,9 @@ def _unet(parameters: int, source: str, *configs: dict[str, Any]) -> Preset:
     return Preset(UNet, parameters, source, MappingProxyType(merged))
 
 
-PRESETS: Mapping[str, Preset] = MappingProxyType(
+NETWORKS: Table[Preset] = Table(
+    "network",
+    "scoresde.models.NETWORKS",
     {
         "ddpm-cifar10": _unet(35_746_307, _DDPM, _ddpm, {"dropout": 0.1}),
         "ddpm-256": _unet(113_673_219, _DDPM, _ddpm, _large),
@@ -157,13 +159,15 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "dit-b-2": Preset(DiT, 130_315_808, _DIT, MappingProxyType(_dit(768, 12, 12))),
         "dit-l-2": Preset(DiT, 457_840_672, _DIT, MappingProxyType(_dit(1024, 24, 16))),
         "dit-xl-2": Preset(DiT, 674_834_720, _DIT, MappingProxyType(_dit(1152, 28, 16))),
-    }
+    },
+    check=lambda value: isinstance(value, Preset),
+    expects="a scoresde.models.Preset",
 )
 """The published networks by name."""
 
 
 def build(name: str, **changes: Any) -> nn.Module:
-    """The published network ``name`` of :data:`PRESETS`, with ``changes`` to its arguments.
+    """The published network ``name`` of :data:`NETWORKS`, with ``changes`` to its arguments.
 
     Raises:
         ValueError: for an unknown name, with the nearest ones.
@@ -172,8 +176,4 @@ def build(name: str, **changes: Any) -> nn.Module:
         >>> sum(p.numel() for p in build("ddpm-cifar10").parameters())
         35746307
     """
-
-    if name not in PRESETS:
-        hint = near(name, PRESETS, n=3) or f": {', '.join(PRESETS)}"
-        raise ValueError(f"got the preset {name!r}; expected one of scoresde.models.PRESETS{hint}")
-    return PRESETS[name].build(**changes)
+    return NETWORKS[name].build(**changes)

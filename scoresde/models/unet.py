@@ -63,7 +63,7 @@ class UNet(nn.Module):
     Each level has ``blocks`` residual blocks on the way down and one more on the way up, where each takes one skip
     connection; between levels the resolution is halved. After Ho et al., 2020, https://arxiv.org/abs/2006.11239; Song et
     al., 2021, https://arxiv.org/abs/2011.13456; Dhariwal and Nichol, 2021, https://arxiv.org/abs/2105.05233; and Karras
-    et al., 2022, https://arxiv.org/abs/2206.00364. :data:`~scoresde.models.PRESETS` holds the published points of it.
+    et al., 2022, https://arxiv.org/abs/2206.00364. :data:`~scoresde.models.NETWORKS` holds the published points of it.
 
     Args:
         channels: of a sample of shape ``(channels, *axes)``.

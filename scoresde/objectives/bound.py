@@ -23,7 +23,7 @@ from torch import Tensor
 
 from scoresde.base.shape import check_batch, expand
 from scoresde.objectives.matching import DSM, Objective, noised, times_of
-from scoresde.objectives.times import Times
+from scoresde.objectives.times import TIMES, Times
 from scoresde.objectives.weightings import WEIGHTINGS, Weighting
 from scoresde.score import ScoreModel, target
 from scoresde.sde.chain import Chain, ChainSDE
@@ -72,7 +72,8 @@ class VariationalBound(Objective):
             raise ValueError(f"got variance={self.variance!r}; expected 'learned', 'lower', 'upper' or a number from 0 to 1")
         if self.levels is not None and self.levels < 2:
             raise ValueError(f"got levels={self.levels}; expected at least 2, or None for data with a density")
-        times_of(self.times)
+        if isinstance(self.times, str):
+            object.__setattr__(self, "times", TIMES.name(self.times))
 
     @property
     def weight(self) -> Weighting:

@@ -15,14 +15,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from scoresde.base.names import Table
 from scoresde.base.shape import check_batch, expand
 from scoresde.objectives.times import TIMES, Times, quantiles
-from scoresde.objectives.weightings import WEIGHTINGS, Weighting, named
+from scoresde.objectives.weightings import WEIGHTINGS, Weighting
 from scoresde.score import ScoreModel, target
 from scoresde.sde import GaussianSDE
 
@@ -96,7 +97,7 @@ class Objective(ABC):
 
 def times_of(times: str | Times) -> Times:
     """The distribution called ``times``, or ``times`` itself."""
-    return named(TIMES, times, "times") if isinstance(times, str) else times
+    return TIMES[times] if isinstance(times, str) else times
 
 
 NOISES = ("fresh", "antithetic", "control")
@@ -112,9 +113,10 @@ class Weighted(Objective):
     stratified: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.weighting, str):
-            named(WEIGHTINGS, self.weighting, "weighting")
-        times_of(self.times)
+        if isinstance(self.weighting, str):  # kept as the table spells it, so that one objective has one description
+            object.__setattr__(self, "weighting", WEIGHTINGS.name(self.weighting))
+        if isinstance(self.times, str):
+            object.__setattr__(self, "times", TIMES.name(self.times))
 
     @property
     def weight(self) -> Weighting:
@@ -203,32 +205,37 @@ class DSM(Weighted):
         return 2 * (self._scale(model, t) * fading).to(product) * product
 
 
-OBJECTIVES: dict[str, DSM] = {
-    "ncsn": DSM("ncsn", "auto"),
-    "ddpm": DSM("ddpm", "auto"),
-    "likelihood": DSM("likelihood", "likelihood"),
-    "edm": DSM("edm", "lognormal"),
-    "v": DSM("v", "auto"),
-    "flow": DSM("velocity", "uniform"),
-    "flow-logit-normal": DSM("velocity", "logit-normal"),
-    "min-snr": DSM("min-snr", "auto"),
-    "p2": DSM("p2", "auto"),
-    "sigmoid": DSM("sigmoid", "likelihood"),
-}
+OBJECTIVES: Table[Objective] = Table(
+    "objective",
+    "scoresde.objectives.OBJECTIVES",
+    {
+        "ncsn": DSM("ncsn", "auto"),
+        "ddpm": DSM("ddpm", "auto"),
+        "likelihood": DSM("likelihood", "likelihood"),
+        "edm": DSM("edm", "lognormal"),
+        "v": DSM("v", "auto"),
+        "flow": DSM("velocity", "uniform"),
+        "flow-logit-normal": DSM("velocity", "logit-normal"),
+        "min-snr": DSM("min-snr", "auto"),
+        "p2": DSM("p2", "auto"),
+        "sigmoid": DSM("sigmoid", "likelihood"),
+    },
+    also="an Objective",
+    check=lambda value: isinstance(value, Objective),
+    expects="an Objective",
+)
 """The published objectives: NCSN's and DDPM's (equal in terms of eps), maximum likelihood, EDM's, v-prediction's, rectified
 flow's with uniform and with logit-normal times, min-SNR-gamma, P2, and the sigmoid weighting of the likelihood."""
 
-Own = TypeVar("Own", bound=Objective)
 
-
-def objective(name: str | Own) -> DSM | Own:
-    """The objective called ``name``, or ``name`` itself where it is one already.
+def objective(name: str | Objective) -> Objective:
+    """Return the objective called ``name``, or ``name`` itself where it is one already.
 
     Example:
         >>> objective("edm")
         DSM(weighting='edm', times='lognormal', stratified=True, noise='fresh')
     """
-    return named(OBJECTIVES, name, "objective") if isinstance(name, str) else name
+    return OBJECTIVES[name] if isinstance(name, str) else name
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from scoresde.objectives.weightings import likelihood, named
+from scoresde.base.names import Table
+from scoresde.objectives.weightings import likelihood
 from scoresde.sde import GaussianSDE
 from scoresde.sde.chain import ChainSDE
 
@@ -200,7 +201,7 @@ class AdaptiveTimes(Times):
 
     def __post_init__(self) -> None:
         if isinstance(self.base, str):
-            named(TIMES, self.base, "times")
+            object.__setattr__(self, "base", TIMES.name(self.base))
         if self.bins < 1 or self.memory < 1 or not 0 <= self.uniform <= 1 or not self.power > 0:
             raise ValueError(
                 f"got bins={self.bins}, memory={self.memory}, uniform={self.uniform}, power={self.power}; expected at least "
@@ -242,12 +243,19 @@ class AdaptiveTimes(Times):
         self.seen.add_(counts)
 
 
-TIMES: dict[str, Times] = {
-    "auto": AutoTimes(),
-    "uniform": UniformTimes(),
-    "steps": StepTimes(),
-    "likelihood": LikelihoodTimes(),
-    "lognormal": LogNormalTimes(),
-    "logit-normal": LogNormalTimes(0.0, 1.0),
-}
+TIMES: Table[Times] = Table(
+    "distribution of times",
+    "scoresde.objectives.TIMES",
+    {
+        "auto": AutoTimes(),
+        "uniform": UniformTimes(),
+        "steps": StepTimes(),
+        "likelihood": LikelihoodTimes(),
+        "lognormal": LogNormalTimes(),
+        "logit-normal": LogNormalTimes(0.0, 1.0),
+    },
+    also="an object of a subclass of Times",
+    check=lambda value: isinstance(value, Times),
+    expects="an object of a subclass of Times",
+)
 """The distributions of times by name."""

@@ -29,26 +29,17 @@ Augmentation", 2023, https://arxiv.org/abs/2303.00848.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from scoresde.base.names import near
+from scoresde.base.names import Table
 from scoresde.sde import GaussianSDE
 
 __all__ = ["WEIGHTINGS", "Weighting", "min_snr", "p2", "sigmoid"]
-
-T = TypeVar("T")
-
-
-def named(table: Mapping[str, T], name: str, what: str) -> T:
-    """The entry ``name``, or an error with the nearest names."""
-    if name not in table:
-        raise ValueError(f"got {what} {name!r}; expected one of {', '.join(table)}{near(name, table)}")
-    return table[name]
 
 
 @dataclass(frozen=True)
@@ -124,15 +115,22 @@ def _check(good: bool, what: str) -> None:
         raise ValueError(f"got {what}; expected positive numbers")
 
 
-WEIGHTINGS: dict[str, Weighting] = {
-    "ncsn": Weighting("ncsn", "eps", _one),
-    "ddpm": Weighting("ddpm", "eps", _one),
-    "likelihood": Weighting("likelihood", "eps", likelihood),
-    "edm": Weighting("edm", "x0", _edm),
-    "v": Weighting("v", "x0", _v),
-    "velocity": Weighting("velocity", "x0", _velocity),
-    "min-snr": min_snr(),
-    "p2": p2(),
-    "sigmoid": sigmoid(),
-}
+WEIGHTINGS: Table[Weighting] = Table(
+    "weighting",
+    "scoresde.objectives.WEIGHTINGS",
+    {
+        "ncsn": Weighting("ncsn", "eps", _one),
+        "ddpm": Weighting("ddpm", "eps", _one),
+        "likelihood": Weighting("likelihood", "eps", likelihood),
+        "edm": Weighting("edm", "x0", _edm),
+        "v": Weighting("v", "x0", _v),
+        "velocity": Weighting("velocity", "x0", _velocity),
+        "min-snr": min_snr(),
+        "p2": p2(),
+        "sigmoid": sigmoid(),
+    },
+    also="a Weighting",
+    check=lambda value: isinstance(value, Weighting),
+    expects="a Weighting",
+)
 """The published weightings by name."""

@@ -5,6 +5,6 @@ evaluate``; ``[published]``, what the paper reports; and ``[cost]``, what a trai
 """
 
 from scoresde.presets.cost import PEAK, gpu_hours, operations
-from scoresde.presets.files import NAMES, TABLES, Preset, get
+from scoresde.presets.files import PRESETS, TABLES, Preset, get, read
 
-__all__ = ["NAMES", "PEAK", "TABLES", "Preset", "get", "gpu_hours", "operations"]
+__all__ = ["PEAK", "PRESETS", "TABLES", "Preset", "get", "gpu_hours", "operations", "read"]

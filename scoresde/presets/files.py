@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Any
 
-from scoresde.base.names import near
+from scoresde.base.names import Table
 
-__all__ = ["NAMES", "TABLES", "Preset", "get"]
+__all__ = ["PRESETS", "TABLES", "Preset", "get", "read"]
 
 _FOLDER = files("scoresde.presets")
-
-NAMES = tuple(sorted(file.name.removesuffix(".toml") for file in _FOLDER.iterdir() if file.name.endswith(".toml")))
-"""The names of the presets."""
 
 TABLES = ("sample", "published", "cost")
 """What a file holds beside options of ``scoresde train``."""
@@ -48,8 +47,37 @@ class Preset:
         return int(self.train["steps"]) * int(self.train["batch-size"])
 
 
+def read(text: str, name: str) -> Preset:
+    """Return the preset that ``text`` holds, in TOML, under ``name``.
+
+    Raises:
+        ValueError: if it is no TOML, or lacks one of :data:`TABLES`.
+    """
+    content = tomllib.loads(text)
+    if missing := [table for table in TABLES if table not in content]:
+        raise ValueError(f"got the preset {name!r} without {', '.join(missing)}; expected the tables {', '.join(TABLES)}")
+    tables = {table: content.pop(table) for table in TABLES}
+    return Preset(name, content, text=text, **tables)
+
+
+def _read(file: Traversable) -> Preset:
+    return read(file.read_text(encoding="utf-8"), file.name.removesuffix(".toml"))
+
+
+_FILES = {file.name.removesuffix(".toml"): file for file in _FOLDER.iterdir() if file.name.endswith(".toml")}
+
+PRESETS: Table[Callable[[], Preset]] = Table(
+    "preset",
+    "scoresde.presets.PRESETS",
+    {name: functools.partial(_read, _FILES[name]) for name in sorted(_FILES)},
+    check=callable,
+    expects="a function without arguments that returns a Preset",
+)
+"""The presets by name: functions that read their file."""
+
+
 def get(name: str) -> Preset:
-    """The preset called ``name``.
+    """Return the preset called ``name``.
 
     Raises:
         ValueError: if there is none, with the nearest names.
@@ -59,9 +87,4 @@ def get(name: str) -> Preset:
         >>> preset.images, preset.published["fid"]
         (200000000, 1.97)
     """
-    if name not in NAMES:
-        raise ValueError(f"got preset {name!r}; expected one of {', '.join(NAMES)}{near(name, NAMES)}")
-    text = (_FOLDER / f"{name}.toml").read_text(encoding="utf-8")
-    content = tomllib.loads(text)
-    tables = {table: content.pop(table) for table in TABLES}
-    return Preset(name, content, text=text, **tables)
+    return PRESETS[name]()

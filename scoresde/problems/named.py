@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from scoresde.base.names import Table
 from scoresde.problems.base import Problem
 from scoresde.problems.empirical import Empirical
 from scoresde.problems.fitted import ppca_mixture
@@ -141,23 +142,30 @@ def ppca_digits(modes: int = 10, rank: int = 8) -> LowRankMixture:
     return ppca_mixture(digits()[0], modes, rank)
 
 
-PROBLEMS: dict[str, Callable[[], Problem[Any]]] = {
-    "ring": ring,
-    "grid": grid,
-    "spiral": spiral,
-    "moons": moons,
-    "gaussian": gaussian,
-    "textures": textures,
-    "random": random_mixture,
-    "student_t": student_t,
-    "laplace": laplace,
-    "funnel": funnel,
-    "checkerboard": checkerboard,
-    "swiss_roll": swiss_roll,
-    "spirals": spirals,
-    "pinwheel": pinwheel,
-    "rings": rings,
-    "digits": digits,
-    "ppca_digits": ppca_digits,
-}
-"""The named problems, by name, with their default sizes."""
+PROBLEMS: Table[Callable[..., Problem[Any]]] = Table(
+    "problem",
+    "scoresde.problems.PROBLEMS",
+    {
+        "ring": ring,
+        "grid": grid,
+        "spiral": spiral,
+        "moons": moons,
+        "gaussian": gaussian,
+        "textures": textures,
+        "random": random_mixture,
+        "student_t": student_t,
+        "laplace": laplace,
+        "funnel": funnel,
+        "checkerboard": checkerboard,
+        "swiss_roll": swiss_roll,
+        "spirals": spirals,
+        "pinwheel": pinwheel,
+        "rings": rings,
+        "digits": digits,
+        "ppca_digits": ppca_digits,
+    },
+    also="a problem, a score model or a Case",
+    check=callable,
+    expects="a function that returns a problem",
+)
+"""The problems by name: makers, of default sizes without arguments."""

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from scoresde.base.names import near
 from scoresde.sampling.counted import Counted, evaluation_mode
 from scoresde.sampling.start import start
 from scoresde.sampling.without_marginals import CountedDynamics, falling_times
@@ -204,9 +203,8 @@ def _loop(
     method: Solver, driver: str | Driver, callback: Callable[[State], object] | None, project: Project | None
 ) -> Driver | None:
     """The driver to run the rows of ``method`` with, or ``None`` for a solver that has a loop of its own."""
-    if isinstance(driver, str) and driver != "auto" and driver not in DRIVERS:
-        hint = near(driver, DRIVERS)
-        raise ValueError(f"got driver {driver!r}; expected 'auto', {', '.join(map(repr, DRIVERS))} or a driver itself{hint}")
+    if isinstance(driver, str) and driver != "auto":
+        driver = DRIVERS.name(driver)
     if not isinstance(method, RowSolver):
         if driver not in ("auto", "readable"):
             raise ValueError(

@@ -5,6 +5,7 @@ from scoresde.sde.bridge import discretize
 from scoresde.sde.chain import DDPM, NCSN, Chain, ChainSDE, GaussianChain
 from scoresde.sde.gaussian import FunctionSDE, GaussianSDE
 from scoresde.sde.general import GeneralSDE
+from scoresde.sde.names import SDES
 from scoresde.sde.published import EDM, VE, VP, CosineVP, RectifiedFlow, SubVP
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "EDM",
     "NCSN",
     "SDE",
+    "SDES",
     "VE",
     "VP",
     "Chain",

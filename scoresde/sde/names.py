@@ -4,33 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from scoresde.base.names import near
-from scoresde.base.settings import check_names, parse
+from scoresde.base.names import Table
 from scoresde.sde.chain import DDPM, Chain
 from scoresde.sde.gaussian import GaussianSDE
 from scoresde.sde.published import EDM, VE, VP, CosineVP, RectifiedFlow, SubVP
 
 __all__ = ["SDES", "process", "sde"]
 
-SDES: dict[str, Callable[..., GaussianSDE | Chain]] = {
-    "vp": VP,
-    "cosine": CosineVP,
-    "subvp": SubVP,
-    "ve": VE,
-    "edm": EDM,
-    "flow": RectifiedFlow,
-    "ddpm": DDPM.linear,
-}
-"""Every SDE and chain by name."""
+SDES: Table[Callable[..., GaussianSDE | Chain]] = Table(
+    "SDE",
+    "scoresde.sde.SDES",
+    {
+        "vp": VP,
+        "cosine": CosineVP,
+        "subvp": SubVP,
+        "ve": VE,
+        "edm": EDM,
+        "flow": RectifiedFlow,
+        "ddpm": DDPM.linear,
+    },
+    check=callable,
+    expects="a class or a function that returns an SDE or a chain",
+)
+"""Every SDE and chain by name: makers, whose arguments are the settings."""
 
 
 def process(text: str) -> GaussianSDE | Chain:
     """The SDE or chain that ``text`` names, with its settings: ``"ve: sigma_min=0.02, sigma_max=100.0"``."""
-    name, settings = parse(text)
-    if name not in SDES:
-        raise ValueError(f"got SDE {name!r}; expected one of {', '.join(SDES)}{near(name, SDES)}")
-    check_names(f"the SDE {text!r}", settings, SDES[name])
-    return SDES[name](**settings)
+    return SDES.make(text)
 
 
 def sde(text: str) -> GaussianSDE:

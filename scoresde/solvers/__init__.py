@@ -65,7 +65,7 @@ from scoresde.solvers.prediction import Data, Noise, Prediction, Rho, Time, Velo
 from scoresde.solvers.rows import Langevin, LearnedNoise, Row, each_step, from_json, one_step, stencil_rows, to_json
 from scoresde.solvers.solver import Description, Dynamics, RowSolver, Solver, compose
 from scoresde.solvers.stencil import Stage, midpoint, multistep, radau, trapezoid
-from scoresde.solvers.table import SOLVERS, get, plugins, register
+from scoresde.solvers.table import SOLVERS, get
 
 __all__ = [
     "DRIVERS",
@@ -148,13 +148,11 @@ __all__ = [
     "overshoot",
     "parallel",
     "plms",
-    "plugins",
     "pndm",
     "points",
     "predictor_corrector",
     "radau",
     "readable",
-    "register",
     "restart",
     "restart_heun",
     "reverse_diffusion",

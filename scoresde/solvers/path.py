@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from scoresde.base.names import near
+from scoresde.base.names import Table
 from scoresde.sde import GaussianSDE
 from scoresde.solvers import scalar
 
@@ -184,7 +184,14 @@ def karras(sde: GaussianSDE, n: int, t_max: float, t_min: float, rho: float = 7.
     return sde.time(-rho * torch.log(level))
 
 
-PATHS: dict[str, Spacing] = {"t": uniform_t, "quadratic": quadratic, "lam": uniform_lam, "karras": karras}
+PATHS: Table[Spacing] = Table(
+    "path",
+    "scoresde.solvers.PATHS",
+    {"t": uniform_t, "quadratic": quadratic, "lam": uniform_lam, "karras": karras},
+    also="a Path, a spacing function or a list of times",
+    check=callable,
+    expects="a spacing function: (sde, n, t_max, t_min) -> n times",
+)
 """The named spacings: ``(sde, n, t_max, t_min) -> n times``."""
 
 
@@ -216,11 +223,6 @@ def make_path(
     if not isinstance(path, str) and not callable(path):
         return Path.from_times(sde, path)
     if isinstance(path, str):
-        if path not in PATHS:
-            raise ValueError(
-                f"got path {path!r}; expected one of {', '.join(PATHS)}, a Path, a spacing function or a list of "
-                f"times{near(path, PATHS)}"
-            )
         path = PATHS[path]
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"got steps={steps!r}; expected a whole number of at least 1")

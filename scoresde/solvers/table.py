@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
-from scoresde.base.names import near
+from scoresde.base.names import Table
 from scoresde.solvers.adaptive.flow import bogacki_shampine, dormand_prince, dpm_adaptive
 from scoresde.solvers.adaptive.reverse_sde import gotta_go_fast
 from scoresde.solvers.methods.ancestral import ddpm, euler_maruyama, ncsn, reverse_diffusion, sde_heun
@@ -36,147 +35,101 @@ from scoresde.solvers.methods.third_party import rk45, torchsde_solver
 from scoresde.solvers.methods.unipc import exp_adams_moulton, unipc
 from scoresde.solvers.solver import Solver
 
-__all__ = ["SOLVERS", "get", "plugins", "register"]
+__all__ = ["SOLVERS", "get"]
 
-SOLVERS: dict[str, Callable[[], Solver]] = {
-    "euler-maruyama": euler_maruyama,
-    "reverse-diffusion": reverse_diffusion,
-    "ddpm": ddpm,
-    "ncsn": ncsn,
-    "annealed-langevin": annealed_langevin,
-    "pc": predictor_corrector,
-    "pc-underdamped": underdamped_corrector,
-    "euler": euler,
-    "heun": heun,
-    "midpoint": explicit_midpoint,
-    "rk3": rk3,
-    "rk4": rk4,
-    "rk45": rk45,
-    "ddim": ddim,
-    "dpm-1": lambda: dpm_solver(1),
-    "dpm-2": lambda: dpm_solver(2),
-    "dpm-3": lambda: dpm_solver(3),
-    "dpm-2m": lambda: dpm_multistep(2),
-    "dpm-3m": lambda: dpm_multistep(3),
-    "dpm-fast": dpm_fast,
-    "dpmpp-2s": dpmpp_2s,
-    "dpmpp-3s": dpmpp_3s,
-    "dpmpp-2m": dpmpp_2m,
-    "dpmpp-3m": dpmpp_3m,
-    "deis-2": lambda: deis(2),
-    "deis-3": lambda: deis(3),
-    "deis-4": lambda: deis(4),
-    "tab-2": lambda: deis(2, "t"),
-    "tab-3": lambda: deis(3, "t"),
-    "tab-4": lambda: deis(4, "t"),
-    "rhoab-2": lambda: deis(2, "rho"),
-    "rhoab-3": lambda: deis(3, "rho"),
-    "rhoab-4": lambda: deis(4, "rho"),
-    "unipc-2": lambda: unipc(2),
-    "unipc-3": lambda: unipc(3),
-    "expam-2": lambda: exp_adams_moulton(2),
-    "expam-3": lambda: exp_adams_moulton(3),
-    "lms": lms,
-    "plms": plms,
-    "pndm": pndm,
-    "ipndm": ipndm,
-    "ipndm-v": ipndm_v,
-    "gradient-estimation": gradient_estimation,
-    "velocity-1": lambda: velocity(1),
-    "velocity-2": lambda: velocity(2),
-    "velocity-3": lambda: velocity(3),
-    "sde-heun": sde_heun,
-    "sde-dpmpp-1": lambda: sde_dpmpp("1"),
-    "sde-dpmpp-2s": lambda: sde_dpmpp("2s"),
-    "sde-dpmpp-2m": lambda: sde_dpmpp("2m"),
-    "sde-dpmpp-3m": lambda: sde_dpmpp("3m"),
-    "sde-dpm-1": lambda: sde_dpm_solver(1),
-    "sde-dpm-2": lambda: sde_dpm_solver(2),
-    "seeds-1": lambda: seeds(1),
-    "seeds-2": lambda: seeds(2),
-    "seeds-3": lambda: seeds(3),
-    "sa": sa_solver,
-    "er-sde-1": lambda: er_sde_solver(1),
-    "er-sde-2": lambda: er_sde_solver(2),
-    "er-sde-3": lambda: er_sde_solver(3),
-    "euler-a": euler_ancestral,
-    "dpm2-a": dpm2_ancestral,
-    "dpmpp-2s-a": dpmpp_2s_ancestral,
-    "edm": edm_stochastic,
-    "restart": restart_heun,
-    "dpm-12": lambda: dpm_adaptive(12),
-    "dpm-23": lambda: dpm_adaptive(23),
-    "bs3": bogacki_shampine,
-    "dopri5": dormand_prince,
-    "gotta-go-fast": gotta_go_fast,
-    "torchsde-euler": lambda: torchsde_solver("euler"),
-    "torchsde-milstein": lambda: torchsde_solver("milstein"),
-    "torchsde-srk": lambda: torchsde_solver("srk"),
-}
+SOLVERS: Table[Callable[..., Solver]] = Table(
+    "solver",
+    "scoresde.solvers.SOLVERS",
+    {
+        "euler-maruyama": euler_maruyama,
+        "reverse-diffusion": reverse_diffusion,
+        "ddpm": ddpm,
+        "ncsn": ncsn,
+        "annealed-langevin": annealed_langevin,
+        "pc": predictor_corrector,
+        "pc-underdamped": underdamped_corrector,
+        "euler": euler,
+        "heun": heun,
+        "midpoint": explicit_midpoint,
+        "rk3": rk3,
+        "rk4": rk4,
+        "rk45": rk45,
+        "ddim": ddim,
+        "dpm-1": lambda: dpm_solver(1),
+        "dpm-2": lambda: dpm_solver(2),
+        "dpm-3": lambda: dpm_solver(3),
+        "dpm-2m": lambda: dpm_multistep(2),
+        "dpm-3m": lambda: dpm_multistep(3),
+        "dpm-fast": dpm_fast,
+        "dpmpp-2s": dpmpp_2s,
+        "dpmpp-3s": dpmpp_3s,
+        "dpmpp-2m": dpmpp_2m,
+        "dpmpp-3m": dpmpp_3m,
+        "deis-2": lambda: deis(2),
+        "deis-3": lambda: deis(3),
+        "deis-4": lambda: deis(4),
+        "tab-2": lambda: deis(2, "t"),
+        "tab-3": lambda: deis(3, "t"),
+        "tab-4": lambda: deis(4, "t"),
+        "rhoab-2": lambda: deis(2, "rho"),
+        "rhoab-3": lambda: deis(3, "rho"),
+        "rhoab-4": lambda: deis(4, "rho"),
+        "unipc-2": lambda: unipc(2),
+        "unipc-3": lambda: unipc(3),
+        "expam-2": lambda: exp_adams_moulton(2),
+        "expam-3": lambda: exp_adams_moulton(3),
+        "lms": lms,
+        "plms": plms,
+        "pndm": pndm,
+        "ipndm": ipndm,
+        "ipndm-v": ipndm_v,
+        "gradient-estimation": gradient_estimation,
+        "velocity-1": lambda: velocity(1),
+        "velocity-2": lambda: velocity(2),
+        "velocity-3": lambda: velocity(3),
+        "sde-heun": sde_heun,
+        "sde-dpmpp-1": lambda: sde_dpmpp("1"),
+        "sde-dpmpp-2s": lambda: sde_dpmpp("2s"),
+        "sde-dpmpp-2m": lambda: sde_dpmpp("2m"),
+        "sde-dpmpp-3m": lambda: sde_dpmpp("3m"),
+        "sde-dpm-1": lambda: sde_dpm_solver(1),
+        "sde-dpm-2": lambda: sde_dpm_solver(2),
+        "seeds-1": lambda: seeds(1),
+        "seeds-2": lambda: seeds(2),
+        "seeds-3": lambda: seeds(3),
+        "sa": sa_solver,
+        "er-sde-1": lambda: er_sde_solver(1),
+        "er-sde-2": lambda: er_sde_solver(2),
+        "er-sde-3": lambda: er_sde_solver(3),
+        "euler-a": euler_ancestral,
+        "dpm2-a": dpm2_ancestral,
+        "dpmpp-2s-a": dpmpp_2s_ancestral,
+        "edm": edm_stochastic,
+        "restart": restart_heun,
+        "dpm-12": lambda: dpm_adaptive(12),
+        "dpm-23": lambda: dpm_adaptive(23),
+        "bs3": bogacki_shampine,
+        "dopri5": dormand_prince,
+        "gotta-go-fast": gotta_go_fast,
+        "torchsde-euler": lambda: torchsde_solver("euler"),
+        "torchsde-milstein": lambda: torchsde_solver("milstein"),
+        "torchsde-srk": lambda: torchsde_solver("srk"),
+    },
+    also="a solver object",
+    check=lambda make: callable(make) and isinstance(make(), Solver),
+    expects="a function that returns a Solver when it is called without arguments",
+)
 """Every solver by name, with its default arguments. A new one is added here, and tests, docs and CLI find it."""
 
 
-def register(factory: Callable[[], Solver], name: str | None = None) -> Callable[[], Solver]:
-    """Add a solver to the table, from which the command line, ``sample`` and every test of the table take theirs.
-
-    Args:
-        factory: makes the solver when called without arguments.
-        name: by default that of its description.
-
-    Returns:
-        ``factory``, so that it can be used as a decorator.
+def get(text: str) -> Solver:
+    """Return the solver that ``text`` names, with its default arguments but for the settings that follow the name.
 
     Raises:
-        ValueError: if the name is taken, or the factory does not make a solver.
+        ValueError: for an unknown name, with the nearest ones, and for settings that the solver does not take.
 
     Example:
-        >>> from scoresde.solvers import Data, Description, RowSolver, multistep, stencil_rows
-        >>> @register
-        ... def ab3():
-        ...     description = Description("ab3", "exponential", "this page", order=2)
-        ...     return RowSolver(description, lambda path: stencil_rows(Data(), multistep(3), path))
-        >>> get("ab3")
-        <solver ab3>
-        >>> SOLVERS.pop("ab3") is ab3
+        >>> get("ddim: eta=0.5").stochastic
         True
     """
-    made = factory()
-    if not isinstance(made, Solver):
-        raise ValueError(
-            f"got a factory of {type(made).__name__}; expected a function without arguments that returns a Solver"
-        )
-    key = made.name if name is None else name
-    if key in SOLVERS:
-        raise ValueError(f"got a second solver {key!r}; expected a name that is not in the table yet: give another name=")
-    SOLVERS[key] = factory
-    return factory
-
-
-@functools.cache
-def plugins() -> tuple[str, ...]:
-    """Load what installed packages list under the entry point group "scoresde.solvers", once, and return the names.
-
-    Each entry is a module that registers solvers when it is imported, or a factory without arguments to register.
-    """
-    from importlib.metadata import entry_points
-
-    found = entry_points(group="scoresde.solvers")
-    for entry in found:
-        loaded = entry.load()
-        if callable(loaded):
-            register(loaded)
-    return tuple(entry.name for entry in found)
-
-
-def get(name: str) -> Solver:
-    """The solver called ``name`` with its default arguments.
-
-    Raises:
-        ValueError: if there is none, with the nearest names.
-    """
-    if name not in SOLVERS:
-        plugins()
-    if name not in SOLVERS:
-        hint = near(name.replace("_", "-").replace("++", "pp"), SOLVERS, n=3, cutoff=0.4)
-        raise ValueError(f"got solver {name!r}, which is not in the table{hint or '; the names are ' + ', '.join(SOLVERS)}")
-    return SOLVERS[name]()
+    return SOLVERS.make(text)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.base.names import Table
 from scoresde.data import Augmentation
 from scoresde.training.batches import Batches
 from scoresde.training.optimization.optimizers import MakeOptimizer
@@ -17,7 +18,13 @@ from scoresde.training.optimization.schedules import Constant, Schedule
 
 __all__ = ["PRECISIONS", "Method"]
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS: Table[torch.dtype | None] = Table(
+    "precision",
+    "scoresde.training.method.PRECISIONS",
+    {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16},
+    check=lambda value: value is None or isinstance(value, torch.dtype),
+    expects="a torch.dtype, or None for that of the weights",
+)
 """The types of the network's arithmetic by name; ``None`` for that of the weights."""
 
 
@@ -47,8 +54,7 @@ class Method:
                 raise ValueError(f"got {name}={value}; expected a positive number")
         if self.warmup < 0:
             raise ValueError(f"got warmup={self.warmup}; expected a whole number of at least 0")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"got precision={self.precision!r}; expected one of {', '.join(PRECISIONS)}")
+        object.__setattr__(self, "precision", PRECISIONS.name(self.precision))
         if not isinstance(self.accumulate, int) or self.accumulate < 1:
             raise ValueError(f"got accumulate={self.accumulate!r}; expected a whole number of at least 1")
         if self.nonfinite not in ("stop", "skip"):

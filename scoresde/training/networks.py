@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import models
-from scoresde.base.names import near
-from scoresde.base.settings import check_names, parse
+from scoresde.base.names import check_names
+from scoresde.base.settings import parse
 from scoresde.models import MLP, UNet
 from scoresde.score import ScoreModel
 from scoresde.sde import EDM, VE, Chain, GaussianSDE
-from scoresde.sde.names import process
+from scoresde.sde.names import SDES, process
 
 __all__ = ["Choice", "build", "choice", "network"]
 
@@ -29,7 +29,8 @@ class Choice(NamedTuple):
 
 
 # v stays accurate at both ends of time where alpha^2 + sigma^2 = 1; the preconditioning of EDM is made for a large sigma;
-# and the objective of DDPM would leave velocity untrained where alpha = 0.
+# and the objective of DDPM would leave velocity untrained where alpha = 0. EDM's preconditioning, in terms of sigma / alpha,
+# is finite on every SDE, and so suits those that others register.
 _CHOICES = {
     "vp": Choice("v", "ddpm"),
     "cosine": Choice("v", "ddpm"),
@@ -37,14 +38,14 @@ _CHOICES = {
     "ve": Choice("edm", "edm"),
     "edm": Choice("edm", "edm"),
     "flow": Choice("velocity", "edm"),
-    "ddpm": Choice("eps", "ddpm"),
 }
 
 
 def choice(text: str) -> Choice:
     """What suits the SDE that ``text`` names, whatever its settings; a ValueError for an unknown one."""
-    process(text)
-    return _CHOICES[parse(text)[0]]
+    if isinstance(process(text), Chain):
+        return Choice("eps", "ddpm")
+    return _CHOICES.get(SDES.name(parse(text)[0]), Choice("edm", "edm"))
 
 
 def _levels(height: int, width: int) -> tuple[int, ...]:
@@ -90,7 +91,7 @@ def network(
     """An untrained published network that fits data, labels and time.
 
     Args:
-        text: a name of :data:`scoresde.models.PRESETS`, and changes to its arguments, which win over all that follows:
+        text: a name of :data:`scoresde.models.NETWORKS`, and changes to its arguments, which win over all that follows:
             ``"ddpmpp-cifar10: dropout=0.2"``.
         event: the shape of an image, ``(c, h, w)``.
         made, predicts: of the score model, from which it follows what the network is told for the time.
@@ -105,11 +106,7 @@ def network(
     name, changes = parse(text)
     if len(event) != 3:
         raise ValueError(f"got the network {name!r} for samples of shape {tuple(event)}; expected images (c, h, w)")
-    if name not in models.PRESETS:
-        raise ValueError(
-            f"got the network {name!r}; expected one of {', '.join(models.PRESETS)}{near(name, models.PRESETS)}"
-        )
-    make = models.PRESETS[name].network
+    make = models.NETWORKS[name].network
     check_names(f"the network {name!r}", changes, make)
     told: dict[str, int | None] = {"num_classes": classes or None, "augment": augment}
     own: dict[str, object] = {"channels": event[0], "size": event[-1], "out_channels": None, **told, **_time(made, predicts)}

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scoresde.base.names import near
 from scoresde.score import ScoreModel
 from scoresde.weights import diffusers, dit, ncsnv2
 from scoresde.weights.convert import fill, mismatch
@@ -47,6 +46,7 @@ def load(path: str | os.PathLike[str], config: str | None = None, *, ema: bool =
     Raises:
         WeightsError: if the file is missing, damaged, holds more than tensors, is of no known or of another
             architecture - every missing or surplus tensor is named - or could be several.
+        UnknownNameError: for a ``config`` that is not in the table.
 
     Example:
         >>> sorted(PUBLISHED)[:2]
@@ -58,9 +58,8 @@ def load(path: str | os.PathLike[str], config: str | None = None, *, ema: bool =
     path = Path(path)
     if path.is_dir():
         return diffusers.load(path)
-    if config is not None and config not in PUBLISHED:
-        hint = near(config, PUBLISHED, n=3, cutoff=0.4) or f", such as {', '.join(list(PUBLISHED)[:3])}"
-        raise WeightsError(f"got config={config!r}; expected a key of scoresde.weights.PUBLISHED{hint}")
+    if config is not None:
+        config = PUBLISHED.name(config)
     tensors = read_tensors(path, ema=ema)
     if config is None and dit.recognizes(tensors):
         return dit.load(tensors, str(path))

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from scoresde.models import PRESETS, NCSNv2
+from scoresde.models import NETWORKS, NCSNv2
 from scoresde.score import ScoreModel
 from scoresde.sde.chain import NCSN
 from scoresde.weights.files import WeightsError
@@ -69,7 +69,7 @@ def load(tensors: Mapping[str, Tensor], source: str) -> ScoreModel:
         raise WeightsError(
             f"{source} is of another architecture than NCSNv2: it has {n} stages, {levels} sigmas; expected 4, 5 or 6, with"
         )
-    net = cast(NCSNv2, PRESETS[_PRESETS[n]].build(channels=first.shape[1], width=first.shape[0]))
+    net = cast(NCSNv2, NETWORKS[_PRESETS[n]].build(channels=first.shape[1], width=first.shape[0]))
     own = {theirs: net.state_dict()[ours].shape for ours, theirs in names(net).items()}
     missing, surplus = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys() - {_LEVELS})
     wrong = [name for name, shape in own.items() if name in tensors and tensors[name].shape != shape]

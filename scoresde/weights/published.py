@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
-from scoresde.models import PRESETS, UNet
+from scoresde.base.names import Table
+from scoresde.models import NETWORKS, UNet
 from scoresde.sde import EDM, VE, VP, GaussianSDE, SubVP
 from scoresde.sde.chain import DDPM, NCSN, Chain
 from scoresde.weights.keys import Dialect
@@ -21,7 +21,7 @@ class Published:
     """A published checkpoint.
 
     Args:
-        preset: its network, a key of :data:`~scoresde.models.PRESETS`.
+        preset: its network, a key of :data:`~scoresde.models.NETWORKS`.
         process: makes its SDE or chain, for data in [-1, 1].
         dialect: how its tensors are laid out.
         predicts: what its network predicts.
@@ -38,13 +38,13 @@ class Published:
 
     def same(self, other: Published) -> bool:
         """Whether the two differ in nothing but their weights and what dropout they were trained with."""
-        configs = ({**PRESETS[p.preset].config, **p.config, "dropout": 0.0} for p in (self, other))
+        configs = ({**NETWORKS[p.preset].config, **p.config, "dropout": 0.0} for p in (self, other))
         a, b = ((p.dialect, p.predicts, p.learned_variance, p.process().config()) for p in (self, other))
         return next(configs) == next(configs) and a == b
 
     def net(self) -> UNet:
         """The network, with weights of its own."""
-        net = PRESETS[self.preset].build(**self.config)
+        net = NETWORKS[self.preset].build(**self.config)
         assert isinstance(net, UNet)
         return net
 
@@ -156,5 +156,11 @@ _OPENAI = {
     "lsun_horse_nodropout": _openai("adm-imagenet256-uncond", DDPM.linear),
 }
 
-PUBLISHED: Mapping[str, Published] = MappingProxyType({**_SONG, **_EDM, **_OPENAI})
+PUBLISHED: Table[Published] = Table(
+    "config",
+    "scoresde.weights.PUBLISHED",
+    {**_SONG, **_EDM, **_OPENAI},
+    check=lambda value: isinstance(value, Published),
+    expects="a scoresde.weights.Published",
+)
 """The published checkpoints, by the name of their file or, of score_sde_pytorch, of their configuration file."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.base.names import Table
 from scoresde.comparison.peers.foreign import Foreign, Levels
 from scoresde.comparison.peers.modules import diffusers_scheduler, k_diffusion_sampling
 from scoresde.solvers import Description
@@ -213,5 +214,11 @@ def _peers() -> dict[str, Foreign]:
     return made
 
 
-PEERS: dict[str, Foreign] = _peers()
+PEERS: Table[Foreign] = Table(
+    "peer",
+    "scoresde.comparison.PEERS",
+    _peers(),
+    check=lambda value: isinstance(value, Foreign),
+    expects="a scoresde.comparison.Foreign",
+)
 """The samplers of other packages by name, "package/name"; nothing of theirs is loaded before one runs."""

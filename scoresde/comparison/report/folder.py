@@ -104,7 +104,7 @@ def _samples(problem: str) -> Tensor | None:
     """Samples of a problem in the plane, where its name says which one it is."""
     from scoresde.problems import PROBLEMS
 
-    if problem not in PROBLEMS:
+    if problem.partition(":")[0] not in PROBLEMS:
         return None
-    found = PROBLEMS[problem]()
+    found = PROBLEMS.make(problem)
     return found.sample(2000, torch.Generator().manual_seed(0)) if tuple(found.event) == (2,) else None

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
+from scoresde.base.names import Table
 from scoresde.solvers.drivers.base import Denoiser, Project, State
 from scoresde.solvers.drivers.compiled import compiled
 from scoresde.solvers.drivers.cuda_graph import CapturedSampler, cuda_graph
@@ -40,12 +41,19 @@ __all__ = [
     "readable",
 ]
 
-DRIVERS: dict[str, Callable[..., Iterator[State]] | Callable[..., Tensor]] = {
-    "readable": readable,
-    "fast": fast,
-    "compiled": compiled,
-    "cuda-graph": cuda_graph,
-    "parallel": parallel,
-    "differentiable": differentiable,
-}
+DRIVERS: Table[Callable[..., Iterator[State]] | Callable[..., Tensor]] = Table(
+    "driver",
+    "scoresde.solvers.DRIVERS",
+    {
+        "readable": readable,
+        "fast": fast,
+        "compiled": compiled,
+        "cuda-graph": cuda_graph,
+        "parallel": parallel,
+        "differentiable": differentiable,
+    },
+    also="'auto', or a driver itself",
+    check=callable,
+    expects="a driver: (rows, model, x, noise, *, project=None) -> states, or the last state",
+)
 """Every driver by name: ``(rows, model, x, noise, *, project=None) -> states``, or the last state."""

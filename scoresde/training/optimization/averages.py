@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scoresde.base.names import Table
 from scoresde.score import ScoreModel
 from scoresde.training.files import checkpoint
 from scoresde.training.files.checkpoint import CheckpointError
 
-__all__ = ["Average", "ExponentialAverage", "PowerAverage", "average", "combination", "reconstruct"]
+__all__ = ["AVERAGES", "Average", "ExponentialAverage", "PowerAverage", "average", "combination", "reconstruct"]
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,29 @@ def average(given: float | str | Average) -> Average:
     return given if isinstance(given, ExponentialAverage | PowerAverage) else ExponentialAverage(float(given))
 
 
+AVERAGES: Table[Callable[[float], Average]] = Table(
+    "average",
+    "scoresde.training.optimization.averages.AVERAGES",
+    {"exponential": ExponentialAverage, "power": PowerAverage},
+    also="one of them with its number, such as exponential-0.999 or power-0.1",
+    check=callable,
+    expects="a class or a function of one number that returns an average",
+)
+"""The averages by name, which their number follows: ``"exponential-0.999"``, ``"power-0.1"``."""
+
+
 def named(name: str) -> Average:
-    """The average that is called ``name`` in a file."""
+    """Return the average that is called ``name`` in a file."""
     kind, _, number = name.partition("-")
-    if kind not in ("exponential", "power"):
-        raise ValueError(f"got average {name!r}; expected a name such as exponential-0.999 or power-0.1")
-    return PowerAverage(float(number)) if kind == "power" else ExponentialAverage(float(number))
+    if kind not in AVERAGES:
+        raise AVERAGES.unknown(name)
+    try:
+        value = float(number)
+    except ValueError:
+        raise ValueError(
+            f"got average {name!r}; expected a number after the name, such as {AVERAGES.name(kind)}-0.1"
+        ) from None
+    return AVERAGES[kind](value)
 
 
 @torch.no_grad()

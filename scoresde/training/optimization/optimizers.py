@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from scoresde.base.names import near
+from scoresde.base.names import Table
 from scoresde.training.files.checkpoint import Checkpoint, CheckpointError
 
 __all__ = ["OPTIMIZERS", "MakeOptimizer", "build", "describe", "fill", "ratios", "state"]
@@ -20,7 +20,14 @@ MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 
 _NAMES = "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD NAdam RAdam RMSprop Rprop SGD"
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {name.lower(): getattr(torch.optim, name) for name in _NAMES.split()}
+OPTIMIZERS: Table[Callable[..., Optimizer]] = Table(
+    "optimizer",
+    "scoresde.training.optimization.optimizers.OPTIMIZERS",
+    {name.lower(): getattr(torch.optim, name) for name in _NAMES.split()},
+    also="a function of the parameters that returns an optimizer",
+    check=callable,
+    expects="a class or a function of the parameters and lr",
+)
 """The optimizers by name: the classes of torch.optim whose step needs nothing but gradients."""
 
 _UNFIT = {
@@ -40,12 +47,7 @@ def build(given: str | MakeOptimizer, parameters: Sequence[nn.Parameter], lr: fl
     """
     if isinstance(given, str):
         _check_fit(given)
-        if given.lower() not in OPTIMIZERS:
-            raise ValueError(
-                f"got optimizer={given!r}; expected one of {', '.join(OPTIMIZERS)}, or a function of the parameters that "
-                f"returns an optimizer{near(given, OPTIMIZERS)}"
-            )
-        return OPTIMIZERS[given.lower()](parameters, lr=lr)
+        return OPTIMIZERS[given](parameters, lr=lr)
     if isinstance(given, Optimizer) or not callable(given):
         raise TypeError(
             f"got optimizer={given!r:.60}; expected a name or a function of the parameters, such as "

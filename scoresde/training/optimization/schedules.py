@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+
+from scoresde.base.names import Table
 
 __all__ = ["SCHEDULES", "Constant", "Cosine", "InverseSqrt", "Linear", "Schedule", "StepDecay", "schedule"]
 
@@ -123,16 +126,23 @@ class StepDecay:
         return float(self.by ** (step // self.every))
 
 
-SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    "constant": Constant,
-    "linear": Linear,
-    "cosine": Cosine,
-    "inverse-sqrt": InverseSqrt,
-    "step": StepDecay,
-}
+SCHEDULES: Table[Callable[..., Schedule]] = Table(
+    "schedule",
+    "scoresde.training.optimization.schedules.SCHEDULES",
+    {
+        "constant": Constant,
+        "linear": Linear,
+        "cosine": Cosine,
+        "inverse-sqrt": InverseSqrt,
+        "step": StepDecay,
+    },
+    also="one of them with its numbers, such as cosine-5000 or linear-5000-0.1, or an object with factor(step)",
+    check=callable,
+    expects="a class or a function of a number of steps and another number that returns an object with factor(step)",
+)
 """The schedules by name, which their numbers follow: ``"cosine-5000"``, ``"linear-5000-0.1"``, ``"inverse-sqrt-70000"``."""
 
-_NAME = re.compile(r"([a-z]+(?:-[a-z]+)?)(?:-(\d+))?(?:-(\d+(?:\.\d+)?(?:e-?\d+)?))?")
+_NAME = re.compile(r"(.+?)(?:-(\d+))?(?:-(\d+(?:\.\d+)?(?:e-?\d+)?))?")
 
 
 def schedule(given: str | Schedule) -> Schedule:
@@ -151,13 +161,15 @@ def schedule(given: str | Schedule) -> Schedule:
             raise TypeError(f"got a schedule of type {type(given).__name__}; expected a name or an object with factor(step)")
         return given
     found = _NAME.fullmatch(given)
-    if found is not None and found[1] in SCHEDULES:
-        numbers = [kind(text) for kind, text in ((int, found[2]), (float, found[3])) if text is not None]
-        try:
-            return SCHEDULES[found[1]](*numbers)
-        except TypeError:  # too few numbers, or too many
-            pass
-    raise ValueError(
-        f"got schedule {given!r}; expected constant, or a name with its number of steps, such as cosine-5000, linear-5000, "
-        "linear-5000-0.1, inverse-sqrt-70000 or step-1000-0.5"
-    )
+    if found is None or found[1] not in SCHEDULES:
+        raise SCHEDULES.unknown(given)
+    numbers = [kind(text) for kind, text in ((int, found[2]), (float, found[3])) if text is not None]
+    make = SCHEDULES[found[1]]
+    try:
+        inspect.signature(make).bind(*numbers)
+    except TypeError as error:
+        raise ValueError(
+            f"got schedule {given!r}: {error}; expected constant, or a name with its numbers, such as cosine-5000, "
+            "linear-5000, linear-5000-0.1, inverse-sqrt-70000 or step-1000-0.5"
+        ) from error
+    return make(*numbers)
