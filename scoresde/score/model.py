@@ -13,7 +13,6 @@ from typing import Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from scoresde.base.names import near
 from scoresde.base.shape import check_batch, expand
 from scoresde.score.output import evaluate, halves
 from scoresde.score.predictions import PREDICTIONS, Coefficients
@@ -120,9 +119,7 @@ class ScoreModel(nn.Module):
             )
         gaussian = isinstance(sde, GaussianSDE | Chain)
         predicts = predicts or ("eps" if gaussian else "score")
-        if predicts not in PREDICTIONS:
-            hint = near(predicts, PREDICTIONS)
-            raise ValueError(f"got predicts={predicts!r}; expected one of {', '.join(PREDICTIONS)}{hint}")
+        predicts = PREDICTIONS.name(predicts)
         if not gaussian and (predicts != "score" or learned_variance):
             raise ValueError(
                 f"got predicts={predicts!r}, learned_variance={learned_variance} on {type(sde).__name__}, which has no "

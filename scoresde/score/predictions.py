@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.base.names import Table
 from scoresde.base.shape import expand
 
 __all__ = ["PREDICTIONS", "Coefficients", "Parametrization", "target"]
@@ -105,14 +106,20 @@ def _edm_target(a: Tensor, s: Tensor, d: float) -> Pair:
     return s / (d * r), -a * d / r
 
 
-PREDICTIONS: dict[str, Parametrization] = {
-    "eps": Parametrization(_eps, lambda a, s, d: (torch.zeros_like(a), torch.ones_like(a))),
-    "x0": Parametrization(_x0, lambda a, s, d: (torch.ones_like(a), torch.zeros_like(a))),
-    "v": Parametrization(_v, lambda a, s, d: (-s, a)),
-    "velocity": Parametrization(_velocity, lambda a, s, d: (-torch.ones_like(a), torch.ones_like(a))),
-    "score": Parametrization(_score, lambda a, s, d: (torch.zeros_like(a), -1 / s)),
-    "edm": Parametrization(_edm, _edm_target),
-}
+PREDICTIONS: Table[Parametrization] = Table(
+    "prediction",
+    "scoresde.score.PREDICTIONS",
+    {
+        "eps": Parametrization(_eps, lambda a, s, d: (torch.zeros_like(a), torch.ones_like(a))),
+        "x0": Parametrization(_x0, lambda a, s, d: (torch.ones_like(a), torch.zeros_like(a))),
+        "v": Parametrization(_v, lambda a, s, d: (-s, a)),
+        "velocity": Parametrization(_velocity, lambda a, s, d: (-torch.ones_like(a), torch.ones_like(a))),
+        "score": Parametrization(_score, lambda a, s, d: (torch.zeros_like(a), -1 / s)),
+        "edm": Parametrization(_edm, _edm_target),
+    },
+    check=lambda value: isinstance(value, Parametrization),
+    expects="a Parametrization",
+)
 """What a network may predict, by name."""
 
 
