@@ -285,8 +285,6 @@ DOORS: dict[str, list[Callable[[str], object]]] = {
 }
 """What takes the names of each table from a user."""
 
-"""What is not a table yet."""
-
 UNUSABLE = {
     "collection of data": "its files are not here",
     "config": "its files are not here",
