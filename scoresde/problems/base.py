@@ -247,13 +247,6 @@ def normalised(weights: Any, components: int) -> Tensor:
     return w / w.sum()
 
 
-def check_count(n: int) -> int:
-    """``n``, a number of samples that can be drawn."""
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"got n={n!r} samples; expected a whole number of at least 1")
-    return n
-
-
 def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Standard normal numbers in float64 on the device of ``generator``."""
     return torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)

@@ -127,6 +127,7 @@ class ScoreModel(nn.Module):
             raise ValueError(f"got sigma_data={sigma_data}; expected a positive number")
         self.net = net
         self.sde = sde.sde() if isinstance(sde, Chain) else sde
+        self.sde.check_schedule()
         self.predicts = predicts
         self.sigma_data = sigma_data
         self.learned_variance = learned_variance
@@ -265,8 +266,14 @@ class ScoreModel(nn.Module):
 
         return [bind(t, scale) for t, scale in zip(net_times, c_in, strict=True)], (c.x0[0].tolist(), c.x0[1].tolist())
 
-    def extra_repr(self) -> str:
-        return f"sde={self.sde!r}, predicts={self.predicts!r}" + ", learned_variance=True" * self.learned_variance
+    def __repr__(self) -> str:
+        parameters = sum(p.numel() for p in self.net.parameters()) if isinstance(self.net, nn.Module) else 0
+        net = type(self.net).__name__ + f" of {parameters:,} parameters" * bool(parameters)
+        learned = ", learned_variance=True" * self.learned_variance
+        return f"{type(self).__name__}({net}, sde={self.sde!r}, predicts={self.predicts!r}{learned})"
+
+    def _repr_markdown_(self) -> str:
+        return f"`{self!r}`"
 
 
 def _halves(output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

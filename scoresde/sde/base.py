@@ -101,6 +101,7 @@ class SDE(ABC):
 
         Example:
             >>> import torch
+            >>> from scoresde import VP
             >>> sde = VP()
             >>> reverse = sde.reverse(lambda x, t: -x)  # standard normal data stay so at all times
             >>> x = torch.ones(1, 2)
