@@ -1,26 +1,47 @@
 """What every test shares: settings of Hypothesis and torch, seeds, generators, and real data where they are at hand."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 
-# A first call may compile or import, so that a deadline measures the machine; a failure in CI must come back by itself.
-settings.register_profile("default", deadline=None, max_examples=50)
-settings.register_profile(
-    "ci", deadline=None, max_examples=50, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+# A first call may compile or import, so that a deadline measures the machine; a failure in CI must come back by itself. The
+# default run draws the same examples every time, on every machine; fresh ones are drawn on demand: see --fresh.
+_COMMON = {"deadline": None, "max_examples": 50, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("default", derandomize=True, **_COMMON)
+settings.register_profile("fresh", derandomize=False, print_blob=True, **_COMMON)
+settings.load_profile("default")
 
 # The tensors here are small: more threads cost more than they bring, and one makes results the same on every machine.
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` skip, with the reason, where there is no device to run them on."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fresh",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draw fresh examples, N times as many as each test usually has; only the tests that draw any are run",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--fresh"):
+        settings.load_profile("fresh")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """``--fresh`` multiplies examples; tests marked ``gpu`` skip, with the reason, where there is no device for them."""
+    if times := config.getoption("--fresh"):
+        drawing = [item for item in items if isinstance(item, pytest.Function) and is_hypothesis_test(item.obj)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in drawing])
+        items[:] = drawing
+        for test in {item.function for item in drawing}:  # type: ignore[attr-defined]
+            own = test._hypothesis_internal_use_settings
+            test._hypothesis_internal_use_settings = settings(own, max_examples=times * own.max_examples)
     if torch.cuda.is_available():
         return
     for item in items:

@@ -73,29 +73,38 @@ def test_it_is_the_published_algorithm(sde: GaussianSDE, monkeypatch: pytest.Mon
         return out.nan_to_num()
 
     monkeypatch.setattr(reverse_sde, "_source", lambda noise, x, start: draw)
-    rtol, atol, start, t, end = 0.05, 0.0078, x, sde.span[1], 0.01
-    h, before, attempts = 0.01 * (t - end), x, [0, 0]
+    rtol, atol, start, end = 0.05, 0.0078, x, 0.01
 
     def drift(y: Tensor, at: float) -> Tensor:
         f = sde.d_alpha(at) / sde.alpha(at)
         return f * y - sde.diffusion_squared(at) * model.score(y, at)
 
-    while t - end > 1e-9:
-        h = min(h, t - end)
-        z = draw(sde.lam(t)[None], sde.lam(t - h)[None])
-        g, g_end = (float(sde.diffusion_squared(at).sqrt()) for at in (t, t - h))
-        low = x - h * drift(x, t) + math.sqrt(h) * g * z
-        other = x - h * drift(low, t - h) + math.sqrt(h) * g_end * z
-        high = (low + other) / 2
-        delta = (rtol * torch.maximum(low.abs(), before.abs())).clamp(min=atol)
-        error = float(((low - high) / delta).norm() / math.sqrt(x.numel()))
-        attempts[error > 1] += 1
-        if error <= 1:
-            x, t, before = high, t - h, low
-        h = 0.9 * h * error**-0.9
+    def by_hand(first: float) -> tuple[Tensor, list[int]]:
+        """The end, and how many attempts were accepted and rejected, from a first step of ``first`` times the usual."""
+        x, t, before, attempts = start, sde.span[1], start, [0, 0]
+        h = first * 0.01 * (t - end)
+        while t - end > 1e-9:
+            h = min(h, t - end)
+            z = draw(sde.lam(t)[None], sde.lam(t - h)[None])
+            g, g_end = (float(sde.diffusion_squared(at).sqrt()) for at in (t, t - h))
+            low = x - h * drift(x, t) + math.sqrt(h) * g * z
+            other = x - h * drift(low, t - h) + math.sqrt(h) * g_end * z
+            high = (low + other) / 2
+            delta = (rtol * torch.maximum(low.abs(), before.abs())).clamp(min=atol)
+            error = float(((low - high) / delta).norm() / math.sqrt(x.numel()))
+            attempts[error > 1] += 1
+            if error <= 1:
+                x, t, before = high, t - h, low
+            h = 0.9 * h * error**-0.9
+        return x, attempts
+
+    wanted, attempts = by_hand(1.0)
+    # Each step's length follows from the error of the one before, so that rounding errors grow along the way: by 1e8 from
+    # EDM's 80 on. Ends of runs that start an ulp or two apart lie as far from each other as two right programs' ends do.
+    spread = max(float((by_hand(1 + k * 2.0**-52)[0] - wanted).abs().max()) for k in (-2, -1, 1, 2))
     got = sample(model, start, gotta_go_fast(rtol), path=[sde.span[1], end], progress=False)
     assert [int(got.info["accepted"]), int(got.info["rejected"])] == attempts and min(attempts) > 0
-    torch.testing.assert_close(got.x, x, rtol=1e-9, atol=1e-9)
+    assert float((got.x - wanted).abs().max()) < 100 * spread + 1e-12 < 1e-4, spread
 
 
 @pytest.mark.parametrize("sde", [VP(), pytest.param(VE(), marks=pytest.mark.slow), RectifiedFlow()], ids=repr)

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -224,16 +225,91 @@ def test_batched_steps_and_index() -> None:
         (lambda: DDPM([0.1, 1.2]), "expected 0 < beta < 1"),
         (lambda: DDPM([1.0, 0.2]), "1 for the last alone"),
         (lambda: discretize(VP(), 5, "published"), "take more steps"),
+        (lambda: DDPM([0.5, 1e-20]), r"signal-to-noise ratio does not fall from step 1 to step 2"),
+        (lambda: DDPM([math.nan, 0.5]), "expected 0 < beta < 1"),
+        (lambda: DDPM(["a"]), "got betas that are no numbers"),  # type: ignore[list-item]
+        (lambda: DDPM([[0.1, 0.2]]), "expected a non-empty vector"),  # type: ignore[list-item]
+        (lambda: DDPM([0.5]).rescale_zero_terminal_snr(), "got a chain of one step"),
+        (lambda: NCSN([1.0, math.inf]), "all finite"),
+        (lambda: GaussianChain([-math.inf, -math.inf], [0.0, 0.0]), "that are not finite"),
+        (lambda: GaussianChain([math.inf, 0.0], [0.0, 0.0]), "that are not finite"),
+        (lambda: GaussianChain([0.0, -1.0], [-math.inf, 0.0]), "that are not finite"),
+        (lambda: DDPM.linear(4).marginal(torch.zeros(1, 1), 0), "got step 0; the steps of this chain are"),
+        (lambda: DDPM.linear(4).marginal(torch.zeros(1, 1), 2.0), "got step 2.0; the steps of this chain are"),  # type: ignore[arg-type]
+        (lambda: DDPM.linear(4).posterior_variance(1.5), "expected 'lower', 'upper' or a number"),
+        (lambda: DDPM.linear(4).posterior_variance(-0.1), "expected 'lower', 'upper' or a number"),
+        (lambda: DDPM.linear(2.0), "got n=2.0; expected a whole number of at least 1"),  # type: ignore[arg-type]
         (lambda: NCSN([1.0, 0.5]), "expected 0 < sigma_1 < sigma_2"),
         (lambda: GaussianChain([0.0, 0.0], [0.0, -1.0]), "signal-to-noise ratio does not fall"),
         (lambda: GaussianChain([0.0], [0.0, 1.0]), "expected as many"),
         (lambda: discretize(VP(), 0), "expected a whole number of at least 1"),
         (lambda: discretize(VP(), 3, "exakt"), "expected 'exact' or 'published'"),
         (lambda: discretize(SubVP(), 3, "published"), "has no published chain"),
-        (lambda: DDPM.linear(4).marginal(torch.zeros(1, 1), 5), "the steps of this chain are 1 to 4"),
+        (lambda: DDPM.linear(4).marginal(torch.zeros(1, 1), 5), "the steps of this chain are the whole numbers 1 to 4"),
         (lambda: DDPM.linear(4).posterior_variance("middle"), "expected 'lower', 'upper' or a number"),
     ],
 )
 def test_bad_input(build: Callable[[], object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         build()
+
+
+def test_ddpm_has_the_betas_of_ho_et_al_unless_it_is_given_others() -> None:
+    torch.testing.assert_close(DDPM().betas, torch.linspace(1e-4, 0.02, 1000, dtype=F64), rtol=1e-15, atol=0)
+
+
+@given(schedule=st.lists(st.floats(1e-5, 0.7), min_size=2, max_size=60))
+def test_rescaling_leaves_no_signal_at_the_end_and_the_first_step_as_it_is(schedule: list[float]) -> None:
+    """Against algorithm 1 of Lin et al. as printed: alphas_bar_sqrt -= its last, then times its first / (first - last)."""
+    roots = (1 - torch.tensor(schedule, dtype=F64)).cumprod(0).sqrt()
+    first, last = roots[0].clone(), roots[-1].clone()
+    scaled = (roots - last) * first / (first - last)
+    bars = scaled**2
+    wanted = 1 - torch.cat([bars[:1], bars[1:] / bars[:-1]])
+    chain = DDPM(schedule).rescale_zero_terminal_snr()
+    # 1 - (1 - beta) loses digits on the side of the reference
+    torch.testing.assert_close(chain.betas, wanted, rtol=1e-9, atol=1e-12)
+    assert float(chain.betas[-1]) == 1 and float(chain.alpha[-1]) == 0 and float(chain.sigma[-1]) == 1
+    assert float(chain.alpha[0]) == pytest.approx(float(roots[0]), rel=1e-12)
+    again = chain.rescale_zero_terminal_snr()
+    torch.testing.assert_close(again.betas, chain.betas, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("variance", [0.0, "lower"])
+@given(chain=chains)
+def test_the_lower_end_of_the_interpolated_variance_is_the_posteriors(variance: float | str, chain: Chain) -> None:
+    """Zero at the first step, also as the number 0: only what lies strictly between takes the second's there."""
+    before = torch.cat([torch.zeros(1, dtype=F64), chain.sigma[:-1] ** 2])
+    torch.testing.assert_close(chain.posterior_variance(variance), before * chain.variance / chain.sigma**2)
+    assert float(chain.posterior_variance(variance)[0]) == 0
+
+
+@pytest.mark.parametrize("w", [0.3, 1.0])
+def test_one_step_has_no_second_to_take_its_lower_variance_from(w: float) -> None:
+    chain = DDPM([0.3])
+    wanted = chain.variance if w == 1 else torch.zeros(1, dtype=F64)
+    torch.testing.assert_close(chain.posterior_variance(w), wanted)
+
+
+def test_numpy_integers_are_integers() -> None:
+    five = np.int64(5)
+    for sde in (VP(), SubVP(), VE()):
+        for one, other in ((discretize(sde, five), discretize(sde, 5)), (NCSN.geometric(five), NCSN.geometric(5))):
+            assert len(one) == 5 and torch.equal(one.log_sigma, other.log_sigma)
+    chain, x = DDPM.linear(five), torch.ones(2, 3)
+    for k in (np.int64(2), np.int32(2)):
+        for got, wanted in zip(chain.marginal(x, k), chain.marginal(x, 2), strict=True):
+            assert torch.equal(got, wanted)
+    assert len(discretize(VP(), np.int64(30), "published")) == 30
+
+
+@pytest.mark.parametrize("chain", [DDPM(), NCSN.geometric(), discretize(SubVP(), 1000)], ids=lambda c: type(c).__name__)
+def test_a_chain_is_shown_in_a_line(chain: Chain) -> None:
+    assert len(repr(chain)) < 120 and "1000" in repr(chain) and repr(chain).startswith(f"{type(chain).__name__}(")
+    assert len(chain._repr_markdown_()) < 120 and "1000 steps" in chain._repr_markdown_()
+
+
+def test_a_short_chain_is_shown_as_what_makes_it_again() -> None:
+    for chain in (DDPM([0.1, 0.25]), NCSN([0.5, 2.0]), GaussianChain([0.0, -1.0], [-1.0, 0.0])):
+        again = eval(repr(chain))
+        assert torch.equal(again.log_alpha, chain.log_alpha) and torch.equal(again.log_sigma, chain.log_sigma)

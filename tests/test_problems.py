@@ -342,7 +342,7 @@ POINTS = torch.zeros(3, 2)
         (lambda: ring().x0(torch.zeros(2, 2), VP(), torch.zeros(3)), "expected one time, shape"),
         (lambda: ring().x0(torch.zeros(2, 2), VP(), 1.5), "got time 1.5; VP is defined for"),
         (lambda: ring().log_prob(torch.zeros(2, 2), VP()), "expected both .* or neither"),
-        (lambda: ring().sample(0, torch.Generator()), "got n=0 samples; expected a whole number of at least 1"),
+        (lambda: ring().sample(0, torch.Generator()), "got n=0; expected a whole number of at least 1"),
     ],
 )
 def test_bad_input_is_refused(build, sentence):

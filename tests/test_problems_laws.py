@@ -199,7 +199,7 @@ def test_bad_input_is_refused(name):
         p.x0(wrong, VP(), 0.5)
     with pytest.raises(ValueError, match=r"expected both .* or neither"):
         p.log_prob(wrong, VP())
-    with pytest.raises(ValueError, match="got n=0 samples; expected a whole number of at least 1"):
+    with pytest.raises(ValueError, match="got n=0; expected a whole number of at least 1"):
         p.sample(0, generator())
     with pytest.raises(ValueError, match=r"got time 1.5; VP is defined for"):
         p.score(torch.zeros(2, *p.event), VP(), 1.5)

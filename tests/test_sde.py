@@ -182,7 +182,25 @@ def test_prior(name: str) -> None:
         (lambda: VP(beta_min=0.0), "expected 0 < beta_min <= beta_max"),
         (lambda: SubVP(beta_min=3, beta_max=1), "expected 0 < beta_min <= beta_max"),
         (lambda: VE(sigma_min=2, sigma_max=1), "expected 0 < sigma_min < sigma_max"),
-        (lambda: EDM(sigma_min=2, sigma_max=1), "expected 0 <= t_min < t_max"),
+        (lambda: EDM(sigma_min=2, sigma_max=1), "expected 0 < sigma_min < sigma_max"),
+        (lambda: EDM(sigma_max=math.inf), "expected 0 < sigma_min < sigma_max"),
+        (lambda: VE(sigma_max=math.inf), "expected 0 < sigma_min < sigma_max"),
+        (lambda: VP(beta_max=math.nan), "expected 0 < beta_min <= beta_max"),
+        (lambda: VP(beta_max=math.inf), "expected 0 < beta_min <= beta_max"),
+        (lambda: VP(t_min=0.5, t_max=0.5), "expected 0 <= t_min < t_max, both finite"),
+        (lambda: VP(t_min=-0.5), "expected 0 <= t_min < t_max, both finite"),
+        (lambda: VP(t_max=math.inf), "expected 0 <= t_min < t_max, both finite"),
+        (lambda: VP(0.1, 20.0, t_max=1000.0), r"got alpha = exp\(-70.*\) at t=.* from VP, which float64 cannot hold"),
+        (lambda: SubVP(beta_max=1e5), "from SubVP, which float64 cannot hold"),
+        (lambda: FunctionSDE(lambda t: 0 * t, lambda t: 800 * t), "got sigma = exp.* which float64 cannot hold"),
+        (
+            lambda: FunctionSDE(torch.log, lambda t: torch.log1p(-t)),
+            "time 0 is the data and t_max the noise, here it is the",
+        ),
+        (lambda: FunctionSDE(lambda t: 0 * t, lambda t: torch.sin(9 * t)), r"got a schedule .* lam to fall|to fall with t$"),
+        (lambda: FunctionSDE(lambda t: 0 * t, lambda t: t.clamp(max=0.5)), "to fall with t$"),
+        (lambda: FunctionSDE(lambda t: 0 * t, lambda t: t.clamp(min=0.9)), "to fall with t$"),
+        (lambda: FunctionSDE(lambda t: 0 * t, lambda t: torch.log(t - 0.5)), "whose lam goes from nan"),
         (lambda: CosineVP(s=0), "expected s > 0"),
         (lambda: RectifiedFlow(t_max=2.0), "expected t_max <= 1"),
         (lambda: GeneralSDE(f=lambda x, t: x, g=lambda x, t: x, t_max=-1.0), "expected t_min < t_max"),
@@ -207,3 +225,34 @@ def test_every_affine_sde_is_in_the_table() -> None:
     from scoresde.sde.chain import ChainSDE
 
     assert leaves(GaussianSDE) - {ChainSDE} == {type(sde) for sde in SDES.values()}
+
+
+@pytest.mark.parametrize("kind", [VP, SubVP])
+@given(stretch=st.floats(0.01, 1e4), fraction=st.floats(1e-6, 1.0))
+def test_linear_rates_may_be_counted_in_any_unit_of_time(kind: type[VP], stretch: float, fraction: float) -> None:
+    """``VP(1e-4, 0.02, t_max=1000)`` is ``VP()`` with its time in steps of DDPM: rates divided, times multiplied."""
+    usual, other = kind(), kind(0.1 / stretch, 20 / stretch, 1e-3 * stretch, stretch)
+    t, s = fraction, min(fraction * stretch, stretch)
+    for quantity in ("log_alpha", "log_sigma", "lam"):
+        got, wanted = (float(getattr(sde, quantity)(at)) for sde, at in ((other, s), (usual, t)))
+        assert got == pytest.approx(wanted, rel=1e-12, abs=1e-15)
+    for rate in ("beta", "d_log_alpha", "diffusion_squared"):
+        got, wanted = (float(getattr(sde, rate)(at)) for sde, at in ((other, s), (usual, t)))
+        assert got * stretch == pytest.approx(wanted, rel=1e-12)
+    assert float(other.time(usual.lam(t))) == pytest.approx(s, rel=1e-11)
+    assert float(other.beta(0.0)) * stretch == pytest.approx(0.1) and float(other.beta(stretch)) * stretch == pytest.approx(
+        20
+    )
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_every_schedule_falls_and_the_same_one_backwards_is_refused(name: str) -> None:
+    sde = SDES[name]
+    sde.check_schedule()
+    low, high = sde.span
+    for wrong in (
+        lambda: FunctionSDE(lambda t: sde.log_alpha(high - t), lambda t: sde.log_sigma(high - t), t_max=0.999 * high),
+        lambda: FunctionSDE(sde.log_sigma, sde.log_alpha, t_min=max(low, 1e-3 * high), t_max=0.999 * high),  # swapped
+    ):
+        with pytest.raises(ValueError, match="expected lam = log_alpha - log_sigma to fall with t: time 0 is the data"):
+            wrong()

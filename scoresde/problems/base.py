@@ -234,8 +234,8 @@ class ExactModel(ScoreModel):
         """:meth:`v`, which this model predicts; shape of ``x``."""
         return self.problem.v(x, self.sde, t)
 
-    def extra_repr(self) -> str:
-        return f"problem={self.problem!r}, sde={self.sde!r}"
+    def __repr__(self) -> str:
+        return f"{self.problem!r}.model({self.sde!r})"
 
 
 def _like(values: Tensor, x: Tensor) -> Tensor:
@@ -264,13 +264,6 @@ def normalised(weights: Any, components: int) -> Tensor:
             f"got weights {w.tolist()} for {components} components; expected one non-negative number each, not all zero"
         )
     return w / w.sum()
-
-
-def check_count(n: int) -> int:
-    """``n``, a number of samples that can be drawn."""
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"got n={n!r} samples; expected a whole number of at least 1")
-    return n
 
 
 def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.problems.base import Posterior, Problem, check_count, normal, parameter, working_dtype
+from scoresde.base.numbers import whole
+from scoresde.problems.base import Posterior, Problem, normal, parameter, working_dtype
 
 __all__ = ["Empirical"]
 
@@ -69,8 +70,7 @@ class Empirical(Problem[_Tables]):
             )
         if not 0 <= std < math.inf:
             raise ValueError(f"got std={std}; expected a finite deviation >= 0")
-        if not isinstance(chunk, int) or chunk < 1:
-            raise ValueError(f"got chunk={chunk!r}; expected a whole number of entries of at least 1")
+        chunk = whole("chunk", chunk, 1)
         flat = data.flatten(1)
         squares = torch.cat(
             [0.5 * (part.to(torch.float64) ** 2).sum(1) for part in flat.split(max(1, chunk // flat.shape[1]))]
@@ -98,8 +98,9 @@ class Empirical(Problem[_Tables]):
 
     def sample(self, n: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
         """``n`` independent samples, shape ``(n, *event)``, on the device of ``generator``, drawn in float64."""
+        n = whole("n", n, 1)
         data = self._tables(generator.device).data
-        i = torch.randint(len(data), (check_count(n),), generator=generator, device=generator.device)
+        i = torch.randint(len(data), (n,), generator=generator, device=generator.device)
         x = data[i].to(torch.float64)
         if self.std:
             x = x + self.std * normal(tuple(x.shape), generator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scoresde.base.numbers import whole
 from scoresde.problems.base import parameter
 from scoresde.problems.low_rank import LowRankMixture
 
@@ -46,10 +47,11 @@ def ppca_mixture(data: Tensor, modes: int = 10, rank: int = 8, *, iterations: in
     x = parameter(data, "data")
     event, x = x.shape[1:], x.flatten(1) if x.ndim > 1 else x[:, None]
     n, d = x.shape
-    if not (len(event) and 1 <= modes <= n and 1 <= rank < d and iterations >= 0):
+    modes, rank, iterations = whole("modes", modes, 1), whole("rank", rank, 1), whole("iterations", iterations, 0)
+    if not (len(event) and modes <= n and rank < d):
         raise ValueError(
-            f"got data of shape {tuple(data.shape)}, modes={modes}, rank={rank} and iterations={iterations}; expected "
-            f"(n, *event), at most n modes, a rank from 1 to {d - 1} and iterations >= 0"
+            f"got data of shape {tuple(data.shape)}, modes={modes} and rank={rank}; expected (n, *event), at most n modes "
+            f"and a rank from 1 to {d - 1}"
         )
     floor = 1e-6 * float(x.var(0, correction=0).mean())
     if not floor > 0:

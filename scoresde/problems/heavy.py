@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.problems.base import Posterior, Problem, check_count, draw, normal, normalised, parameter
+from scoresde.base.numbers import is_whole, whole
+from scoresde.problems.base import Posterior, Problem, draw, normal, normalised, parameter
 
 __all__ = ["Funnel", "ScaleMixture", "funnel", "laplace", "student_t"]
 
@@ -87,9 +88,10 @@ class ScaleMixture(Problem[_Scales]):
 
     def sample(self, n: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
         """``n`` independent samples, shape ``(n, *event)``, on the device of ``generator``, drawn in float64."""
+        n = whole("n", n, 1)
         tables, d = self._tables(generator.device), self.event.numel()
         groups = d if self.independent else 1
-        squares = tables.squares[draw(tables.log_weights, check_count(n) * groups, generator)].reshape(n, groups)
+        squares = tables.squares[draw(tables.log_weights, n * groups, generator)].reshape(n, groups)
         x = squares.sqrt() * normal((n, d), generator)
         return x.reshape(n, *self.shape).to(dtype or torch.get_default_dtype())
 
@@ -131,8 +133,9 @@ def student_t(d: int = 2, df: float = 3.0) -> ScaleMixture:
         >>> round(math.pi * heavy.log_prob(x).exp().item(), 12)  # Cauchy's density is 1 / pi at zero
         1.0
     """
-    if not (isinstance(d, int) and d >= 1 and 0 < df < math.inf):
-        raise ValueError(f"got d={d!r} and df={df}; expected a whole number of dimensions and df > 0")
+    d = whole("d", d, 1)
+    if not 0 < df < math.inf:
+        raise ValueError(f"got df={df}; expected a finite number of degrees of freedom > 0")
     # Integrals over s meet exp(-g/2) g^((df + d) / 2) with g = df / s^2 at most, and a tail like s^(-df - d).
     k = df + d
     low = -0.5 * math.log((k + 12 * math.sqrt(k) + 80) / df)
@@ -156,8 +159,7 @@ def laplace(d: int = 2) -> ScaleMixture:
         >>> round(density.item() * math.sqrt(2), 12)
         1.0
     """
-    if not isinstance(d, int) or d < 1:
-        raise ValueError(f"got d={d!r}; expected a whole number of dimensions")
+    d = whole("d", d, 1)
     # s = log(1 + e^y): far to the right, where the integrand has one width in s whatever x, nodes are even in s and not in
     # log s; far to the left it falls like e^y only, at x = 0.
     y = torch.arange(-30.0, 12.5, _STEP, dtype=torch.float64)
@@ -202,8 +204,9 @@ class Funnel(Problem[_Nodes]):
     spread: float
 
     def __init__(self, d: int = 2, spread: float = 2.0) -> None:
-        if not (isinstance(d, int) and d >= 2 and 0 < spread < math.inf):
-            raise ValueError(f"got d={d!r} and spread={spread}; expected at least two dimensions and a spread > 0")
+        d = whole("d", d, 2)
+        if not 0 < spread < math.inf:
+            raise ValueError(f"got spread={spread}; expected a finite number > 0")
         # log s(u) moves by spread / 2 at most where a node moves by one, and the Gaussian itself is smooth on half a unit.
         step = 2 * _STEP / (spread * math.sqrt(1 + (d - 1) / 16))
         y = torch.arange(-12.0, 12.0, min(0.4, step), dtype=torch.float64)
@@ -229,7 +232,8 @@ class Funnel(Problem[_Nodes]):
 
     def sample(self, n: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
         """``n`` independent samples, shape ``(n, *event)``, on the device of ``generator``, drawn in float64."""
-        z = normal((check_count(n), self.d), generator)
+        n = whole("n", n, 1)
+        z = normal((n, self.d), generator)
         x = torch.cat([z[:, :1], torch.exp(0.5 * self.spread * z[:, :1] - 0.25 * self.spread**2) * z[:, 1:]], 1)
         return x.to(dtype or torch.get_default_dtype())
 
@@ -260,6 +264,6 @@ def funnel(d: int = 2, spread: float = 2.0) -> Funnel:
 
 def _check_event(event: tuple[int, ...]) -> tuple[int, ...]:
     shape = tuple(event)
-    if not shape or not all(isinstance(size, int) and size >= 1 for size in shape):
+    if not shape or not all(is_whole(size) and size >= 1 for size in shape):
         raise ValueError(f"got event={event!r}; expected at least one positive whole number: write scalars as (1,)")
-    return shape
+    return tuple(int(size) for size in shape)

@@ -11,12 +11,15 @@ import math
 import torch
 from torch import Tensor
 
+from scoresde.base.numbers import whole
 from scoresde.problems.empirical import Empirical
 
 __all__ = ["checkerboard", "pinwheel", "rings", "spirals", "swiss_roll"]
 
 
 def _toy(x: Tensor, y: Tensor, std: float) -> Empirical:
+    if not 0 <= std < 1:
+        raise ValueError(f"got std={std}; expected 0 <= std < 1, because the whole shape has unit variance")
     points = torch.stack([x.flatten(), y.flatten()], 1)
     points = points - points.mean(0)
     return Empirical(points * ((1 - std**2) / points.var(0, correction=0).mean()).sqrt(), std)
@@ -24,12 +27,12 @@ def _toy(x: Tensor, y: Tensor, std: float) -> Empirical:
 
 def _middles(n: int) -> Tensor:
     """The middles of ``n`` equal parts of [0, 1]."""
-    return (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    return (torch.arange(whole("points", n, 1), dtype=torch.float64) + 0.5) / n
 
 
 def checkerboard(side: int = 4, points: int = 7, std: float = 0.08) -> Empirical:
     """The black squares of a board of ``side`` x ``side``, each a lattice of ``points`` x ``points``."""
-    board = torch.arange(side)
+    board = torch.arange(whole("side", side, 2))
     row, column = (board[:, None] + board).remainder(2).logical_not().nonzero().T.to(torch.float64)
     dy, dx = torch.cartesian_prod(_middles(points), _middles(points)).T
     return _toy(column[:, None] + dx, row[:, None] + dy, std)
@@ -51,6 +54,7 @@ def spirals(points: int = 100, turns: float = 1.25, std: float = 0.06) -> Empiri
 
 def pinwheel(arms: int = 5, points: int = 12, std: float = 0.08) -> Empirical:
     """``arms`` blades of ``points`` x ``points / 2`` that start at the hub, widen outwards and bend."""
+    arms, points = whole("arms", arms, 1), whole("points", points, 2)
     radius, across = torch.cartesian_prod(0.25 + _middles(points), _middles(points // 2) - 0.5).T
     angle = 2 * math.pi * torch.arange(arms, dtype=torch.float64)[:, None] / arms + 0.5 * across - 1.2 * radius
     return _toy(radius * angle.cos(), radius * angle.sin(), std)
@@ -58,6 +62,7 @@ def pinwheel(arms: int = 5, points: int = 12, std: float = 0.08) -> Empirical:
 
 def rings(count: int = 3, points: int = 40, std: float = 0.06) -> Empirical:
     """``count`` concentric circles, equally far apart and equally dense: the innermost has ``points``."""
+    count, points = whole("count", count, 1), whole("points", points, 1)
     radius = torch.cat([torch.full((points * i,), float(i), dtype=torch.float64) for i in range(1, count + 1)])
     angle = 2 * math.pi * torch.cat([_middles(points * i) for i in range(1, count + 1)])
     return _toy(radius * angle.cos(), radius * angle.sin(), std)

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.problems.base import Posterior, Problem, check_count, draw, normal, normalised, parameter
+from scoresde.base.numbers import whole
+from scoresde.problems.base import Posterior, Problem, draw, normal, normalised, parameter
 
 __all__ = ["LowRankMixture"]
 
@@ -118,9 +119,10 @@ class LowRankMixture(Problem[_Tables]):
 
     def sample(self, n: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
         """``n`` independent samples, shape ``(n, *event)``, on the device of ``generator``, drawn in float64."""
+        n = whole("n", n, 1)
         tables = self._tables(generator.device)
         (components, rank), d = tables.eigenvalues.shape, len(tables.centre)
-        k = draw(tables.log_weights, check_count(n), generator)
+        k = draw(tables.log_weights, n, generator)
         along = tables.eigenvalues[k].sqrt() * normal((n, rank), generator)
         x = tables.centre + tables.directions[k] + tables.noise[k].sqrt()[:, None] * normal((n, d), generator)
         for i in range(components):  # one matrix per component, never one per sample

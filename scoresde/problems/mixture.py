@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.problems.base import Posterior, Problem, check_count, draw, normal, normalised, parameter, working_dtype
+from scoresde.base.numbers import whole
+from scoresde.problems.base import Posterior, Problem, draw, normal, normalised, parameter, working_dtype
 
 __all__ = ["Gaussian", "GaussianMixture"]
 
@@ -110,8 +111,9 @@ class GaussianMixture(Problem[_Tables]):
             >>> Gaussian([0.0, 0.0], 1.0).sample(3, torch.Generator().manual_seed(0)).shape
             torch.Size([3, 2])
         """
+        n = whole("n", n, 1)
         tables = self._tables(generator.device)
-        k = draw(tables.log_weights, check_count(n), generator)
+        k = draw(tables.log_weights, n, generator)
         z = normal((n, self.event.numel()), generator)
         z = tables.eigenvalues[k].sqrt() * z
         x = tables.means[k]

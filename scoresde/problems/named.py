@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from scoresde.base.names import Table
+from scoresde.base.numbers import whole
 from scoresde.problems.base import Problem
 from scoresde.problems.empirical import Empirical
 from scoresde.problems.fitted import ppca_mixture
@@ -34,18 +35,21 @@ __all__ = [
 
 def ring(modes: int = 8, radius: float = 1.4, std: float = 0.1) -> GaussianMixture:
     """``modes`` isotropic Gaussians of deviation ``std`` on a circle of ``radius``, in two dimensions."""
+    modes = whole("modes", modes, 1)
     angle = 2 * math.pi * torch.arange(modes, dtype=torch.float64) / modes
     return GaussianMixture(radius * torch.stack([angle.cos(), angle.sin()], 1), std**2)
 
 
 def grid(side: int = 3, spacing: float = 1.2, std: float = 0.1) -> GaussianMixture:
     """``side`` x ``side`` isotropic Gaussians of deviation ``std``, ``spacing`` apart, in two dimensions."""
+    side = whole("side", side, 1)
     axis = spacing * (torch.arange(side, dtype=torch.float64) - (side - 1) / 2)
     return GaussianMixture(torch.cartesian_prod(axis, axis), std**2)
 
 
 def spiral(modes: int = 48, turns: float = 1.5, std: float = 0.08) -> GaussianMixture:
     """Isotropic Gaussians close together along an Archimedean spiral, heavier outwards as its arc is."""
+    modes = whole("modes", modes, 1)
     fraction = (torch.arange(modes, dtype=torch.float64) + 0.5) / modes
     angle, radius = 2 * math.pi * turns * fraction.sqrt(), 2 * fraction.sqrt()
     return GaussianMixture(torch.stack([radius * angle.cos(), radius * angle.sin()], 1), std**2)
@@ -53,6 +57,7 @@ def spiral(modes: int = 48, turns: float = 1.5, std: float = 0.08) -> GaussianMi
 
 def moons(modes: int = 8, std: float = 0.08) -> GaussianMixture:
     """Two interlocking half circles, each of ``modes`` Gaussians with full covariances stretched along it."""
+    modes = whole("modes", modes, 1)
     angle = math.pi * (torch.arange(modes, dtype=torch.float64) + 0.5) / modes
     normal = torch.stack([angle.cos(), angle.sin()], 1)
     tangent = torch.stack([-angle.sin(), angle.cos()], 1)
@@ -66,6 +71,7 @@ def moons(modes: int = 8, std: float = 0.08) -> GaussianMixture:
 
 def gaussian(d: int = 2, condition: float = 100.0) -> Gaussian:
     """A correlated Gaussian in ``d`` dimensions, its variances spread over a factor ``condition`` with mean one."""
+    d = whole("d", d, 1)
     variances = condition ** torch.linspace(0, 1, d, dtype=torch.float64)
     variances = variances / variances.mean()
     # A reflection across a plane that is oblique to every axis mixes all coordinates.
@@ -82,6 +88,7 @@ def textures(size: int = 8, modes: int = 4) -> GaussianMixture:
     Every component has mean zero and unit variance in every pixel, so that only the correlations, exp(-distance) with
     distances measured ten times shorter along the stripes than across them, tell them apart.
     """
+    size, modes = whole("size", size, 1), whole("modes", modes, 1)
     row, column = torch.cartesian_prod(*[torch.arange(size, dtype=torch.float64)] * 2).T
     dy, dx = row[:, None] - row, column[:, None] - column
     angle = math.pi * torch.arange(modes, dtype=torch.float64)[:, None, None] / modes
@@ -108,12 +115,10 @@ def random_mixture(d: int = 64, modes: int = 16, rank: int = 4, seed: int = 0, n
         >>> round(random_mixture(2).covariance.trace().item(), 12)
         2.0
     """
-    if d < 2 or modes < 2 or rank < 1 or not 0 <= noise <= 0.5:
-        raise ValueError(
-            f"got d={d}, modes={modes}, rank={rank} and noise={noise}; expected at least 2 dimensions, 2 modes and rank 1, "
-            "and a variance between 0 and 0.5"
-        )
-    g, rank = torch.Generator().manual_seed(seed), min(rank, d - 1)
+    d, modes, rank = whole("d", d, 2), whole("modes", modes, 2), whole("rank", rank, 1)
+    if not 0 <= noise <= 0.5:
+        raise ValueError(f"got noise={noise}; expected a variance between 0 and 0.5")
+    g, rank = torch.Generator().manual_seed(whole("seed", seed)), min(rank, d - 1)
     weights = 1 + torch.rand(modes, generator=g, dtype=torch.float64)
     weights = weights / weights.sum()
     means = torch.randn(modes, d, generator=g, dtype=torch.float64)

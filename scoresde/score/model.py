@@ -135,6 +135,8 @@ class ScoreModel(nn.Module):
         self.net: Any = net
         # On an SDE without marginals there is a score alone: what needs more says so.
         self.sde = cast(GaussianSDE, sde.sde() if isinstance(sde, Chain) else sde)
+        if isinstance(self.sde, GaussianSDE):
+            self.sde.check_schedule()
         self.predicts = predicts
         self.sigma_data = sigma_data
         self.learned_variance = learned_variance
@@ -333,8 +335,16 @@ class ScoreModel(nn.Module):
         factors = zip(c.x0[0].tolist(), c.x0[1].tolist(), strict=True)
         return [Evaluation(bind(t, scale), *pair) for t, scale, pair in zip(net_times, c_in, factors, strict=True)]
 
-    def extra_repr(self) -> str:
-        return f"sde={self.sde!r}, predicts={self.predicts!r}" + ", learned_variance=True" * self.learned_variance
+    def __repr__(self) -> str:
+        if isinstance(self.net, ScoreModel):
+            return f"{type(self).__name__}({self.net!r})"
+        parameters = sum(p.numel() for p in self.parameters())
+        net = type(self.net).__name__ + f" of {parameters:,} parameters" * bool(parameters)
+        learned = ", learned_variance=True" * self.learned_variance
+        return f"{type(self).__name__}({net}, sde={self.sde!r}, predicts={self.predicts!r}{learned})"
+
+    def _repr_markdown_(self) -> str:
+        return f"`{self!r}`"
 
 
 def _time_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -6,7 +6,8 @@ import functools
 
 import torch
 
-from scoresde.sde.chain import DDPM, NCSN, Chain, GaussianChain, betas_of, check_steps, step_times
+from scoresde.base.numbers import whole
+from scoresde.sde.chain import DDPM, NCSN, Chain, GaussianChain, betas_of, step_times
 from scoresde.sde.gaussian import GaussianSDE
 from scoresde.sde.published import EDM, VE, VP, CosineVP
 
@@ -29,8 +30,9 @@ def discretize(sde: GaussianSDE, n: int, form: str = "exact") -> Chain:
         >>> bool(torch.allclose(discretize(VP(), 1000, "published").variance, DDPM.linear(1000).variance))
         True
     """
+    n = whole("n", n, 1)
     if form == "published":
-        return _published(sde, check_steps(n))
+        return _published(sde, n)
     if form != "exact":
         raise ValueError(f"got form {form!r}; expected 'exact' or 'published'")
     t = step_times(sde, n)

@@ -5,8 +5,8 @@ Step k = 1..n of a chain is :math:`x_k = a_k x_{k-1} + \sqrt{v_k}\, z_k` from cl
 .. math:: x_k \mid x_0 \sim N(\alpha_k x_0, \sigma_k^2 I), \qquad \alpha_k = a_k \alpha_{k-1}, \qquad
           \sigma_k^2 = a_k^2 \sigma_{k-1}^2 + v_k.
 
-All tables are float64 tensors on the host, of shape ``(n,)``: entry ``k - 1`` belongs to step k. A step ``k`` is a
-Python integer or a tensor of shape ``(batch,)``.
+All tables are float64 tensors on the host, of shape ``(n,)``: entry ``k - 1`` belongs to step k. A step ``k`` is an
+integer or a tensor of shape ``(batch,)``.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from scoresde.base.numbers import is_whole, whole
 from scoresde.base.shape import as_time, expand
 from scoresde.sde.base import Time
 from scoresde.sde.gaussian import GaussianSDE, derivative, log1mexp
@@ -32,13 +33,33 @@ Step = Tensor | int
 
 
 def _table(values: Tensor | Sequence[float], name: str) -> Tensor:
-    table = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach().clone()
+    try:
+        table = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"got {name} that are no numbers ({error}); expected a vector, one number per step") from error
     if table.ndim != 1 or len(table) == 0:
         raise ValueError(f"got {name} of shape {tuple(table.shape)}; expected a non-empty vector, one entry per step")
     return table
 
 
-@dataclass(frozen=True, eq=False)
+def _shown(table: Tensor) -> str:
+    """A short table as an argument that makes it again; of a long one how many values it has, the first and the last."""
+    if len(table) <= 4:
+        return f"={table.tolist()}"
+    return f": {len(table)} from {table[0]:.6g} to {table[-1]:.6g}"
+
+
+def _check_falling(lam: Tensor, of: str) -> None:
+    falls = lam.diff() < 0
+    if not bool(falls.all()):
+        k = int(falls.logical_not().nonzero()[0]) + 1
+        raise ValueError(
+            f"got {of} whose signal-to-noise ratio does not fall from step {k} to step {k + 1} (lam {lam[k - 1]:.6g} and "
+            f"{lam[k]:.6g}); expected it to fall at every step"
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Chain(ABC):
     """Interface of the chains with Gaussian transitions: two tables of log-marginals and two of transitions."""
 
@@ -69,6 +90,14 @@ class Chain(ABC):
     def __len__(self) -> int:
         return len(self.log_alpha)
 
+    def __repr__(self) -> str:
+        tables = (f"{f.name}{_shown(getattr(self, f.name))}" for f in fields(self))
+        return f"{type(self).__name__}({', '.join(tables)})"
+
+    def _repr_markdown_(self) -> str:
+        ends = (f"{name} from {t[0]:.4g} to {t[-1]:.4g}" for name, t in (("alpha", self.alpha), ("sigma", self.sigma)))
+        return f"**{type(self).__name__}**, {len(self)} steps: {', '.join(ends)}"
+
     @property
     def alpha(self) -> Tensor:
         """alpha_k, the factor of the data in the mean of x_k, shape ``(n,)``."""
@@ -85,9 +114,9 @@ class Chain(ABC):
         return self.log_alpha - self.log_sigma
 
     def _at(self, table: Tensor, k: Step, x: Tensor) -> Tensor:
-        if isinstance(k, int):
-            if not 1 <= k <= len(self):
-                raise ValueError(f"got step {k}; the steps of this chain are 1 to {len(self)}")
+        if not isinstance(k, Tensor):
+            if not is_whole(k) or not 1 <= k <= len(self):
+                raise ValueError(f"got step {k!r}; the steps of this chain are the whole numbers 1 to {len(self)}")
             return table[k - 1]
         return expand(table.to(k.device)[k - 1], x).to(x.dtype)
 
@@ -161,41 +190,72 @@ class Chain(ABC):
         return torch.where((index - nearest).abs() <= close, nearest, index)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DDPM(Chain):
     r"""The variance-preserving chain :math:`x_k = \sqrt{1 - \beta_k}\, x_{k-1} + \sqrt{\beta_k}\, z`.
 
     Source: Ho et al., 2020, https://arxiv.org/abs/2006.11239, equation (2).
 
     Args:
-        betas: any variances in (0, 1], where 1 is allowed for the last alone (zero terminal signal-to-noise).
+        betas: any variances in (0, 1], where 1 is allowed for the last alone (zero terminal signal-to-noise); by default
+            Ho et al.'s own 1000, linear from 1e-4 to 0.02.
+
+    Raises:
+        ValueError: for other betas, and where a beta is too small to change the marginal.
 
     Example:
-        >>> chain = DDPM.linear(1000)
+        >>> chain = DDPM()
         >>> len(chain), round(float(chain.alpha[-1] ** 2), 8)
         (1000, 4.036e-05)
+        >>> chain
+        DDPM(betas: 1000 from 0.0001 to 0.02)
     """
 
     betas: Tensor
 
-    def __init__(self, betas: Tensor | Sequence[float]) -> None:
-        table = _table(betas, "betas")
+    def __init__(self, betas: Tensor | Sequence[float] | None = None) -> None:
+        table = _table(DDPM.linear().betas if betas is None else betas, "betas")
         if not bool(((table > 0) & (table <= 1)).all()) or bool((table[:-1] == 1).any()):
             raise ValueError(
                 f"got betas between {table.min().item():.3g} and {table.max().item():.3g}; expected 0 < beta < 1 "
                 "(1 for the last alone): where they come from beta(t) / n, take more steps"
             )
         object.__setattr__(self, "betas", table)
+        _check_falling(self.lam, "betas")
 
     @classmethod
     def linear(cls, n: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> DDPM:
         """Ho et al.'s schedule, linear from ``beta_min`` to ``beta_max``."""
-        return cls(torch.linspace(beta_min, beta_max, check_steps(n), dtype=torch.float64))
+        return cls(torch.linspace(beta_min, beta_max, whole("n", n, 1), dtype=torch.float64))
 
     @classmethod
     def cosine(cls, n: int = 1000, s: float = 0.008, beta_clip: float = 0.999) -> DDPM:
         """Nichol and Dhariwal's schedule, the exact chain of :class:`~scoresde.CosineVP` with beta clipped."""
         return cls(betas_of(CosineVP(s=s).log_alpha(step_times(CosineVP(s=s), n))).clamp(max=beta_clip))
+
+    def rescale_zero_terminal_snr(self) -> DDPM:
+        r"""Return the chain whose signal is shifted and scaled so that none is left after the last step.
+
+        .. math:: \alpha'_k = \alpha_1 \frac{\alpha_k - \alpha_n}{\alpha_1 - \alpha_n}
+
+        The first step stays what it is, and the last beta is 1. A network then has to predict the data, v or the velocity:
+        where alpha = 0 the noise says nothing of the data.
+
+        Raises:
+            ValueError: for a chain of one step.
+
+        Source: Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2023,
+        https://arxiv.org/abs/2305.08891, algorithm 1.
+
+        Example:
+            >>> chain = DDPM().rescale_zero_terminal_snr()
+            >>> float(chain.alpha[-1]), round(float(chain.betas[0]), 12)
+            (0.0, 0.0001)
+        """
+        if len(self) < 2:
+            raise ValueError("got a chain of one step; expected at least two, of which the first stays what it is")
+        first, last = self.alpha[0], self.alpha[-1]
+        return DDPM(betas_of(((self.alpha - last) * (first / (first - last))).log()))
 
     @functools.cached_property
     def log_alpha(self) -> Tensor:
@@ -217,7 +277,7 @@ class DDPM(Chain):
         return {"type": "DDPM", "betas": self.betas.tolist()}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NCSN(Chain):
     r"""The variance-exploding chain :math:`x_k = x_{k-1} + \sqrt{\sigma_k^2 - \sigma_{k-1}^2}\, z`, with sigma_0 = 0.
 
@@ -236,9 +296,9 @@ class NCSN(Chain):
 
     def __init__(self, sigmas: Tensor | Sequence[float]) -> None:
         table = _table(sigmas, "sigmas")
-        if not bool((table > 0).all()) or not bool((table.diff() > 0).all()):
+        if not bool(((table > 0) & (table < math.inf)).all()) or not bool((table.diff() > 0).all()):
             raise ValueError(
-                "got sigmas that do not increase from a positive first one; expected 0 < sigma_1 < sigma_2 < .."
+                "got sigmas that do not increase from a positive first one; expected 0 < sigma_1 < sigma_2 < .., all finite"
             )
         object.__setattr__(self, "sigmas", table)
 
@@ -268,7 +328,7 @@ class NCSN(Chain):
         return {"type": "NCSN", "sigmas": self.sigmas.tolist()}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GaussianChain(Chain):
     """The chain with any marginals: tables ``log_alphas`` and ``log_sigmas`` with falling signal-to-noise ratio.
 
@@ -286,8 +346,14 @@ class GaussianChain(Chain):
         log_alpha, log_sigma = _table(log_alphas, "log_alphas"), _table(log_sigmas, "log_sigmas")
         if log_alpha.shape != log_sigma.shape:
             raise ValueError(f"got {len(log_alpha)} log_alphas and {len(log_sigma)} log_sigmas; expected as many")
-        if not bool(((log_alpha - log_sigma).diff() < 0).all()):
-            raise ValueError("got marginals whose signal-to-noise ratio does not fall at every step; expected it to")
+        finite = log_alpha.isfinite()
+        finite[-1] |= log_alpha[-1] == -math.inf
+        if not bool(finite.all()) or not bool(log_sigma.isfinite().all()):
+            raise ValueError(
+                "got log_alphas or log_sigmas that are not finite; expected finite ones, but that the last log_alpha may be "
+                "-inf, where no signal is left"
+            )
+        _check_falling(log_alpha - log_sigma, "marginals")
         object.__setattr__(self, "log_alphas", log_alpha)
         object.__setattr__(self, "log_sigmas", log_sigma)
 
@@ -389,18 +455,13 @@ class ChainSDE(GaussianSDE):
         return self.chain.config()
 
 
-def check_steps(n: int) -> int:
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"got n={n!r} steps; expected a whole number of at least 1")
-    return n
-
-
 def step_times(sde: GaussianSDE, n: int) -> Tensor:
     """The times of the steps 1..n: equidistant up to t_max, from t_max / n or, where sigma(0) > 0, from 0 itself."""
+    n = whole("n", n, 1)
     if isinstance(sde, EDM):  # Karras et al., 2022, equation (5), with rho = 7
         low, high = sde.sigma_min ** (1 / 7), sde.sigma_max ** (1 / 7)
-        return torch.linspace(low, high, check_steps(n), dtype=torch.float64) ** 7
-    t = torch.arange(1, check_steps(n) + 1, dtype=torch.float64) / n
+        return torch.linspace(low, high, n, dtype=torch.float64) ** 7
+    t = torch.arange(1, n + 1, dtype=torch.float64) / n
     if float(sde.sigma(0.0)) > 0 and n > 1:
         t = (t * n - 1) / (n - 1)
     return t * sde.span[1]

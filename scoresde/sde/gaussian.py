@@ -30,6 +30,7 @@ from scoresde.sde.base import SDE, Time
 __all__ = ["FunctionSDE", "GaussianSDE", "derivative", "log1mexp"]
 
 TimeFunction = Callable[[Tensor], Tensor]
+_LARGEST_LOG = 700.0  # exp(700) = 1e304
 
 
 def log1mexp(u: Tensor) -> Tensor:
@@ -53,8 +54,8 @@ class GaussianSDE(SDE):
 
     def __post_init__(self) -> None:
         t_min, t_max = self.span
-        if not 0 <= t_min < t_max:
-            raise ValueError(f"got t_min={t_min} and t_max={t_max}; expected 0 <= t_min < t_max")
+        if not 0 <= t_min < t_max < math.inf:
+            raise ValueError(f"got t_min={t_min} and t_max={t_max}; expected 0 <= t_min < t_max, both finite")
 
     @abstractmethod
     def log_alpha(self, t: Time) -> Tensor:
@@ -151,6 +152,34 @@ class GaussianSDE(SDE):
         """The name and the fields, as plain values: what a checkpoint stores."""
         return {"type": type(self).__name__, **{f.name: getattr(self, f.name) for f in fields(self)}}
 
+    def check_schedule(self) -> None:
+        """Refuse a schedule whose lam does not fall from ``t_min`` to ``t_max``, on a grid of 512 intervals.
+
+        Raises:
+            ValueError: where lam rises, stands still or is not a number, and where alpha or sigma is finite as a logarithm
+                and not in float64.
+        """
+        t = torch.linspace(*self.span, 513, dtype=torch.float64, device="cpu")
+        log_alpha, log_sigma = (f(t).detach().expand(t.shape) for f in (self.log_alpha, self.log_sigma))
+        lam = log_alpha - log_sigma
+        falls = lam.diff() < 0
+        if not bool(falls.all()):
+            i = int(falls.logical_not().nonzero()[0])
+            hint = ": time 0 is the data and t_max the noise, here it is the other way round" * bool((lam.diff() > 0).all())
+            raise ValueError(
+                f"got a schedule of {type(self).__name__} whose lam goes from {lam[i]:.6g} at t={t[i]:.6g} to "
+                f"{lam[i + 1]:.6g} at t={t[i + 1]:.6g}; expected lam = log_alpha - log_sigma to fall with t" + hint
+            )
+        # where alpha = 0 or sigma = 0 the logarithm is infinite, and everything knows it
+        for name, log in (("alpha", log_alpha), ("sigma", log_sigma)):
+            beyond = torch.isfinite(log) & (log.abs() > _LARGEST_LOG)
+            if bool(beyond.any()):
+                i = int(beyond.nonzero()[0])
+                raise ValueError(
+                    f"got {name} = exp({log[i]:.6g}) at t={t[i]:.6g} from {type(self).__name__}, which float64 cannot hold; "
+                    "expected rates for the unit of time that t_min and t_max are in"
+                )
+
     def check_time(self, t: Time) -> Tensor:
         """``t`` as a tensor, float64 where it is a Python number, which must lie in the SDE's time."""
         # Only Python numbers are checked: the value of a tensor may live on a device or under a transformation.
@@ -168,6 +197,9 @@ class FunctionSDE(GaussianSDE):
         d_log_alpha_fn, d_log_sigma_fn: their derivatives; by automatic differentiation where not given.
         t_min, t_max: the span of time.
 
+    Raises:
+        ValueError: if lam does not fall from ``t_min`` to ``t_max``.
+
     Example:
         >>> sde = FunctionSDE(lambda t: 0 * t, lambda t: torch.log(t), t_min=0.01, t_max=10.0)  # EDM's
         >>> round(float(sde.diffusion_squared(3.0)), 12), round(float(sde.time(0.0)), 12)
@@ -180,6 +212,10 @@ class FunctionSDE(GaussianSDE):
     d_log_sigma_fn: TimeFunction | None = None
     t_min: float = 1e-3
     t_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_schedule()
 
     @property
     def span(self) -> tuple[float, float]:

@@ -26,20 +26,25 @@ class _LinearBeta(GaussianSDE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.beta_min <= self.beta_max:
+        if not 0 < self.beta_min <= self.beta_max < math.inf:
             raise ValueError(f"got beta_min={self.beta_min} and beta_max={self.beta_max}; expected 0 < beta_min <= beta_max")
+        self.check_schedule()
 
     @property
     def span(self) -> tuple[float, float]:
         return self.t_min, self.t_max
 
     def beta(self, t: Time) -> Tensor:
-        """The rate beta(t) = beta_min + t (beta_max - beta_min)."""
-        return self.beta_min + self.check_time(t) * (self.beta_max - self.beta_min)
+        """The rate beta(t) = beta_min + (t / t_max) (beta_max - beta_min)."""
+        return self.beta_min + self.check_time(t) * self._slope
+
+    @property
+    def _slope(self) -> float:
+        return (self.beta_max - self.beta_min) / self.t_max
 
     def log_alpha(self, t: Time) -> Tensor:
         t = self.check_time(t)
-        return -0.5 * t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
+        return -0.5 * t * (self.beta_min + 0.5 * t * self._slope)
 
     def d_log_alpha(self, t: Time) -> Tensor:
         return -0.5 * self.beta(t)
@@ -47,7 +52,7 @@ class _LinearBeta(GaussianSDE):
     def _time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
         # The root of the quadratic in the form that does not cancel for small t.
         u = -2 * log_alpha
-        root = torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * u)
+        root = torch.sqrt(self.beta_min**2 + 2 * self._slope * u)
         return 2 * u / (self.beta_min + root)
 
 
@@ -59,7 +64,8 @@ class VP(_LinearBeta):
     Source: Song et al., 2021, https://arxiv.org/abs/2011.13456, equations (11) and (32).
 
     Args:
-        beta_min, beta_max: the rate at t = 0 and t = 1.
+        beta_min, beta_max: the rate at t = 0 and at ``t_max``. With time counted in the steps of DDPM they are its betas:
+            ``VP(1e-4, 0.02, t_max=1000)`` is ``VP()`` with the time stretched.
         t_min: where sampling and training stop. The drift of the reverse process grows as 1/t, so a small value costs
             steps; a large one leaves noise of variance ``sigma(t_min)^2`` in the samples.
         t_max: where sampling starts.
@@ -127,6 +133,7 @@ class CosineVP(GaussianSDE):
         super().__post_init__()
         if not self.s > 0 or not self.t_max <= 1:
             raise ValueError(f"got s={self.s} and t_max={self.t_max}; expected s > 0 and t_max <= 1")
+        self.check_schedule()
 
     @property
     def span(self) -> tuple[float, float]:
@@ -193,10 +200,11 @@ class VE(GaussianSDE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.sigma_min < self.sigma_max:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(
                 f"got sigma_min={self.sigma_min} and sigma_max={self.sigma_max}; expected 0 < sigma_min < sigma_max"
             )
+        self.check_schedule()
 
     @property
     def span(self) -> tuple[float, float]:
@@ -236,6 +244,12 @@ class EDM(GaussianSDE):
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(
+                f"got sigma_min={self.sigma_min} and sigma_max={self.sigma_max}; expected 0 < sigma_min < sigma_max"
+            )
 
     @property
     def span(self) -> tuple[float, float]:
