@@ -27,7 +27,7 @@ from scoresde.comparison import (
     suite,
 )
 from scoresde.solvers import Description, RowSolver
-from scoresde.solvers.rows import Row
+from scoresde.solvers.updates import Row
 
 errors = st.floats(1e-8, 1e2)
 

@@ -19,7 +19,7 @@ from scoresde.objectives import DSM, AdaptiveTimes, Hybrid, VariationalBound, no
 from scoresde.problems import Gaussian, GaussianMixture
 from scoresde.sde.chain import Chain
 from scoresde.solvers import FreshNoise, Path, Point, make_path
-from scoresde.solvers.rows import LearnedNoise, from_json, to_json
+from scoresde.solvers.updates import LearnedNoise, from_json, to_json
 
 D = torch.float64
 CHAINS: dict[str, Callable[[int], Chain]] = {

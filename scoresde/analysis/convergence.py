@@ -28,9 +28,9 @@ from scoresde.score import ScoreModel
 from scoresde.sde import VP, GaussianSDE
 from scoresde.solvers.methods.third_party import rk45
 from scoresde.solvers.path import PathLike, make_path
-from scoresde.solvers.rows import Langevin
 from scoresde.solvers.solver import RowSolver, Solver
 from scoresde.solvers.table import get
+from scoresde.solvers.updates import evaluations
 
 __all__ = ["Convergence", "Measurement", "convergence"]
 
@@ -251,11 +251,10 @@ def _weak_errors(
     measured = []
     for n in steps:
         where = make_path(sde, path, n, t_max=t_max, end="stop")
-        calls = sum(isinstance(row, Langevin) or row.at is not None for row in method.rows(where))
         error = moments(method, where, problem.mean, problem.covariance).distance(
             exact(where, problem.mean, problem.covariance)
         )
-        measured.append(Measurement(n, calls, error))
+        measured.append(Measurement(n, evaluations(method.rows(where)), error))
     return measured, 1e-12
 
 

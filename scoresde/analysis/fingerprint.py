@@ -24,9 +24,9 @@ from torch import Tensor
 from scoresde.sde import GaussianSDE
 from scoresde.solvers.noise.fresh import FreshNoise
 from scoresde.solvers.path import CLEAN, Path, Point, points
-from scoresde.solvers.rows import Op, Row
 from scoresde.solvers.solver import Solver
 from scoresde.solvers.table import get
+from scoresde.solvers.updates import Row
 
 __all__ = ["Call", "Difference", "Fingerprint", "Form", "fingerprint", "to_rows"]
 
@@ -233,7 +233,7 @@ def _solver_as_function(solver: str | Solver, path: Path | None) -> Sampler:
     return cast(Sampler, run)
 
 
-def to_rows(found: Fingerprint, sde: GaussianSDE, t_end: float = 0.0) -> list[Op]:
+def to_rows(found: Fingerprint, sde: GaussianSDE, t_end: float = 0.0) -> list[Row]:
     """The rows of a recorded sampler: they run on every driver.
 
     Each row evaluates once, in data prediction (p = 0, q = 1), and ends a step: a stage becomes a step of its own. The
@@ -255,7 +255,7 @@ def to_rows(found: Fingerprint, sde: GaussianSDE, t_end: float = 0.0) -> list[Op
     last = CLEAN if t_end == 0 else points(sde, torch.tensor([t_end], dtype=torch.float64))[0]
     start = Form(1.0, (), ())
     states = [start, *(call.state for call in found.calls), found.end]
-    rows: list[Op] = []
+    rows: list[Row] = []
     for k, (base, target) in enumerate(itertools.pairwise(states)):
         at = where[k - 1] if k else None
         to = where[k] if k < len(where) else last
@@ -263,7 +263,7 @@ def to_rows(found: Fingerprint, sde: GaussianSDE, t_end: float = 0.0) -> list[Op
     return rows
 
 
-def _update(base: Form, target: Form, at: Point | None, to: Point) -> list[Op]:
+def _update(base: Form, target: Form, at: Point | None, to: Point) -> list[Row]:
     """The rows from one state to the next: one that evaluates, and one for every further draw of noise."""
     a = target.x / base.x if abs(base.x) > 1e-13 else 0.0
     w = _rest(a, base.m, target.m)

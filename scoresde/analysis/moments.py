@@ -11,20 +11,20 @@ sum of the squares of all of them but the first.
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoresde.problems import Gaussian
+from scoresde.solvers.drivers.states import Allocating
 from scoresde.solvers.path import Path, Point
-from scoresde.solvers.rows import Langevin, LearnedNoise, Op, Row
 from scoresde.solvers.solver import RowSolver, Solver
 from scoresde.solvers.table import get
+from scoresde.solvers.updates import Update, run
 
 __all__ = ["Moments", "moments"]
 
@@ -83,13 +83,18 @@ def moments(
     variances, basis = torch.linalg.eigh(problem.covariance)
     variances = variances.clamp(min=0)
     centre = basis.T @ problem.mean.flatten()
-    draws = sum(not isinstance(row, Row) or row.draw is not None for row in rows)
+    if any(row.learned for row in rows):
+        raise ValueError("got a step with learned noise, which only a model knows; expected variance='lower' or 'upper'")
+    draws = sum(row.draws for row in rows)
     x = torch.zeros(len(centre), 2 + draws, dtype=torch.float64)
     if start == "marginal":
         x[:, 0], x[:, 1] = begin.alpha * centre, (begin.alpha**2 * variances + begin.sigma**2).sqrt()
     else:
         x[:, 1] = begin.sigma
-    end = _run(rows, x, centre, variances, corrector == "mean-field")
+    on = _Affine(rows, x, centre, variances, corrector == "mean-field")
+    for _ in run(rows, on):
+        pass
+    end = on.x
     return Moments(basis @ end[:, 0], (basis * end[:, 1:].square().sum(1)) @ basis.T)
 
 
@@ -100,46 +105,31 @@ def exact(path: Path, mean: Any, covariance: Any) -> Moments:
     return Moments(end.alpha * problem.mean.flatten(), end.alpha**2 * problem.covariance + noise)
 
 
-def _run(rows: Sequence[Op], x: Tensor, centre: Tensor, variances: Tensor, mean_field: bool) -> Tensor:
-    """The readable driver on affine forms, shape ``(d, 2 + draws)``; it differs in the corrections only."""
-    linear = [row for row in rows if isinstance(row, Row)]
-    history = deque[Tensor](maxlen=max([len(row.w) for row in linear], default=0))
-    noise: list[int] = []  # the columns of the draws, newest first
+class _Affine(Allocating):
+    """States that are affine forms, shape ``(d, 2 + draws)``: a draw of noise is a column of its own."""
 
-    def predict(y: Tensor, at: Point) -> Tensor:
-        gain = at.alpha * variances / (at.alpha**2 * variances + at.sigma**2)
-        m = gain[:, None] * y
-        m[:, 0] += centre * (1 - gain * at.alpha)
-        return m
+    def __init__(self, rows: Sequence[Update], x: Tensor, centre: Tensor, variances: Tensor, mean_field: bool) -> None:
+        predictions = (partial(_predict, row.at, centre, variances) for row in rows if row.at is not None)
+        super().__init__(rows, predictions, x, self._column)
+        self.column, self.mean_field = 1, mean_field
 
-    y, column = x, 1
-    for row in rows:
-        if isinstance(row, LearnedNoise):
-            raise ValueError("got a step with learned noise, which only a model knows; expected variance='lower' or 'upper'")
-        if isinstance(row, Langevin):
-            if not mean_field:
-                raise ValueError(
-                    "got a Langevin correction whose step depends on the state: its output is not Gaussian; take "
-                    "corrector='mean-field' for its limit in many dimensions, or a correction of fixed step"
-                )
-            score = (row.at.alpha * predict(x, row.at) - x) / row.at.sigma**2
-            step = 2 * row.scale * row.snr**2 * len(x) / float(score.square().sum())
-            column += 1
-            x = y = x + step * score
-            x[:, column] += math.sqrt(2 * step)
-            continue
-        if row.at is not None:
-            m = predict(y, row.at)
-            history.appendleft(m if (row.p, row.q) == (0, 1) else row.p * y + row.q * m)
-        y = row.a * x
-        for w, n in zip(row.w, history, strict=False):
-            if w:
-                y = torch.add(y, n, alpha=w)
-        if row.draw is not None:
-            column += 1
-            noise.insert(0, column)
-        for s, k in zip(row.s, noise, strict=False):
-            y[:, k] += s
-        if row.ends_step:
-            x = y
-    return x
+    def _column(self, start: Point, to: Point, out: Tensor, kernel: float = 0.0) -> Tensor:
+        self.column += 1
+        out.zero_()[:, self.column] = 1
+        return out
+
+    def ratio(self, xi: Tensor, score: Tensor, norm: str) -> Tensor:
+        if not self.mean_field:
+            raise ValueError(
+                "got a Langevin correction whose step depends on the state: its output is not Gaussian; take "
+                "corrector='mean-field' for its limit in many dimensions, or a correction of fixed step"
+            )
+        return (len(score) / score.square().sum()).sqrt()
+
+
+def _predict(at: Point, centre: Tensor, variances: Tensor, y: Tensor) -> Tensor:
+    """The data prediction of an affine form."""
+    gain = at.alpha * variances / (at.alpha**2 * variances + at.sigma**2)
+    m = gain[:, None] * y
+    m[:, 0] += centre * (1 - gain * at.alpha)
+    return m

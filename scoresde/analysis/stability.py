@@ -12,6 +12,7 @@ although the flow shrinks them.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -20,10 +21,11 @@ import torch
 from torch import Tensor
 
 from scoresde.sde import EDM
+from scoresde.solvers.drivers.states import Allocating, lookback
 from scoresde.solvers.path import Path, points
-from scoresde.solvers.rows import Row
 from scoresde.solvers.solver import RowSolver, Solver
 from scoresde.solvers.table import get
+from scoresde.solvers.updates import Row, run
 
 __all__ = ["growth", "stability"]
 
@@ -60,19 +62,21 @@ def growth(solver: str | Solver, h: float, mu: Tensor) -> Tensor:
             f"got solver {method.name!r}, whose steps are not the moves of its path; expected one that makes each"
         )
     first, last = ends[MOVES // 2 - 1], ends[MOVES // 2]
-    depth = max(len(row.w) for row in rows)
+    depth = lookback(rows)[0]
     past = [row for row in rows[:first] if row.at is not None][::-1][:depth]
     # Each state is a row of coefficients of the states that the step starts from: its own, and those of past evaluations.
     unit = torch.eye(1 + depth, dtype=torch.complex128).expand(len(mu), -1, -1)
-    x = y = unit[:, 0]
     states = deque([unit[:, 1 + j] for j in range(len(past))], maxlen=depth)
-    values = deque([(row.p + row.q * mu)[:, None] * s for row, s in zip(past, states, strict=True)], maxlen=depth)
-    for row in rows[first:last]:
-        if row.at is not None:
-            states.appendleft(y)
-            values.appendleft((row.p + row.q * mu)[:, None] * y)
-        y = row.a * x + sum(w * n for w, n in zip(row.w, values, strict=False))
-    step = torch.stack([y, *states, *[torch.zeros_like(y)] * (depth - len(states))], 1)
+
+    def predict(y: Tensor) -> Tensor:
+        states.appendleft(y)
+        return mu[:, None] * y
+
+    history = [(row.p + row.q * mu)[:, None] * s for row, s in zip(past, states, strict=True)]
+    on = Allocating(rows, itertools.repeat(predict), unit[:, 0], None, history=history)
+    for _ in run(rows[first:last], on):
+        pass
+    step = torch.stack([on.x, *states, *[torch.zeros_like(on.x)] * (depth - len(states))], 1)
     radius: Tensor = torch.linalg.eigvals(step).abs().amax(1)
     return radius
 

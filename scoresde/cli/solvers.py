@@ -11,7 +11,7 @@ import typer
 from scoresde.cli import options
 from scoresde.cli.errors import reported
 from scoresde.sde import names
-from scoresde.solvers import SOLVERS, Langevin, LearnedNoise, Path, RowSolver, get, make_path, to_json
+from scoresde.solvers import SOLVERS, Path, RowSolver, get, make_path, to_json
 
 __all__ = ["solvers"]
 
@@ -61,16 +61,4 @@ def _show_rows(name: str, path: Path, as_json: bool) -> None:
     typer.echo("y = a x + sum w N + sum s xi, with N = p y + q m(y, t), newest first; * ends a step\n")
     typer.echo(f"  {'t':>9} {'to':>9} {'a':>11} {'p':>11} {'q':>11}  w | s")
     for row in rows:
-        if isinstance(row, LearnedNoise):
-            typer.echo(f"* {row.at.t:9.5f} {row.to.t:9.5f} {row.a:11.6g} {row.w:.6g} | {row.lower:.6g} .. {row.upper:.6g}")
-            continue
-        if isinstance(row, Langevin):
-            typer.echo(
-                f"  {row.at.t:9.5f} {row.at.t:9.5f} Langevin: snr {row.snr:g}, scale {row.scale:.6g}, norm {row.norm}"
-            )
-            continue
-        at = f"{row.at.t:9.5f}" if row.at is not None else " " * 9
-        w, s = (" ".join(f"{x:.6g}" for x in values) for values in (row.w, row.s))
-        mark = "*" if row.ends_step else " "
-        numbers = f"{row.a:11.6g} {row.p:11.6g} {row.q:11.6g}" if row.at is not None else f"{row.a:11.6g} {'':11} {'':11}"
-        typer.echo(f"{mark} {at} {row.to.t:9.5f} {numbers}  {w}" + (f" | {s}" if s else ""))
+        typer.echo(str(row))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.solvers import FreshNoise, Langevin, Path, RowSolver, Solver
+from scoresde.solvers import FreshNoise, Path, RowSolver, Solver, evaluations
 
 __all__ = ["adaptive", "count", "ladder", "largest"]
 
@@ -40,7 +40,7 @@ def count(solver: Solver, path: Path) -> int:
         19
     """
     if isinstance(solver, RowSolver):
-        return sum(isinstance(row, Langevin) or row.at is not None for row in solver.rows(path))
+        return evaluations(solver.rows(path))
     trial = _Trial()
     solver.final(path, trial, torch.ones(1, 1, dtype=torch.float64), FreshNoise([0], torch.device("cpu")))
     return trial.evaluations
@@ -77,7 +77,7 @@ def largest(solver: Solver, wanted: Sequence[int], path: MakePath) -> dict[int, 
     def counted(steps: int) -> int:
         return count(solver, path(steps))
 
-    def evaluations(steps: int) -> int:
+    def cost(steps: int) -> int:
         if isinstance(solver, RowSolver) or steps < 5:
             return counted(steps)
         return counted(4) + (steps - 4) * (counted(4) - counted(3))  # the run itself says whether each step costs the same
@@ -85,9 +85,9 @@ def largest(solver: Solver, wanted: Sequence[int], path: MakePath) -> dict[int, 
     found = {}
     for budget in wanted:
         steps = (budget - 1) // (solver.description.evaluations or 1) + 1  # where the last move costs one; mostly right
-        if not evaluations(steps) <= budget < evaluations(steps + 1):
-            steps = bisect.bisect_right(range(1, budget + 1), budget, key=evaluations)
-        found[budget] = steps, evaluations(max(steps, 1))
+        if not cost(steps) <= budget < cost(steps + 1):
+            steps = bisect.bisect_right(range(1, budget + 1), budget, key=cost)
+        found[budget] = steps, cost(max(steps, 1))
     return found
 
 

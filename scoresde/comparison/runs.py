@@ -19,8 +19,7 @@ from scoresde.comparison.measures import Measure, Run
 from scoresde.comparison.reference import flow_end
 from scoresde.metrics import peak_memory
 from scoresde.sampling import Samples, sample
-from scoresde.solvers import BrownianNoise, Path, Row, RowSolver, Solver, State, points
-from scoresde.solvers.rows import Op
+from scoresde.solvers import BrownianNoise, Path, RowSolver, Solver, State, points
 
 __all__ = ["Bench", "Outcome"]
 
@@ -105,7 +104,7 @@ class Bench:
         towards the noise and Langevin corrections the noise is fresh."""
         if (solver, name) not in self._strong:
             path, end = self._fine_path(name), None
-            if isinstance(solver, RowSolver) and all(_follows(row) for row in solver.rows(path)):
+            if isinstance(solver, RowSolver) and all(row.follows_path for row in solver.rows(path)):
                 end = self.run(solver, path).end
             self._strong[solver, name] = end
         return self._strong[solver, name]
@@ -174,11 +173,6 @@ class Bench:
         if outcome.trace:
             kept["trace"] = outcome.trace
         return kept
-
-
-def _follows(row: Op) -> bool:
-    """Whether the noise of a row is all of the path that solvers share."""
-    return isinstance(row, Row) and (row.draw is None or row.draw[1].lam > row.draw[0].lam)
 
 
 def _until(budget: int, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:

@@ -18,18 +18,17 @@ from scoresde.sampling.start import start
 from scoresde.sampling.without_marginals import CountedDynamics, falling_times
 from scoresde.score import Conditions, ScoreModel, Transformed
 from scoresde.sde import SDE, GaussianSDE, ReverseSDE
-from scoresde.solvers.drivers import DRIVERS, Project, State, cuda_graph, differentiable, fast, readable
+from scoresde.solvers.drivers import Driver, Project, State, fast, readable
+from scoresde.solvers.drivers import driver as driver_of
 from scoresde.solvers.noise.brownian import BrownianNoise
 from scoresde.solvers.noise.fresh import FreshNoise
 from scoresde.solvers.path import Path, PathLike, make_path
-from scoresde.solvers.rows import Row
 from scoresde.solvers.scalar import value
 from scoresde.solvers.solver import RowSolver, Solver
 from scoresde.solvers.table import get
 
 __all__ = ["NonFiniteError", "Samples", "sample"]
 
-Driver = Callable[..., Iterator[State] | Tensor]
 Transform = Callable[[Tensor, Any], Tensor]
 
 
@@ -132,8 +131,8 @@ def sample(
         project: applied to the state at the end of each step, ``project(x, t)``: a constraint.
         driver: the loop that runs the solver's rows. ``"auto"``: ``"fast"``, or ``"readable"`` where there is a callback;
             ``"compiled"``, ``"cuda-graph"``, ``"parallel"``, ``"differentiable"``: see :mod:`scoresde.solvers.drivers`; or
-            a driver with its options set, ``functools.partial(scoresde.solvers.parallel, window=8)``. ``"differentiable"``
-            is the only one through which gradients flow.
+            a driver with its options set, ``scoresde.solvers.Parallel(window=8)``. ``"differentiable"`` is the only one of
+            them through which gradients flow.
         device, dtype: of the start, where it is drawn; by default those of the model's parameters.
         conditions: what the model is told, by name, ``{"label": labels}``: a tensor, an array or a list with an entry for
             each sample; a number for all of them; or :class:`scoresde.Shared`, passed on as it is.
@@ -174,7 +173,7 @@ def sample(
     if drawn:
         _check_prior(where, model.sde)
     loop = _loop(method, driver, callback, project)
-    grads = getattr(loop, "func", loop) is differentiable
+    grads = loop is not None and loop.differentiates
     seed = seed if noise is None else noise.seeds
     x, fresh = start(shape_or_start, model, seed, math.exp(value(where.points[0].log_sigma)), device, dtype, grads)
     model.check_convertible(value(where.points[0].t))
@@ -203,10 +202,9 @@ def _loop(
     method: Solver, driver: str | Driver, callback: Callable[[State], object] | None, project: Project | None
 ) -> Driver | None:
     """The driver to run the rows of ``method`` with, or ``None`` for a solver that has a loop of its own."""
-    if isinstance(driver, str) and driver != "auto":
-        driver = DRIVERS.name(driver)
+    loop = None if driver == "auto" else driver_of(driver)
     if not isinstance(method, RowSolver):
-        if driver not in ("auto", "readable"):
+        if loop not in (None, readable):
             raise ValueError(
                 f"got driver {driver!r} for solver {method.name!r}, which chooses its own steps and makes no rows that a "
                 "driver could run; expected driver='auto'"
@@ -217,12 +215,11 @@ def _loop(
                 "their ends; take a solver that makes rows (dpmpp-2m, heun, ddpm)"
             )
         return None
-    if driver == "auto":
+    if loop is None:
         return readable if callback is not None else fast
-    loop = DRIVERS[driver] if isinstance(driver, str) else driver
-    if callback is not None and loop in (fast, cuda_graph):
+    if callback is not None and not loop.shows_states:
         raise ValueError(
-            f"got a callback for driver {driver!r}, which overwrites its states and has none to show; take "
+            f"got a callback for driver {loop.name!r}, which overwrites its states and has none to show; take "
             "driver='readable', which computes the same, or 'auto'"
         )
     return loop
@@ -272,7 +269,7 @@ class _Run:
         """How many there will be; ``None`` where the solver decides."""
         if not isinstance(self.method, RowSolver):
             return None
-        return sum(isinstance(row, Row) and row.ends_step for row in self.method.rows(self.path))
+        return sum(row.ends_step for row in self.method.rows(self.path))
 
     def states(self) -> Iterator[State]:
         if self.loop is None or not isinstance(self.method, RowSolver):
@@ -281,14 +278,16 @@ class _Run:
         return cast(Iterator[State], self.loop(rows, self.model, self.x, self.noise, project=self.project))
 
     def last(self, callback: Callable[[State], object] | None, on_step: Callable[[int], None]) -> _Last:
-        if isinstance(self.method, RowSolver) and self.loop in (fast, cuda_graph):
-            rows = self.method.rows(self.path)
-            return _Last(self.loop(rows, self.model, self.x, self.noise, on_step, project=self.project))
-        last = _Last(self.x)
+        if isinstance(self.method, RowSolver) and self.loop is not None and not self.loop.shows_states:
+            rows, overwrite = self.method.rows(self.path), cast(Callable[..., Tensor], self.loop)
+            return _Last(overwrite(rows, self.model, self.x, self.noise, on_step, project=self.project))
+        last, done = _Last(self.x), 0
         states = self.states()
         for state in states if callback is None else _checked(states, self.x, self.method.name):
             last = _Last(state.x, state.info)
-            on_step(state.step)
+            if state.step > done:  # several states may belong to one step
+                done = state.step
+                on_step(done)
             if callback is not None and callback(state):
                 return last._replace(reached=state.step + 1)
         return last

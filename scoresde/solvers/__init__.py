@@ -10,8 +10,16 @@ from scoresde.solvers.coefficients import lagrange_integrals, moments
 from scoresde.solvers.drivers import (
     DRIVERS,
     CapturedSampler,
+    Compiled,
+    CudaGraph,
+    Custom,
     Denoiser,
+    Differentiable,
+    Driver,
+    Fast,
+    Parallel,
     Project,
+    Readable,
     State,
     compiled,
     cuda_graph,
@@ -62,10 +70,11 @@ from scoresde.solvers.noise.brownian import BrownianNoise
 from scoresde.solvers.noise.fresh import FreshNoise, NoiseSource, sample_seeds
 from scoresde.solvers.path import PATHS, Path, Point, make_path, points
 from scoresde.solvers.prediction import Data, Noise, Prediction, Rho, Time, Velocity
-from scoresde.solvers.rows import Langevin, LearnedNoise, Row, each_step, from_json, one_step, stencil_rows, to_json
+from scoresde.solvers.rows import each_step, one_step, stencil_rows
 from scoresde.solvers.solver import Description, Dynamics, RowSolver, Solver, compose
 from scoresde.solvers.stencil import Stage, midpoint, multistep, radau, trapezoid
 from scoresde.solvers.table import SOLVERS, get
+from scoresde.solvers.updates import Langevin, LearnedNoise, Row, Update, evaluations, from_json, to_json
 
 __all__ = [
     "DRIVERS",
@@ -75,20 +84,28 @@ __all__ = [
     "AdaptiveSDE",
     "BrownianNoise",
     "CapturedSampler",
+    "Compiled",
     "Controller",
+    "CudaGraph",
+    "Custom",
     "Data",
     "Denoiser",
     "Description",
+    "Differentiable",
+    "Driver",
     "Dynamics",
+    "Fast",
     "FreshNoise",
     "Langevin",
     "LearnedNoise",
     "Noise",
     "NoiseSource",
+    "Parallel",
     "Path",
     "Point",
     "Prediction",
     "Project",
+    "Readable",
     "Rho",
     "Row",
     "RowSolver",
@@ -96,6 +113,7 @@ __all__ = [
     "Stage",
     "State",
     "Time",
+    "Update",
     "Velocity",
     "analytic_dpm",
     "ancestral",
@@ -127,6 +145,7 @@ __all__ = [
     "euler",
     "euler_ancestral",
     "euler_maruyama",
+    "evaluations",
     "exp_adams_moulton",
     "explicit_midpoint",
     "fast",

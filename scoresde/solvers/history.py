@@ -17,8 +17,9 @@ from scoresde.solvers import scalar, stencil
 from scoresde.solvers.coefficients import lagrange_integrals, moments
 from scoresde.solvers.path import Path, Point
 from scoresde.solvers.prediction import Prediction
-from scoresde.solvers.rows import Op, Row, _newest_first, forward_move, last_move, stencil_rows
+from scoresde.solvers.rows import forward_move, last_move, newest_first, stencil_rows
 from scoresde.solvers.stencil import Stencil
+from scoresde.solvers.updates import Row
 
 __all__ = ["Choice", "Opening", "Rule", "constant_weight", "exact_rule", "high_order", "multistep_rows", "openings"]
 
@@ -86,7 +87,7 @@ def multistep_rows(
     opening: Sequence[Opening] = (),
     *,
     corrects_end: bool = False,
-) -> list[Op]:
+) -> list[Row]:
     """The rows of a rule over past evaluations; with a corrector: predict, evaluate, correct, at one evaluation a step.
 
     Args:
@@ -102,7 +103,7 @@ def multistep_rows(
         corrects_end: whether to correct the state before the move to sigma = 0 too, which then takes the prediction that the
             correction was made with.
     """
-    rows: list[Op] = []
+    rows: list[Row] = []
     known: list[tuple[int, Point]] = []  # the evaluations at starts of steps, newest first: their numbers and points
     evaluated, since, fresh = 0, 0, False  # fresh: the newest evaluation is already that of the step's start
     depth = max(predictor[0], corrector[0] if corrector else 0)
@@ -164,7 +165,7 @@ def _predicted(
         to=v,
         at=at,
         a=step.carry(u, v),
-        w=_newest_first(w, [number for number, _ in nodes], evaluated),
+        w=newest_first(w, [number for number, _ in nodes], evaluated),
         s=(s,) if s else (),
         p=p,
         q=q,

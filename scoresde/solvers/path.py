@@ -118,7 +118,7 @@ class Path:
         """The path through ``times``, from noise to data; a last time of 0 is the clean data, sigma = 0.
 
         Where ``times`` is a tensor that requires gradients, so do all coefficients computed from the path: see
-        :func:`scoresde.solvers.differentiable`.
+        :class:`scoresde.solvers.Differentiable`.
         """
         t = torch.as_tensor(times, dtype=torch.float64, device="cpu")
         if t.ndim != 1 or not bool(torch.isfinite(t).all()):

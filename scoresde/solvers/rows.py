@@ -1,113 +1,19 @@
-r"""Rows: what a solver turns a path into, and all that a driver knows of it.
-
-A :class:`Row` evaluates the model at the current state y, if ``at`` is a point, which appends
-:math:`N = p\,y + q\,m(y)` to the history, and then sets
-
-.. math:: y = a\,x + \sum_j w_j N_j + \sum_k s_k\,\xi_k
-
-with x the state at the start of the step, ``w[0]`` belonging to the newest N and ``s[0]`` to the newest draw of noise. The
-row that ends a step makes y the new x.
-Two updates are not linear: the step size of a :class:`Langevin` correction depends on the state, and the noise of a
-:class:`LearnedNoise` step on the model.
-"""
+"""Rows: the linear updates that a prediction and a stencil make of a path, and those that all solvers share."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
 
 from scoresde.solvers import scalar
 from scoresde.solvers.coefficients import lagrange_integrals
 from scoresde.solvers.path import Path, Point, points
 from scoresde.solvers.prediction import Prediction
 from scoresde.solvers.stencil import Stage, Stencil
+from scoresde.solvers.updates import Row
 
-__all__ = [
-    "Langevin",
-    "LearnedNoise",
-    "Row",
-    "each_step",
-    "forward_move",
-    "from_json",
-    "last_move",
-    "one_step",
-    "stencil_rows",
-    "to_json",
-]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One linear update: see the module.
-
-    Attributes:
-        to: the point at which y then lives.
-        at: the point at which the model is evaluated first, or ``None``.
-        a, w, s: factors of the state, of the history and of the draws of noise, both newest first.
-        p, q: N = p y + q m.
-        draw: the interval over which noise is drawn first, or ``None``.
-        kernel: the rate k of the integral of e^{k s} dW_s over that interval which the draw stands for.
-        ends_step: whether y becomes the state from which the next rows start.
-    """
-
-    to: Point
-    at: Point | None
-    a: float
-    w: tuple[float, ...] = ()
-    s: tuple[float, ...] = ()
-    p: float = 0.0
-    q: float = 1.0
-    draw: tuple[Point, Point] | None = None
-    kernel: float = 0.0
-    ends_step: bool = True
-
-
-@dataclass(frozen=True)
-class Langevin:
-    r"""A Langevin correction at one point, :math:`x \leftarrow x + \epsilon\, s(x) + \sqrt{2 \epsilon}\, \xi` with the step
-
-    .. math:: \epsilon = 2\, \mathrm{scale}\, (\mathrm{snr}\, \|\xi\| / \|s(x)\|)^2.
-
-    ``norm="sample"`` takes the norms of each sample, ``norm="batch"`` their averages over the batch, as published.
-    Source: Song et al., 2021, algorithms 4 and 5.
-    """
-
-    at: Point
-    snr: float
-    scale: float = 1.0
-    norm: str = "sample"
-    ends_step: ClassVar[bool] = False
-    kernel: ClassVar[float] = 0.0
-
-    @property
-    def to(self) -> Point:
-        """The point at which it leaves the state: the same."""
-        return self.at
-
-
-@dataclass(frozen=True)
-class LearnedNoise:
-    r"""A step with noise of a deviation that the model gives for each number,
-    :math:`x \leftarrow a\, x + w\, m + s_{lower}^{1 - f} s_{upper}^f\, \xi`.
-
-    m is the data prediction and f the fraction that the model's second output gives: see
-    :class:`~scoresde.ScoreModel`. Source: Nichol and Dhariwal, 2021, equation (15).
-    """
-
-    at: Point
-    to: Point
-    a: float
-    w: float
-    lower: float
-    upper: float
-    ends_step: ClassVar[bool] = True
-    kernel: ClassVar[float] = 1.0
-
-
-Op = Row | Langevin | LearnedNoise
+__all__ = ["each_step", "forward_move", "kernel_of_decay", "last_move", "newest_first", "one_step", "stencil_rows"]
 
 
 def one_step(
@@ -143,12 +49,12 @@ def forward_move(u: Point, v: Point) -> Row:
     return Row(to=v, at=None, a=a, s=(v.sigma * scalar.sqrt(-scalar.expm1(2 * (v.lam - u.lam))),), draw=(u, v))
 
 
-def each_step(rule: Callable[[Point, Point], Row], path: Path) -> list[Op]:
+def each_step(rule: Callable[[Point, Point], Row], path: Path) -> list[Row]:
     """A one-step rule along a path; moves towards the noise and the last move to sigma = 0 are the same for all."""
     return [last_move(path) if v.sigma == 0 else forward_move(u, v) if v.lam < u.lam else rule(u, v) for u, v in path.moves]
 
 
-def stencil_rows(prediction: Prediction, stencil: Stencil | list[Stencil], path: Path) -> list[Op]:
+def stencil_rows(prediction: Prediction, stencil: Stencil | list[Stencil], path: Path) -> list[Row]:
     """The rows of ``prediction`` x ``stencil`` on ``path``.
 
     Missing history, at the start and after a move towards the noise, lowers the order there. A list of stencils is taken
@@ -168,7 +74,7 @@ def stencil_rows(prediction: Prediction, stencil: Stencil | list[Stencil], path:
     inner = iter(_inner_points(prediction, shapes, path, up))
     shape = iter(shapes)
 
-    rows: list[Op] = []
+    rows: list[Row] = []
     starts: list[tuple[int, float]] = []  # of each step so far: the number of its first evaluation, and its clock
     evaluated = 0
     for u, v in moves:
@@ -189,7 +95,7 @@ def stencil_rows(prediction: Prediction, stencil: Stencil | list[Stencil], path:
                     to=target,
                     at=at,
                     a=prediction.carry(u, target),
-                    w=_newest_first(_weights(prediction, u, target, nodes, stage), [n for n, _ in nodes], evaluated),
+                    w=newest_first(_weights(prediction, u, target, nodes, stage), [n for n, _ in nodes], evaluated),
                     s=s,
                     p=p,
                     q=q,
@@ -266,38 +172,9 @@ def _noise(
     return draw, tuple(prediction.noise(a, b) * prediction.carry(b, target) for a, b in reversed(pairs))
 
 
-def _newest_first(w: list[float], numbers: list[int], evaluated: int) -> tuple[float, ...]:
+def newest_first(w: list[float], numbers: list[int], evaluated: int) -> tuple[float, ...]:
+    """Place the factors of evaluations, given by their numbers, in a row made after ``evaluated`` of them."""
     slots = [0.0] * (evaluated - min(numbers))
     for weight, number in zip(w, numbers, strict=True):
         slots[evaluated - 1 - number] = weight
     return tuple(slots)
-
-
-def to_json(rows: Sequence[Op]) -> list[dict[str, Any]]:
-    """The rows as plain values for ``json.dumps``."""
-    return [{"op": type(row).__name__, **asdict(row)} for row in rows]
-
-
-def from_json(values: Sequence[dict[str, Any]]) -> list[Op]:
-    """The inverse of :func:`to_json`.
-
-    Example:
-        >>> import json
-        >>> from scoresde import VP, solvers
-        >>> rows = solvers.ddim().rows(solvers.make_path(VP(), "t", 3))
-        >>> from_json(json.loads(json.dumps(to_json(rows)))) == rows
-        True
-    """
-    rows: list[Op] = []
-    for value in values:
-        fields = {k: v for k, v in value.items() if k != "op"}
-        for name in ("to", "at"):
-            if fields.get(name) is not None:
-                fields[name] = Point(*fields[name])
-        if fields.get("draw") is not None:
-            fields["draw"] = tuple(Point(*p) for p in fields["draw"])
-        if value["op"] in ("Langevin", "LearnedNoise"):
-            rows.append({"Langevin": Langevin, "LearnedNoise": LearnedNoise}[value["op"]](**fields))
-        else:
-            rows.append(Row(**{**fields, "w": tuple(fields["w"]), "s": tuple(fields["s"])}))
-    return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,9 @@ from scoresde.solvers.drivers import Denoiser, State, fast, readable
 from scoresde.solvers.noise.fresh import FreshNoise
 from scoresde.solvers.path import Path
 from scoresde.solvers.prediction import Prediction
-from scoresde.solvers.rows import Op, stencil_rows
+from scoresde.solvers.rows import stencil_rows
 from scoresde.solvers.stencil import Stencil
+from scoresde.solvers.updates import Update
 
 __all__ = ["Description", "Dynamics", "RowSolver", "Solver", "compose"]
 
@@ -87,10 +88,12 @@ class Solver(ABC):
         on_step: Callable[[int], None] | None = None,
     ) -> Tensor:
         """Run from ``x`` and return the last state; ``on_step`` is told the number of steps done."""
+        done = 0
         for state in self.states(path, model, x, noise):
             x = state.x
-            if on_step is not None:
-                on_step(state.step)
+            if on_step is not None and state.step > done:  # several states may belong to one step
+                done = state.step
+                on_step(done)
         return x
 
     def integrate(self, dynamics: Dynamics, x: Tensor, times: list[float], noise: FreshNoise) -> Iterator[State]:
@@ -123,7 +126,7 @@ class RowSolver(Solver):
         <solver mine>
     """
 
-    rows: Callable[[Path], list[Op]]
+    rows: Callable[[Path], Sequence[Update]]
     general: Callable[..., Iterator[State]] | None = field(default=None)
 
     def states(self, path: Path, model: Denoiser, x: Tensor, noise: FreshNoise) -> Iterator[State]:

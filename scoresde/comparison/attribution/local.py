@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,10 +24,11 @@ from scoresde.comparison.reference import check_falls, follow, in_double, truth_
 from scoresde.sampling import sample
 from scoresde.sampling.counted import evaluation_mode
 from scoresde.score import ScoreModel
+from scoresde.solvers.drivers.states import Allocating
 from scoresde.solvers.path import Path, PathLike, Point, make_path
-from scoresde.solvers.rows import Row
 from scoresde.solvers.solver import RowSolver, Solver
 from scoresde.solvers.table import get
+from scoresde.solvers.updates import Row, run
 
 __all__ = ["Attribution", "attribute", "local_errors"]
 
@@ -199,18 +201,18 @@ def _trajectory(model: ScoreModel, x: Tensor, path: Path, steps: list[_Step], to
 def _run(model: ScoreModel, step: _Step, exact: dict[Point, Tensor]) -> Tensor:
     """The end of a step from the exact state."""
 
-    def value(row: Row, y: Tensor) -> Tensor:
-        assert row.at is not None
-        return row.p * y + row.q * model.x0(y, torch.tensor(row.at.t, dtype=torch.float64))
+    def predict(at: Point, y: Tensor) -> Tensor:
+        return model.x0(y, torch.tensor(at.t, dtype=torch.float64))
 
-    past = {ago: value(row, exact[row.at]) for ago, row in step.past.items() if row.at is not None}
-    x = y = exact[step.start]
-    here: list[Tensor] = []  # the evaluations of this step, newest first
-    for row in step.rows:
-        if row.at is not None:
-            here.insert(0, value(row, y))
-        y = row.a * x
-        for j, w in enumerate(row.w):
-            if w:
-                y = y + w * (here[j] if j < len(here) else past[j - len(here)])
-    return y
+    def value(row: Row) -> Tensor:
+        assert row.at is not None
+        return row.p * exact[row.at] + row.q * predict(row.at, exact[row.at])
+
+    x = exact[step.start]
+    oldest = max(step.past, default=-1)
+    history = [value(step.past[ago]) if ago in step.past else torch.zeros_like(x) for ago in range(oldest + 1)]
+    on = Allocating(step.rows, (partial(predict, r.at) for r in step.rows if r.at is not None), x, None, history=history)
+    for _ in run(step.rows, on):
+        pass
+    end: Tensor = on.x
+    return end

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from types import FunctionType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from scoresde.solvers.drivers.base import Denoiser, Project, State, bind, depths, nonlinear, refuse_gradients
+from scoresde.solvers.drivers.base import Driver
+from scoresde.solvers.drivers.model import Denoiser, Evaluation, Project, bind
+from scoresde.solvers.drivers.states import Allocating
 from scoresde.solvers.noise.fresh import NoiseSource
-from scoresde.solvers.rows import Op, Row
+from scoresde.solvers.updates import Row, State, Update, run
 
-__all__ = ["compiled"]
+__all__ = ["Compiled"]
 
 Tensors = tuple[Tensor, ...]
 
@@ -44,27 +47,19 @@ def _compile(depth: int, kept: int, backend: Any) -> tuple[Callable[..., tuple[T
     return evaluated, combine
 
 
-def compiled(
-    rows: Sequence[Op],
-    model: Denoiser,
-    x: Tensor,
-    noise: NoiseSource,
-    *,
-    project: Project | None = None,
-    backend: str | Callable[..., Any] = "inductor",
-) -> Iterator[State]:
-    """Run ``rows`` with their arithmetic compiled by ``torch.compile``, and yield the state at the end of every step.
+@dataclass(frozen=True)
+class Compiled(Driver):
+    """The arithmetic of rows compiled by ``torch.compile``; yields the state at the end of every step.
 
     What is compiled is the update of a row, into one kernel that reads each tensor once: N, the state and its sum with the
     history and the draws. Coefficients enter as a tensor, so that one compilation serves every row, every step size and
     every solver that looks back on as many predictions and draws; there is another for rows without an evaluation. The
     network is called as it is: pass ``ScoreModel(torch.compile(net), sde)`` to have it compiled too. Noise is drawn, and
-    updates that are not linear and the hooks are run, outside. Equal to :func:`readable` but for rounding.
+    updates that are not linear and the hooks are run, outside. Equal to :class:`~scoresde.solvers.Readable` to rounding.
 
     The first call compiles, which on a CPU needs a C++ compiler and takes some seconds.
 
     Args:
-        project: as in :func:`readable`.
         backend: of ``torch.compile``.
 
     Raises:
@@ -76,47 +71,57 @@ def compiled(
         ...     def at(self, times, *, device, dtype):
         ...         return [torch.zeros_like] * len(times)
         >>> rows = solvers.ddim().rows(solvers.make_path(VP(), "t", 4))
-        >>> [round(s.x.item(), 3) for s in compiled(rows, Zero(), torch.ones(1, 1), None, backend="eager")]
+        >>> [round(s.x.item(), 3) for s in Compiled("eager")(rows, Zero(), torch.ones(1, 1), None)]
         [0.994, 0.825, 0.01, 0.0]
     """
-    refuse_gradients(rows, "compiled")
-    return _states(rows, model, x, noise, project, backend)
+
+    backend: str | Callable[..., Any] = "inductor"
+    name: ClassVar[str] = "compiled"
+
+    def __call__(
+        self, rows: Sequence[Update], model: Denoiser, x: Tensor, noise: NoiseSource, *, project: Project | None = None
+    ) -> Iterator[State]:
+        self.check(rows)
+        rows, evaluations = bind(rows, model, x)
+        return run(rows, _Compiled(rows, iter(evaluations), x, noise, project, self.backend))
 
 
-def _states(
-    rows: Sequence[Op], model: Denoiser, x: Tensor, noise: NoiseSource, project: Project | None, backend: Any
-) -> Iterator[State]:
-    depth, kept = depths(rows)
-    evaluated, combine = _compile(depth, kept, backend)
-    evaluate = bind(rows, model, x)
-    coefficients = iter(_table(rows, depth, kept, x))
-    # What a row looks back on but does not have yet is zero, with weight zero. A tensor object that entered twice would be
-    # guarded as such, and compiled again where it does not: hence the views.
-    zero = torch.zeros_like(x)
-    history, draws = ([zero.view_as(zero) for _ in range(n)] for n in (depth, kept))
-    y, step = x, 0
-    for row in rows:
-        if not isinstance(row, Row):
-            x = y = nonlinear(row, next(evaluate), x, noise, project, torch.empty_like(x))
-            step += row.ends_step
-            yield State(step, row.to, x)
-            continue
-        c = next(coefficients)
-        if row.draw is not None:
-            draws = [noise(*row.draw, torch.empty_like(x), row.kernel), *draws[:-1]]
-        if row.at is not None:
-            m = next(evaluate)(y)
-            n, y = evaluated(x, y.view_as(y), m.view_as(m), tuple(history[:-1]), tuple(draws), c)
-            history = [n, *history[:-1]]
+class _Compiled(Allocating):
+    """States whose linear updates are compiled."""
+
+    def __init__(
+        self,
+        rows: Sequence[Update],
+        evaluate: Iterator[Evaluation],
+        x: Tensor,
+        noise: NoiseSource,
+        project: Project | None,
+        backend: Any,
+    ) -> None:
+        super().__init__(rows, evaluate, x, noise, project)
+        self.depth = max(self.depth, 1)  # the newest N is always there
+        self.evaluated, self.combined = _compile(self.depth, self.kept, backend)
+        self.coefficients = iter(_table(rows, self.depth, self.kept, x))
+        # What a row looks back on but does not have yet is zero, with weight zero. A tensor object that entered twice would
+        # be guarded as such, and compiled again where it does not: hence the views.
+        zero = torch.zeros_like(x)
+        self.history, self.draws = (tuple(zero.view_as(zero) for _ in range(n)) for n in (self.depth, self.kept))
+
+    def combine(self, row: Row, m: Tensor | None) -> None:
+        c = next(self.coefficients)
+        if m is not None:
+            y = self.y
+            n, y = self.evaluated(self.x, y.view_as(y), m.view_as(m), self.history[:-1], self.draws, c)
+            self.history = (n, *self.history[:-1])
         else:
-            y = combine(x, tuple(history), tuple(draws), c)
+            y = self.combined(self.x, self.history, self.draws, c)
         if row.ends_step:
-            x = y = y if project is None else project(y, row.to.t)
-            step += 1
-            yield State(step, row.to, x)
+            self.replace(y, row.to, True)
+        else:
+            self.y = y
 
 
-def _table(rows: Sequence[Op], depth: int, kept: int, x: Tensor) -> Tensor:
+def _table(rows: Sequence[Update], depth: int, kept: int, x: Tensor) -> Tensor:
     """The coefficients of all linear rows, shape (rows, 3 + depth + kept), on the device and at least in float32."""
     lines = [
         [row.a, row.p, row.q, *row.w, *[0.0] * (depth - len(row.w)), *row.s, *[0.0] * (kept - len(row.s))]

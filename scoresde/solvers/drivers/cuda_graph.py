@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from scoresde.solvers.drivers.base import Denoiser, Project, bind, refuse_gradients
-from scoresde.solvers.drivers.sequential import run_in_place
+from scoresde.solvers.drivers.base import Driver
+from scoresde.solvers.drivers.model import Denoiser, Project, bind
+from scoresde.solvers.drivers.plain import run_in_place
+from scoresde.solvers.drivers.states import InPlace
 from scoresde.solvers.noise.fresh import NoiseSource, sample_seeds
-from scoresde.solvers.rows import Op
+from scoresde.solvers.updates import Update
 
-__all__ = ["CapturedSampler", "cuda_graph"]
+__all__ = ["CapturedSampler", "CudaGraph"]
 
 
 class CapturedSampler:
@@ -23,10 +27,10 @@ class CapturedSampler:
     seeds.
 
     Args:
-        rows, model, noise: as of :func:`scoresde.solvers.fast`; noise needs the ``generators`` it draws from, as
+        rows, model, noise: as of :class:`scoresde.solvers.Fast`; noise needs the ``generators`` it draws from, as
             :class:`~scoresde.solvers.FreshNoise` has, on the device of ``x``.
         x: a start, on a CUDA device, whose shape and dtype all starts share.
-        project: as of :func:`scoresde.solvers.fast`; it is captured, so it may not wait for the device.
+        project: as of :class:`scoresde.solvers.Fast`; it is captured, so it may not wait for the device.
         warmup: how often the first evaluation runs before the capture, in which libraries may not initialise themselves.
 
     Raises:
@@ -35,7 +39,7 @@ class CapturedSampler:
 
     def __init__(
         self,
-        rows: Sequence[Op],
+        rows: Sequence[Update],
         model: Denoiser,
         x: Tensor,
         noise: NoiseSource,
@@ -48,10 +52,10 @@ class CapturedSampler:
                 f"got a start on device {str(x.device)!r}; driver 'cuda-graph' needs a CUDA device: move the model and the "
                 "start there, or take driver='fast' or 'compiled'"
             )
-        refuse_gradients(rows, "cuda-graph")
+        CudaGraph().check(rows)
         self._generators: list[torch.Generator] = list(getattr(noise, "generators", []))
         self._start = x.detach().clone(memory_format=torch.contiguous_format)
-        evaluations = list(bind(rows, model, x))
+        rows, evaluations = bind(rows, model, x)
         with torch.no_grad(), torch.cuda.device(x.device):
             side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
@@ -64,7 +68,7 @@ class CapturedSampler:
             for generator in self._generators:
                 self._graph.register_generator_state(generator)
             with torch.cuda.graph(self._graph):
-                self._end = run_in_place(rows, iter(evaluations), self._start, noise, None, project)
+                self._end = run_in_place(rows, InPlace(rows, iter(evaluations), self._start, noise, project), None)
 
     def __call__(self, x: Tensor, seeds: int | Sequence[int] | None = None) -> Tensor:
         """The samples from the start ``x``; with new ``seeds`` of the noise, else its generators go on."""
@@ -81,18 +85,28 @@ class CapturedSampler:
         return self._end.clone()
 
 
-def cuda_graph(
-    rows: Sequence[Op],
-    model: Denoiser,
-    x: Tensor,
-    noise: NoiseSource,
-    on_step: Callable[[int], None] | None = None,
-    *,
-    project: Project | None = None,
-) -> Tensor:
-    """Capture sampling from ``x`` as one CUDA graph, replay it once and return the last state; equal to ``fast``.
+@dataclass(frozen=True)
+class CudaGraph(Driver):
+    """All of sampling as one CUDA graph, captured, replayed once and forgotten; equal to :class:`~scoresde.solvers.Fast`.
 
-    To replay it often, keep a :class:`CapturedSampler`. ``on_step`` is never called: the steps are one launch. The
-    warm-up before the capture calls the network too, and is counted.
+    To replay it often, keep a :class:`CapturedSampler`. ``on_step`` is called once, with the number of all steps, which are
+    one launch. The warm-up before the capture calls the network too, and is counted.
     """
-    return CapturedSampler(rows, model, x, noise, project=project)(x)
+
+    name: ClassVar[str] = "cuda-graph"
+    shows_states: ClassVar[bool] = False
+
+    def __call__(
+        self,
+        rows: Sequence[Update],
+        model: Denoiser,
+        x: Tensor,
+        noise: NoiseSource,
+        on_step: Callable[[int], None] | None = None,
+        *,
+        project: Project | None = None,
+    ) -> Tensor:
+        end = CapturedSampler(rows, model, x, noise, project=project)(x)
+        if on_step is not None:
+            on_step(sum(row.ends_step for row in rows))
+        return end

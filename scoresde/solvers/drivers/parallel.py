@@ -13,60 +13,29 @@ the sequential result, whatever the linearisation.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from scoresde.solvers.drivers.base import Denoiser, Project, State, depths, interpolated, plus, refuse_gradients, scaled
+from scoresde.solvers.drivers.base import Driver
+from scoresde.solvers.drivers.model import Denoiser, Project
+from scoresde.solvers.drivers.states import Allocating
 from scoresde.solvers.noise.fresh import NoiseSource
 from scoresde.solvers.path import Point
-from scoresde.solvers.rows import Op, Row
+from scoresde.solvers.updates import State, Update
 
-__all__ = ["parallel"]
+__all__ = ["Parallel"]
 
 
 @dataclass(frozen=True)
-class _Recursion:
-    """The recursion before a row: start of the step, input of the row, history, draws, steps done."""
-
-    x: Tensor
-    y: Tensor
-    history: tuple[Tensor, ...]
-    draws: tuple[Tensor, ...]
-    step: int = 0
-
-    def after(
-        self, row: Row, m: Tensor | None, xi: Tensor | None, project: Project | None, kept: tuple[int, int]
-    ) -> _Recursion:
-        history = self.history if m is None else (interpolated(row, self.y, m), *self.history)[: kept[0]]
-        draws = self.draws if xi is None else (xi, *self.draws)[: kept[1]]
-        y = scaled(self.x, row.a)
-        for factors, values in ((row.w, history), (row.s, draws)):
-            for factor, value in zip(factors, values, strict=False):
-                if factor:
-                    y = plus(y, value, factor)
-        if not row.ends_step:
-            return replace(self, y=y, history=history, draws=draws)
-        y = y if project is None else project(y, row.to.t)
-        return _Recursion(y, y, history, draws, self.step + 1)
-
-
-def parallel(
-    rows: Sequence[Op],
-    model: Denoiser,
-    x: Tensor,
-    noise: NoiseSource,
-    *,
-    project: Project | None = None,
-    window: int = 32,
-    tolerance: float = 1e-3,
-    anderson: int = 0,
-) -> Iterator[State]:
-    r"""Run ``rows`` with the evaluations of a window stacked into one call, and yield each state as it settles.
+class Parallel(Driver):
+    r"""Many steps at once: the evaluations of a window stacked into one call; yields each state as it settles.
 
     A sweep costs one call of the network on ``window`` times the batch; the last state's ``info`` tells the number of
     sweeps, at most that of the evaluations, usually far fewer. More work than the sequential loop in fewer calls: for a
@@ -75,7 +44,6 @@ def parallel(
     order of the rows.
 
     Args:
-        project: as in :func:`scoresde.solvers.readable`.
         window: how many evaluations are stacked.
         tolerance: root mean square move of an input between sweeps, of each sample, in units of the deviation
             :math:`\sqrt{\alpha^2 + \sigma^2}` of standard normal data there.
@@ -83,73 +51,106 @@ def parallel(
             with the whole path in the window 1 saves up to a sixth of the sweeps, and more than 2 rather costs some.
 
     Raises:
-        ValueError: for Langevin corrections, whose step depends on the state, and learned noise; for coefficients that carry
-            gradients; for a window below 1, a negative tolerance or a negative ``anderson``.
+        ValueError: for a window below 1, a negative tolerance or a negative ``anderson``; when called, for Langevin
+            corrections, whose step depends on the state, and learned noise, and for coefficients that carry gradients.
 
     Sources: Shih et al., "Parallel Sampling of Diffusion Models", 2023, https://arxiv.org/abs/2305.16317; Tang et al.,
     "Accelerating Parallel Sampling of Diffusion Models", 2024, https://arxiv.org/abs/2402.09970, for the acceleration.
 
     Example:
-        >>> import functools, scoresde
+        >>> import scoresde
         >>> model = scoresde.problems.ring().model(scoresde.VP())
-        >>> driver = functools.partial(parallel, tolerance=1e-6)
-        >>> one, other = (scoresde.sample(model, (8, 2), steps=40, driver=d, progress=False) for d in (driver, "fast"))
+        >>> drivers = Parallel(tolerance=1e-6), "fast"
+        >>> one, other = (scoresde.sample(model, (8, 2), steps=40, driver=d, progress=False) for d in drivers)
         >>> bool(torch.allclose(one.x, other.x, atol=1e-4)), one.info["sweeps"] < other.evaluations
         (True, True)
     """
-    linear = [row for row in rows if isinstance(row, Row)]
-    if len(linear) < len(rows):
-        raise ValueError(
-            "got rows with Langevin corrections, whose step depends on the state, or with learned noise, so that driver "
-            "'parallel' cannot run all steps at once; take driver='fast', or a solver whose rows are linear"
-        )
-    if window < 1 or not tolerance >= 0 or anderson < 0:
-        raise ValueError(
-            f"got window={window}, tolerance={tolerance}, anderson={anderson}; expected window >= 1, tolerance >= 0, "
-            "anderson >= 0"
-        )
-    refuse_gradients(rows, "parallel")
-    return _settle(linear, model, x, noise, project, window, tolerance, anderson)
+
+    window: int = 32
+    tolerance: float = 1e-3
+    anderson: int = 0
+    name: ClassVar[str] = "parallel"
+    needs_linear_rows: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or not self.tolerance >= 0 or self.anderson < 0:
+            raise ValueError(
+                f"got window={self.window}, tolerance={self.tolerance}, anderson={self.anderson}; expected window >= 1, "
+                "tolerance >= 0, anderson >= 0"
+            )
+
+    def __call__(
+        self, rows: Sequence[Update], model: Denoiser, x: Tensor, noise: NoiseSource, *, project: Project | None = None
+    ) -> Iterator[State]:
+        self.check(rows)
+        return self._settle(rows, model, _Sweep(rows, x, noise, project))
+
+    def _settle(self, rows: Sequence[Update], model: Denoiser, before: _Sweep) -> Iterator[State]:
+        known: Known = {}
+        mixer = _Anderson(self.anderson)
+        settled, sweeps = 0, 0
+        while settled < len(rows):
+            # One evaluation alone at first, since nothing is known yet to extend the recursion with.
+            inside, end = _window(rows, settled, self.window if known else 1)
+            if inside:
+                inputs = mixer.next_inputs(before.over(settled, end, known)[0])
+                predictions = _evaluate(model, [rows[r].at for r in inside], [inputs[r] for r in inside])
+                known = {r: (inputs[r], m) for r, m in zip(inside, predictions, strict=True)}
+                sweeps += 1
+            outputs, after = before.over(settled, end, known)
+            until = _first_moving(rows, outputs, known, self.tolerance) or end
+            for r in range(settled, until):
+                before = after[r]
+                before.drawn.pop(r, None)
+                if rows[r].ends_step:
+                    yield State(before.step, rows[r].to, before.x, {"sweeps": sweeps})
+            settled = until
+            mixer.remember(known, outputs)
 
 
 Known = dict[int, tuple[Tensor, Tensor]]
 """Of evaluations by the number of their row: the input and the prediction there."""
 
 
-def _settle(
-    rows: list[Row],
-    model: Denoiser,
-    x: Tensor,
-    noise: NoiseSource,
-    project: Project | None,
-    window: int,
-    tolerance: float,
-    memory: int,
-) -> Iterator[State]:
-    sweep = _Sweep(rows, noise, project, depths(rows))
-    known: Known = {}
-    mixer = _Anderson(memory)
-    settled, before, sweeps = 0, _Recursion(x, x, (), ()), 0
-    while settled < len(rows):
-        # One evaluation alone at first, since nothing is known yet to extend the recursion with.
-        inside, end = _window(rows, settled, window if known else 1)
-        if inside:
-            inputs = mixer.next_inputs(sweep(settled, end, before, known)[0])
-            predictions = _evaluate(model, [rows[r].at for r in inside], [inputs[r] for r in inside])
-            known = {r: (inputs[r], m) for r, m in zip(inside, predictions, strict=True)}
-            sweeps += 1
-        outputs, after = sweep(settled, end, before, known)
-        until = _first_moving(rows, outputs, known, tolerance) or end
-        for r in range(settled, until):
-            before = after[r]
-            sweep.drawn.pop(r, None)
-            if rows[r].ends_step:
-                yield State(before.step, rows[r].to, before.x, {"sweeps": sweeps})
-        settled = until
-        mixer.remember(known, outputs)
+class _Sweep(Allocating):
+    """The states before a row, which extend themselves over the next rows by the predictions that are known.
+
+    A copy shares what was drawn for the rows so far, and no update changes the tensors of another.
+    """
+
+    def __init__(self, rows: Sequence[Update], x: Tensor, noise: NoiseSource, project: Project | None) -> None:
+        super().__init__(rows, iter(()), x, noise, project)
+        self.copies = False  # predictions are extended linearly into memory of their own
+        self.rows, self.row = rows, 0
+        self.known: Known = {}
+        self.inputs: dict[int, Tensor] = {}
+        self.drawn: dict[int, Tensor] = {}
+
+    def over(self, start: int, end: int, known: Known) -> tuple[dict[int, Tensor], dict[int, _Sweep]]:
+        """The inputs of all evaluations of the rows from ``start`` to ``end``, and the states after every row."""
+        on, after = copy.copy(self), {}
+        on.known, on.inputs = known, {}
+        for r in range(start, end):
+            on.row = r
+            self.rows[r].apply(on)
+            after[r] = copy.copy(on)
+        return on.inputs, after
+
+    def predict(self) -> Tensor:
+        self.inputs[self.row] = self.y
+        if self.row not in self.known:
+            return next(reversed(self.known.values()))[1] if self.known else self.y
+        at = cast(Point, self.rows[self.row].at)
+        there, prediction = self.known[self.row]
+        return torch.add(prediction, self.y - there, alpha=at.alpha / (at.alpha**2 + at.sigma**2))
+
+    def draw_apart(self, start: Point, to: Point, kernel: float) -> Tensor:
+        if self.row not in self.drawn:
+            self.drawn[self.row] = super().draw_apart(start, to, kernel)
+        return self.drawn[self.row]
 
 
-def _window(rows: list[Row], start: int, size: int) -> tuple[list[int], int]:
+def _window(rows: Sequence[Update], start: int, size: int) -> tuple[list[int], int]:
     """The first ``size`` rows that evaluate from ``start`` on, and the end of the rows that need no further evaluation."""
     evaluating = [r for r in range(start, len(rows)) if rows[r].at is not None][: size + 1]
     return (evaluating[:size], evaluating[size]) if len(evaluating) > size else (evaluating, len(rows))
@@ -161,41 +162,7 @@ def _evaluate(model: Denoiser, points: Sequence[Point | None], inputs: list[Tens
     return model(torch.cat(inputs), times.repeat_interleave(len(inputs[0]))).chunk(len(inputs))
 
 
-@dataclass
-class _Sweep:
-    """The recursion over a range of rows, with the noise drawn for them so far."""
-
-    rows: list[Row]
-    noise: NoiseSource
-    project: Project | None
-    kept: tuple[int, int]
-    drawn: dict[int, Tensor] = field(default_factory=dict)
-
-    def __call__(
-        self, start: int, end: int, before: _Recursion, known: Known
-    ) -> tuple[dict[int, Tensor], dict[int, _Recursion]]:
-        """The inputs of all evaluations, and the recursion after every row."""
-        inputs, after = {}, {}
-        held = next(reversed(known.values()))[1] if known else None
-        for r in range(start, end):
-            row, m, xi = self.rows[r], None, None
-            if row.at is not None:
-                inputs[r] = before.y
-                if r in known:
-                    there, prediction = known[r]
-                    slope = row.at.alpha / (row.at.alpha**2 + row.at.sigma**2)
-                    m = torch.add(prediction, before.y - there, alpha=slope)
-                else:
-                    m = held
-            if row.draw is not None:
-                if r not in self.drawn:
-                    self.drawn[r] = self.noise(*row.draw, torch.empty_like(before.x), row.kernel)
-                xi = self.drawn[r]
-            before = after[r] = before.after(row, m, xi, self.project, self.kept)
-        return inputs, after
-
-
-def _first_moving(rows: list[Row], outputs: dict[int, Tensor], known: Known, tolerance: float) -> int | None:
+def _first_moving(rows: Sequence[Update], outputs: dict[int, Tensor], known: Known, tolerance: float) -> int | None:
     """The first row whose input moved by more than the tolerance; never the first of the window, whose input was exact."""
     others = list(outputs)[1:]
     if not others:
@@ -205,7 +172,7 @@ def _first_moving(rows: list[Row], outputs: dict[int, Tensor], known: Known, tol
     return next((r for r, move in zip(others, torch.stack(moves).tolist(), strict=True) if not move <= tolerance), None)
 
 
-def _deviation(row: Row) -> float:
+def _deviation(row: Update) -> float:
     assert row.at is not None
     return math.hypot(row.at.alpha, row.at.sigma)
 

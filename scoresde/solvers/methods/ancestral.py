@@ -13,8 +13,9 @@ from scoresde.solvers import scalar, stencil
 from scoresde.solvers.methods import drift_diffusion
 from scoresde.solvers.path import Path, Point
 from scoresde.solvers.prediction import Data, Noise, Time
-from scoresde.solvers.rows import LearnedNoise, Op, Row, each_step, forward_move, last_move, one_step, stencil_rows
+from scoresde.solvers.rows import each_step, forward_move, last_move, one_step, stencil_rows
 from scoresde.solvers.solver import Description, RowSolver, compose
+from scoresde.solvers.updates import LearnedNoise, Row, Update
 
 __all__ = ["analytic_dpm", "ancestral", "ddpm", "euler_maruyama", "ncsn", "reverse_diffusion", "sde_heun"]
 
@@ -46,16 +47,17 @@ def ancestral(variance: str | float = "lower") -> RowSolver:
         raise ValueError(f"got variance={variance!r}; expected 'lower', 'upper', 'learned' or a number between 0 and 1")
     reverse = Data(eta=1.0)
 
-    def rows(path: Path) -> list[Op]:
-        out = stencil_rows(reverse, stencil.multistep(1), path)
-        for i, (u, v) in enumerate(path.moves):
-            row = out[i]
-            if isinstance(row, Row) and row.s and v.lam > u.lam:  # s_upper / s_lower = sigma_u / sigma_v
-                if variance == "learned":
-                    out[i] = LearnedNoise(u, v, row.a, row.w[0], lower=row.s[0], upper=row.s[0] * (u.sigma / v.sigma))
-                else:
-                    out[i] = replace(row, s=(row.s[0] * (u.sigma / v.sigma) ** upper,))
-        return out
+    def rows(path: Path) -> list[Update]:
+        return [
+            reweighted(u, v, row) if row.s and v.lam > u.lam else row
+            for (u, v), row in zip(path.moves, stencil_rows(reverse, stencil.multistep(1), path), strict=True)
+        ]
+
+    def reweighted(u: Point, v: Point, row: Row) -> Update:
+        ratio = u.sigma / v.sigma  # of the upper to the lower deviation
+        if variance == "learned":
+            return LearnedNoise(u, v, row.a, row.w[0], lower=row.s[0], upper=row.s[0] * ratio)
+        return replace(row, s=(row.s[0] * ratio**upper,))
 
     return RowSolver(Description("ancestral", "ancestral", HO, weak_order=1, stochastic=True), rows)
 
@@ -143,8 +145,8 @@ def sde_heun(eta: float = 1.0) -> RowSolver:
         raise ValueError(f"got eta={eta}; expected a positive number (without noise it is the solver 'heun')")
     drift = Time(eta)
 
-    def rows(path: Path) -> list[Op]:
-        out: list[Op] = []
+    def rows(path: Path) -> list[Row]:
+        out: list[Row] = []
         for u, v in path.moves:
             if v.sigma == 0 or v.lam < u.lam:
                 out.append(last_move(path) if v.sigma == 0 else forward_move(u, v))

@@ -8,8 +8,9 @@ from functools import cache
 from scoresde.solvers import scalar
 from scoresde.solvers.path import Path, Point
 from scoresde.solvers.prediction import Noise
-from scoresde.solvers.rows import Op, Row, forward_move, kernel_of_decay, last_move
+from scoresde.solvers.rows import forward_move, kernel_of_decay, last_move
 from scoresde.solvers.solver import Description, RowSolver
+from scoresde.solvers.updates import Row
 
 __all__ = ["er_sde_solver", "power"]
 
@@ -55,8 +56,8 @@ def er_sde_solver(order: int = 3, scale: Scale = _fifth, variant: str = "publish
     if variant not in ("published", "exact"):
         raise ValueError(f"got variant={variant!r}; expected 'published' or 'exact'")
 
-    def rows(path: Path) -> list[Op]:
-        out: list[Op] = []
+    def rows(path: Path) -> list[Row]:
+        out: list[Row] = []
         past: list[float] = []  # rho of the evaluations, newest first
         for u, v in path.moves:
             if v.sigma == 0:

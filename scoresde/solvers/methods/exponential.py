@@ -17,9 +17,10 @@ from scoresde.solvers.coefficients import moments
 from scoresde.solvers.history import Rule, constant_weight, exact_rule, high_order, multistep_rows, openings
 from scoresde.solvers.path import Path, Point, points
 from scoresde.solvers.prediction import Data, Noise, Prediction
-from scoresde.solvers.rows import Op, Row, each_step, kernel_of_decay, one_step, stencil_rows
+from scoresde.solvers.rows import each_step, kernel_of_decay, one_step, stencil_rows
 from scoresde.solvers.solver import Description, RowSolver, compose
 from scoresde.solvers.stencil import Stencil
+from scoresde.solvers.updates import Row
 
 __all__ = ["ddim", "dpm_fast", "dpm_multistep", "dpm_solver", "dpmpp_2m", "dpmpp_2s", "dpmpp_3m", "dpmpp_3s"]
 
@@ -215,7 +216,7 @@ def dpm_fast(
     if spacing not in ("path", "even"):
         raise ValueError(f"got spacing={spacing!r}; expected 'path' or 'even'")
 
-    def rows(path: Path) -> list[Op]:
+    def rows(path: Path) -> list[Row]:
         kept, orders, run = [path.points[0]], list[int](), list[Point]()
         for u, v in path.moves:
             if v.lam > u.lam and v.sigma > 0:

@@ -23,9 +23,10 @@ from scoresde.solvers.history import Choice, Rule, exact_rule, multistep_rows
 from scoresde.solvers.methods.exponential import _three_nodes, _two_nodes
 from scoresde.solvers.path import Path, Point
 from scoresde.solvers.prediction import Data, Noise, Prediction
-from scoresde.solvers.rows import Op, forward_move, last_move, stencil_rows
+from scoresde.solvers.rows import forward_move, last_move, stencil_rows
 from scoresde.solvers.solver import Description, RowSolver
 from scoresde.solvers.stencil import Stencil
+from scoresde.solvers.updates import Row
 
 __all__ = ["Eta", "per_step", "sde_dpm_solver", "sde_dpmpp", "seeds", "singlestep_rows_per_step"]
 
@@ -56,9 +57,9 @@ def per_step(kind: type[Data] | type[Noise], eta: Eta) -> Choice:
     return choose
 
 
-def singlestep_rows_per_step(path: Path, choice: Choice, shape: Stencil) -> list[Op]:
+def singlestep_rows_per_step(path: Path, choice: Choice, shape: Stencil) -> list[Row]:
     """The rows of a method with inner stages whose prediction is chosen step by step."""
-    out: list[Op] = []
+    out: list[Row] = []
     for u, v in path.moves:
         if v.sigma == 0:
             out.append(last_move(path))
@@ -165,7 +166,7 @@ def seeds(order: int = 3, eta: Eta = 1.0) -> RowSolver:
     )
 
 
-def _stages(path: Path, choice: Choice, eta: Eta, shape: Stencil) -> list[Op]:
+def _stages(path: Path, choice: Choice, eta: Eta, shape: Stencil) -> list[Row]:
     if callable(eta):
         return singlestep_rows_per_step(path, choice, shape)
     return stencil_rows(choice(*path.points[:2]), shape, path)

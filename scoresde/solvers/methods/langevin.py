@@ -13,8 +13,9 @@ from scoresde.solvers import scalar
 from scoresde.solvers.methods.ancestral import reverse_diffusion
 from scoresde.solvers.path import Path, Point
 from scoresde.solvers.prediction import Noise
-from scoresde.solvers.rows import Langevin, Op, Row, forward_move, last_move, one_step
+from scoresde.solvers.rows import forward_move, last_move, one_step
 from scoresde.solvers.solver import Description, RowSolver
+from scoresde.solvers.updates import Langevin, Row, Update
 
 __all__ = ["annealed_langevin", "predictor_corrector", "underdamped_corrector"]
 
@@ -48,9 +49,9 @@ def predictor_corrector(
     if norm not in ("sample", "batch"):
         raise ValueError(f"got norm={norm!r}; expected 'sample' or 'batch'")
 
-    def rows(path: Path) -> list[Op]:
+    def rows(path: Path) -> list[Update]:
         below = dict(path.moves)
-        out: list[Op] = []
+        out: list[Update] = []
         for row in base.rows(path):
             out.append(row)
             if row.ends_step and row.to.sigma > 0:
@@ -111,8 +112,8 @@ def underdamped_corrector(
     if not friction >= 0:
         raise ValueError(f"got friction={friction}; expected a number of at least 0")
 
-    def rows(path: Path) -> list[Op]:
-        out: list[Op] = []
+    def rows(path: Path) -> list[Update]:
+        out: list[Update] = []
         evaluated: list[int] = []  # of each evaluation of the predictor, its number among all
         drawn: list[int] = []
         total, draws = 0, 0
@@ -181,9 +182,9 @@ def annealed_langevin(steps_per_level: int = 5, step: float = 0.2) -> RowSolver:
     if not 0 < step < 4:
         raise ValueError(f"got step={step}; expected a number between 0 and 4, beyond which Langevin dynamics diverge")
 
-    def rows(path: Path) -> list[Op]:
+    def rows(path: Path) -> list[Update]:
         Noise().check(path.points[0])
-        out: list[Op] = []
+        out: list[Update] = []
         for u, v in path.moves:
             correction = one_step(
                 u,

@@ -23,9 +23,10 @@ from scoresde.solvers.coefficients import gauss_legendre, lagrange_weights
 from scoresde.solvers.history import Rule, constant_weight, exact_rule, high_order, multistep_rows, openings
 from scoresde.solvers.path import Path, Point, points
 from scoresde.solvers.prediction import Noise, Prediction, Rho, Velocity
-from scoresde.solvers.rows import Op, stencil_rows
+from scoresde.solvers.rows import stencil_rows
 from scoresde.solvers.solver import Description, RowSolver
 from scoresde.solvers.stencil import Stage, Stencil
+from scoresde.solvers.updates import Row
 
 __all__ = ["deis", "gradient_estimation", "ipndm", "ipndm_v", "lms", "plms", "pndm", "velocity"]
 
@@ -50,7 +51,7 @@ def _reached(order: int, start: str) -> int:
     return order if start == "high-order" else min(order, 2)
 
 
-def _exact(prediction: Prediction, order: int, start: str) -> Callable[[Path], list[Op]]:
+def _exact(prediction: Prediction, order: int, start: str) -> Callable[[Path], list[Row]]:
     opening, running = high_order(order, start), stencil.multistep(order)
     return lambda path: stencil_rows(prediction, openings(path, opening, running), path)
 
@@ -77,7 +78,7 @@ def deis(order: int = 3, clock: str = "lam", start: str = "published") -> RowSol
     if clock != "t":
         return RowSolver(description, _exact(Noise() if clock == "lam" else Rho(), order, start))
 
-    def rows(path: Path) -> list[Op]:
+    def rows(path: Path) -> list[Row]:
         return multistep_rows(Noise(), path, (order, _polynomial_in_t(path)), opening=opening)
 
     return RowSolver(description, rows)
@@ -239,7 +240,7 @@ def pndm() -> RowSolver:
     Source: Liu et al., 2022, algorithm 2.
     """
 
-    def rows(path: Path) -> list[Op]:
+    def rows(path: Path) -> list[Row]:
         up = [(u, v) for u, v in path.moves if v.sigma > 0 and v.lam > u.lam]
         for u, _ in up:
             Rho().check(u)

@@ -18,8 +18,8 @@ from scoresde.solvers.methods.exponential import ddim, dpm_solver
 from scoresde.solvers.methods.runge_kutta import heun
 from scoresde.solvers.path import Path, Point, points
 from scoresde.solvers.prediction import Data
-from scoresde.solvers.rows import Op, Row
 from scoresde.solvers.solver import Description, RowSolver, compose
+from scoresde.solvers.updates import Row, Update
 
 __all__ = [
     "churn",
@@ -145,15 +145,11 @@ def detour(
     if not s_noise >= 0:
         raise ValueError(f"got s_noise={s_noise}; expected a number >= 0 (1 keeps the marginals)")
 
-    def rows(path: Path) -> list[Op]:
+    def rows(path: Path) -> list[Update]:
         out = solver.rows(transform(path))
         if s_noise == 1:
-            return out
-        forward = [isinstance(r, Row) and r.draw is not None and r.draw[1].lam < r.draw[0].lam for r in out]
-        return [
-            replace(r, s=tuple(s_noise * s for s in r.s)) if back and isinstance(r, Row) else r
-            for r, back in zip(out, forward, strict=True)
-        ]
+            return list(out)
+        return [replace(r, s=tuple(s_noise * s for s in r.s)) if isinstance(r, Row) and r.goes_back else r for r in out]
 
     return RowSolver(description or replace(solver.description, stochastic=True), rows)
 

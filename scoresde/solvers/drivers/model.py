@@ -1,0 +1,120 @@
+"""What drivers know of a model: its data prediction, bound to the points of the rows before the loop begins."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from scoresde.solvers.scalar import plain
+from scoresde.solvers.updates import Row, Update
+
+__all__ = ["Denoiser", "Evaluation", "Project", "VarianceDenoiser", "bind"]
+
+Evaluation = Callable[[Tensor], Any]
+"""The model at one time, bound: a function of the state."""
+
+Project = Callable[[Tensor, float], Tensor]
+"""A projection of the state, ``project(x, t) -> x``, applied at the end of every step."""
+
+
+class Denoiser(Protocol):
+    """The only thing that a solver knows of a model: its data prediction E[x_0 | x_t = x]."""
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """At any time ``t``, shape ``()``, or at one time per sample, shape ``(batch,)``."""
+        ...
+
+    def at(self, times: Tensor, *, device: torch.device, dtype: torch.dtype) -> Sequence[Callable[[Tensor], Tensor]]:
+        """At each of ``times``, as functions of ``x`` alone.
+
+        A function may say how its prediction is made of a network's output n, m = ``of_x`` x + ``of_output`` n, by two
+        attributes of these names, Python floats, and a third, ``output``, a function of ``x`` that returns n. Drivers then
+        take n for what a row needs, so that a row in eps costs no conversion on a network that predicts eps.
+        """
+        ...
+
+
+@runtime_checkable
+class VarianceDenoiser(Denoiser, Protocol):
+    """A model that also predicts where the logarithm of the reverse variance lies between its two bounds."""
+
+    def at_with_variance(
+        self, times: Tensor, *, device: torch.device, dtype: torch.dtype
+    ) -> Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        """At each of ``times``, the data prediction and that fraction, shapes of ``x``, as functions of ``x`` alone."""
+        ...
+
+
+def bind(rows: Sequence[Update], model: Denoiser, x: Tensor) -> tuple[Sequence[Update], list[Evaluation]]:
+    """Bind the model to the times of all evaluations of ``rows``.
+
+    Returns:
+        The rows, with p and q for what the evaluations return; and the evaluations in their order, each of which returns
+        the data prediction m, or the network's own output n where the model says how m is made of it.
+    """
+    evaluating = [(i, row) for i, row in enumerate(rows) if row.at is not None]
+    bound = _at(rows, [row.at.t for _, row in evaluating if row.at is not None], model, x)
+    if not any(hasattr(evaluation, "output") for evaluation in bound):
+        return rows, bound
+    out = list(rows)
+    for k, ((i, row), evaluation) in enumerate(zip(evaluating, bound, strict=True)):
+        if isinstance(row, Row) and hasattr(evaluation, "output") and math.isfinite(evaluation.of_x):
+            out[i] = _mixed(row, evaluation.of_x, evaluation.of_output)
+            bound[k] = evaluation.output
+    return out, bound
+
+
+ULP = sys.float_info.epsilon
+
+
+def _mixed(row: Row, of_x: float, of_output: float) -> Row:
+    """The row with p and q of N = p y + q (of_x y + of_output n) = (p + q of_x) y + q of_output n.
+
+    Where N is what the network predicts, what rounding leaves of (0, 1) is (0, 1).
+    """
+    p, q = row.p + row.q * of_x, row.q * of_output
+    if not isinstance(p, Tensor) and abs(p) <= 4 * ULP * abs(row.p):
+        p = 0.0
+    if not isinstance(q, Tensor) and abs(q - 1) <= 4 * ULP:
+        q = 1.0
+    return replace(row, p=p, q=q)
+
+
+def _at(rows: Sequence[Update], times: list[float], model: Denoiser, x: Tensor) -> list[Any]:
+    if any(row.learned for row in rows):
+        return _at_with_variance(rows, times, model, x)
+    if any(isinstance(t, Tensor) for t in times):
+        return [partial(_evaluate_at, model, torch.as_tensor(plain(t), dtype=torch.float64)) for t in times]
+    return list(model.at(torch.tensor(times, dtype=torch.float64), device=x.device, dtype=x.dtype))
+
+
+def _at_with_variance(rows: Sequence[Update], times: list[float], model: Denoiser, x: Tensor) -> list[Any]:
+    """The same, where a step with learned noise gets both outputs of the model and every other row the first."""
+    if not isinstance(model, VarianceDenoiser):
+        raise ValueError(
+            f"got a solver with a learned variance for a model ({type(model).__name__}) that predicts none; expected "
+            "ScoreModel(net, sde, learned_variance=True), or the solver with variance='lower' or 'upper'"
+        )
+    if any(isinstance(t, Tensor) for t in times):
+        raise ValueError(
+            "got times that carry gradients for a solver with a learned variance, which has none with respect to them; "
+            "take times.detach(), or variance='lower' or 'upper'"
+        )
+    both = model.at_with_variance(torch.tensor(times, dtype=torch.float64), device=x.device, dtype=x.dtype)
+    evaluating = [row for row in rows if row.at is not None]
+    return [f if row.learned else partial(_first, f) for row, f in zip(evaluating, both, strict=True)]
+
+
+def _first(evaluation: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
+    return evaluation(x)[0]
+
+
+def _evaluate_at(model: Denoiser, t: Tensor, x: Tensor) -> Tensor:
+    return model(x, t)

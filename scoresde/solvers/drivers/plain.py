@@ -1,0 +1,129 @@
+"""The plain loops: ``readable`` and ``differentiable`` yield every state, ``fast`` works in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+from torch import Tensor
+
+from scoresde.solvers.drivers.base import Driver
+from scoresde.solvers.drivers.model import Denoiser, Evaluation, Project, bind
+from scoresde.solvers.drivers.states import Allocating, InPlace
+from scoresde.solvers.noise.fresh import NoiseSource
+from scoresde.solvers.updates import State, Update, run
+
+__all__ = ["Differentiable", "Fast", "Readable", "run_in_place"]
+
+
+@dataclass(frozen=True)
+class Readable(Driver):
+    """A generator of states, allocating as it goes: the definition of what all other drivers compute.
+
+    Example:
+        >>> from scoresde import VP, solvers
+        >>> class Zero:  # the data are one point, the origin
+        ...     def at(self, times, *, device, dtype):
+        ...         return [torch.zeros_like] * len(times)
+        >>> import torch
+        >>> rows = solvers.ddim().rows(solvers.make_path(VP(), "t", 4))
+        >>> [round(state.x.item(), 3) for state in Readable()(rows, Zero(), torch.ones(1, 1), None)]
+        [0.994, 0.825, 0.01, 0.0]
+    """
+
+    name: ClassVar[str] = "readable"
+    takes_gradients: ClassVar[bool] = True
+
+    def __call__(
+        self, rows: Sequence[Update], model: Denoiser, x: Tensor, noise: NoiseSource, *, project: Project | None = None
+    ) -> Iterator[State]:
+        self.check(rows)
+        rows, evaluations = bind(rows, model, x)
+        return run(rows, Allocating(rows, iter(evaluations), x, noise, project))
+
+
+@dataclass(frozen=True)
+class Differentiable(Driver):
+    r"""``readable`` with gradients: with respect to the start, whatever the model depends on, and coefficients and times.
+
+    The gradient is that of the numbers computed, through every step (discretize, then optimize). Coefficients are variables
+    where the rows hold 0-dim float64 tensors: put there by hand (``dataclasses.replace(row, w=...)``), or by the solver from
+    a path whose times require gradients, ``Path.from_times(sde, times)``. The last move to sigma = 0 has none with respect
+    to where it starts from but through the model.
+
+    Args:
+        checkpoint: keep nothing of an evaluation but its input, and repeat it in the backward pass. Memory then is that of
+            one evaluation of the network, whatever the number of steps, and one state per evaluation; gradients with
+            respect to coefficients keep the history of each row as well. A network that draws random numbers repeats them.
+
+    Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, https://arxiv.org/abs/1604.06174, for the
+    checkpoints.
+
+    Example:
+        >>> import scoresde, torch
+        >>> model = scoresde.problems.ring().model(scoresde.VP())
+        >>> times = torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64, requires_grad=True)
+        >>> samples = scoresde.sample(model, (4, 2), "ddim", path=times, driver="differentiable", progress=False)
+        >>> samples.x.square().sum().backward()
+        >>> times.grad.shape
+        torch.Size([3])
+    """
+
+    checkpoint: bool = True
+    name: ClassVar[str] = "differentiable"
+    differentiates: ClassVar[bool] = True
+    takes_gradients: ClassVar[bool] = True
+
+    def __call__(
+        self, rows: Sequence[Update], model: Denoiser, x: Tensor, noise: NoiseSource, *, project: Project | None = None
+    ) -> Iterator[State]:
+        self.check(rows)
+        rows, evaluations = bind(rows, model, x)
+        evaluate = map(_checkpointed, evaluations) if self.checkpoint else iter(evaluations)
+        return run(rows, Allocating(rows, evaluate, x, noise, project))
+
+
+def _checkpointed(evaluation: Evaluation) -> Evaluation:
+    from torch.utils.checkpoint import checkpoint
+
+    return partial(checkpoint, evaluation, use_reentrant=False)
+
+
+@dataclass(frozen=True)
+class Fast(Driver):
+    """The loop in place, which does nothing on the host between two evaluations but launch the arithmetic of the row.
+
+    It leaves the start as it is and returns the last state. Memory beside the model's: the state, one stage where the
+    solver has stages, the history, the draws of one step. Equal to :class:`Readable` bit for bit. ``on_step`` is called on
+    the host, without waiting for the device.
+    """
+
+    name: ClassVar[str] = "fast"
+    shows_states: ClassVar[bool] = False
+
+    def __call__(
+        self,
+        rows: Sequence[Update],
+        model: Denoiser,
+        x: Tensor,
+        noise: NoiseSource,
+        on_step: Callable[[int], None] | None = None,
+        *,
+        project: Project | None = None,
+    ) -> Tensor:
+        self.check(rows)
+        rows, evaluations = bind(rows, model, x)
+        return run_in_place(rows, InPlace(rows, iter(evaluations), x, noise, project), on_step)
+
+
+def run_in_place(rows: Sequence[Update], on: InPlace, on_step: Callable[[int], None] | None) -> Tensor:
+    """Make all updates on states that are overwritten, and return the last; it copies nothing between host and device."""
+    done = 0
+    for state in run(rows, on):
+        if on_step is not None and state.step > done:
+            done = state.step
+            on_step(done)
+    end: Tensor = on.x
+    return end
