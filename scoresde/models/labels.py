@@ -43,7 +43,7 @@ def label_tensor(label: Label, batch: int) -> Tensor:
             ) from error
     if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
         raise ValueError(
-            f"got labels of dtype {found.dtype}; expected integers of shape ({batch},), one for each sample: use label.long()"
+            f"got labels of dtype {found.dtype}; expected integers of shape ({batch},), one for each sample: label.long()"
         )
     if found.shape not in ((), (batch,)):
         raise ValueError(
