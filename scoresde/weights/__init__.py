@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scoresde.score import ScoreModel
 from scoresde.weights import diffusers, dit, ncsnv2
-from scoresde.weights.convert import fill, mismatch
+from scoresde.weights.convert import build, mismatch
 from scoresde.weights.families import FAMILIES
 from scoresde.weights.files import WeightsError, read_names, read_tensors
 from scoresde.weights.published import PUBLISHED, Published
@@ -67,8 +67,7 @@ def load(path: str | os.PathLike[str], config: str | None = None, *, ema: bool =
         return ncsnv2.load(tensors, str(path))
     name = config or _named_after(path) or _matching(tensors, path)
     published = PUBLISHED[name]
-    net = published.net()
-    fill(net, tensors, published.dialect, f"{path}, read as {name},")
+    net = build(published.net, tensors, published.dialect, f"{path}, read as {name},")
     process, learned = published.process(), published.learned_variance
     return ScoreModel(net, process, published.predicts, learned_variance=learned).eval()
 
