@@ -21,7 +21,7 @@ from scoresde.weights.families import FAMILIES
 from scoresde.weights.files import WeightsError, read_names, read_tensors
 from scoresde.weights.published import PUBLISHED, Published
 
-__all__ = ["PUBLISHED", "Published", "WeightsError", "load", "recognizes"]
+__all__ = ["PUBLISHED", "Published", "WeightsError", "event", "load", "recognizes"]
 
 
 def load(path: str | os.PathLike[str], config: str | None = None, *, ema: bool = True) -> ScoreModel:
@@ -79,6 +79,15 @@ def recognizes(path: str | os.PathLike[str]) -> bool:
         return diffusers.recognizes(path)
     names = read_names(path)
     return bool(_families(names)) or dit.recognizes(names) or ncsnv2.recognizes(names)
+
+
+def event(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
+    """Return the shape of a sample of a folder of diffusers, where its configuration states it; else ``None``.
+
+    Raises:
+        WeightsError: for a configuration that cannot be read.
+    """
+    return diffusers.event(Path(path)) if Path(path).is_dir() else None
 
 
 def _named_after(path: Path) -> str | None:
