@@ -16,8 +16,8 @@ Labels = Annotated[
     list[str] | None,
     typer.Option(
         "--label",
-        help="Of a model with classes: names or numbers, with commas or the option repeated, which the samples take in turn; "
-        "all for every class, none for no class.",
+        help="Of a model with classes: names or numbers, with commas or repeated, which the samples take in turn; all for "
+        "every class, none for no class.",
     ),
 ]
 

@@ -69,7 +69,7 @@ def read(path: Path, limit: int | None = None) -> tuple[np.ndarray[Any, Any], np
     )
 
 
-def _unpacked(file: IO[bytes], most: int) -> bytes:
+def _unpacked(file: IO[bytes] | gzip.GzipFile, most: int) -> bytes:
     """Read a compressed file, as far as it may go."""
     content = file.read(most + 1)
     if len(content) > most:
