@@ -101,7 +101,7 @@ def npy_header(start: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]
     """
     wide = start[6:7] != b"\1"  # versions 2 and 3 count the bytes of the header in four
     begin = 12 if wide else 10
-    if start[:6] != NPY or start[6:7] not in (b"\1", b"\2", b"\3") or len(start) < begin:
+    if start[:6] != NPY or start[6:8] not in (b"\1\0", b"\2\0", b"\3\0") or len(start) < begin:
         raise ValueError("the header is not that of an .npy file")
     end = begin + int.from_bytes(start[8:begin], "little")
     if end - begin > _LONGEST_HEADER or len(start) < end:
