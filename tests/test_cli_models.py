@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import scoresde
 from scoresde import VP, ScoreModel
 from scoresde.cli import app
-from scoresde.cli.labels import chosen_labels
+from scoresde.cli.source import chosen_labels
 from scoresde.models import MLP, UNet
 
 CLASSES = ("3", "7", "black cat", "a,b", "owl")

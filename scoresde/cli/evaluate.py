@@ -12,8 +12,7 @@ from scoresde.base.devices import as_device
 from scoresde.base.files import replacing
 from scoresde.cli import options
 from scoresde.cli.errors import reported
-from scoresde.cli.labels import Labels, chosen_labels
-from scoresde.cli.source import Limit, open_data, open_model
+from scoresde.cli.source import Labels, Limit, chosen_labels, open_data, open_model
 from scoresde.training.files import runs
 from scoresde.weights import recognizes
 

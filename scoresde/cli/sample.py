@@ -14,8 +14,7 @@ from scoresde.base.devices import as_device
 from scoresde.base.files import replacing
 from scoresde.cli import options
 from scoresde.cli.errors import reported
-from scoresde.cli.labels import Labels, chosen_labels
-from scoresde.cli.source import open_model
+from scoresde.cli.source import Labels, chosen_labels, open_model
 from scoresde.sampling import sample as draw
 from scoresde.solvers import get, sample_seeds
 
