@@ -166,7 +166,7 @@ FLOATS = np.zeros((4, 3), dtype=np.float32)
         (pickle.dumps(FLOATS), "is of no known kind"),
         (b"", "is of no known kind"),
         (b"\x89PNG\r\n", "is of no known kind"),
-        (npz(a=FLOATS, b=FLOATS), "got the arrays a, b; expected one named 'x', or only one"),
+        (npz(a=FLOATS, b=FLOATS), "got the arrays 'a', 'b'; expected one called 'x' and"),
         (npz(), "is of no known kind|got the arrays none"),
         (npy(np.where(np.eye(4, 3) > 0, np.nan, FLOATS)), "has 3 of 12 values that are not finite"),
         (npy(np.full((2, 2), 1e300)), "has 4 of 4 values that are not finite in float32"),

@@ -194,9 +194,9 @@ def test_labels_of_an_archive(tmp_path):
     np.savez(tmp_path / "a.npz", x=IMAGES, y=np.arange(7, dtype=np.uint8))
     assert data.open(tmp_path / "a.npz").batch([6, 2])[1]["label"].tolist() == [6, 2]
     np.savez(tmp_path / "b.npz", x=IMAGES, labels=np.arange(6))
-    refused(tmp_path / "b.npz", r"has labels of int64 and shape \(6,\); expected 7 whole numbers from 0")
+    refused(tmp_path / "b.npz", r"labels of shape \(6,\) for 7 samples")
     np.savez(tmp_path / "c.npz", x=IMAGES, labels=np.arange(7) - 1)
-    refused(tmp_path / "c.npz", "expected 7 whole numbers from 0")
+    refused(tmp_path / "c.npz", "whole numbers from 0")
     with pytest.raises(ValueError, match=r"got labels of shape \(2,\) for 3 samples"):
         data.Arrays(torch.zeros(3, 1), torch.zeros(2))
 

@@ -17,7 +17,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from scoresde import data, evaluation, metrics
 from scoresde.data import Arrays
-from scoresde.evaluation import Features, Moments, compare, evaluate, frechet, precision_recall, summarize
+from scoresde.evaluation import Features, Moments, compare_statistics, evaluate, frechet, precision_recall, summarize
 from scoresde.evaluation.summary import Summary
 
 SEEDS = st.integers(0, 2**31)
@@ -145,7 +145,7 @@ def test_distances_are_those_of_torchmetrics_in_the_same_features():
         metric.update(sets[1], real=True)
     own = Features(lambda x: x.flatten(1).double() @ extractor.weight, "own")
     x, y = (summarize(Arrays(z), own, batch_size=10) for z in sets)
-    assert compare(x, y).frechet == pytest.approx(float(fid.compute()), rel=1e-6)
+    assert compare_statistics(x, y).frechet == pytest.approx(float(fid.compute()), rel=1e-6)
     value, _ = evaluation.kernel_inception_distance(x.rows, y.rows, 1, 64, generator=rng())
     assert value == pytest.approx(float(kid.compute()[0]), rel=1e-5)
 
@@ -182,7 +182,7 @@ def test_scores_are_those_of_the_whole_sets():
 
 def test_images_are_scored_as_files_of_them_would_hold_them():
     noise = 0.9 / 127.5 * (torch.rand(IMAGES.x.shape, generator=rng()) - 0.5)  # less than half a level to either side
-    assert compare(
+    assert compare_statistics(
         summarize(Arrays(IMAGES.tensor() + noise), EXTRACTOR), summarize(IMAGES, EXTRACTOR)
     ).frechet == pytest.approx(0, abs=1e-9)
     x = torch.tensor([-7.0, 7.0, 0.0])
@@ -217,8 +217,44 @@ def test_statistics_of_real_data_are_kept_by_content(tmp_path):
     changed.x[0, 0, 0, 0] ^= 255
     assert evaluate(IMAGES, changed, features, cache=tmp_path).frechet != first.frechet
     assert evaluate(IMAGES, OTHERS, Features(lambda x: x[:, 0].flatten(1), "b"), cache=tmp_path).frechet != first.frechet
-    path = next(tmp_path.iterdir())
-    path.write_bytes(path.read_bytes()[:50])
+
+
+def test_statistics_with_any_byte_changed_are_refused(tmp_path):
+    path = tmp_path / "statistics.safetensors"
+    summary = summarize(IMAGES, Features(of_images, "a"), keep=5, projections=3)
+    summary.save(path)
+    again, whole = Summary.load(path), path.read_bytes()
+    assert torch.equal(again.rows, summary.rows) and torch.equal(again.projections, summary.projections)
+    assert again.n == summary.n and again.moments.keys() == summary.moments.keys()
+    random = np.random.default_rng(0)
+    places = [*range(120), *random.integers(120, len(whole), 200).tolist()]  # the header, and the tensors
+    for place in places:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << random.integers(8))]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"cannot read the statistics in .*; remove the file"):
+            Summary.load(path)
+    for end in (0, 7, 8, 50, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        with pytest.raises(ValueError, match=r"cannot read the statistics in .*; remove the file"):
+            Summary.load(path)
+
+
+@pytest.mark.parametrize("name", ["n", "rows", "projections", "predictions", "features.mean", "features.products"])
+@pytest.mark.parametrize("change", ["dtype", "shape", "missing"])
+def test_statistics_of_other_types_and_shapes_are_refused(tmp_path, name, change):
+    import safetensors.torch
+
+    from scoresde.base.identity import digest
+
+    path = tmp_path / "statistics.safetensors"
+    summarize(IMAGES, Features(of_images, "a"), keep=5, projections=3).save(path)
+    tensors = safetensors.torch.load_file(path)
+    if change == "missing":
+        del tensors[name]
+    else:
+        tensors[name] = (
+            tensors[name].half() if change == "dtype" else tensors[name][None].repeat(2, *[1] * tensors[name].ndim)
+        )
+    safetensors.torch.save_file(tensors, path, metadata={"checksum": digest(sorted(tensors.items()))})
     with pytest.raises(ValueError, match=r"cannot read the statistics in .*; remove the file"):
         Summary.load(path)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from scoresde import DDPM, EDM, VP, ScoreModel, sample
+from scoresde import DDPM, EDM, VP, FunctionSDE, ScoreModel, sample
 from scoresde.cli import app
 from scoresde.evaluation import generate
 from scoresde.models import MLP
@@ -92,21 +92,19 @@ def test_other_settings_have_folders_of_their_own(model, tmp_path, options):
 
 def test_other_models_have_folders_of_their_own(model, tmp_path):
     one, two = ring().model(VP()), ring().model(EDM())
-    with pytest.raises(ValueError, match=r"got a model without weights; expected name=\.\."):
-        draw(one, tmp_path)
     trained = copy.deepcopy(model)
     with torch.no_grad():
         next(trained.parameters()).add_(1)
-    named = ((one, "a"), (one, "b"), (two, "a"), (model, ""), (trained, ""))
-    assert len({draw(m, tmp_path, 2, name=name).folder for m, name in named}) == 5
+    others = [ScoreModel(model.net, FunctionSDE(lambda t: 1 - t / 2, lambda t, s=s: s * t)) for s in (1.0, 1.1)]
+    assert len({draw(m, tmp_path, 2).folder for m in (one, two, model, trained, *others)}) == 6
     assert draw(copy.deepcopy(model), tmp_path, 2).folder == draw(model, tmp_path, 2).folder
 
 
 def test_a_model_that_cannot_be_sent_to_other_processes_is_refused(tmp_path):
     local = ScoreModel(lambda x, t: x, VP())
     with pytest.raises(ValueError, match=r"cannot be sent to other processes .* expected processes=1"):
-        draw(local, tmp_path, processes=2, name="local")
-    assert len(draw(local, tmp_path, name="local").tensor()) == 10
+        draw(local, tmp_path, processes=2)
+    assert len(draw(local, tmp_path).tensor()) == 10
 
 
 def test_labels_come_in_turn(tmp_path):
@@ -121,7 +119,7 @@ def test_labels_come_in_turn(tmp_path):
             seen.append(label.tolist())
             return x * self.weight
 
-    draw(ScoreModel(Net(), VP()), tmp_path, 6, classes=4)
+    draw(ScoreModel(Net(), VP()), tmp_path, 6, labels=range(4))
     assert [labels for i, labels in enumerate(seen) if i == 0 or labels != seen[i - 1]] == [[0, 1, 2, 3], [0, 1]]
 
 
@@ -130,13 +128,34 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_written(model, tmp_p
         ({"n": 0}, "got n=0; expected at least 1"),
         ({"shard": 0, "processes": 0}, "got shard=0, processes=0"),
         ({"solver": "dim"}, "did you mean 'ddim'"),
+        ({"labels": []}, "got labels=0; expected at least 1"),
+        ({"device": "cuda:77"}, "got the device 'cuda:77', which is not there"),
     ):
         with pytest.raises(ValueError, match=sentence):
             draw(model, tmp_path, **options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (lambda file, whole: file.write_bytes(b""), "not that of an .npy file"),
+        (lambda file, whole: file.write_bytes(file.read_bytes()[:-1]), "float32 of shape"),
+        (lambda file, whole: np.save(file, whole.astype(np.float64)), "float64 of shape"),
+        (lambda file, whole: np.save(file, whole[:, :1]), r"of shape \(4, 1\); expected float32 of shape \(4, 2\)"),
+        (lambda file, whole: np.save(file, whole[:3]), r"of shape \(3, 2\)"),
+        (lambda file, whole: np.save(file, np.asfortranarray(whole)), "expected float32"),
+        (lambda file, whole: np.save(file, np.array([object()]), allow_pickle=True), "holds Python objects"),
+        (lambda file, whole: (file.unlink(), os.mkfifo(file)), "is a pipe"),
+        (lambda file, whole: (file.unlink(), file.mkdir()), "is a folder"),
+    ],
+)
+def test_a_file_of_other_samples_is_refused(model, tmp_path, wrong, sentence):
     drawn = draw(model, tmp_path)
-    drawn.file(4).write_bytes(b"")
-    with pytest.raises(ValueError, match=r"cannot read the samples in .*00000004-00000008\.npy.*; remove the file"):
+    wrong(drawn.file(4), np.load(drawn.file(4)))
+    with pytest.raises(
+        ValueError, match=rf"cannot read the samples in .*00000004-00000008\.npy.*{sentence}.*; remove the file"
+    ):
         drawn.tensor()
 
 

@@ -20,7 +20,8 @@ import scoresde
 from scoresde import VP, ScoreModel, models
 from scoresde.models import DiT, NCSNv2, UNet
 from scoresde.models.blocks import Attention, CrossAttention, Resampled, ResidualBlock, Style
-from scoresde.models.embedding import FourierFeatures, LabelTable, PositionalFeatures, TimeFeatures
+from scoresde.models.embedding import FourierFeatures, PositionalFeatures, TimeFeatures
+from scoresde.models.labels import LabelTable
 from scoresde.models.ncsnv2 import _InstanceNorm, _Refine
 from scoresde.models.resample import Resample
 

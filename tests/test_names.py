@@ -140,7 +140,7 @@ def test_settings_follow_the_name() -> None:
         ("needs: sise=3", "got 'sise' for shape 'needs'; expected its arguments: size, power; did you mean 'size'"),
         ("plain: size=3", "got 'size' for shape 'plain'; expected no settings, for it takes none"),
         ("needs", "got shape 'needs': missing a required argument: 'size'; expected 'needs: NAME=VALUE"),
-        ("needs: size='a', power=2", "got shape .*; expected settings of the types"),
+        ("needs: size='a', power=2", "got size='a' for shape 'needs': Expected `int`, got `str`"),
         ("needs: size", "expected a name and settings as in TOML"),
         ("needs: size=1}\nmore = {", "expected a name and settings as in TOML"),
         ("needs: size=" + "[" * 5000, "expected a name and settings as in TOML"),

@@ -10,7 +10,7 @@ from importlib import metadata
 from types import ModuleType
 from typing import Any, TypeVar, overload
 
-from scoresde.base.settings import parse
+from scoresde.base.settings import check_types, parse
 
 __all__ = ["Table", "UnknownNameError", "check_names", "near"]
 
@@ -170,6 +170,7 @@ class Table(Mapping[str, T]):
         name = self.name(spelling)
         maker = self[name]
         check_names(f"{self.kind} {name!r}", settings, maker)
+        check_types(f"{self.kind} {name!r}", settings, maker)
         signature = inspect.signature(maker)
         try:
             signature.bind(**settings)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import tomllib
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, get_type_hints
 
-__all__ = ["parse"]
+__all__ = ["check_types", "parse"]
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
@@ -28,3 +30,36 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         raise ValueError(
             f"got {text[:200]!r}; expected a name and settings as in TOML, such as 'NAME: size=3, list=[1, 2]' ({error})"
         ) from error
+
+
+def check_types(what: str, settings: Mapping[str, Any], make: Callable[..., object]) -> None:
+    """Refuse settings of other types than the arguments of ``make`` are declared with, as far as they are.
+
+    A whole number passes for a float; what is declared as anything but numbers, text, truth values and sequences of them is
+    left to ``make``.
+
+    Raises:
+        ValueError: for a setting of another type, by name.
+
+    Example:
+        >>> def make(size: int, rate: float = 1.0): ...
+        >>> check_types("the thing", {"size": 3, "rate": 2}, make)
+        >>> check_types("the thing", {"rate": True}, make)
+        Traceback (most recent call last):
+        ValueError: got rate=True for the thing: Expected `float`, got `bool`
+    """
+    import msgspec
+
+    try:
+        hints = get_type_hints(make if inspect.isroutine(make) else make.__init__)  # type: ignore[misc]
+    except (NameError, TypeError, AttributeError):  # annotations that cannot be read, or a callable without any
+        return
+    for name, value in settings.items():
+        if name not in hints:
+            continue
+        try:
+            msgspec.convert(value, hints[name])
+        except msgspec.ValidationError as error:
+            raise ValueError(f"got {name}={value!r:.60} for {what}: {error}") from error
+        except TypeError:  # a type that says nothing of plain values, such as a tensor
+            continue

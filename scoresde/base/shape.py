@@ -37,6 +37,8 @@ def check_batch(x: Tensor) -> Tensor:
             f"got x of shape {tuple(x.shape)}; expected (batch, *event) with at least one event dimension: "
             "write scalars as (batch, 1)"
         )
+    if x.dtype == torch.uint8:
+        raise ValueError("got x of dtype torch.uint8; expected floats, images scaled to [-1, 1]: use x / 127.5 - 1")
     if not x.is_floating_point():
         raise ValueError(f"got x of dtype {x.dtype}; expected a floating point tensor: use x.float()")
     return x

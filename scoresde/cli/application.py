@@ -9,11 +9,10 @@ import typer
 import scoresde
 from scoresde.cli import compare, demo, evaluate, presets, reproduce, sample, solvers, train
 
-__all__ = ["app", "main"]
+__all__ = ["EXAMPLES", "app", "main"]
 
 app = typer.Typer(
     help="Score-based generative models seen as stochastic differential equations.",
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -21,17 +20,37 @@ app = typer.Typer(
 )
 """The commands, as an application of typer."""
 
-for command in (
-    demo.demo,
-    solvers.solvers,
-    train.train,
-    sample.sample,
-    evaluate.evaluate,
-    compare.compare,
-    presets.presets,
-    reproduce.reproduce,
-):
-    app.command()(command)
+EXAMPLES = {
+    demo.demo: ("scoresde demo --out runs/demo", "scoresde demo --quick"),
+    solvers.solvers: ("scoresde solvers", "scoresde solvers --show dpmpp-2m --steps 5 --path lam"),
+    train.train: (
+        "scoresde train --data digits --out runs/digits",
+        "scoresde train --data photos:train --size 64 --labels --out runs/photos",
+        "scoresde train --preset edm-cifar10-vp --data cifar10:FOLDER --out runs/edm",
+    ),
+    sample.sample: (
+        "scoresde sample runs/digits -n 64 --solver ddim --steps 50",
+        "scoresde sample runs/photos --label cat,dog --out animals.png",
+        "scoresde sample model.safetensors --shape 3,32,32 --out samples.npz",
+    ),
+    evaluate.evaluate: (
+        "scoresde evaluate runs/digits --against digits -n 1000",
+        "scoresde evaluate samples.npy --against photos:val --size 64 --features inception:FILE",
+    ),
+    compare.compare: (
+        "scoresde compare ring grid --solver ddim,dpmpp-2m --evaluations 5,10,20 --out runs/compared",
+        "scoresde compare runs/digits --metric rms -n 64",
+    ),
+    presets.presets: ("scoresde presets", "scoresde presets edm-cifar10-vp > run.toml"),
+    reproduce.reproduce: (
+        "scoresde reproduce edm-cifar10-vp --data cifar10:FOLDER --features inception:FILE --out runs/edm",
+    ),
+}
+"""The commands, in the order of the help, each with lines that a reader may type."""
+
+for command, lines in EXAMPLES.items():
+    # \b keeps the lines as they are.
+    app.command(epilog="\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines))(command)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import torch
 import typer
 
 __all__ = ["reported"]
@@ -20,4 +21,10 @@ def reported() -> Iterator[None]:
         raise typer.Exit(130) from None
     except (ValueError, OSError, FloatingPointError) as error:
         typer.echo(f"scoresde: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from None
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        typer.echo(f"scoresde: the memory is too small for this: {reason}; take smaller batches or sizes", err=True)
         raise typer.Exit(2) from None

@@ -8,23 +8,26 @@ from typing import Annotated, Any
 import typer
 
 from scoresde import data, evaluation
+from scoresde.base.devices import as_device
 from scoresde.base.files import replacing
 from scoresde.cli import options
 from scoresde.cli.errors import reported
-from scoresde.cli.source import open_data
+from scoresde.cli.source import Labels, Limit, chosen_labels, open_data, open_model
 from scoresde.training.files import runs
+from scoresde.weights import recognizes
 
 __all__ = ["evaluate"]
 
 
-def _samples_to_evaluate(what: Path, n: int, show_bar: bool, unreadable: str, **how: Any) -> data.Dataset:
+def _samples_to_evaluate(what: Path, n: int, show_bar: bool, unreadable: str, limit: int | None, **how: Any) -> data.Dataset:
     """The samples in a file or folder, or those of a run or checkpoint, which are drawn beside it."""
-    is_run = what.suffix == ".safetensors" or (what / runs.CHECKPOINT).exists()
+    is_run = what.suffix == ".safetensors" or (what / runs.CHECKPOINT).exists() or (what.is_dir() and recognizes(what))
     if not is_run:
-        return open_data(what, unreadable=unreadable)
-    from tqdm import tqdm
+        return open_data(what, unreadable=unreadable, limit=limit)
+    from tqdm.auto import tqdm
 
-    model, event = runs.open_run(what)
+    model, event, classes = open_model(what)
+    how["labels"] = chosen_labels(how.pop("label"), model, classes)
     folder = (what if what.is_dir() else what.parent) / "samples"
     with tqdm(total=n, unit=" samples", desc="sampling", disable=not show_bar) as progress:
         drawn = evaluation.generate(model, event, folder, n, progress=progress.update, **how)
@@ -39,6 +42,7 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Part of a published set to compare with: train or test.")] = None,
     size: Annotated[int | None, typer.Option(help="Scale and crop the images of a folder to this height and width.")] = None,
     unreadable: options.Unreadable = "raise",
+    limit: Limit = None,
     floor: Annotated[str | None, typer.Option(help="Other real data, to compare in the same way: the floor.")] = None,
     features: Annotated[
         str | None, typer.Option(help="Extractor: package.module:name or file.py:name, code of yours; or inception:FILE.")
@@ -49,7 +53,7 @@ def evaluate(
     path: options.Path = "lam",
     end: options.End = "denoise",
     seed: options.Seed = 0,
-    classes: Annotated[int | None, typer.Option(help="Of a network with labels: draw each of so many in turn.")] = None,
+    label: Labels = None,
     processes: Annotated[int, typer.Option(help="Processes that draw; on several GPUs they take turns among them.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Samples at a time, of the extractor.")] = 256,
     keep: Annotated[int, typer.Option(help="Of how many samples to keep the features: precision, recall, KID.")] = 10_000,
@@ -62,22 +66,24 @@ def evaluate(
 
     What was drawn before is used again, so that an evaluation that was stopped continues.
     """
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
+    as_device(device)
     extractor = None if features is None else evaluation.find_features(features)
-    real = open_data(against, split=split, size=size, unreadable=unreadable)
-    other = None if floor is None else open_data(floor, size=size, unreadable=unreadable)
+    real = open_data(against, split=split, size=size, unreadable=unreadable, limit=limit)
+    other = None if floor is None else open_data(floor, size=size, unreadable=unreadable, limit=limit)
     drawn = _samples_to_evaluate(
         samples,
         n,
         progress,
         unreadable,
+        limit,
         solver=solver,
         steps=steps,
         path=path,
         end=end,
         seed=seed,
-        classes=classes,
+        label=label,
         processes=processes,
         device=device,
     )

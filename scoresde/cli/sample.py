@@ -10,12 +10,13 @@ import typer
 from torch import Tensor
 
 from scoresde import plots
+from scoresde.base.devices import as_device
 from scoresde.base.files import replacing
 from scoresde.cli import options
 from scoresde.cli.errors import reported
+from scoresde.cli.source import Labels, chosen_labels, open_model
 from scoresde.sampling import sample as draw
 from scoresde.solvers import get, sample_seeds
-from scoresde.training.files import runs
 
 __all__ = ["sample", "write"]
 
@@ -49,13 +50,17 @@ def _check_output(out: Path, event: tuple[int, ...]) -> None:
 
 @reported()
 def sample(
-    run: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint.")],
+    run: Annotated[
+        Path,
+        typer.Argument(help="A run folder, a checkpoint, published weights, or a folder of diffusers: what load reads."),
+    ],
     n: options.Samples = 64,
     solver: options.Solver = "dpmpp-2m",
     steps: options.Steps = 20,
     path: options.Path = "lam",
     end: options.End = "denoise",
     seed: options.Seed = 0,
+    label: Labels = None,
     out: Annotated[
         Path | None,
         typer.Option(help=".png, .npy or .npz; by default samples.png (.npy for vectors) in the run folder."),
@@ -70,17 +75,34 @@ def sample(
         if number < 1:
             raise ValueError(f"got {name} {number}; expected at least 1")
     get(solver)
-    model, event = runs.open_run(run, options.parse_shape(shape))
+    where = as_device(device)
+    model, event, classes = open_model(run, shape)
+    labels = chosen_labels(label, model, classes)
     if out is None:
         folder = run if run.is_dir() else run.parent
         out = folder / ("samples.png" if len(event) == 3 else "samples.npy")
     _check_output(out, event)
-    model.to(device)
+    model.to(where)
     seeds = sample_seeds(seed, n)
-    parts = [
-        draw(model, (len(s), *event), solver, steps, path, seed=s, end=end, progress=progress)
-        for s in (seeds[i : i + batch_size] for i in range(0, n, batch_size))
-    ]
+    parts = []
+    for start in range(0, n, batch_size):
+        stop = min(start + batch_size, n)
+        conditions = {} if labels is None else {"label": [labels[i % len(labels)] for i in range(start, stop)]}
+        shape_of_part = (stop - start, *event)
+        parts.append(
+            draw(
+                model,
+                shape_of_part,
+                solver,
+                steps,
+                path,
+                conditions=conditions,
+                seed=seeds[start:stop],
+                end=end,
+                device=where,
+                progress=progress,
+            )
+        )
     x = torch.cat([part.x.cpu() for part in parts])
     calls, seconds = parts[0].evaluations, sum(part.seconds for part in parts)
     write(x, seeds, out, f"{solver}, {calls} evaluations")

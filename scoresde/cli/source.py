@@ -1,16 +1,27 @@
-"""Data as the commands open them: what is left out is said."""
+"""What the commands work on: data, of which what is left out is said, models, and the labels asked of them."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from scoresde import data
+from scoresde import data, weights
+from scoresde.base.names import near
+from scoresde.cli import options
+from scoresde.score import ScoreModel
+from scoresde.training.files import runs
+from scoresde.training.files.checkpoint import CheckpointError, read
 
-__all__ = ["open_data"]
+__all__ = ["Labels", "Limit", "Opened", "chosen_labels", "open_data", "open_model"]
+
+Limit = Annotated[
+    int | None, typer.Option(help="Bytes that one compressed file or image may unpack to; by default 2**30 and 2**28.")
+]
+"""The option that lifts the bound on what hostile archives and images may take."""
 
 
 def open_data(name: str | Path, **how: Any) -> data.Dataset:
@@ -19,5 +30,98 @@ def open_data(name: str | Path, **how: Any) -> data.Dataset:
         warnings.filterwarnings("ignore", "left out")
         found = data.open(name, **how)
     for file in found.skipped:
-        typer.echo(f"left out, cannot be read: {file}", err=True)
+        typer.echo(f"left out, cannot be read: {file!r}", err=True)
     return found
+
+
+class Opened(NamedTuple):
+    """A trained model: the shape of its samples, and the names of its classes, empty where they have none."""
+
+    model: ScoreModel
+    event: tuple[int, ...]
+    classes: tuple[str, ...]
+
+
+def open_model(where: Path, shape: str | None = None) -> Opened:
+    """Open whatever :func:`scoresde.load` reads: a run folder, a checkpoint, published weights, a folder of diffusers.
+
+    Raises:
+        ValueError: for what holds no model, and where the shape of a sample is neither in there nor in ``shape``.
+    """
+    event = options.parse_shape(shape)
+    if where.is_dir() and not (where / runs.CHECKPOINT).exists() and weights.recognizes(where):
+        event = event or weights.event(where)
+        if event is None:
+            raise ValueError(f"{str(where)!r} does not tell the shape of a sample; give it: --shape 3,32,32")
+        return Opened(weights.load(where), event, ())
+    model, event = runs.open_run(where, event)
+    return Opened(model, event, _class_names(where))
+
+
+def _class_names(where: Path) -> tuple[str, ...]:
+    """The names that a checkpoint gives the classes; none where it is of others."""
+    try:
+        described = read(where / runs.CHECKPOINT if where.is_dir() else where, ()).description
+    except CheckpointError:
+        return ()
+    return tuple(map(str, described.get("classes", ())))
+
+
+# Labels -----------------------------------------------------------------------------------------------------------------
+
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label",
+        help="Of a model with classes: names or numbers, with commas or repeated, which the samples take in turn; all for "
+        "every class, none for no class.",
+    ),
+]
+"""The option that chooses the classes of samples."""
+
+
+def chosen_labels(texts: Sequence[str] | None, model: ScoreModel, classes: Sequence[str]) -> tuple[int, ...] | None:
+    """Return the labels that samples take in turn; ``None`` where none are asked for.
+
+    A name comes before a number, so that of the classes 3 and 7 the text 7 is the second. ``all`` stands for every class,
+    and ``none`` for the label that a network takes for no class.
+
+    Args:
+        texts: what the options say: names and numbers, with commas between them.
+        model: the model, whose network tells how many classes there are.
+        classes: their names; empty where they have none.
+
+    Raises:
+        ValueError: for a model without classes, a name that is none, a number past the last class, and no label where the
+            network needs one.
+    """
+    config: dict[str, Any] = getattr(model.net, "config", {})
+    count = config.get("num_classes")
+    optional = bool(config.get("unconditional"))
+    if not texts:
+        if count and not optional:
+            raise ValueError(f"this model needs a class for every sample; give --label, {_known(count, classes, optional)}")
+        return None
+    if not count:
+        raise ValueError(f"got --label {','.join(texts)} for a model without classes; leave --label out")
+    number = {name: k for k, name in enumerate(classes[:count])}
+    labels: list[int] = []
+    for text in texts:
+        for part in [text] if text in number else [part.strip() for part in text.split(",")]:
+            if part in number:
+                labels.append(number[part])
+            elif part == "all":
+                labels += range(count)
+            elif part == "none" and optional:
+                labels.append(count)
+            elif part.isascii() and part.isdigit() and len(part) < 10 and int(part) < count:
+                labels.append(int(part))
+            else:
+                raise ValueError(f"got --label {part!r}; expected {_known(count, classes, optional)}{near(part, number)}")
+    return tuple(labels)
+
+
+def _known(count: int, classes: Sequence[str], optional: bool) -> str:
+    names = [*classes[:5], *([".."] if len(classes) > 5 else [])]
+    named = f"one of {', '.join(names)}, or " if classes else ""
+    return f"{named}a number from 0 to {count - 1}, or all{', or none' if optional else ''}"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scoresde.data.arrays import to_float
+from scoresde.data.classes import check_labels
 
 __all__ = ["Arrays", "Dataset", "Flipped"]
 
@@ -23,17 +24,29 @@ class Dataset(abc.ABC):
     Attributes:
         event: the shape of a sample: ``(c, h, w)``, images in [-1, 1], or ``(d,)``, vectors.
         labels: the class of each sample, int64, shape ``(n,)``, or ``None``.
-        classes: the names of the classes, where they have any.
+        classes: the names of the classes, the one of label k at place k; ``None`` where they have none.
         skipped: the names of the files that could not be read and were left out.
     """
 
     event: tuple[int, ...]
     labels: Tensor | None = None
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...] | None = None
     skipped: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes: of their names or, without names, up to the largest label; 0 without labels.
+
+        Example:
+            >>> Arrays(torch.zeros(2, 1), [0, 1], ("a", "b", "c")).num_classes, Arrays(torch.zeros(2, 1)).num_classes
+            (3, 0)
+        """
+        if self.labels is None:
+            return 0
+        return len(self.classes) if self.classes else int(self.labels.max()) + 1
 
     @abc.abstractmethod
     def samples(self, indices: Indices) -> Tensor:
@@ -73,8 +86,8 @@ class Arrays(Dataset):
     Args:
         x: images of bytes, kept as such and scaled to [-1, 1] as they are asked for, or floats, which are taken as they are;
             shape ``(n, *event)``.
-        labels: int64, shape ``(n,)``, or ``None``.
-        classes: the names of the classes.
+        labels: whole numbers from 0, shape ``(n,)``, kept as int64, or ``None``.
+        classes: the names of the classes, or ``None``.
 
     Example:
         >>> data = Arrays(torch.tensor([[[[0]]], [[[255]]]], dtype=torch.uint8), labels=torch.tensor([7, 2]))
@@ -85,15 +98,13 @@ class Arrays(Dataset):
 
     x: Tensor
     labels: Tensor | None = None
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.x.ndim < 2 or not len(self.x):
             raise ValueError(f"got data of shape {tuple(self.x.shape)}; expected (n, *event) with at least one sample")
-        if self.labels is not None and self.labels.shape != self.x.shape[:1]:
-            raise ValueError(
-                f"got labels of shape {tuple(self.labels.shape)} for {len(self.x)} samples; expected one for each of them"
-            )
+        if self.labels is not None:
+            self.labels = check_labels(self.labels, len(self.x), self.classes)
         self.event = tuple(self.x.shape[1:])
 
     def __len__(self) -> int:

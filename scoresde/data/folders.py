@@ -2,35 +2,99 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
+from scoresde.data.arrays import VIDEOS
+from scoresde.data.classes import natural, numbered
+from scoresde.data.images import FORMATS, Files, Images
+from scoresde.data.parts import choose_part, is_part
 
-from scoresde.data.images import Files, Images
+__all__ = ["file_names", "image_names", "open_folder"]
 
-__all__ = ["image_names", "open_folder"]
+_MOST_WAYS = 8  # to one folder: links that lead to links would otherwise make a small tree an endless one
+
+
+def file_names(folder: Path) -> list[str]:
+    """Return the names of the files below ``folder``, relative to it, in natural order; links are followed.
+
+    Hidden files and folders are left out.
+
+    Raises:
+        ValueError: for a folder that a link leads back into, or that very many links lead to, and one that may not be read.
+    """
+    found: list[str] = []
+    ways: Counter[tuple[int, int]] = Counter()
+    waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
+    while waiting:
+        place, above = waiting.pop()
+        try:
+            status = os.stat(folder / place)
+            entries = list(os.scandir(folder / place))
+        except OSError as error:
+            raise ValueError(f"cannot read the folder {str(folder / place)!r}: {error.strerror}") from error
+        identity = (status.st_dev, status.st_ino)
+        ways[identity] += 1
+        if identity in above:
+            raise ValueError(
+                f"the link {str(folder / place)!r} leads back to a folder that it lies in, so that reading it would never "
+                "end; remove the link"
+            )
+        if ways[identity] > _MOST_WAYS:
+            raise ValueError(f"more than {_MOST_WAYS} links lead to the folder {str(folder / place)!r}; remove some of them")
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            name = f"{place}/{entry.name}" if place else entry.name
+            if _is_folder(entry):
+                waiting.append((name, (*above, identity)))
+            else:
+                found.append(name)
+    return sorted(found, key=natural)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: a file that cannot be read
+        return False
 
 
 def image_names(folder: Path) -> tuple[str, ...]:
-    """The names of the images below ``folder``, relative to it and in order; hidden files are none."""
+    """Return the names of the images below ``folder``, and of videos, which are refused when they are opened.
+
+    Raises:
+        ValueError: as :func:`file_names`, and for a name that is no text.
+    """
     from PIL import Image
 
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-    shown = (path for path in found if not any(part.startswith(".") for part in path.parts))
-    return tuple(sorted(path.as_posix() for path in shown))
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS} | VIDEOS
+    names = tuple(name for name in file_names(folder) if Path(name).suffix.lower() in suffixes)
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the folder {str(folder)!r} has a file whose name is no text in UTF-8: {os.fsencode(name)!r}; rename it"
+            ) from error
+    return names
 
 
-def open_folder(folder: Path, **options: Any) -> Images:
-    """The images below ``folder``; where each lies in a sub-folder, and there are several, those are the classes.
+def open_folder(folder: Path, split: str | None = None, **options: Any) -> Images:
+    """Open the images below ``folder``; where each lies in a sub-folder, and there are several, those are the classes.
+
+    Sub-folders that are all called train, val or test (or the like) are parts and not classes; the classes of all parts
+    are numbered together.
 
     Args:
         folder: the folder.
+        split: the part to take, needed where there are several.
         **options: of :class:`Images`.
 
     Raises:
-        ValueError: for a folder without images, and what :class:`Images` refuses.
+        ValueError: for a folder without images, a part that is not there or not chosen, and what :class:`Images` refuses.
     """
     names = image_names(folder)
     if not names:
@@ -41,10 +105,18 @@ def open_folder(folder: Path, **options: Any) -> Images:
             "sub-folders, or one file: .npy, .npz, .parquet or IDX. Of a published set, name the kind: mnist:FOLDER, "
             "fashion-mnist:FOLDER or cifar10:FOLDER"
         )
-    tops = [name.split("/")[0] if "/" in name else "" for name in names]
-    classes = tuple(sorted(set(tops)))
-    labels = None
-    if "" not in classes and len(classes) > 1:
-        number = {name: k for k, name in enumerate(classes)}
-        labels = torch.tensor([number[top] for top in tops])
-    return Images(Files(folder, names), str(folder), labels, classes if labels is not None else (), **options)
+    tops = Counter(name.partition("/")[0] if "/" in name else "" for name in names)
+    folders = [top for top in tops if top]
+    parts = folders if all(map(is_part, folders)) else []
+    part = choose_part(parts, split, str(folder), {"": tops[""]} if tops[""] else None)
+    if part is not None:
+        below = [name.partition("/")[2] for name in names if "/" in name]
+        names = tuple(name for name in names if name.startswith(f"{part}/"))
+        own = [name.partition("/")[2] for name in names]
+    else:
+        below = own = list(names)
+    among = {name.partition("/")[0] for name in below if "/" in name}
+    if len(among) < 2 or not all("/" in name for name in own):
+        return Images(Files(folder, names), str(folder), **options)
+    labels, classes = numbered([name.partition("/")[0] for name in own], among)
+    return Images(Files(folder, names), str(folder), labels, classes, **options)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
-import struct
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,18 +18,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.data.arrays import to_float
+from scoresde.base.reading import open_regular
+from scoresde.data.arrays import VIDEOS, to_float
+from scoresde.data.classes import check_labels
 from scoresde.data.dataset import Dataset, Indices
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
-__all__ = ["Files", "Images", "Sources"]
+__all__ = ["FORMATS", "Cells", "Files", "Images", "Sources"]
+
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP")
+"""The formats that are decoded, by Pillow's names: pictures of pixels. None of them calls another programme."""
 
 _GREY = ("1", "L", "LA", "La")
 _COLOUR = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa")
 _TURNED = (5, 6, 7, 8)  # orientations of EXIF that exchange height and width
 _SHOWN = 3  # how many files a message names
+_LIMIT = 2**28  # bytes of a decoded image: about 90 million pixels in colour, where Pillow begins to warn
 
 
 class Sources(Protocol):
@@ -63,7 +70,7 @@ class Files:
 
     def open(self, i: int) -> IO[bytes]:
         """The file, open for reading."""
-        return (self.folder / self.names[i]).open("rb")
+        return open_regular(self.folder / self.names[i])
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -72,23 +79,65 @@ def _listed(names: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def _opened(sources: Sources, i: int) -> Iterator[PILImage]:
+def _opened(sources: Sources, i: int, limit: int | None) -> Iterator[PILImage]:
     """Image ``i``; whatever Pillow makes of bytes that are none becomes a ValueError that names the file."""
     from PIL import Image, UnidentifiedImageError
 
-    # Broken files make Pillow raise these, and warn; images of more than 89 million pixels it takes for an attack.
-    broken = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+    name = sources.name(i)
     try:
+        if Path(name).suffix.lower() in VIDEOS:
+            raise ValueError("it is a video, of which frames must be saved as images first")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with sources.open(i) as file, Image.open(file) as image:
+            with sources.open(i) as file, _decoder(file, limit) as image:
+                _check_size(image, limit)
                 yield image
-    except broken as error:
+    except Exception as error:  # a damaged image can make Pillow fail in any way
         reason = "it is not an image, or a damaged one" if isinstance(error, UnidentifiedImageError) else error
+        if isinstance(error, Image.DecompressionBombError):
+            reason = f"{error} Where it is to be trusted, allow its bytes: limit=.. (--limit ..)"
         raise ValueError(
-            f"cannot read {sources.name(i)!r}: {reason}; remove or replace it, or take unreadable='skip' "
-            "(--unreadable skip), which leaves such files out"
+            f"cannot read {name!r}: {reason}; remove or replace it, or take unreadable='skip' (--unreadable skip), which "
+            "leaves such files out"
         ) from error
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Those of the formats that the installed Pillow decodes."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+_LIFTING = threading.Lock()
+
+
+def _decoder(file: IO[bytes], limit: int | None) -> PILImage:
+    """The image in a file, by its header; Pillow's own bound on its size gives way to a ``limit`` of the user's."""
+    from PIL import Image
+
+    if limit is None:
+        return Image.open(file, formats=_formats())
+    with _LIFTING:  # the bound is a global of Pillow
+        most, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(file, formats=_formats())
+        finally:
+            Image.MAX_IMAGE_PIXELS = most
+
+
+def _check_size(image: PILImage, limit: int | None) -> None:
+    """Refuse, by its header, an image that is too large to be decoded, and one that is several."""
+    size, most = image.width * image.height * len(image.getbands()), _LIMIT if limit is None else limit
+    if size > most:
+        raise ValueError(
+            f"it has {image.height}x{image.width} pixels, {size} bytes when decoded, and may be made to exhaust the memory; "
+            f"where it is to be trusted, allow more than {most} bytes: limit={size} (--limit {size})"
+        )
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # which is a photograph and its thumbnails
+        raise ValueError("it holds several images, such as the frames of an animation; expected one: save them in files")
 
 
 def _has_orientation(image: PILImage) -> bool:
@@ -113,6 +162,7 @@ class Images(Dataset):
         unreadable: ``"raise"``, or ``"skip"``: decode every file once, leave out those that fail, with a warning that names
             them, and list them in ``skipped``. With ``"raise"`` a damage beyond the header shows when the file is decoded.
         cache: bytes of decoded images to keep, the first ones that are asked for; worker processes keep their own.
+        limit: bytes that one decoded image may take; ``None`` for 2**28, about 90 million pixels in colour.
 
     Raises:
         ValueError: for files that cannot be read, images of several sizes without ``size``, images smaller than ``size``
@@ -122,11 +172,12 @@ class Images(Dataset):
     sources: Sources
     where: str
     labels: Tensor | None = None
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...] | None = None
     size: int | tuple[int, int] | None = None
     fit: str = "crop"
     unreadable: str = "raise"
     cache: int = 2**28
+    limit: int | None = None
     _kept: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -147,14 +198,14 @@ class Images(Dataset):
         self._grey = all(mode in _GREY for mode in modes)
         self.event = (1 if self._grey else 3, height, width)
         if self.labels is not None:
-            self.labels = self.labels[torch.tensor(numbers)]
+            self.labels = check_labels(self.labels, len(self.sources), self.classes)[torch.tensor(numbers)]
 
     def _scan(self) -> tuple[list[int], list[tuple[int, int]], list[str]]:
         """The numbers of the readable images, their heights and widths, and their modes."""
         numbers, shapes, modes, bad = [], [], [], []
         for i in range(len(self.sources)):
             try:
-                with _opened(self.sources, i) as image:
+                with _opened(self.sources, i, self.limit) as image:
                     if self.unreadable == "skip":
                         image.load()
                     turned = _has_orientation(image) and image.getexif().get(0x0112) in _TURNED
@@ -214,7 +265,7 @@ class Images(Dataset):
         i = range(len(self))[i]
         if i in self._kept:
             return self._kept[i]
-        with _opened(self.sources, self._numbers[i]) as image:
+        with _opened(self.sources, self._numbers[i], self.limit) as image:
             x = torch.from_numpy(self._decode(image))
         if (len(self._kept) + 1) * x.numel() <= self.cache:
             self._kept[i] = x
@@ -249,10 +300,17 @@ class Images(Dataset):
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """The images of a column of an Arrow table: bytes, or a structure with ``bytes`` and ``path``."""
+    """The images of a column of an Arrow table: bytes, or a structure with ``bytes`` and ``path``.
+
+    Args:
+        column: the column.
+        where: the table, for messages.
+        folder: the folder that a ``path`` may lead into: what a table says is no reason to read other files.
+    """
 
     column: Any
     where: str
+    folder: Path
 
     def __len__(self) -> int:
         return len(self.column)
@@ -264,16 +322,26 @@ class Cells:
     def size(self, i: int) -> int:
         """Its length in bytes."""
         cell = self.column[i]
-        inside = cell["bytes"] if hasattr(cell, "keys") else cell
+        inside = cell["bytes"] if hasattr(cell, "keys") and cell.is_valid else cell
         return inside.as_buffer().size if inside.is_valid else 0
 
     def open(self, i: int) -> IO[bytes]:
-        """The bytes, as an open file."""
+        """The bytes, as an open file.
+
+        Raises:
+            ValueError: for an empty cell, and a path to a place outside the folder.
+        """
         cell = self.column[i].as_py()
         if isinstance(cell, dict):
             if cell.get("bytes") is None and cell.get("path"):
-                return Path(cell["path"]).open("rb")
+                return self._open_path(str(cell["path"]))
             cell = cell.get("bytes")
-        if not cell:
+        if not isinstance(cell, bytes) or not cell:
             raise ValueError("the cell is empty")
         return io.BytesIO(cell)
+
+    def _open_path(self, path: str) -> IO[bytes]:
+        place = (self.folder / path).resolve()
+        if not place.is_relative_to(self.folder.resolve()):
+            raise ValueError(f"its path {path!r} leads out of the folder {str(self.folder)!r}; expected a file below it")
+        return open_regular(place)

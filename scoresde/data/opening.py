@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor
 
 from scoresde.base.names import Table, near
+from scoresde.base.reading import open_regular
 from scoresde.data.arrays import as_labels, as_samples, read
 from scoresde.data.dataset import Arrays, Dataset, Flipped
-from scoresde.data.folders import image_names, open_folder
+from scoresde.data.folders import file_names, image_names, open_folder
+from scoresde.data.parts import choose_part, is_part, split_off
 from scoresde.data.presets import COLLECTIONS
 from scoresde.data.tables import open_hugging_face, open_parquet
 
@@ -87,6 +90,7 @@ def open(
     fit: str = "crop",
     unreadable: str = "raise",
     cache: int = 2**28,
+    limit: int | None = None,
     flips: bool = False,
 ) -> Dataset:
     """The data named ``source``, or in the file or folder ``source``.
@@ -102,11 +106,16 @@ def open(
     a file                                    .npy, .npz, IDX, any of them in .gz, known by their content; .parquet
     ========================================  =========================================================================
 
+    A part may follow a colon: ``FOLDER:train``, ``mnist:FOLDER:test``, ``hf:NAME:train``.
+
     Args:
         source: the data.
-        split: "train", the default, or "test", or whatever parts a set of Hugging Face has; for ``mnist:``,
-            ``fashion-mnist:``, ``cifar10:`` and ``hf:`` only.
+        split: the part. Of ``mnist:``, ``fashion-mnist:`` and ``cifar10:`` "train", the default, or "test"; of ``hf:``
+            whatever parts it has; of a folder one of its sub-folders or tables called train, val or test (or the like),
+            where it has several.
         size, fit, unreadable, cache: of encoded images; see :class:`~scoresde.data.Images`.
+        limit: bytes that one compressed file, or one image, may unpack to, against files that are made to exhaust the
+            memory: by default 2**30 (or eight times the length of the file) and 2**28.
         flips: add the mirror image of each image.
 
     Raises:
@@ -118,7 +127,9 @@ def open(
         >>> len(data), data.event, x.shape, conditions["label"]
         (1797, (1, 8, 8), torch.Size([2, 1, 8, 8]), tensor([1, 5]))
     """
-    data = _open(source, split, {"size": size, "fit": fit, "unreadable": unreadable, "cache": cache})
+    if split is None:
+        source, split = split_off(str(source))
+    data = _open(source, split, {"size": size, "fit": fit, "unreadable": unreadable, "cache": cache, "limit": limit})
     if isinstance(data, Arrays) and size is not None and data.event[1:] != ((size, size) if isinstance(size, int) else size):
         raise ValueError(
             f"got size={size} for samples of shape {data.event}; expected none: only images in files of their own are scaled"
@@ -136,25 +147,41 @@ def _open(source: str | Path, split: str | None, options: dict[str, Any]) -> Dat
         if not Path(rest).is_dir():
             raise ValueError(f"got {str(source)!r}, and {rest!r} is not a folder; expected the folder of its files")
         return COLLECTIONS[kind](Path(rest), split or "train")
-    if split is not None:
-        raise ValueError(
-            f"got split={split!r} for {str(source)!r}, which has no parts; they belong to {', '.join(COLLECTIONS)} and hf, "
-            "with a colon: mnist:FOLDER. Name the folder or file of the part itself"
-        )
     path = Path(source)
     if path.is_dir():
-        tables = sorted(path.glob("*.parquet"))
-        return open_parquet(tables, **options) if tables and not image_names(path) else open_folder(path, **options)
+        return _open_folder(path, split, options)
     if not path.exists():
         if colon and near(kind, COLLECTIONS):
             raise COLLECTIONS.unknown(kind)
         return DATASETS[str(source)]()  # by another spelling or from an installed package; else it refuses the name
-    with path.open("rb") as file:
+    if split is not None:
+        raise ValueError(
+            f"got split={split!r} for {str(source)!r}, which has no parts; they belong to folders, {', '.join(COLLECTIONS)} "
+            "and hf, with a colon: mnist:FOLDER. Name the file of the part itself"
+        )
+    with open_regular(path) as file:
         if file.read(4) == b"PAR1" or path.suffix == ".parquet":
-            return open_parquet([path], **options)
-    array, labels = read(path)
+            return open_parquet([path], path.parent, **options)
+    array, labels = read(path, options["limit"])
     x = as_samples(array, path)
     return Arrays(x, None if labels is None or labels.dtype.kind not in "ui" else as_labels(labels, len(x), path))
+
+
+def _open_folder(folder: Path, split: str | None, options: dict[str, Any]) -> Dataset:
+    """The images below a folder or, where there are none, its tables."""
+    tables = [] if image_names(folder) else [name for name in file_names(folder) if name.endswith(".parquet")]
+    if not tables:
+        return open_folder(folder, split, **options)
+    of = {name: _part_of(name) for name in tables}
+    parts = {part for part in of.values() if part}
+    part = choose_part(parts if all(of.values()) else (), split, str(folder))
+    return open_parquet([folder / name for name in tables if part in (None, of[name])], folder, **options)
+
+
+def _part_of(table: str) -> str:
+    """The part that a table belongs to, by its folder or its name: ``train/0.parquet``, ``train-00000-of-00002.parquet``."""
+    folder, stem = Path(table).parts[0], Path(table).stem
+    return next((name for name in (folder, re.split("[-_.]", stem)[0]) if is_part(name)), "")
 
 
 def load(source: str | Path) -> Tensor:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from scoresde.base.reading import check_regular, decode_json
 from scoresde.data.arrays import as_labels, as_samples
+from scoresde.data.classes import check_labels, numbered
 from scoresde.data.dataset import Arrays, Dataset
 from scoresde.data.images import Cells, Images
 
@@ -20,7 +21,7 @@ _LABELS = ("label", "labels", "class", "y", "fine_label")
 _REMEDY = "install the extra: pip install 'scoresde[train]'"
 
 
-def open_parquet(files: list[Path], **options: Any) -> Dataset:
+def open_parquet(files: list[Path], folder: Path, limit: int | None = None, **options: Any) -> Dataset:
     """The rows of parquet files: images, encoded as in files, or numbers, a vector of each row.
 
     The first column of images counts, if there is any, else all columns of numbers; a column named ``label``, ``labels``,
@@ -29,10 +30,14 @@ def open_parquet(files: list[Path], **options: Any) -> Dataset:
 
     Args:
         files: their rows follow one another.
+        folder: where the paths of images lie, in tables that hold paths and not the images.
+        limit: bytes that a file, and the image in a cell, may unpack to; ``None`` for 2**30, or eight times the length of
+            the file, and for what :class:`Images` allows.
         **options: of :class:`Images`.
 
     Raises:
-        ValueError: without pyarrow, for files that cannot be read, and rows that are neither.
+        ValueError: without pyarrow, for files that cannot be read or unpack to more than ``limit``, and rows that are
+            neither.
     """
     try:
         import pyarrow as pa
@@ -42,15 +47,32 @@ def open_parquet(files: list[Path], **options: Any) -> Dataset:
     tables = []
     for file in files:
         try:
-            tables.append(pq.read_table(file))
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"cannot read {str(file)!r}, which may be truncated: {error}") from error
+            check_regular(file)
+            tables.append(_read(pq.ParquetFile(file), max(2**30, 8 * file.stat().st_size) if limit is None else limit))
+        except Exception as error:  # a damaged table can fail in any way
+            raise ValueError(f"cannot read {str(file)!r}, which may be truncated or damaged: {error}") from error
     where = str(files[0]) if len(files) == 1 else str(files[0].parent)
     try:
         table = pa.concat_tables(tables)
     except pa.ArrowException as error:
         raise ValueError(f"the parquet files in {where!r} have different columns: {error}; expected the same") from error
-    return _from_table(table, where, **options)
+    return _from_table(table, where, folder, limit=limit, **options)
+
+
+def _read(file: Any, most: int) -> Any:
+    """All rows of a parquet file, part by part, as far as they may go."""
+    import pyarrow as pa
+
+    parts, size = [], 0
+    for part in file.iter_batches(1024):
+        parts.append(part)
+        size += part.nbytes
+        if size > most:
+            raise ValueError(
+                f"it unpacks to more than {most} bytes, and may be made to exhaust the memory; where it is to be trusted, "
+                "allow more: limit=.. (--limit ..)"
+            )
+    return pa.Table.from_batches(parts, file.schema_arrow)
 
 
 def open_hugging_face(name: str, split: str, **options: Any) -> Dataset:
@@ -79,21 +101,22 @@ def open_hugging_face(name: str, split: str, **options: Any) -> Dataset:
         raise ValueError(f"cannot open part {split!r} of {name!r} by the library datasets: {error}") from error
     if found._indices is not None:  # rows that were selected or shuffled, which the table does not show
         found = found.flatten_indices()
-    return _from_table(found.data.table, f"hf:{name}, {split}", **options)
+    folder = Path(name) if saved else Path(datasets.config.HF_CACHE_HOME)
+    return _from_table(found.data.table, f"hf:{name}, {split}", folder, **options)
 
 
-def _from_table(table: Any, where: str, **options: Any) -> Dataset:
+def _from_table(table: Any, where: str, folder: Path, **options: Any) -> Dataset:
     import pyarrow.types as is_
 
     columns = {field.name: field.type for field in table.schema}
     if not table.num_rows:
         raise ValueError(f"{where!r} has no rows; expected at least one")
     label = next((name for name in _LABELS if name in columns), None)
-    labels, classes = (None, ()) if label is None else _labels(table, label, where)
+    labels, classes = (None, None) if label is None else _labels(table, label, where)
     for name, kind in columns.items():
-        encoded = is_.is_binary(kind) or is_.is_large_binary(kind)
-        if encoded or (is_.is_struct(kind) and kind.get_field_index("bytes") >= 0):
-            return Images(Cells(table[name], f"{where}, column {name}"), where, labels, classes, **options)
+        inside = kind.field("bytes").type if is_.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
+        if is_.is_binary(inside) or is_.is_large_binary(inside):
+            return Images(Cells(table[name], f"{where}, column {name}", folder), where, labels, classes, **options)
     parts = [_numbers(table[name], where) for name, kind in columns.items() if name != label and _is_numeric(kind)]
     if not parts:
         kinds = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
@@ -114,18 +137,43 @@ def _numbers(column: Any, where: str) -> np.ndarray[Any, Any]:
     """A column of numbers, or of lists of equally many, as ``(n, d)``; what is missing becomes NaN."""
     try:
         values = np.array(column.to_pylist(), dtype=np.float64)
-    except ValueError as error:
-        raise ValueError(f"{where!r} has a column of lists of different lengths; expected one length") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{where!r} has a column of lists of different lengths, or of which some are missing; expected one length"
+        ) from error
     return values.reshape(len(column), -1)
 
 
-def _labels(table: Any, label: str, where: str) -> tuple[Tensor, tuple[str, ...]]:
+@dataclass(frozen=True)
+class _Feature:
+    """The note of Hugging Face on a column: the names of the classes, where it is one of labels."""
+
+    names: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class _Info:
+    features: dict[str, _Feature | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Notes:
+    info: _Info = field(default_factory=_Info)
+
+
+def _labels(table: Any, label: str, where: str) -> tuple[Tensor, tuple[str, ...] | None]:
     """The classes of the rows, and their names: those of the text, or those that Hugging Face notes in the schema."""
-    values = table[label].to_pylist()
+    place, values = f"{where}, column {label}", table[label].to_pylist()
     if all(isinstance(value, str) for value in values):
-        classes = sorted(set(values))
-        number = {name: k for k, name in enumerate(classes)}
-        return torch.tensor([number[value] for value in values]), tuple(classes)
-    notes = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    names = notes.get("info", {}).get("features", {}).get(label, {}).get("names") or ()
-    return as_labels(np.array(values), len(values), f"{where}, column {label}"), tuple(names)
+        return numbered(values)
+    try:
+        notes = decode_json((table.schema.metadata or {}).get(b"huggingface", b"{}"), _Notes)
+    except ValueError as error:
+        raise ValueError(f"the notes of Hugging Face in the schema of {where!r} cannot be read: {error}") from error
+    feature = notes.info.features.get(label)
+    names = tuple(feature.names) if feature is not None and feature.names else None
+    found = as_labels(np.array(values), len(values), place)
+    try:
+        return check_labels(found, len(values), names), names
+    except ValueError as error:
+        raise ValueError(f"{place!r}: {error}") from error

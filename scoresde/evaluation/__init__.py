@@ -5,7 +5,7 @@ Sets are read once, part by part, so that 50,000 samples never sit in memory; st
 samples are drawn into files by several processes and continued where they stopped.
 """
 
-from scoresde.evaluation.evaluate import Scores, compare, evaluate
+from scoresde.evaluation.evaluate import Scores, compare_statistics, evaluate
 from scoresde.evaluation.features import EXTRACTORS, Features, find_features, inception
 from scoresde.evaluation.generation import Generated, generate
 from scoresde.evaluation.moments import Moments, frechet
@@ -19,7 +19,7 @@ __all__ = [
     "Moments",
     "Scores",
     "Summary",
-    "compare",
+    "compare_statistics",
     "eight_bits",
     "evaluate",
     "find_features",

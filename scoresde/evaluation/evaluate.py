@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scoresde.base.devices import as_device
 from scoresde.data import Dataset
 from scoresde.evaluation.features import Features
 from scoresde.evaluation.moments import frechet
 from scoresde.evaluation.scores import kernel_inception_distance, precision_recall
 from scoresde.evaluation.summary import Summary, stored, summarize
 
-__all__ = ["Scores", "compare", "evaluate"]
+__all__ = ["Scores", "compare_statistics", "evaluate"]
 
 _NAMES = {
     "sliced_wasserstein": "sliced Wasserstein",
@@ -84,8 +85,8 @@ def _wasserstein(x: Tensor, y: Tensor) -> float:
     return float(sum(distances) / len(distances))
 
 
-def compare(x: Summary, y: Summary, *, neighbours: int = 3, subsets: int = 100, seed: int = 0) -> Scores:
-    """All scores of one summary against another, as far as both have what they need.
+def compare_statistics(x: Summary, y: Summary, *, neighbours: int = 3, subsets: int = 100, seed: int = 0) -> Scores:
+    """Return all scores of one summary against another, as far as both have what they need.
 
     Precision, recall and the kernel distance are of the features that were kept.
 
@@ -93,7 +94,16 @@ def compare(x: Summary, y: Summary, *, neighbours: int = 3, subsets: int = 100, 
         x, y: summaries with the same extractor and directions: samples, and what they are compared with.
         neighbours: of precision and recall; ``subsets``: of the kernel distance.
         seed: chooses the subsets.
+
+    Raises:
+        ValueError: for summaries of other directions or features.
     """
+    features = {len(z.rows[0]) for z in (x, y) if len(z.rows)}
+    if x.projections.shape[1] != y.projections.shape[1] or len(features) > 1:
+        raise ValueError(
+            f"got summaries with {x.projections.shape[1]} and {y.projections.shape[1]} directions and features of "
+            f"{x.rows.shape[1]} and {y.rows.shape[1]} components; expected the same of both"
+        )
     known = {kind: frechet(x.moments[kind], y.moments[kind]) for kind in x.moments if kind in y.moments}
     kernel = deviation = precision = recall = score = spread = None
     if min(len(x.rows), len(y.rows)) > neighbours:
@@ -159,6 +169,7 @@ def evaluate(
     if len({data.event for data in sets}) > 1 or min(map(len, sets)) < 2:
         shapes = ", ".join(f"{len(data)} of {data.event}" for data in sets)
         raise ValueError(f"got sets of samples {shapes}; expected one shape, and at least two samples of each set")
+    device = as_device(device)
     extractor = Features(features) if isinstance(features, torch.nn.Module) else features
 
     sizes: dict[str, int] = {"keep": keep, "projections": projections, "seed": seed, "batch_size": batch_size}
@@ -167,7 +178,7 @@ def evaluate(
         return summarize(data, extractor, device=device, progress=progress, **sizes)
 
     real = [stored(cache, data, extractor, partial(read, data), keep, projections, seed) for data in sets[1:]]
-    scores = compare(read(samples), real[0], seed=seed)
+    scores = compare_statistics(read(samples), real[0], seed=seed)
     if floor is None:
         return scores
-    return Scores(**{**vars(scores), "floor": compare(real[1], real[0], seed=seed)})
+    return Scores(**{**vars(scores), "floor": compare_statistics(real[1], real[0], seed=seed)})

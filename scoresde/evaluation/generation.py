@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.base.devices import as_device
 from scoresde.base.files import replacing
+from scoresde.base.identity import digest
+from scoresde.base.reading import open_regular
 from scoresde.data import Dataset
+from scoresde.data.arrays import npy_header
 from scoresde.sampling import sample
 from scoresde.score import ScoreModel
-from scoresde.sde.chain import ChainSDE
 from scoresde.solvers import get, sample_seeds
 
 __all__ = ["Generated", "generate"]
+
+
+_HEADER = 16384  # bytes, more than a header takes
 
 
 @dataclass(frozen=True)
@@ -36,24 +43,12 @@ class _Request:
     end: str
     seed: int
     shard: int
-    classes: int | None
-    model: str = ""
+    labels: tuple[int, ...] | None
+    model: str
 
     @property
     def name(self) -> str:
         return hashlib.blake2b(json.dumps(asdict(self)).encode(), digest_size=6).hexdigest()
-
-
-def _digest(model: ScoreModel, name: str) -> str:
-    weights = model.state_dict()
-    if not weights and not name:
-        raise ValueError("got a model without weights; expected name=.., to tell its samples from those of another")
-    kind = type(model.net).__name__
-    process = model.sde.config() if isinstance(model.sde, ChainSDE) else model.sde  # whose repr abbreviates long tables
-    digest = hashlib.blake2b(f"{name} {kind} {process!r} {model.predicts} {model.sigma_data}".encode(), digest_size=12)
-    for key, value in weights.items():
-        digest.update(key.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 @dataclass(eq=False)
@@ -88,15 +83,22 @@ class Generated(Dataset):
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         x = torch.empty(len(chosen), *self.event)
         for k in torch.unique(chosen // self.shard).tolist():
-            here, path = chosen // self.shard == k, self.file(k * self.shard)
-            try:
-                values = np.load(path, mmap_mode="r", allow_pickle=False)[(chosen[here] - k * self.shard).numpy()]
-            except (OSError, EOFError, ValueError) as error:
-                raise ValueError(
-                    f"cannot read the samples in {str(path)!r}: {error}; remove the file and run again"
-                ) from error
-            x[here] = torch.from_numpy(values)
+            here, start = chosen // self.shard == k, k * self.shard
+            x[here] = torch.from_numpy(self._shard(start)[(chosen[here] - start).numpy()])
         return x
+
+    def _shard(self, start: int) -> np.ndarray[Any, Any]:
+        """The samples of a file, which are not read before they are asked for."""
+        path, shape = self.file(start), (min(self.shard, self.n - start), *self.event)
+        try:
+            with open_regular(path) as file:
+                dtype, found, fortran, begin = npy_header(file.read(_HEADER))
+                size = file.seek(0, 2)
+            if dtype != np.float32 or found != shape or fortran or size != begin + 4 * math.prod(shape):
+                raise ValueError(f"it has {size} bytes, {dtype} of shape {found}; expected float32 of shape {shape}")
+            return np.memmap(path, np.float32, "r", begin, shape)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot read the samples in {str(path)!r}: {error}; remove the file and run again") from error
 
     def fingerprint(self) -> str:
         """The name of the folder, which is a digest of all that the samples depend on, and their number."""
@@ -114,8 +116,7 @@ def generate(
     path: str = "lam",
     end: str = "denoise",
     seed: int = 0,
-    classes: int | None = None,
-    name: str = "",
+    labels: Sequence[int] | None = None,
     shard: int = 512,
     processes: int = 1,
     device: str = "cpu",
@@ -133,8 +134,7 @@ def generate(
         folder: a folder of its own, named by a digest of the model and the arguments below, is made in it.
         n: how many.
         solver, steps, path, end, seed: of :func:`scoresde.sample`; the seed is one integer.
-        classes: of a network with labels: sample i gets the label i modulo this.
-        name: of a model without weights, such as an analytic one: tells it from others.
+        labels: of a network with classes: samples take them in turn, so that sample i gets the label i modulo their number.
         shard: samples of a file, drawn as one batch.
         processes: how many draw at the same time; on several GPUs they take turns among them. Above 1 the model must be
             picklable, and a script needs its ``if __name__ == "__main__":``.
@@ -142,22 +142,23 @@ def generate(
         progress: called with the number of new samples, those found at once.
 
     Raises:
-        ValueError: for numbers below 1, an unknown solver, a model without weights or name, or one that cannot be sent
-            to the other processes.
+        ValueError: for numbers below 1, an unknown solver, a device that is not there, a model whose content cannot be
+            told, and one that cannot be sent to the other processes.
 
     Example:
         >>> import scoresde, tempfile
         >>> model = scoresde.problems.ring().model(scoresde.VP())
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     generate(model, (2,), Path(folder), 10, steps=5, shard=4, name="ring").tensor().shape
+        ...     generate(model, (2,), Path(folder), 10, steps=5, shard=4).tensor().shape
         torch.Size([10, 2])
     """
-    counts = {"n": n, "shard": shard, "processes": processes, "classes": 1 if classes is None else classes}
+    counts = {"n": n, "shard": shard, "processes": processes, "labels": 1 if labels is None else len(labels)}
     if wrong := [f"{key}={value}" for key, value in counts.items() if value < 1]:
         raise ValueError(f"got {', '.join(wrong)}; expected at least 1")
     get(solver)
-    request = _Request(event, solver, steps, path, end, seed, shard, classes)
-    request = replace(request, model=_digest(model, name))
+    as_device(device)
+    taken = None if labels is None else tuple(int(label) for label in labels)
+    request = _Request(tuple(event), solver, steps, path, end, seed, shard, taken, digest(model))
     found = Generated(folder / request.name, event, n, shard)
     description = found.folder / "request.json"
     if not description.exists():
@@ -189,20 +190,19 @@ def _draw(
     model = model.to(device)
     for start in starts:
         stop = min(start + found.shard, found.n)
-        given: dict[str, Any] = (
-            {} if request.classes is None else {"label": torch.arange(start, stop, device=device) % request.classes}
-        )
+        labels = request.labels
+        conditions = {} if labels is None else {"label": [labels[i % len(labels)] for i in range(start, stop)]}
         drawn = sample(
             model,
             (stop - start, *request.event),
             request.solver,
             request.steps,
             request.path,
+            conditions=conditions,
             end=request.end,
             seed=sample_seeds(request.seed, stop)[start:],
             progress=False,
             device=device,
-            conditions=given,
         )
         with replacing(found.file(start)) as temporary:
             np.save(temporary, drawn.x.float().cpu().numpy())

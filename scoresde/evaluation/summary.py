@@ -11,7 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scoresde.base.devices import as_device
 from scoresde.base.files import replacing
+from scoresde.base.identity import digest
+from scoresde.base.reading import check_regular
 from scoresde.data import Dataset
 from scoresde.evaluation.features import Features
 from scoresde.evaluation.moments import Moments
@@ -19,6 +22,7 @@ from scoresde.evaluation.moments import Moments
 __all__ = ["Summary", "eight_bits", "stored", "summarize"]
 
 _SPLITS = 10  # of the Inception score, as published
+_KEY = "checksum"
 
 
 def eight_bits(x: Tensor) -> Tensor:
@@ -61,34 +65,62 @@ class Summary:
         return float(scores.mean()), float(scores.std(correction=0))
 
     def save(self, path: Path) -> None:
-        """Write it, whole or not at all."""
-        from safetensors.torch import save_file
+        """Write it, whole or not at all, with a checksum."""
+        from safetensors.torch import save
 
         tensors = {"n": torch.tensor(self.n), "rows": self.rows, "projections": self.projections}
         tensors["predictions"] = self.predictions
         for kind, moments in self.moments.items():
             tensors[f"{kind}.mean"], tensors[f"{kind}.products"] = moments.mean, moments.products
+        tensors = {name: value.contiguous() for name, value in tensors.items()}
         with replacing(path) as temporary:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
+            temporary.write_bytes(save(tensors, metadata={_KEY: digest(sorted(tensors.items()))}))
 
     @classmethod
     def load(cls, path: Path) -> Summary:
         """Read it.
 
         Raises:
-            ValueError: for a file that is damaged.
+            ValueError: for a file that is damaged, of another kind, or has tensors of other types and shapes.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
 
         try:
-            tensors = load_file(path)
-            n = int(tensors["n"])
-            kinds = [name.removesuffix(".mean") for name in tensors if name.endswith(".mean")]
-            moments = {k: Moments(n, tensors[f"{k}.mean"], tensors[f"{k}.products"]) for k in kinds}
-            return cls(n, moments, tensors["rows"], tensors["projections"], tensors["predictions"])
-        except (SafetensorError, KeyError, OSError) as error:
+            check_regular(path)
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata.get(_KEY) != digest(sorted(tensors.items())):
+                raise ValueError("its checksum is of other values")
+            return cls._of(tensors)
+        except (SafetensorError, KeyError, OSError, ValueError) as error:
             raise ValueError(f"cannot read the statistics in {str(path)!r}: {error}; remove the file") from error
+
+    @classmethod
+    def _of(cls, tensors: dict[str, Tensor]) -> Summary:
+        """The summary of these tensors, whose types and shapes must fit each other."""
+        _check("n", tensors["n"], torch.int64, ())
+        size = int(tensors["n"])
+        moments = {}
+        if alone := [name for name in tensors if name.endswith(".products") and f"{name[:-9]}.mean" not in tensors]:
+            raise ValueError(f"it has {alone[0]} without a mean")
+        for kind in (name.removesuffix(".mean") for name in tensors if name.endswith(".mean")):
+            mean, products = tensors[f"{kind}.mean"], tensors[f"{kind}.products"]
+            moments[kind] = Moments(size, mean, products)
+            _check(f"{kind}.products", products, torch.float64, (*mean.shape, *mean.shape))
+            _check(f"{kind}.mean", mean, torch.float64, (-1,))
+        _check("rows", tensors["rows"], torch.float32, (-1, -1))
+        _check("projections", tensors["projections"], torch.float32, (size, -1))
+        _check("predictions", tensors["predictions"], torch.float64, (_SPLITS, -1))
+        return cls(size, moments, tensors["rows"], tensors["projections"], tensors["predictions"])
+
+
+def _check(name: str, value: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Refuse a tensor of another type or shape, where -1 stands for any number."""
+    same = len(shape) == value.ndim and all(want in (-1, n) for want, n in zip(shape, value.shape, strict=True))
+    if value.dtype != dtype or not same:
+        wanted = tuple("any" if n == -1 else n for n in shape)
+        raise ValueError(f"its {name} are {value.dtype} of shape {tuple(value.shape)}; expected {dtype} of shape {wanted}")
 
 
 def _directions(event: tuple[int, ...], projections: int, seed: int) -> Tensor:
@@ -131,6 +163,7 @@ def summarize(
     """
     if min(keep, projections, batch_size) < 1:
         raise ValueError(f"got keep={keep}, projections={projections}, batch_size={batch_size}; expected at least 1 of each")
+    device = as_device(device)
     n, images = len(data), len(data.event) > 1
     if features is None and not images:
         features = Features(lambda x: x, "samples")

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from scoresde.models.embedding import NoiseEmbedding
 from scoresde.models.embedding import time_features as features_of
+from scoresde.models.labels import Label
 from scoresde.models.layers import zero
 
 __all__ = ["DiT"]
@@ -146,7 +147,7 @@ class DiT(nn.Module):
         zero(self.modulation)
         zero(self.output)
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, label: Label | None = None) -> Tensor:
         """The output at images ``x``, with ``t`` and ``label`` of shape ``(batch,)``: ``(batch, out_channels, ..)``."""
         if x.shape[1:] != self.shape:
             raise ValueError(

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.base.names import Table
+from scoresde.models.labels import Label, LabelTable
 
 __all__ = [
     "TIME_FEATURES",
     "FourierFeatures",
-    "LabelTable",
     "NoiseEmbedding",
     "PositionalFeatures",
     "TimeFeatures",
@@ -55,12 +55,20 @@ class Waves(nn.Module):
         """How many there are."""
         return 2 * len(self.frequencies)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Waves:
+        """Follow the network to another device, but never below float32: half of it would turn 999 cycles into 1000."""
+        before = self.frequencies
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.frequencies.dtype.itemsize < torch.float32.itemsize:
+            self.frequencies = before.to(self.frequencies.device)
+        return self
+
     def forward(self, t: Tensor) -> Tensor:
-        """Features of ``t`` of shape ``(batch,)``, shape ``(batch, features)``."""
+        """Features of ``t``, shape ``(batch,)``, in float32 or, for float64 times, float64: shape ``(batch, features)``."""
         if t.ndim != 1:
             raise ValueError(f"got t of shape {tuple(t.shape)}; expected one time per sample, shape (batch,)")
-        unit = (t - self.time_shift) / self.time_scale
-        angle = unit[:, None] * (self.turn * self.frequencies).to(t)  # (batch, features / 2)
+        unit = (t.to(torch.promote_types(t.dtype, torch.float32)) - self.time_shift) / self.time_scale
+        angle = unit[:, None] * (self.turn * self.frequencies).to(unit)  # (batch, features / 2)
         return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
@@ -164,48 +172,7 @@ def time_features(time: str, features: int, *, endpoint: bool = False, time_scal
     return make(features, time_scale=time_scale, time_shift=time_shift, **own)
 
 
-# Labels, and all of it together ---------------------------------------------------------------------------------------
-
-
-class LabelTable(nn.Module):
-    """The embedding of class labels, with a last row for "no label" where the network knows that case.
-
-    To learn that row, train with :class:`~scoresde.objectives.LabelDropout`, which puts ``num_classes`` in the place of
-    some labels.
-
-    Args:
-        num_classes: number of labels.
-        width: of the embedding.
-        unconditional: whether there is a row for "no label", index ``num_classes``; without, the network needs its label.
-
-    Example:
-        >>> LabelTable(10, 4).weight.shape, LabelTable(10, 4, unconditional=False).weight.shape
-        (torch.Size([11, 4]), torch.Size([10, 4]))
-    """
-
-    def __init__(self, num_classes: int, width: int, *, unconditional: bool = True) -> None:
-        super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"got num_classes={num_classes}; expected at least 1, or None for a network without labels")
-        self.num_classes, self.unconditional = num_classes, unconditional
-        self.weight = nn.Parameter(torch.empty(num_classes + unconditional, width))
-        nn.init.normal_(self.weight, std=0.02)
-
-    def forward(self, label: Tensor | None, t: Tensor) -> Tensor:
-        """Embed labels, integers of the shape of ``t``, ``(batch,)``, or ``None``: shape ``(batch, width)``."""
-        if label is None:
-            if not self.unconditional:
-                raise ValueError(
-                    f"got no label for a network that needs one; pass label=.., integers from 0 to {self.num_classes - 1}, "
-                    "or build it with unconditional=True"
-                )
-            label = torch.full(t.shape, self.num_classes, device=t.device)
-        elif label.shape != t.shape or label.is_floating_point():
-            raise ValueError(
-                f"got labels of shape {tuple(label.shape)} and dtype {label.dtype}; "
-                f"expected integers of shape {tuple(t.shape)}, one per sample"
-            )
-        return F.embedding(label, self.weight)
+# All of it together --------------------------------------------------------------------------------------------------
 
 
 class NoiseEmbedding(nn.Module):
@@ -244,18 +211,21 @@ class NoiseEmbedding(nn.Module):
         self.label = None if num_classes is None else LabelTable(num_classes, size, unconditional=unconditional)
         self.augment = nn.Linear(augment, n, bias=False) if augment else None
 
-    def forward(self, t: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
-        """Embed times ``(batch,)``, labels ``(batch,)`` and descriptions ``(batch, augment)``: ``(batch, width)``."""
+    def forward(self, t: Tensor, label: Label | None = None, augment: Tensor | None = None) -> Tensor:
+        """Embed times ``(batch,)``, labels ``(batch,)`` and descriptions ``(batch, augment)``: ``(batch, width)``.
+
+        The features of time have the precision of ``t``, float32 at least; what follows has that of the weights.
+        """
         if label is not None and self.label is None:
             raise ValueError("got a label for a network without classes; build it with num_classes")
         if augment is not None and self.augment is None:
             raise ValueError("got a description of the augmentation for a network without; build it with augment")
-        h = self.features(t)  # (batch, features)
+        h = self.features(t).to(self.layer1.weight.dtype)  # (batch, features)
         told = None if self.label is None else self.label(label, t)
         if told is not None and self.early_label:
             h = h + told
         if augment is not None:
-            h = h + cast(nn.Linear, self.augment)(augment)
+            h = h + cast(nn.Linear, self.augment)(augment.to(h))
         h = self.layer2(F.silu(self.layer1(h)))  # (batch, width)
         if told is not None and not self.early_label:
             h = h + told

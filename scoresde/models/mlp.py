@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.models.embedding import NoiseEmbedding, TimeFeatures
+from scoresde.models.labels import Label
 from scoresde.models.layers import modulate, zero
 
 __all__ = ["MLP"]
@@ -69,7 +70,7 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.output = zero(nn.Linear(sizes[-1], features))
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, label: Label | None = None) -> Tensor:
         """The output at ``x`` of shape ``(batch, *event)``, ``t`` and ``label`` of shape ``(batch,)``; shape of x."""
         h = x.flatten(1)  # (batch, features)
         if h.shape[1] != self.features:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoresde.models.labels import Label
+
 __all__ = ["NCSNv2"]
 
 
@@ -142,8 +144,14 @@ class NCSNv2(nn.Module):
             refined = [c]
         self.norm, self.output = _InstanceNorm(sizes[0]), _conv(sizes[0], channels)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """f at images ``x``; the times ``t``, shape ``(batch,)``, are not used. Shape of ``x``."""
+    def forward(self, x: Tensor, t: Tensor, label: Label | None = None) -> Tensor:
+        """f at images ``x``; the times ``t``, shape ``(batch,)``, are not used. Shape of ``x``.
+
+        Raises:
+            ValueError: for images of another number of channels or size, and for a label, which it knows nothing of.
+        """
+        if label is not None:
+            raise ValueError("got a label for an NCSNv2, a network without classes; leave label=.. out")
         if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % self.factor or x.shape[3] % self.factor:
             raise ValueError(
                 f"got x of shape {tuple(x.shape)}; expected (batch, {self.channels}, height, width) with height and width "

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from scoresde.models.blocks import Attention, CrossAttention, Resampled, ResidualBlock, Style, initialize
 from scoresde.models.embedding import NoiseEmbedding, time_features
+from scoresde.models.labels import Label
 from scoresde.models.layers import zero
 from scoresde.models.pyramids import PYRAMIDS, InputPyramid, OutputPyramid
 
@@ -248,7 +249,7 @@ class UNet(nn.Module):
         self,
         x: Tensor,
         t: Tensor,
-        label: Tensor | None = None,
+        label: Label | None = None,
         context: Tensor | None = None,
         augment: Tensor | None = None,
     ) -> Tensor:
@@ -257,7 +258,7 @@ class UNet(nn.Module):
         Args:
             x: samples.
             t: times, shape ``(batch,)``.
-            label: integers, shape ``(batch,)``, for a network with classes.
+            label: integers, one per sample or one for all, for a network with classes; see :data:`~scoresde.models.Label`.
             context: sequences, shape ``(batch, tokens, features)``, for a network with context.
             augment: descriptions of the augmentation, shape ``(batch, augment)``, for a network with them; ``None``
                 stands for samples as they are.

@@ -36,7 +36,7 @@ class Records:
         self.board: Any = None
 
     def __enter__(self) -> Records:
-        from tqdm import tqdm
+        from tqdm.auto import tqdm
 
         if self.files is not None and self.files.log:
             path = self.files.path

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from scoresde.score import ScoreModel
 from scoresde.weights import diffusers, dit, ncsnv2
-from scoresde.weights.convert import fill, mismatch
+from scoresde.weights.convert import build, mismatch
 from scoresde.weights.families import FAMILIES
 from scoresde.weights.files import WeightsError, read_names, read_tensors
 from scoresde.weights.published import PUBLISHED, Published
 
-__all__ = ["PUBLISHED", "Published", "WeightsError", "load", "recognizes"]
+__all__ = ["PUBLISHED", "Published", "WeightsError", "event", "load", "recognizes"]
 
 
 def load(path: str | os.PathLike[str], config: str | None = None, *, ema: bool = True) -> ScoreModel:
@@ -67,8 +67,7 @@ def load(path: str | os.PathLike[str], config: str | None = None, *, ema: bool =
         return ncsnv2.load(tensors, str(path))
     name = config or _named_after(path) or _matching(tensors, path)
     published = PUBLISHED[name]
-    net = published.net()
-    fill(net, tensors, published.dialect, f"{path}, read as {name},")
+    net = build(published.net, tensors, published.dialect, f"{path}, read as {name},")
     process, learned = published.process(), published.learned_variance
     return ScoreModel(net, process, published.predicts, learned_variance=learned).eval()
 
@@ -80,6 +79,15 @@ def recognizes(path: str | os.PathLike[str]) -> bool:
         return diffusers.recognizes(path)
     names = read_names(path)
     return bool(_families(names)) or dit.recognizes(names) or ncsnv2.recognizes(names)
+
+
+def event(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
+    """Return the shape of a sample of a folder of diffusers, where its configuration states it; else ``None``.
+
+    Raises:
+        WeightsError: for a configuration that cannot be read.
+    """
+    return diffusers.event(Path(path)) if Path(path).is_dir() else None
 
 
 def _named_after(path: Path) -> str | None:

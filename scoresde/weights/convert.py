@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from scoresde.weights.families import FAMILIES
 from scoresde.weights.files import WeightsError
 from scoresde.weights.keys import Dialect, Take, takes
 
-__all__ = ["fill", "mismatch"]
+__all__ = ["build", "mismatch"]
 
 
 def _some(names: set[str]) -> str:
@@ -60,15 +60,21 @@ def _filters(net: UNet, tensors: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def fill(net: UNet, tensors: Mapping[str, Tensor], dialect: Dialect, source: str) -> None:
-    """Put published ``tensors`` into ``net``, in float32.
+def build(make: Callable[[], UNet], tensors: Mapping[str, Tensor], dialect: Dialect, source: str) -> UNet:
+    """Build a network and put published ``tensors`` into it, in float32.
+
+    It is built without memory first, on the meta device, so that sizes which the tensors do not have are never allocated.
 
     Raises:
         WeightsError: if a tensor is missing, surplus or of another shape.
     """
-    if problem := mismatch(net, tensors, dialect):
+    with torch.device("meta"):
+        outline = make()
+    if problem := mismatch(outline, tensors, dialect):
         raise WeightsError(f"{source} is of another architecture: {problem}")
+    net = make()
     state = {
         take.ours: take.layout(*(tensors[name].float() for name in take.theirs)) for take in takes(net, tensors, dialect)
     }
     net.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, assign=True)
+    return net

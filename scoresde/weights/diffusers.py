@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from scoresde.models import UNet
 from scoresde.score import ScoreModel
 from scoresde.sde import VE, GaussianSDE
 from scoresde.sde.chain import DDPM, Chain
-from scoresde.weights.convert import fill
+from scoresde.weights.convert import build
 from scoresde.weights.files import WeightsError, read_json, read_tensors
 from scoresde.weights.keys import Dialect
 
-__all__ = ["load", "network", "process", "recognizes"]
+__all__ = ["Scheduler", "UNet2D", "event", "load", "network", "process", "recognizes"]
 
 _FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
@@ -30,7 +31,59 @@ _DOWN = {
     "AttnSkipDownBlock2D": ("skip", True),
 }
 _UP = {"ResnetDownsampleBlock2D": "ResnetUpsampleBlock2D"}
+_MOST_STEPS = 1_000_000
+_LARGEST = 2**20
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+@dataclass(frozen=True)
+class UNet2D:
+    """What the configuration of ``UNet2DModel`` may say, with the values that diffusers gives to what it leaves out."""
+
+    sample_size: int | tuple[int, int] | None = None
+    in_channels: int = 3
+    out_channels: int = 3
+    center_input_sample: bool = False
+    time_embedding_type: str = "positional"
+    time_embedding_dim: int | None = None
+    freq_shift: int = 0
+    flip_sin_to_cos: bool = True
+    down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
+    mid_block_type: str | None = "UNetMidBlock2D"
+    up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
+    block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
+    layers_per_block: int = 2
+    mid_block_scale_factor: float = 1
+    downsample_padding: int = 1
+    downsample_type: str = "conv"
+    upsample_type: str = "conv"
+    dropout: float = 0.0
+    act_fn: str = "silu"
+    attention_head_dim: int | None = 8
+    norm_num_groups: int = 32
+    attn_norm_num_groups: int | None = None
+    norm_eps: float = 1e-5
+    resnet_time_scale_shift: str = "default"
+    add_attention: bool = True
+    class_embed_type: str | None = None
+    num_class_embeds: int | None = None
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """What the configuration of a scheduler may say, with the values that diffusers gives to what it leaves out."""
+
+    _class_name: str | None = None
+    num_train_timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    beta_schedule: str | None = None
+    trained_betas: tuple[float, ...] | None = None
+    rescale_betas_zero_snr: bool = False
+    prediction_type: str = "epsilon"
+    variance_type: str | None = None
+    sigma_min: float = 0.01
+    sigma_max: float = 1348.0
 
 
 def _model_folder(folder: Path) -> Path | None:
@@ -56,28 +109,56 @@ def load(folder: Path) -> ScoreModel:
     file = next((place / name for name in _FILES if (place / name).is_file()), None)
     if file is None:
         raise WeightsError(f"{place} has no weights; expected {' or '.join(_FILES)}")
-    config, schedule = read_json(place / "config.json"), read_json(scheduler)
-    centered = bool(config.get("center_input_sample", False))
-    sde, predicts, told = process(schedule, centered, str(scheduler))
+    config, schedule = read_json(place / "config.json", UNet2D), read_json(scheduler, Scheduler)
+    tensors = _renamed(read_tensors(file))
+    try:
+        return _build(config, schedule, tensors, place, scheduler, file)
+    except WeightsError:
+        raise
+    except ValueError as error:  # of the network and the process, which know nothing of files
+        raise WeightsError(f"{folder} holds a model that cannot be built: {error}") from error
+
+
+def event(folder: Path) -> tuple[int, ...] | None:
+    """Return the shape of a sample, where the configuration in a folder states it.
+
+    Raises:
+        WeightsError: for a configuration that cannot be read.
+    """
+    place = _model_folder(folder)
+    if place is None:
+        return None
+    config = read_json(place / "config.json", UNet2D)
+    size = config.sample_size
+    if size is None:
+        return None
+    return (config.in_channels, *((size, size) if isinstance(size, int) else size))
+
+
+def _build(
+    config: UNet2D, schedule: Scheduler, tensors: Mapping[str, Tensor], place: Path, scheduler: Path, file: Path
+) -> ScoreModel:
+    sde, predicts, told = process(schedule, config.center_input_sample, str(scheduler))
     arguments = network(config, str(place / "config.json"))
+    if config.layers_per_block > len(tensors) or len(config.block_out_channels) > len(tensors):
+        raise WeightsError(f"{place / 'config.json'} has more layers than {file} has tensors, {len(tensors)}")
     fourier = arguments["time"] == "fourier"
     if fourier != isinstance(sde, VE):
         raise WeightsError(f"{scheduler} is not for a network with {arguments['time']} features of time; expected its own")
     learned_variance = arguments["out_channels"] == 2 * arguments["channels"]
-    if learned_variance and (fourier or schedule.get("variance_type") == "learned"):
+    if learned_variance and (fourier or schedule.variance_type == "learned"):
         raise WeightsError(
             f"{scheduler} is for a network whose second output is no place between the bounds of the variance; expected "
             "variance_type='learned_range'"
         )
-    net = UNet(**arguments, **told)
     # A network with Fourier features divides its output by the noise level, which makes it the score.
     dialect = Dialect("diffusers", sine_first=_sine_first(config), negated=fourier)
-    fill(net, _renamed(read_tensors(file)), dialect, str(file))
+    net = build(lambda: UNet(**arguments, **told), tensors, dialect, str(file))
     return ScoreModel(net, sde, predicts, learned_variance=learned_variance).eval()
 
 
-def _sine_first(config: Mapping[str, Any]) -> bool:
-    return config.get("time_embedding_type", "positional") == "fourier" or not config.get("flip_sin_to_cos", True)
+def _sine_first(config: UNet2D) -> bool:
+    return config.time_embedding_type == "fourier" or not config.flip_sin_to_cos
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -91,147 +172,136 @@ def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def process(
-    schedule: Mapping[str, Any], centered: bool = False, source: str = "scheduler"
+    schedule: Scheduler, centered: bool = False, source: str = "scheduler"
 ) -> tuple[GaussianSDE | Chain, str, dict[str, Any]]:
     """The process of a scheduler's configuration, what its network predicts and how that is told the time.
 
     A network that is ``centered`` scales data in [0, 1] to [-1, 1] by itself; its process is that on [-1, 1].
+
+    Raises:
+        WeightsError: for schedulers, predictions and betas that this library has not.
     """
-    if schedule.get("_class_name") == "ScoreSdeVeScheduler":
+    if schedule._class_name == "ScoreSdeVeScheduler":
         factor = 2 if centered else 1
-        low, high = factor * schedule.get("sigma_min", 0.01), factor * schedule.get("sigma_max", 1348.0)
+        low, high = factor * schedule.sigma_min, factor * schedule.sigma_max
+        if not 0 < low < high:
+            raise WeightsError(f"{source} has sigma_min={low} and sigma_max={high}; expected 0 < sigma_min < sigma_max")
         rate = math.log(high / low)
         return VE(low, high), "eps", {"time_scale": 1 / rate, "time_shift": -math.log(low / factor) / rate}
-    if centered or not (schedule.get("trained_betas") or "beta_schedule" in schedule):
+    if centered or not (schedule.trained_betas or schedule.beta_schedule):
         raise WeightsError(
-            f"{source} is for a {schedule.get('_class_name')}{' of a network that centers its input' if centered else ''}; "
+            f"{source} is for a {schedule._class_name}{' of a network that centers its input' if centered else ''}; "
             "expected ScoreSdeVeScheduler, or one with betas and data in [-1, 1]"
         )
-    predicts = schedule.get("prediction_type", "epsilon")
-    if predicts not in _PREDICTS:
-        raise WeightsError(f"{source} has prediction_type={predicts!r}; expected one of {', '.join(_PREDICTS)}")
-    return DDPM(_betas(schedule, source)), _PREDICTS[predicts], {}
+    if schedule.prediction_type not in _PREDICTS:
+        raise WeightsError(
+            f"{source} has prediction_type={schedule.prediction_type!r}; expected one of {', '.join(_PREDICTS)}"
+        )
+    return DDPM(_betas(schedule, source)), _PREDICTS[schedule.prediction_type], {}
 
 
-def _betas(schedule: Mapping[str, Any], source: str) -> Tensor:
-    n, low, high = (
-        schedule.get("num_train_timesteps", 1000),
-        schedule.get("beta_start", 1e-4),
-        schedule.get("beta_end", 0.02),
-    )
+def _betas(schedule: Scheduler, source: str) -> Tensor:
+    n, low, high, kind = schedule.num_train_timesteps, schedule.beta_start, schedule.beta_end, schedule.beta_schedule
+    if not 1 <= n <= _MOST_STEPS or not 0 < low <= high < 1:
+        raise WeightsError(
+            f"{source} has num_train_timesteps={n}, beta_start={low} and beta_end={high}; expected 1 to {_MOST_STEPS} steps "
+            "and 0 < beta_start <= beta_end < 1"
+        )
     kinds: dict[str, Callable[[], Tensor]] = {
         "linear": lambda: torch.linspace(low, high, n, dtype=torch.float64),
         "scaled_linear": lambda: torch.linspace(low**0.5, high**0.5, n, dtype=torch.float64) ** 2,
         "squaredcos_cap_v2": lambda: DDPM.cosine(n).betas,
     }
-    if trained := schedule.get("trained_betas"):
-        return torch.tensor(trained, dtype=torch.float64)
-    kind = schedule.get("beta_schedule", "linear")
-    if kind not in kinds or schedule.get("rescale_betas_zero_snr", False):
+    if schedule.trained_betas:
+        return torch.tensor(schedule.trained_betas, dtype=torch.float64)
+    if kind not in kinds or schedule.rescale_betas_zero_snr:
         zero = ", rescaled to zero terminal signal" if kind in kinds else ""
         raise WeightsError(f"{source} has beta_schedule={kind!r}{zero}; expected one of {', '.join(kinds)}")
     return kinds[kind]()
 
 
-def network(config: Mapping[str, Any], source: str = "config") -> dict[str, Any]:
+def network(config: UNet2D, source: str = "config") -> dict[str, Any]:
     """The arguments of :class:`~scoresde.models.UNet` for a configuration of ``UNet2DModel``.
 
     Raises:
         WeightsError: for what that class has and this library has not.
     """
-    get = _Defaults(config)
-    kind, attention = _blocks(get, source)
+    _check_sizes(config, source)
+    kind, attention = _blocks(config, source)
     skip = kind == "skip"
-    _refuse(get, kind, source)
-    sizes = get["block_out_channels"]
-    fourier = get["time_embedding_type"] == "fourier"
+    _refuse(config, kind, source)
+    if len(config.block_out_channels) != len(config.down_block_types):
+        raise WeightsError(
+            f"{source} has {len(config.block_out_channels)} block_out_channels for {len(config.down_block_types)} "
+            "down_block_types; expected as many"
+        )
+    sizes = config.block_out_channels
+    fourier = config.time_embedding_type == "fourier"
     return {
-        "channels": get["in_channels"],
-        "out_channels": get["out_channels"],
+        "channels": config.in_channels,
+        "out_channels": config.out_channels,
         "width": sizes[0],
         "multipliers": [size / sizes[0] for size in sizes],
-        "blocks": get["layers_per_block"],
+        "blocks": config.layers_per_block,
         "attention": attention,
         "last_attention": skip,
         "heads": 1,
-        "head_channels": get["attention_head_dim"],
+        "head_channels": config.attention_head_dim,
         "resample": "conv" if kind == "plain" else "block",
         "fir": skip,
         "project_skips": skip,
-        "asymmetric": kind == "plain" and get["downsample_padding"] == 0,
+        "asymmetric": kind == "plain" and config.downsample_padding == 0,
         "input_pyramid": "skip" if skip else "none",
         "output_pyramid": "skip" if skip else "none",
-        "adaptive": get["resnet_time_scale_shift"] == "scale_shift",
+        "adaptive": config.resnet_time_scale_shift == "scale_shift",
         "rescale": skip,
         "time": "fourier" if fourier else "positional",
-        "endpoint": bool(get["freq_shift"]),
-        "num_classes": get["num_class_embeds"],
+        "endpoint": bool(config.freq_shift),
+        "num_classes": config.num_class_embeds,
         "unconditional": False,
-        "groups": 32 if skip else get["norm_num_groups"],
+        "groups": 32 if skip else config.norm_num_groups,
         "group_size": 4 if skip else 1,
-        "eps": get["norm_eps"],
-        "dropout": get["dropout"],
+        "eps": config.norm_eps,
+        "dropout": config.dropout,
     }
 
 
-_DEFAULTS: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "time_embedding_type": "positional",
-    "time_embedding_dim": None,
-    "freq_shift": 0,
-    "flip_sin_to_cos": True,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-    "mid_block_type": "UNetMidBlock2D",
-    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (224, 448, 672, 896),
-    "layers_per_block": 2,
-    "mid_block_scale_factor": 1,
-    "downsample_padding": 1,
-    "downsample_type": "conv",
-    "upsample_type": "conv",
-    "dropout": 0.0,
-    "act_fn": "silu",
-    "attention_head_dim": 8,
-    "norm_num_groups": 32,
-    "attn_norm_num_groups": None,
-    "norm_eps": 1e-5,
-    "resnet_time_scale_shift": "default",
-    "add_attention": True,
-    "class_embed_type": None,
-    "num_class_embeds": None,
-}
+def _check_sizes(config: UNet2D, source: str) -> None:
+    sizes = {
+        "in_channels": [config.in_channels],
+        "out_channels": [config.out_channels],
+        "block_out_channels": list(config.block_out_channels),
+        "layers_per_block": [config.layers_per_block],
+        "norm_num_groups": [config.norm_num_groups],
+        "attention_head_dim": [config.attention_head_dim or 1],
+        "num_class_embeds": [config.num_class_embeds or 1],
+    }
+    for name, values in sizes.items():
+        if not values or not 1 <= min(values) <= max(values) <= _LARGEST:
+            raise WeightsError(f"{source} has {name}={getattr(config, name)}; expected whole numbers from 1 to {_LARGEST}")
 
 
-class _Defaults:
-    """A configuration in which what is not stated has the value that diffusers gives it."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config = config
-
-    def __getitem__(self, name: str) -> Any:
-        return self.config.get(name, _DEFAULTS[name])
-
-
-def _blocks(get: _Defaults, source: str) -> tuple[str, list[int]]:
+def _blocks(config: UNet2D, source: str) -> tuple[str, list[int]]:
     """The kind of all blocks, and the levels with attention."""
-    down, up = list(get["down_block_types"]), list(get["up_block_types"])
+    down, up = list(config.down_block_types), list(config.up_block_types)
     if unknown := [name for name in down if name not in _DOWN]:
         raise WeightsError(f"{source} has down_block_types with {unknown[0]}; expected some of {', '.join(_DOWN)}")
     mirrored = [_UP.get(name, name.replace("Down", "Up")) for name in reversed(down)]
     if up != mirrored:
         raise WeightsError(f"{source} has up_block_types {up}; expected the mirror of the way down, {mirrored}")
     # The last level is not followed by a change of resolution, so that its kind does not matter to that.
-    plain = {"conv": "plain", "resnet": "resnet"}[get["downsample_type"]]
+    plain = {"conv": "plain", "resnet": "resnet"}.get(config.downsample_type, "")
+    if not plain:
+        raise WeightsError(f"{source} has downsample_type={config.downsample_type!r}; expected 'conv' or 'resnet'")
     kinds = {plain if name == "AttnDownBlock2D" else _DOWN[name][0] for name in down[:-1]} or {_DOWN[down[0]][0]}
     if len(kinds) > 1:
         raise WeightsError(f"{source} mixes ways to change the resolution in {down}; expected one")
     return kinds.pop(), [i for i, name in enumerate(down) if _DOWN[name][1]]
 
 
-def _refuse(get: _Defaults, kind: str, source: str) -> None:
+def _refuse(config: UNet2D, kind: str, source: str) -> None:
     """Raise for what has no counterpart here."""
-    skip, adaptive = kind == "skip", get["resnet_time_scale_shift"] == "scale_shift"
+    skip, adaptive = kind == "skip", config.resnet_time_scale_shift == "scale_shift"
     expected: dict[str, tuple[Any, ...]] = {
         "mid_block_type": ("UNetMidBlock2D",),
         "act_fn": ("silu", "swish"),
@@ -240,13 +310,13 @@ def _refuse(get: _Defaults, kind: str, source: str) -> None:
         "freq_shift": (0, 1),
         "time_embedding_type": ("positional", "fourier"),
         "resnet_time_scale_shift": ("default", "scale_shift"),
-        "upsample_type": (get["downsample_type"],),
-        "time_embedding_dim": (None, 4 * get["block_out_channels"][0]),
-        "attn_norm_num_groups": (get["norm_num_groups"],) if adaptive else (None, get["norm_num_groups"]),
+        "upsample_type": (config.downsample_type,),
+        "time_embedding_dim": (None, 4 * config.block_out_channels[0]),
+        "attn_norm_num_groups": (config.norm_num_groups,) if adaptive else (None, config.norm_num_groups),
     }
     for name, allowed in expected.items():
-        if get[name] not in allowed:
-            raise WeightsError(f"{source} has {name}={get[name]!r}; expected {' or '.join(map(repr, allowed))}")
+        if getattr(config, name) not in allowed:
+            raise WeightsError(f"{source} has {name}={getattr(config, name)!r}; expected {' or '.join(map(repr, allowed))}")
     factor = math.sqrt(2) if skip else 1.0
-    if not math.isclose(get["mid_block_scale_factor"], factor, rel_tol=1e-6):
-        raise WeightsError(f"{source} has mid_block_scale_factor={get['mid_block_scale_factor']}; expected {factor}")
+    if not math.isclose(config.mid_block_scale_factor, factor, rel_tol=1e-6):
+        raise WeightsError(f"{source} has mid_block_scale_factor={config.mid_block_scale_factor}; expected {factor}")

@@ -69,9 +69,16 @@ def load(tensors: Mapping[str, Tensor], source: str) -> ScoreModel:
     if problem or tensors[_SIGNATURE].ndim != 4 or tensors[_POSITIONS].ndim != 3:
         problem = problem or f"has {_SIGNATURE} or {_POSITIONS} of another number of axes"
         raise WeightsError(f"{source} is of another architecture than a DiT: it {problem}")
-    net = _like(tensors)
-    if problem := _mismatch(net, tensors):
+    try:
+        with torch.device("meta"):  # sizes that the tensors do not have are never allocated
+            outline = _like(tensors)
+    except (ValueError, ZeroDivisionError) as error:
+        raise WeightsError(f"{source} has tensors of which no DiT can be made: {error}") from error
+    if problem := _mismatch(outline, tensors):
         raise WeightsError(f"{source} is of another architecture than a DiT of these sizes: it {problem}")
+    net = _like(tensors)
+    if not _same_positions(net, tensors):
+        raise WeightsError(f"{source} has another {_POSITIONS} than a DiT, for which it is sines and cosines of the place")
     net.load_state_dict({ours: tensors[theirs].float() for ours, theirs in names(net).items()}, assign=True)
     learned = net.config["out_channels"] == 2 * net.config["channels"]
     return ScoreModel(net, DDPM.linear(), learned_variance=learned).eval()
@@ -91,9 +98,13 @@ def _mismatch(net: DiT, tensors: Mapping[str, Tensor]) -> str:
         return f"also holds {', '.join(surplus[:4])}"
     if wrong := [name for name, shape in own.items() if tensors[name].shape != shape]:
         return f"has {wrong[0]} of shape {tuple(tensors[wrong[0]].shape)}; expected {tuple(own[wrong[0]])}"
-    positions = tensors[_POSITIONS].float()
-    same = positions.shape == (1, *net.positions.shape) and torch.allclose(net.positions, positions[0], atol=1e-4)
-    return "" if same else f"has another {_POSITIONS} than sines and cosines of the place"
+    if tensors[_POSITIONS].shape != (1, *net.positions.shape):
+        return f"has {_POSITIONS} of shape {tuple(tensors[_POSITIONS].shape)}; expected {(1, *net.positions.shape)}"
+    return ""
+
+
+def _same_positions(net: DiT, tensors: Mapping[str, Tensor]) -> bool:
+    return torch.allclose(net.positions, tensors[_POSITIONS][0].float(), atol=1e-4)
 
 
 def _like(tensors: Mapping[str, Tensor]) -> DiT:

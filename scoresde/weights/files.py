@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from scoresde.base.reading import check_regular, decode_json, open_regular
+
 __all__ = ["WeightsError", "read_json", "read_names", "read_tensors"]
 
+T = TypeVar("T")
 _OF_TORCH = (b"PK", b"\x80")  # the starts of its files, of which the second is older
 _WRAPPERS = ("module.", "model.")  # of torch's DataParallel, and of EDM's preconditioning
 
@@ -22,15 +25,17 @@ class WeightsError(ValueError):
     """A file whose weights cannot be used, and why."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The dictionary in a JSON file."""
+def read_json(path: Path, kind: type[T]) -> T:
+    """Read a JSON file as a value of ``kind``, a dataclass that says what each entry is.
+
+    Raises:
+        WeightsError: if it is missing, no JSON, or has an entry of another type.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            return decode_json(file.read(), kind)
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}; expected a dictionary")
-    return content
+        raise WeightsError(f"{path} cannot be read as JSON of {kind.__name__}: {error}") from error
 
 
 def read_tensors(path: str | os.PathLike[str], *, ema: bool = True) -> dict[str, Tensor]:
@@ -43,7 +48,7 @@ def read_tensors(path: str | os.PathLike[str], *, ema: bool = True) -> dict[str,
         WeightsError: if the file is missing, damaged, or holds anything else.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise WeightsError(f"there is no file {path}")
     content = _open(path)
     if "model" in content and isinstance(content["model"], Mapping):
@@ -52,10 +57,25 @@ def read_tensors(path: str | os.PathLike[str], *, ema: bool = True) -> dict[str,
     if foreign or not content:
         what = f"{foreign[0]!r} is a {type(content[foreign[0]]).__name__}" if foreign else "it is empty"
         raise WeightsError(f"{path} does not hold the tensors of a network by name: {what}; save its state_dict()")
+    for name, value in content.items():
+        _check_tensor(name, value, path)
     for wrapper in _WRAPPERS:
         if all(name.startswith(wrapper) for name in content):
             content = {name.removeprefix(wrapper): value for name, value in content.items()}
     return dict(content)
+
+
+def _check_tensor(name: object, value: Tensor, path: Path) -> None:
+    """Refuse tensors that are not what a file of weights holds: dense numbers, each of which is in the file."""
+    if not isinstance(name, str):
+        raise WeightsError(f"{path} holds a tensor called {name!r}; expected a name that is text")
+    dense = value.layout == torch.strided and not (value.is_meta or value.is_quantized or value.is_complex())
+    if not dense or value.dtype == torch.bool:
+        raise WeightsError(f"{path} holds {name}, a tensor of {value.layout} and {value.dtype}; expected dense numbers")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise WeightsError(f"{path} holds {name} of shape {tuple(value.shape)}, which repeats few numbers; expected all")
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise WeightsError(f"{path} holds {name}, which is not all finite: it may be damaged")
 
 
 def read_names(path: Path) -> list[str]:
@@ -63,9 +83,10 @@ def read_names(path: Path) -> list[str]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             return list(file.keys())
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, ValueError):
         pass
     try:
         return list(read_tensors(path))
@@ -76,13 +97,18 @@ def read_names(path: Path) -> list[str]:
 def _open(path: Path) -> Mapping[str, Any]:
     from safetensors.torch import load_file
 
-    with open(path, "rb") as file:
-        start = file.read(9)
+    try:
+        with open_regular(path) as file:
+            start = file.read(9)
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"cannot open {path}: {error}") from error
     try:
         if start[8:9] == b"{":
             return load_file(path)
         if not start.startswith(_OF_TORCH):
             raise ValueError(f"it starts with {start[:4]!r}, as neither safetensors nor torch.save begin")
+        if start.startswith(b"PK"):
+            _check_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of another kind, which are refused with an error of their own
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -99,9 +125,17 @@ def _open(path: Path) -> Mapping[str, Any]:
     return content
 
 
+def _check_archive(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise ValueError("it is a compressed archive, which torch.save does not write, and may unpack to any size")
+
+
 def _averaged(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """The network with the averages of its trained tensors, which are listed in the order of the network's."""
     model, named = dict(content["model"]), content["ema"]
+    if any(not isinstance(name, str) or not isinstance(value, Tensor) for name, value in model.items()):
+        return model  # which is refused as it is
     if isinstance(named, Mapping) and named and all(f"module.{name}" in model for name in named):  # as NCSNv2 has them
         return model | {f"module.{name}": average for name, average in named.items()}
     averages = content["ema"].get("shadow_params") if isinstance(content["ema"], Mapping) else None

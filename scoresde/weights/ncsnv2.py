@@ -69,7 +69,15 @@ def load(tensors: Mapping[str, Tensor], source: str) -> ScoreModel:
         raise WeightsError(
             f"{source} is of another architecture than NCSNv2: it has {n} stages, {levels} sigmas; expected 4, 5 or 6, with"
         )
-    net = cast(NCSNv2, NETWORKS[_PRESETS[n]].build(channels=first.shape[1], width=first.shape[0]))
+
+    def make() -> NCSNv2:
+        return cast(NCSNv2, NETWORKS[_PRESETS[n]].build(channels=first.shape[1], width=first.shape[0]))
+
+    try:
+        with torch.device("meta"):  # sizes that the tensors do not have are never allocated
+            net = make()
+    except ValueError as error:
+        raise WeightsError(f"{source} has tensors of which no NCSNv2 can be made: {error}") from error
     own = {theirs: net.state_dict()[ours].shape for ours, theirs in names(net).items()}
     missing, surplus = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys() - {_LEVELS})
     wrong = [name for name, shape in own.items() if name in tensors and tensors[name].shape != shape]
@@ -77,8 +85,12 @@ def load(tensors: Mapping[str, Tensor], source: str) -> ScoreModel:
         what = {"lacks": missing, "also holds": surplus, "has in another shape": wrong}
         found = "; it ".join(f"{verb} {', '.join(some[:4])}" for verb, some in what.items() if some)
         raise WeightsError(f"{source} is of another architecture than an NCSNv2 of these sizes: it {found}")
+    net = make()
     net.load_state_dict({ours: tensors[theirs].float() for ours, theirs in names(net).items()}, assign=True)
     with torch.no_grad():  # its output is sigma times the score, which is minus the noise
         for parameter in net.output.parameters():
             parameter.neg_()
-    return ScoreModel(net, NCSN(2 * tensors[_LEVELS].double().sort().values)).eval()
+    try:
+        return ScoreModel(net, NCSN(2 * tensors[_LEVELS].double().sort().values)).eval()
+    except ValueError as error:
+        raise WeightsError(f"{source} has noise levels of which no process can be made: {error}") from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from scoresde.comparison.records import Record, Records
 from scoresde.comparison.report.series import DASHES, MARKERS, Line, Style, drawn, log_scale, named
-from scoresde.plots import PALETTE, _figure
+from scoresde.plots import PALETTE, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ def grid(
     """A figure of ``count`` panels, ``width`` by ``height`` inches each, ``columns`` of them side by side."""
     across = min(columns, count)
     down = -(-count // across)
-    figure = _figure(width * across, height * down + 0.3)
+    figure = new_figure(width * across, height * down + 0.3)
     figure.set_layout_engine("constrained", w_pad=0.1)  # between the names of a panel and the numbers of the next
     axes = list(figure.subplots(down, across, squeeze=False, sharex=sharex, sharey=sharey).ravel())
     for ax in axes[count:]:

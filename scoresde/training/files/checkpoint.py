@@ -43,6 +43,8 @@ __all__ = [
     "write",
 ]
 
+FILE = "model.safetensors"
+"""The name of the checkpoint in a run folder."""
 FORMAT = 3  # files of 1 and 2 hold networks that no longer exist
 _KEY = "scoresde"
 _SHORT = reprlib.Repr()
@@ -327,7 +329,7 @@ def load(
     """Build the score model that a checkpoint holds.
 
     Args:
-        path: a file written by :func:`save` or :func:`~scoresde.training.fit`, or weights that
+        path: a file written by :func:`save` or :func:`~scoresde.training.fit`, a run folder with one, or weights that
             :func:`scoresde.weights.load` reads.
         net: a network for the weights, which are copied into it; needed for one that scoresde did not make.
         ema: take the averaged weights, where there are any, instead of the last ones; or the name of one of several
@@ -342,6 +344,9 @@ def load(
         CheckpointError: if the file is missing, truncated, foreign or of another architecture or SDE, or one of the
             above is needed.
     """
+    path = Path(path)
+    if path.is_dir() and (path / FILE).is_file():  # a run folder
+        path /= FILE
     if net is None and sde is None and time is None and weights_of_others.recognizes(path):
         return weights_of_others.load(path, ema=bool(ema))
     group = average_group(read(path, ()).description, ema, path)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from scoresde.base.files import replacing
 from scoresde.score import ScoreModel
-from scoresde.training.files.checkpoint import load, read
+from scoresde.training.files.checkpoint import FILE, load, read
 
 __all__ = ["CHECKPOINT", "open_run", "steps_done", "write_shape"]
 
-CHECKPOINT = "model.safetensors"
+CHECKPOINT = FILE
 """The file name of the checkpoint in a run folder."""
 
 _SHAPE = "run.json"

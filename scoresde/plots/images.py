@@ -1,44 +1,23 @@
-"""Figures: losses, images in time, grids of samples. Each function returns a figure of Matplotlib, :func:`save` writes it.
-
-They are drawn without pyplot: no display is needed and no global state is touched. Colours are those of Okabe and Ito
-("Color Universal Design", 2008), which the colour-blind can tell apart.
-"""
+"""Pictures of images: laid out in grids, and in time."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.base.files import replacing
+from scoresde.plots.figure import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PALETTE", "losses", "overview", "panels", "save", "scatter", "strips", "tile"]
-
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's colours, the most distinct first."""
+__all__ = ["overview", "panels", "strips", "tile"]
 
 _TINT = "#d3e7f5"  # between images: no grey, which a pixel might be
 _PIXEL = 0.085  # inches that a pixel of an 8 x 8 image takes; larger images take less
-
-
-def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 130) -> None:
-    """Write ``figure`` to ``path``, whose suffix is the format; the file is whole or not there."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, facecolor="white")
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _check_images(images: Tensor) -> Tensor:
@@ -115,7 +94,7 @@ def strips(processes: Mapping[str, Tensor], times: Sequence[float], title: str =
                 f"got a process of shape {tuple(images.shape)} for {len(times)} times; expected (times, n, c, h, w)"
             )
     heights = [images.shape[1] for images in processes.values()]
-    figure = _figure(0.72 * len(times) + 0.4, 0.73 * sum(heights) + 0.12 * len(heights) + 0.65)
+    figure = new_figure(0.72 * len(times) + 0.4, 0.73 * sum(heights) + 0.12 * len(heights) + 0.65)
     axes = figure.subplots(len(processes), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for i, (label, images) in enumerate(processes.items()):
         _strip(axes[i], images, times if i == 0 else None, label)
@@ -137,7 +116,7 @@ def panels(grids: Mapping[str, Tensor], *, columns: int = 8, across: int = 5, ti
     size = min(_PIXEL / 2, 6.0 / max(page.shape[2] for page in pages)) if len(grids) > 1 else 5.0 / pages[0].shape[2]
     width, height = (size * max(page.shape[i] for page in pages) for i in (2, 1))
     lines = max(name.count("\n") + 1 for name in grids)
-    figure = _figure(across * (width + 0.2), down * (height + 0.1 + 0.18 * lines) + (0.35 if title else 0.0))
+    figure = new_figure(across * (width + 0.2), down * (height + 0.1 + 0.18 * lines) + (0.35 if title else 0.0))
     axes = figure.subplots(down, across, squeeze=False).ravel()
     for ax in axes[len(pages) :]:
         ax.set_axis_off()
@@ -155,7 +134,7 @@ def overview(
     """One picture for a first page: :func:`strips` of processes above a row of :func:`panels`."""
     width, rows = 9.0, sum(images.shape[1] for images in processes.values())
     heights = [width / (len(times) + 0.5) * rows + 0.55, width / len(grids) + 0.25]
-    figure = _figure(width, sum(heights))
+    figure = new_figure(width, sum(heights))
     places = figure.add_gridspec(2, 1, height_ratios=heights)
     above, below = figure.add_subfigure(places[0]), figure.add_subfigure(places[1])
     axes = above.subplots(len(processes), 1, squeeze=False)[:, 0]
@@ -164,70 +143,4 @@ def overview(
     for ax, (name, images) in zip(below.subplots(1, len(grids), squeeze=False)[0], grids.items(), strict=True):
         _show(ax, tile(images, columns))
         ax.set_title(name, fontsize=9)
-    return figure
-
-
-def _smooth(values: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
-    """The mean over the ``width`` values up to each, fewer at the start."""
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    end = np.arange(1, len(values) + 1)
-    start = np.maximum(end - width, 0)
-    mean: np.ndarray[Any, Any] = (total[end] - total[start]) / (end - start)
-    return mean
-
-
-def losses(history: Sequence[tuple[int, float]], edges: Tensor, loss: Tensor, excess: Tensor | None = None) -> Figure:
-    """The loss against the steps of training, and the loss per bin of time, with the excess where it is known.
-
-    Args:
-        history: pairs of a step and the loss of its batch.
-        edges: times between the bins, shape ``(bins + 1,)``.
-        loss, excess: of the trained model in each bin, shape ``(bins,)``.
-    """
-    figure = _figure(9.0, 3.4)
-    left, right = figure.subplots(1, 2)
-    steps, values = np.array([s for s, _ in history]), np.array([v for _, v in history])
-    width = max(1, len(values) // 50)
-    left.plot(steps, values, color=PALETTE[5], alpha=0.45, linewidth=0.7, label="of each batch")
-    left.plot(steps, _smooth(values, width), color=PALETTE[0], linewidth=1.6, label=f"mean of {width} batches")
-    left.set(xlabel="step", ylabel="loss", yscale="log", title="Training")
-    left.legend(frameon=False, fontsize=8)
-
-    times = edges.tolist()
-    shown = {"loss": loss, "excess, which training could remove": excess}
-    for colour, (name, bins) in zip(PALETTE, shown.items(), strict=False):
-        if bins is not None:
-            right.stairs(bins.tolist(), times, color=colour, linewidth=1.6, label=name, baseline=None)
-    right.set(xlabel="time t", ylabel="loss", yscale="log", title="Trained model, by time")
-    if 0 < times[0] < 2 < times[-1]:  # a noise level for a time, which spans orders of magnitude
-        right.set_xscale("log")
-    if excess is not None:
-        right.legend(frameon=False, fontsize=8, loc="lower left")
-    for ax in (left, right):
-        ax.set_axisbelow(True)
-        ax.grid(True, which="major", color="0.9", linewidth=0.6)
-        ax.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def scatter(clouds: Mapping[str, Tensor], *, title: str = "") -> Figure:
-    """Points in the plane, one panel for each cloud, all with the same axes.
-
-    Args:
-        clouds: title -> points, shape ``(n, 2)``.
-        title: above all.
-    """
-    for points in clouds.values():
-        if points.ndim != 2 or points.shape[1] != 2:
-            raise ValueError(f"got points of shape {tuple(points.shape)}; expected (n, 2)")
-    figure = _figure(3.2 * len(clouds) + 0.2, 3.4 + (0.3 if title else 0.0))
-    axes = figure.subplots(1, len(clouds), squeeze=False, sharex=True, sharey=True)[0]
-    for colour, ax, (name, points) in zip(PALETTE, axes, clouds.items(), strict=False):
-        x, y = points.detach().cpu().float().T.numpy()
-        ax.scatter(x, y, s=4, color=colour, alpha=0.5, linewidths=0)
-        ax.set_title(name, fontsize=9)
-        ax.set_aspect("equal", adjustable="box")
-        ax.spines[["top", "right"]].set_visible(False)
-    if title:
-        figure.suptitle(title, fontsize=11)
     return figure

@@ -1,0 +1,47 @@
+"""The figures that all pictures are drawn on: without pyplot, and shown by a notebook as they are returned."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from typing import TYPE_CHECKING
+
+from scoresde.base.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["PALETTE", "new_figure", "save"]
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's colours, the most distinct first."""
+
+_DPI = 130
+
+
+def save(figure: Figure, path: str | os.PathLike[str], dpi: int = _DPI) -> None:
+    """Write ``figure`` to ``path``, whose suffix is the format; the file is whole or not there."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, facecolor="white")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of this size in inches, which a notebook shows as a picture.
+
+    Example:
+        >>> new_figure(1, 1)._repr_png_()[1:4]
+        b'PNG'
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    # What pyplot gives the figures of a notebook, these have of their own: IPython asks an object for it by this name.
+    figure._repr_png_ = functools.partial(_png, figure)  # type: ignore[attr-defined]
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=_DPI, facecolor="white")
+    return content.getvalue()

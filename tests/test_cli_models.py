@@ -1,0 +1,165 @@
+"""Commands that open a model: labels by name and number, every kind of file that load reads, and devices."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import scoresde
+from scoresde import VP, ScoreModel
+from scoresde.cli import app
+from scoresde.cli.source import chosen_labels
+from scoresde.models import MLP, UNet
+
+CLASSES = ("3", "7", "black cat", "a,b", "owl")
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def model(**options):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = MLP(2, hidden=(8,), **options)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return ScoreModel(net, VP(), "v").eval()
+
+
+# Labels --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["0"], (0,)),
+        (["3"], (0,)),  # the class of this name, not the fourth
+        (["7,4"], (1, 4)),
+        (["owl", "2"], (4, 2)),
+        (["black cat, owl"], (2, 4)),
+        (["a,b"], (3,)),
+        (["all"], (0, 1, 2, 3, 4)),
+        (["none,1"], (5, 1)),
+        (None, None),
+        ([], None),
+    ],
+)
+def test_labels_are_names_first_and_then_numbers(texts, expected):
+    assert chosen_labels(texts, model(num_classes=5), CLASSES) == expected
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "sentence"),
+    [
+        (["5"], {"num_classes": 5}, "got --label '5'; expected one of 3, 7, .* or a number from 0 to 4, or all, or none"),
+        (["oowl"], {"num_classes": 5}, "did you mean 'owl'"),
+        (["-1"], {"num_classes": 5}, "got --label '-1'"),
+        (["1.5"], {"num_classes": 5}, "got --label '1.5'"),
+        (["²"], {"num_classes": 5}, "got --label '²'"),
+        (["1,,2"], {"num_classes": 5}, "got --label ''"),
+        (["9" * 5000], {"num_classes": 5}, "got --label '9"),
+        (["none"], {"num_classes": 5, "unconditional": False}, "got --label 'none'.*or all$"),
+        (None, {"num_classes": 5, "unconditional": False}, "needs a class for every sample; give --label, one of 3, 7"),
+        (["0"], {}, "got --label 0 for a model without classes; leave --label out"),
+    ],
+)
+def test_other_labels_are_told_what_there_is(texts, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        chosen_labels(texts, model(**options), CLASSES)
+
+
+def test_samples_take_the_labels_in_turn_whatever_the_batch(tmp_path):
+    labelled = model(num_classes=5)
+    path = tmp_path / "model.safetensors"
+    save(labelled, path)
+    conditions = {"label": [4, 0, 4, 0, 4]}
+    expected = scoresde.sample(labelled, (5, 2), "ddim", 3, seed=0, end="flow", progress=False, conditions=conditions).x
+    for batch_size in (5, 2, 3):
+        call = ("sample", path, "--shape", "2", "-n", 5, "--solver", "ddim", "--steps", 3, "--label", "4,0", "--no-progress")
+        done = invoke(*call, "--batch-size", batch_size, "--end", "flow", "--out", tmp_path / "x.npy")
+        assert done.exit_code == 0, done.output
+        found = torch.from_numpy(np.load(tmp_path / "x.npy"))
+        assert torch.allclose(found, expected, atol=1e-5)
+    refused = invoke(*call[:-2], "12", "--out", tmp_path / "x.npy")
+    assert refused.exit_code == 2 and "got --label '12'; expected a number from 0 to 4, or all, or none" in refused.stderr
+
+
+def save(model: ScoreModel, path: Path) -> None:
+    scoresde.save(path, model)
+
+
+# What is opened ------------------------------------------------------------------------------------------------------
+
+
+def folder_of_diffusers(folder: Path, **config) -> Path:
+    """A small U-Net of random weights, as diffusers would have written it."""
+    from scoresde.weights import diffusers
+    from scoresde.weights.keys import Dialect, takes
+
+    told = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": [8, 16],
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+        **config,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(told))
+    (folder / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDPMScheduler", "beta_schedule": "linear"}))
+    read = diffusers.read_json(folder / "config.json", diffusers.UNet2D)
+    net = UNet(**diffusers.network(read))
+    tensors, own = {}, net.state_dict()
+    names = {name: torch.empty(0) for name in ("conv_in.weight",)}
+    for take in takes(net, names, Dialect("diffusers")):
+        parts = own[take.ours].chunk(len(take.theirs)) if len(take.theirs) > 1 else [own[take.ours]]
+        tensors |= {name: part.clone().contiguous() for name, part in zip(take.theirs, parts, strict=True)}
+    from safetensors.torch import save_file
+
+    save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+def test_load_and_sample_read_the_same(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    save(model(), run / "model.safetensors")
+    (run / "run.json").write_text('{"event": [2]}')
+    diffusers = folder_of_diffusers(tmp_path / "diffusers")
+    for where, shape in ((run, (2,)), (run / "model.safetensors", (2,)), (diffusers, (1, 8, 8))):
+        assert isinstance(scoresde.load(where), ScoreModel)
+        done = invoke("sample", where, "-n", 2, "--steps", 2, "--no-progress", "--out", tmp_path / "x.npy")
+        assert done.exit_code == 0, done.output
+        assert np.load(tmp_path / "x.npy").shape == (2, *shape)
+    done = invoke("sample", folder_of_diffusers(tmp_path / "other", sample_size=None), "--no-progress")
+    assert done.exit_code == 2 and "does not tell the shape of a sample; give it: --shape" in done.stderr
+    done = invoke("sample", tmp_path, "--no-progress")
+    assert done.exit_code == 2 and len(done.stderr.strip().splitlines()) == 1
+    with pytest.raises(ValueError):
+        scoresde.load(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", "meta", "", "cuda:-1"])
+def test_a_device_that_is_not_there_is_a_sentence(tmp_path, command, device):
+    save(model(), tmp_path / "model.safetensors")
+    (tmp_path / "run.json").write_text('{"event": [2]}')
+    against = ("--against", "digits") if command == "evaluate" else ()
+    done = invoke(command, tmp_path, *against, "--device", device, "--no-progress")
+    assert done.exit_code == 2 and f"got the device '{device}', which is not there" in done.stderr and "cpu" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_without_one_is_a_sentence(tmp_path):
+    save(model(), tmp_path / "model.safetensors")
+    done = invoke("sample", tmp_path / "model.safetensors", "--shape", "2", "--device", "cuda", "--no-progress")
+    assert done.exit_code == 2 and "got the device 'cuda', which is not there" in done.stderr
