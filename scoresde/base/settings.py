@@ -51,7 +51,7 @@ def check_types(what: str, settings: Mapping[str, Any], make: Callable[..., obje
     import msgspec
 
     try:
-        hints = get_type_hints(make if inspect.isroutine(make) else make.__init__)  # type: ignore[misc]
+        hints = get_type_hints(make if inspect.isroutine(make) else make.__init__)
     except (NameError, TypeError, AttributeError):  # annotations that cannot be read, or a callable without any
         return
     for name, value in settings.items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +21,7 @@ app = typer.Typer(
 )
 """The commands, as an application of typer."""
 
-EXAMPLES = {
+EXAMPLES: dict[Callable[..., Any], tuple[str, ...]] = {
     demo.demo: ("scoresde demo --out runs/demo", "scoresde demo --quick"),
     solvers.solvers: ("scoresde solvers", "scoresde solvers --show dpmpp-2m --steps 5 --path lam"),
     train.train: (
