@@ -6,23 +6,24 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from scoresde.sampling.counted import Counted, evaluation_mode
+from scoresde.sampling.plan import plan
+from scoresde.sampling.run import NonFiniteError, Run, bar, checked, finite
 from scoresde.sampling.start import start
 from scoresde.sampling.without_marginals import CountedDynamics, falling_times
 from scoresde.score import Conditions, ScoreModel, Transformed
 from scoresde.sde import SDE, GaussianSDE, ReverseSDE
 from scoresde.solvers.drivers import Driver, Project, State, fast, readable
 from scoresde.solvers.drivers import driver as driver_of
-from scoresde.solvers.noise.brownian import BrownianNoise
 from scoresde.solvers.noise.fresh import FreshNoise
-from scoresde.solvers.path import Path, PathLike, make_path
+from scoresde.solvers.path import Path, PathLike
 from scoresde.solvers.scalar import value
 from scoresde.solvers.solver import RowSolver, Solver
 from scoresde.solvers.table import get
@@ -62,22 +63,6 @@ class Samples:
             f"Samples(x={tuple(self.x.shape)}, solver={self.solver!r}, evaluations={self.evaluations}, "
             f"seconds={self.seconds:.3g})"
         )
-
-
-class NonFiniteError(FloatingPointError):
-    """A state became infinite or NaN.
-
-    Attributes:
-        last_finite: the last state that was finite.
-        step, t: the step that left it, and the time at which it ended.
-    """
-
-    def __init__(self, solver: str, step: int, t: float, last_finite: Tensor) -> None:
-        super().__init__(
-            f"the state became non-finite in step {step} of solver {solver!r}, on the way to t={t:.6g}; the last finite "
-            "state is on this exception as .last_finite. Check the network there, take more steps, or another solver"
-        )
-        self.last_finite, self.step, self.t = last_finite, step, t
 
 
 def sample(
@@ -168,7 +153,7 @@ def sample(
             f"got model of type {type(model).__name__}; expected a ScoreModel: ScoreModel(net, sde) makes one of a network"
         )
     model = model if transform is None else Transformed(model, transform)
-    where = make_path(model.sde, path, steps, t_max=t_max, t_min=t_min, end=end)
+    where, rows = plan(solver, method, model.sde, path, steps, t_max, t_min, end)
     drawn = not isinstance(shape_or_start, Tensor)
     if drawn:
         _check_prior(where, model.sde)
@@ -178,21 +163,16 @@ def sample(
     x, fresh = start(shape_or_start, model, seed, math.exp(value(where.points[0].log_sigma)), device, dtype, grads)
     model.check_convertible(value(where.points[0].t))
     counted = Counted(model, Conditions.of(conditions, x.shape[0], device=x.device, dtype=x.dtype), grads=grads)
-    run = _Run(method, loop, where, counted, x, fresh if noise is None else noise, project)
-    with torch.set_grad_enabled(grads), evaluation_mode(model), _bar(progress, method.name, run.steps) as on_step:
+    run = Run(method, loop, where, rows, counted, x, fresh if noise is None else noise, project)
+    with torch.set_grad_enabled(grads), evaluation_mode(model), bar(progress, method.name, run.steps) as on_step:
         begin = time.perf_counter()
         last = run.last(callback, on_step)
-        finite = _finite(last.x)  # the one synchronisation with the device
+        whole = finite(last.x)  # the one synchronisation with the device
         seconds, forward, backward = time.perf_counter() - begin, counted.forward, counted.backward
-        if not finite:
-            last = run.again(drawn and noise is None).last_checked()
+        if not whole:
+            last = run.again(drawn and noise is None).lastchecked()
     times = tuple(value(t) for t in where.times[: last.reached])
     return Samples(last.x, forward, seconds, run.noise.seeds, method.name, times, dict(last.info or {}), backward)
-
-
-def _finite(x: Tensor) -> bool:
-    """Whether no number of ``x`` is infinite or NaN: by the sum of all, and only where that overflows one by one."""
-    return bool(torch.isfinite(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)))) or bool(torch.isfinite(x).all())
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------
@@ -242,69 +222,7 @@ def _check_prior(path: Path, sde: GaussianSDE) -> None:
         )
 
 
-# Running -------------------------------------------------------------------------------------------------------------
-
-
-class _Last(NamedTuple):
-    """The last state of a run, what was reported with it, and how many points of the path were reached (None: all)."""
-
-    x: Tensor
-    info: Mapping[str, Any] | None = None
-    reached: int | None = None
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A solver on a path from ``x``, run by ``loop``, or where that is ``None`` by a loop of its own."""
-
-    method: Solver
-    loop: Driver | None
-    path: Path
-    model: Counted
-    x: Tensor
-    noise: FreshNoise
-    project: Project | None
-
-    def steps(self) -> int | None:
-        """How many there will be; ``None`` where the solver decides."""
-        if not isinstance(self.method, RowSolver):
-            return None
-        return sum(row.ends_step for row in self.method.rows(self.path))
-
-    def states(self) -> Iterator[State]:
-        if self.loop is None or not isinstance(self.method, RowSolver):
-            return self.method.states(self.path, self.model, self.x, self.noise)
-        rows = self.method.rows(self.path)
-        return cast(Iterator[State], self.loop(rows, self.model, self.x, self.noise, project=self.project))
-
-    def last(self, callback: Callable[[State], object] | None, on_step: Callable[[int], None]) -> _Last:
-        if isinstance(self.method, RowSolver) and self.loop is not None and not self.loop.shows_states:
-            rows, overwrite = self.method.rows(self.path), cast(Callable[..., Tensor], self.loop)
-            return _Last(overwrite(rows, self.model, self.x, self.noise, on_step, project=self.project))
-        last, done = _Last(self.x), 0
-        states = self.states()
-        for state in states if callback is None else _checked(states, self.x, self.method.name):
-            last = _Last(state.x, state.info)
-            if state.step > done:  # several states may belong to one step
-                done = state.step
-                on_step(done)
-            if callback is not None and callback(state):
-                return last._replace(reached=state.step + 1)
-        return last
-
-    def last_checked(self) -> _Last:
-        """The same with every state checked, to say where it became non-finite: only a failure costs that."""
-        last = _Last(self.x)
-        for state in _checked(self.states(), self.x, self.method.name):
-            last = _Last(state.x, state.info)
-        return last
-
-    def again(self, drawn: bool) -> _Run:
-        """The run from the beginning, its noise too, of which the start took the first numbers if it was drawn."""
-        noise = self.noise if isinstance(self.noise, BrownianNoise) else FreshNoise(self.noise.seeds, self.x.device)
-        if drawn:
-            noise.normal(torch.empty_like(self.x))
-        return replace(self, loop=readable, noise=noise)
+# An SDE without marginals --------------------------------------------------------------------------------------------
 
 
 def _integrate(
@@ -331,30 +249,11 @@ def _integrate(
         )
     counted = CountedDynamics(model)
     begin = time.perf_counter()
-    with torch.no_grad(), mode, _bar(progress, method.name, lambda: len(times) - 1) as on_step:
-        for state in _checked(method.integrate(counted.dynamics(), x, times, noise), x, method.name):
+    with torch.no_grad(), mode, bar(progress, method.name, lambda: len(times) - 1) as on_step:
+        for state in checked(method.integrate(counted.dynamics(), x, times, noise), x, method.name):
             x = state.x
             on_step(state.step)
             if callback is not None and callback(state):
                 times = times[: state.step + 1]
                 break
     return Samples(x, counted.calls * calls, time.perf_counter() - begin, noise.seeds, method.name, tuple(times))
-
-
-def _checked(states: Iterator[State], x: Tensor, solver: str) -> Iterator[State]:
-    for state in states:
-        if not _finite(state.x):
-            raise NonFiniteError(solver, state.step, state.point.t, x)
-        x = state.x
-        yield state
-
-
-@contextlib.contextmanager
-def _bar(progress: bool, name: str, total: Callable[[], int | None]) -> Iterator[Callable[[int], None]]:
-    if not progress:
-        yield lambda step: None
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total(), desc=name, unit="step", leave=False) as bar:
-        yield lambda step: cast(None, bar.update(step - bar.n))

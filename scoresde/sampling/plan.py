@@ -1,0 +1,74 @@
+"""The path and the rows of a run, which the next call with the same arguments takes from here."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from scoresde.sde import GaussianSDE
+from scoresde.sde.names import SDES
+from scoresde.solvers.path import PATHS, Path, PathLike, make_path
+from scoresde.solvers.solver import RowSolver, Solver
+from scoresde.solvers.table import SOLVERS
+from scoresde.solvers.updates import Update
+
+__all__ = ["plan"]
+
+Plan = tuple[Path, Sequence[Update] | None]
+
+_KEPT: OrderedDict[Any, Plan] = OrderedDict()
+_MOST = 64
+_LOCK = threading.Lock()
+
+
+def plan(
+    given: str | Solver,
+    method: Solver,
+    sde: GaussianSDE,
+    path: PathLike,
+    steps: int,
+    t_max: float | None,
+    t_min: float | None,
+    end: str,
+) -> Plan:
+    """Return the path, and the rows of a solver that makes rows.
+
+    They are kept for the next call where all of it is named or plain: a solver and a spacing of the tables on a published
+    SDE. A solver object, a function or an SDE of one's own may compute something else next time.
+
+    Args:
+        given: the solver as it was asked for; ``method``: the solver itself.
+        sde: that of the model.
+        path, steps, t_max, t_min, end: as of :func:`scoresde.sample`.
+    """
+    key = _key(given, sde, path, (steps, t_max, t_min, end))
+    with _LOCK:
+        if key is not None and key in _KEPT:
+            _KEPT.move_to_end(key)
+            return _KEPT[key]
+    where = make_path(sde, path, steps, t_max=t_max, t_min=t_min, end=end)
+    made = where, tuple(method.rows(where)) if isinstance(method, RowSolver) else None
+    with _LOCK:
+        if key is not None:
+            _KEPT[key] = made
+            while len(_KEPT) > _MOST:
+                _KEPT.popitem(last=False)
+    return made
+
+
+def _key(given: str | Solver, sde: GaussianSDE, path: PathLike, rest: tuple[Any, ...]) -> Any:
+    if not isinstance(given, str) or not isinstance(path, str) or type(sde) not in _PUBLISHED:
+        return None
+    name = given.partition(":")[0]
+    # The makers themselves, since a name may be registered anew.
+    key = given, SOLVERS[name], PATHS.get(path), type(sde), tuple(vars(sde).values()), type(rest[0]), *rest
+    try:
+        hash(key)
+    except TypeError:  # a tensor for a number, say
+        return None
+    return key
+
+
+_PUBLISHED = frozenset(make for make in SDES.values() if isinstance(make, type))
