@@ -226,8 +226,8 @@ def test_of_many_that_want_the_lock_at_once_one_has_it(tmp_path: Path) -> None:
     mine: dict[int, int] = {}
     guard = threading.Lock()
 
-    def work() -> None:
-        while mine.setdefault(threading.get_ident(), 0) < 5:
+    def work(number: int) -> None:
+        while mine.setdefault(number, 0) < 5:
             lock = Lock(tmp_path / "m")
             try:
                 lock.acquire()
@@ -235,14 +235,14 @@ def test_of_many_that_want_the_lock_at_once_one_has_it(tmp_path: Path) -> None:
                 continue
             with guard:
                 inside[0] += 1
-                mine[threading.get_ident()] += 1
+                mine[number] += 1
                 most[0] = max(most[0], inside[0])
             time.sleep(0.0005)
             with guard:
                 inside[0] -= 1
             lock.release()
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import Field, is_dataclass
 from pathlib import Path as File
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import typer
 
@@ -20,7 +20,7 @@ from scoresde.sde.names import SDES
 
 __all__ = ["checked", "derived", "from_file", "from_preset", "parse_shape"]
 
-R = TypeVar("R")
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 # What stands in the signatures of the commands.
 Solver = Annotated[str, typer.Option(help="A name of the table: scoresde solvers.")]
@@ -48,7 +48,7 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
 # Options from a dataclass ---------------------------------------------------------------------------------------------
 
 
-def derived(**defaults: Any) -> Callable[[Callable[..., R]], Callable[..., R]]:
+def derived(**defaults: Any) -> Callable[[Command], Command]:
     """Give a command the options of the dataclasses among its parameters, each of which it gets filled.
 
     Args:
@@ -63,7 +63,7 @@ def derived(**defaults: Any) -> Callable[[Callable[..., R]], Callable[..., R]]:
         (0.5, 0.25)
     """
 
-    def of(command: Callable[..., R]) -> Callable[..., R]:
+    def of(command: Command) -> Command:
         signature = inspect.signature(command, eval_str=True)
         classes: dict[str, Any] = {
             name: p.annotation for name, p in signature.parameters.items() if is_dataclass(p.annotation)
@@ -73,7 +73,7 @@ def derived(**defaults: Any) -> Callable[[Callable[..., R]], Callable[..., R]]:
             parameters += [_parameter(f, about, defaults.get(f.name, f.default)) for f, about in options_of(cls)]
 
         @functools.wraps(command)
-        def filled(*arguments: Any, **given: Any) -> R:
+        def filled(*arguments: Any, **given: Any) -> Any:
             for name, cls in classes.items():
                 values = {f.name: given.pop(f.name, defaults.get(f.name, f.default)) for f, _ in options_of(cls)}
                 several = {f.name for f, _ in options_of(cls) if isinstance(f.default, tuple)}
@@ -82,7 +82,7 @@ def derived(**defaults: Any) -> Callable[[Callable[..., R]], Callable[..., R]]:
 
         filled.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         filled.__annotations__ = {p.name: p.annotation for p in parameters}
-        return filled
+        return cast(Command, filled)
 
     return of
 

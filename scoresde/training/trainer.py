@@ -117,6 +117,7 @@ class Trainer:
             raise ValueError(
                 f"got batch_size={self.batches.batch_size} for {self.processes.count} processes; expected a sample for each"
             )
+        model.check_convertible()
         self.method.check(self.batches, model.net)
         model.to(self.processes.device)
         self.companion = self.objective.companion.to(self.processes.device)
@@ -151,7 +152,7 @@ class Trainer:
         }
         return {
             **describe(self.model),
-            **about_samples(self.batches.event(), getattr(self.batches.data, "classes", ())),
+            **about_samples(self.batches.event(), getattr(self.batches.data, "classes", None) or ()),
             "averages": list(self.averages),
             "training": training,
         }

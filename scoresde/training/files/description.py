@@ -9,9 +9,11 @@ file says is read by a schema, and by that of the arguments of the class which i
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import json
 import math
+import operator
 import reprlib
 import threading
 import types
@@ -110,11 +112,10 @@ def _schema(make: Callable[..., object]) -> type[msgspec.Struct]:
     hints = typing.get_type_hints(make.__init__)
 
     def kind(hint: Any) -> Any:
-        if hint is Tensor or hint == Tensor | Sequence[float]:
-            return list[float]
+        parts = tuple(kind(part) for part in typing.get_args(hint) if part is not Tensor)
         if typing.get_origin(hint) is Sequence:
-            return types.GenericAlias(list, tuple(map(kind, typing.get_args(hint))))
-        return hint
+            return types.GenericAlias(list, parts)
+        return functools.reduce(operator.or_, parts) if isinstance(hint, types.UnionType) else hint
 
     fields: list[Any] = []
     for name, parameter in inspect.signature(make).parameters.items():
