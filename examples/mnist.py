@@ -9,6 +9,7 @@ A run of so many steps that was interrupted, or is to be measured again, continu
 import argparse
 import copy
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from tqdm import tqdm
 import scoresde
 from scoresde import data, evaluation, metrics, models, plots
 from scoresde.objectives import DSM, LogNormalTimes
-from scoresde.training import Trainer
+from scoresde.training import Files, Method, Trainer
 
 # The SDE, what the network predicts, and the objective. Predicting "edm" keeps what a network gets and gives at a deviation
 # of 1 for every noise level: those of EDM and VE reach 80 and 50, where the data have 0.6. Half of the levels that EDM's
@@ -95,15 +96,15 @@ def main() -> None:
     torch.manual_seed(0)  # of the initial weights
     network = Patches(10, 16 if a.quick else 64, precision)
     model = scoresde.ScoreModel(network, sde, predicts=predicts, sigma_data=float(training.tensor().std()))
-    common = {"objective": objective, "batch_size": 64, "lr": 2e-3, "averages": ["power-0.05"], "device": a.device}
+    method = Method(batch_size=64, lr=2e-3, ema="power-0.05")
 
     steps = 200 if a.quick else a.steps
     if a.minutes:
         start = time.perf_counter()
-        Trainer(copy.deepcopy(model), training, **common, progress=False).run(10)
+        Trainer(copy.deepcopy(model), training, objective, method=method, device=a.device, progress=False).run(10)
         steps = int(a.minutes * 60 * 10 / (time.perf_counter() - start))
-    out = a.out / "model.safetensors"
-    trainer = Trainer(model, training, **common, schedule=f"linear-{steps}", out=out)
+    method, files = replace(method, schedule=f"linear-{steps}"), Files(a.out / "model.safetensors")
+    trainer = Trainer(model, training, objective, method=method, files=files, device=a.device)
     done, start = trainer.steps, time.process_time()
     trainer.run(steps)
     print(f"{steps - done} steps of 64 images took {(time.process_time() - start) / 60:.1f} minutes of processor time")

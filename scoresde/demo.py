@@ -24,7 +24,7 @@ from scoresde.sde import VP, GaussianSDE
 from scoresde.solvers import SOLVERS, Solver, rk45
 from scoresde.solvers import Path as SolverPath
 from scoresde.solvers.drivers import State
-from scoresde.training import FitResult, fit, networks
+from scoresde.training import Files, FitResult, fit, networks
 from scoresde.training.files import runs
 
 if TYPE_CHECKING:
@@ -195,9 +195,8 @@ def _train(x: Tensor, out: Path, steps: int, progress: bool, echo: Callable[[str
     else:
         start = f", continued from step {done} of {checkpoint}" if done else ""
         echo(f"[2/5] training: a U-Net of {parameters} parameters, {steps} steps{start}")
-    result = fit(model, x, steps=steps, batch_size=64, lr=2e-3, ema=0.999, out=checkpoint, save_every=200, progress=progress)
-    runs.write_shape(out, x.shape[1:])
-    return result
+    files = Files(checkpoint, save_every=200, log=False)
+    return fit(model, x, steps=steps, batch_size=64, lr=2e-3, files=files, progress=progress)
 
 
 def _forward(sde: GaussianSDE, x0: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from scoresde.analysis import moments
 from scoresde.problems import GaussianMixture
 from scoresde.sde import GaussianSDE
 from scoresde.solvers import FreshNoise, Path, Point
+from scoresde.training import Files, Method
 
 SDES: dict[str, GaussianSDE] = {
     "VP": VP(),
@@ -101,3 +104,18 @@ def rms(x: Tensor | np.ndarray) -> float:
 
 def model_on(sde: GaussianSDE) -> ScoreModel:
     return mixture().model(sde)
+
+
+def divided(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a trainer from flat ones: settings of its method, of its files (``out`` is their path), and others.
+
+    ``averages`` are all of them, the first one to sample from.
+    """
+    arguments = dict(arguments)
+    if "averages" in arguments:
+        first, *more = arguments["averages"] or [None]
+        arguments |= {"ema": first, "averages": more}
+    if "out" in arguments:
+        arguments["path"] = arguments.pop("out")
+    method, files = ({f.name: arguments.pop(f.name) for f in fields(c) if f.name in arguments} for c in (Method, Files))
+    return {"method": Method(**method), "files": Files(**files), **arguments}

@@ -96,7 +96,7 @@ def test_the_console_command_in_a_process_of_its_own():
 
 
 def test_training_writes_the_checkpoint_the_curve_and_the_loss_by_time(run, vectors):
-    assert files(run) == {"model.safetensors", "model.csv", "run.json", "loss.png"}
+    assert files(run) == {"model.safetensors", "model.csv", "loss.png"}
     again = invoke("train", "--data", vectors, "--out", run, "--steps", 30, "--width", 4, "--no-progress")
     assert again.exit_code == 0, "a finished training is loaded"
     assert "loss by time after 30 steps" in again.stdout
@@ -146,9 +146,11 @@ def test_the_last_step_ends_as_asked(run, tmp_path):
         np.testing.assert_array_equal(np.load(out), expected)
 
 
-def test_a_checkpoint_alone_is_sampled_where_the_shape_is_given(run, tmp_path):
+def test_a_checkpoint_alone_is_sampled_where_it_tells_the_shape_or_that_is_given(run, tmp_path):
     checkpoint = tmp_path / "alone.safetensors"
     checkpoint.write_bytes((run / "model.safetensors").read_bytes())
+    assert invoke("sample", checkpoint, "-n", 2, "--out", tmp_path / "y.npy", "--no-progress").exit_code == 0
+    scoresde.save(scoresde.load(checkpoint), checkpoint)  # which does not know the shape
     refused = invoke("sample", checkpoint, "--no-progress")
     assert refused.exit_code == 2
     assert "give it: --shape" in one_line(refused.stderr)
@@ -167,7 +169,7 @@ def test_a_checkpoint_alone_is_sampled_where_the_shape_is_given(run, tmp_path):
             "got solver 'dpm++2m'; expected one of the",
         ),
         (["--path", "cubic"], "got path 'cubic'; expected one of t, quadratic, lam, karras"),
-        (["--steps", 0], "got steps=0; expected a whole number of at least 1"),
+        (["--steps", 0], "got --steps 0; expected a whole number of at least 1"),
         (["-n", 0], "got --n 0; expected at least 1"),
         (["--out", "samples.jpg"], "got --out 'samples.jpg'; expected a name that ends in .png, .npy or .npz"),
         (["--shape", "two"], "got --shape 'two'; expected whole numbers with commas"),
@@ -204,11 +206,11 @@ def test_a_missing_truncated_or_pickled_checkpoint_is_refused(run, tmp_path):
         (["--data", "digit"], "did you mean 'digits'?"),
         (["--data", "half.npy"], "cannot read 'half.npy', which may be truncated"),
         (["--sde", "vpp"], "got SDE 'vpp'; expected one of vp, cosine, subvp, ve, edm, flow, ddpm; did you mean"),
-        (["--predicts", "epsilon"], "got predicts='epsilon'; expected one of eps"),
+        (["--predicts", "epsilon"], "got --predicts epsilon; expected one of eps"),
         (["--objective", "ddmp"], "did you mean 'ddpm'?"),
-        (["--steps", 0], "got steps=0; expected a whole number of at least 1"),
-        (["--batch-size", 0], "got batch_size=0; expected a whole number of at least 1"),
-        (["--lr", -1], "got lr=-1.0; expected a positive number"),
+        (["--steps", 0], "got --steps 0; expected a whole number of at least 1"),
+        (["--batch-size", 0], "got --batch-size 0; expected a whole number of at least 1"),
+        (["--lr", -1], "got --lr -1.0; expected a positive number"),
     ],
 )
 def test_a_training_that_cannot_be_writes_nothing(tmp_path, monkeypatch, vectors, arguments, sentence):

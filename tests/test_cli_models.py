@@ -90,7 +90,7 @@ def test_samples_take_the_labels_in_turn_whatever_the_batch(tmp_path):
 
 
 def save(model: ScoreModel, path: Path) -> None:
-    scoresde.save(path, model)
+    scoresde.save(model, path, event=(2,))
 
 
 # What is opened ------------------------------------------------------------------------------------------------------
@@ -132,7 +132,6 @@ def test_load_and_sample_read_the_same(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     save(model(), run / "model.safetensors")
-    (run / "run.json").write_text('{"event": [2]}')
     diffusers = folder_of_diffusers(tmp_path / "diffusers")
     for where, shape in ((run, (2,)), (run / "model.safetensors", (2,)), (diffusers, (1, 8, 8))):
         assert isinstance(scoresde.load(where), ScoreModel)
@@ -151,7 +150,6 @@ def test_load_and_sample_read_the_same(tmp_path):
 @pytest.mark.parametrize("device", ["cuda:99", "tpu", "meta", "", "cuda:-1"])
 def test_a_device_that_is_not_there_is_a_sentence(tmp_path, command, device):
     save(model(), tmp_path / "model.safetensors")
-    (tmp_path / "run.json").write_text('{"event": [2]}')
     against = ("--against", "digits") if command == "evaluate" else ()
     done = invoke(command, tmp_path, *against, "--device", device, "--no-progress")
     assert done.exit_code == 2 and f"got the device '{device}', which is not there" in done.stderr and "cpu" in done.stderr

@@ -18,7 +18,6 @@ from scoresde.training import CheckpointError
 
 PROMISED = {
     "model.safetensors",
-    "run.json",
     "loss.png",
     "forward.png",
     "reverse.png",

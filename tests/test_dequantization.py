@@ -15,7 +15,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
-from support import generator
+from support import divided, generator
 from torch import Tensor, nn
 
 from scoresde import DDPM, VE, VP, ScoreModel, discretize
@@ -305,7 +305,7 @@ def trainer(q: LogisticNoise, steps: int, wrap: bool = False, **arguments: Any) 
     if wrap:
         objective = LabelDropout(objective, {"label": 3})
     usual: dict[str, Any] = {"batch_size": 32, "progress": False, "averages": [0.9, "power-0.1"], "warmup": 2, "lr": 1e-2}
-    made = Trainer(model, x, objective=objective, **usual | arguments)
+    made = Trainer(model, x, objective, **divided(usual | arguments))
     made.run(steps)
     return made
 

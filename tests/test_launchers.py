@@ -102,11 +102,11 @@ import sys
 import torch
 from scoresde import VP, ScoreModel
 from scoresde.models import MLP
-from scoresde.training import Trainer
+from scoresde.training import Files, Method, Trainer
 
 torch.manual_seed(0)
-trainer = Trainer(ScoreModel(MLP(2, hidden=(8,)), VP()), torch.randn(50, 2), batch_size=4, progress=False, device="cpu",
-                  out=sys.argv[1], save_every=2)
+trainer = Trainer(ScoreModel(MLP(2, hidden=(8,)), VP()), torch.randn(50, 2), method=Method(batch_size=4),
+                  files=Files(sys.argv[1], save_every=2), progress=False, device="cpu")
 if trainer.processes.main:
     def full(path):
         raise OSError(28, "No space left on device")
@@ -167,11 +167,12 @@ import sys
 import torch
 from scoresde import VP, ScoreModel, data
 from scoresde.models import UNet
-from scoresde.training import Trainer
+from scoresde.training import Files, Method, Trainer
 
 torch.manual_seed(0)
 model = ScoreModel(UNet(1, 4, (1,), lean=True, num_classes=10), VP())
-Trainer(model, data.open("digits"), batch_size=4, workers=2, progress=False, out=sys.argv[1]).run(100_000)
+method, files = Method(batch_size=4, workers=2), Files(sys.argv[1])
+Trainer(model, data.open("digits"), method=method, files=files, progress=False).run(100_000)
 """
 
 

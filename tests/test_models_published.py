@@ -121,7 +121,7 @@ each_network = pytest.mark.parametrize(("make", "event"), NETWORKS.values(), ids
 @each_network
 def test_checkpoints_build_the_network_again(make: Any, event: tuple[int, ...], tmp_path: Path) -> None:
     model = ScoreModel(randomized(make()).float(), VP()).eval()
-    scoresde.save(tmp_path / "model", model)
+    scoresde.save(model, tmp_path / "model")
     x, t = normal(2, *event).float(), torch.tensor([0.3, 0.8])
     assert torch.equal(scoresde.load(tmp_path / "model").score(x, t), model.score(x, t))
 

@@ -9,15 +9,20 @@ import math
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from support import divided
 from torch import Tensor, nn
 
 from scoresde import VP, ScoreModel, data
+from scoresde.base.options import options_of
+from scoresde.cli import app, train
 from scoresde.data import Augmentation
 from scoresde.models import MLP, UNet
 from scoresde.objectives import DSM, LabelDropout
@@ -25,12 +30,14 @@ from scoresde.training import (
     CheckpointError,
     Constant,
     Cosine,
+    Files,
     InverseSqrt,
     Linear,
-    Options,
+    Method,
     StepDecay,
     Trainer,
     fit,
+    load,
     read_log,
     result_of,
 )
@@ -49,7 +56,7 @@ def small(**arguments: Any) -> ScoreModel:
 
 def trained(steps: int, model: ScoreModel | None = None, x: Any = POINTS, **arguments: Any) -> Trainer:
     usual: dict[str, Any] = {"batch_size": 16, "lr": 0.02, "warmup": 0, "progress": False}
-    made = Trainer(model or small(), x, **(usual | arguments))
+    made = Trainer(model or small(), x, **divided(usual | arguments))
     if steps:
         made.run(steps)
     return made
@@ -291,21 +298,65 @@ def test_every_schedule_is_among_the_names_of_the_tests() -> None:
 # Options -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_options_are_the_arguments_of_the_trainer() -> None:
-    taken = inspect.signature(Trainer.__init__).parameters
-    keywords = {name for name, parameter in taken.items() if parameter.kind is parameter.KEYWORD_ONLY}
-    assert set(Options.__annotations__) == keywords
-    types = get_type_hints(Trainer.__init__)
-    assert get_type_hints(Options) == {name: types[name] for name in keywords}
+def test_every_option_of_the_command_stands_in_one_place() -> None:
+    options = {name: about for cls in (Method, Files) for f, about in options_of(cls) for name in [about.name or f.name]}
+    command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
+    shown = {name.lstrip("-").replace("-", "_"): p for p in command.params for name in p.opts if name.startswith("--")}
+    assert options.keys() <= shown.keys()
+    assert all(shown[name].help == about.help for name, about in options.items())
+    text = inspect.getsource(inspect.unwrap(train.train))
+    assert not [name for name in options if f"    {name}: Annotated" in text]
 
 
-def test_fit_hands_every_option_on() -> None:
-    options: dict[str, Any] = {"optimizer": "radam", "schedule": "cosine-5", "batch_size": 16, "warmup": 1}
-    result = fit(small(), POINTS, steps=4, ema="power-0.1", averages=[0.9], progress=False, **options)
-    direct = trained(4, averages=["power-0.1", 0.9], lr=1e-3, **options)
+@pytest.mark.parametrize("cls", [Method, Files])
+def test_every_setting_is_an_option_and_is_checked_at_its_bounds(cls: Any) -> None:
+    assert {f.name for f in dataclasses.fields(cls)} - {f.name for f, _ in options_of(cls)} <= {"path"}
+    for f, about in options_of(cls):
+        assert about.help.endswith(".") or about.help[-1] in "'"
+        wrong: list[Any] = []
+        wrong += [about.least - 1, 1.5, True, "3"] if about.least is not None else []
+        wrong += [about.above, math.nan, "3"] if about.above is not None else []
+        wrong += ["neither"] if about.choices else []
+        for value in wrong:
+            with pytest.raises(ValueError, match=f"got {f.name}="):
+                cls(**{f.name: value})
+        for value in [np.int64(about.least)] if about.least is not None else []:
+            assert getattr(cls(**{f.name: value}), f.name) == about.least
+
+
+def test_settings_stay_as_they_are() -> None:
+    method = Method(schedule="linear-10", augmentation=0.2, averages=["0.9", "power-0.1"])
+    assert dataclasses.replace(method, lr=0.5) == dataclasses.replace(method, lr=0.5)
+    assert method.augmentation == Augmentation(p=0.2) and Method(augmentation=0.0).augmentation is None
+    assert [a.name for a in method.kept_averages()] == ["exponential-0.999", "exponential-0.9", "power-0.1"]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        method.lr = 1.0  # type: ignore[misc]
+
+
+def test_fit_hands_every_setting_on() -> None:
+    settings: dict[str, Any] = {"optimizer": "radam", "schedule": "cosine-5", "warmup": 1}
+    method = Method(averages=[0.9], batch_size=7, **settings)
+    result = fit(small(), POINTS, steps=4, ema="power-0.1", batch_size=16, method=method, progress=False)
+    direct = trained(4, averages=["power-0.1", 0.9], lr=1e-3, batch_size=16, **settings)
     assert result.history == direct.history
     expected = direct.averaged["power-0.1"].state_dict()
     assert all(torch.equal(v, expected[k]) for k, v in result.model.state_dict().items())
+
+
+def test_the_last_weights_are_sampled_from_without_an_average(tmp_path: Path) -> None:
+    seen = []
+    result = fit(small(), POINTS, steps=3, ema=None, out=tmp_path / "run", batch_size=16, progress=False)
+    assert result.model is result.raw and not result.model.training
+    assert all(torch.equal(v, result.raw.state_dict()[k]) for k, v in load(tmp_path / "run").state_dict().items())
+    trained(2, ema=None, monitor=lambda step, model: seen.append(model.training), monitor_every=1)
+    assert seen == [False, False]
+
+
+def test_settings_of_an_optimizer_are_text_as_well() -> None:
+    made = trained(2, optimizer="adamw: betas=[0.8, 0.9], weight_decay=0.1")
+    assert same(made, trained(2, optimizer=functools.partial(torch.optim.AdamW, betas=(0.8, 0.9), weight_decay=0.1)))
+    with pytest.raises(ValueError, match=r"got 'beta' for the optimizer 'adamw'; expected its arguments: .*betas"):
+        trained(0, optimizer="adamw: beta=1")
 
 
 # Augmentation --------------------------------------------------------------------------------------------------------
@@ -380,7 +431,7 @@ def test_augmented_trainings_resume_bit_for_bit_and_are_told_from_others(tmp_pat
     options: dict[str, Any] = {"augmentation": Augmentation(p=0.3), "batch_size": 4}
     whole = check_resumes(tmp_path, told, IMAGES, **options)
     assert not same(whole, trained(7, told(), IMAGES, batch_size=4))
-    with pytest.raises(CheckpointError, match=r"training.augmentation='Augmentation\(p=0.3, mirror=1.0\)' \(here 'Augm"):
+    with pytest.raises(CheckpointError, match=r"training.augmentation='Augmentation\(p=0.3, mirror=1.0\) \[.* \(here"):
         trained(8, told(), IMAGES, out=tmp_path / "run", batch_size=4, augmentation=Augmentation(p=0.2))
 
 
@@ -411,8 +462,8 @@ def test_augmentation_that_does_not_apply_is_refused(model: Callable[[], ScoreMo
 
 
 def test_what_is_no_augmentation_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"got augmentation=0.12; expected one of scoresde.data, such as Augmentation"):
-        trained(0, told(), IMAGES, augmentation=0.12)
+    with pytest.raises(TypeError, match=r"got augmentation='flips'; expected one of scoresde.data, such as Augmentation"):
+        trained(0, told(), IMAGES, augmentation="flips")
 
 
 # Reading ahead -------------------------------------------------------------------------------------------------------
@@ -450,10 +501,10 @@ def test_the_result_does_not_depend_on_who_reads(folder: Path, tmp_path: Path) -
 def test_readers_end_with_a_training_that_fails(folder: Path) -> None:
     def monitor(step: int, model: ScoreModel) -> dict[str, float]:
         assert multiprocessing.active_children(), "they read ahead"
-        raise RuntimeError("the monitor failed")
+        raise KeyboardInterrupt("in the monitor")
 
     images = data.open(str(folder), size=8)
-    with pytest.raises(RuntimeError, match="the monitor failed") as caught:
+    with pytest.raises(KeyboardInterrupt, match="in the monitor") as caught:
         trained(9, unet(), images, batch_size=4, workers=2, monitor=monitor, monitor_every=2)
     assert not multiprocessing.active_children(), caught
 

@@ -339,7 +339,7 @@ def test_a_loaded_learned_variance_is_sampled_with(monkeypatch: pytest.MonkeyPat
     published, state, _ = small("improved")
     patched(monkeypatch, ours=published)
     model = weights.load(as_file(state, tmp_path / "theirs.pt"))
-    scoresde.save(tmp_path / "ours.safetensors", model)
+    scoresde.save(model, tmp_path / "ours.safetensors")
     again = scoresde.load(tmp_path / "ours.safetensors")
     first, second = (sample(m, (1, 3, 32, 32), solvers.ddpm("learned"), 3, progress=False).x for m in (model, again))
     torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4 * float(first.abs().max()))
@@ -349,7 +349,7 @@ def test_a_loaded_model_can_be_saved_and_loaded_again(monkeypatch: pytest.Monkey
     published, state, _ = small("NCSN++")
     patched(monkeypatch, ours=published)
     model = weights.load(as_file(state, tmp_path / "theirs.pt"))
-    scoresde.save(tmp_path / "ours.safetensors", model)
+    scoresde.save(model, tmp_path / "ours.safetensors")
     again, (x, t) = scoresde.load(tmp_path / "ours.safetensors"), batch()
     assert torch.equal(again.score(x.float(), t), model.score(x.float(), t))
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import Field, is_dataclass
 from pathlib import Path as File
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, cast
 
 import typer
 
 from scoresde import presets
 from scoresde.base.names import near
+from scoresde.base.options import Option, options_of
 from scoresde.cli.errors import reported
 from scoresde.sde.names import SDES
 
-__all__ = ["checked", "from_file", "from_preset", "parse_shape"]
+__all__ = ["checked", "derived", "from_file", "from_preset", "parse_shape"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 # What stands in the signatures of the commands.
 Solver = Annotated[str, typer.Option(help="A name of the table: scoresde solvers.")]
@@ -37,6 +43,63 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
         return None if text is None else tuple(int(n) for n in text.split(","))
     except ValueError:
         raise ValueError(f"got --shape {text!r}; expected whole numbers with commas, such as 1,28,28") from None
+
+
+# Options from a dataclass ---------------------------------------------------------------------------------------------
+
+
+def derived(**defaults: Any) -> Callable[[Command], Command]:
+    """Give a command the options of the dataclasses among its parameters, each of which it gets filled.
+
+    Args:
+        defaults: those of the command, where they are not those of the dataclass.
+
+    Example:
+        >>> from scoresde.training import Method
+        >>> @derived(lr=0.5)
+        ... def command(*, method: Method):
+        ...     return method.lr
+        >>> command(), command(lr=0.25)
+        (0.5, 0.25)
+    """
+
+    def of(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        classes: dict[str, Any] = {
+            name: p.annotation for name, p in signature.parameters.items() if is_dataclass(p.annotation)
+        }
+        parameters = [p for name, p in signature.parameters.items() if name not in classes]
+        for cls in classes.values():
+            parameters += [_parameter(f, about, defaults.get(f.name, f.default)) for f, about in options_of(cls)]
+
+        @functools.wraps(command)
+        def filled(*arguments: Any, **given: Any) -> Any:
+            for name, cls in classes.items():
+                values = {f.name: given.pop(f.name, defaults.get(f.name, f.default)) for f, _ in options_of(cls)}
+                several = {f.name for f, _ in options_of(cls) if isinstance(f.default, tuple)}
+                given[name] = cls(**{key: tuple(v or ()) if key in several else v for key, v in values.items()})
+            return command(*arguments, **given)
+
+        filled.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        filled.__annotations__ = {p.name: p.annotation for p in parameters}
+        return cast(Command, filled)
+
+    return of
+
+
+def _parameter(f: Field[Any], about: Option, default: Any) -> inspect.Parameter:
+    """The parameter of a command from which typer makes the option of a field."""
+    name = (about.name or f.name).replace("_", "-")
+    kind: Any = about.kind
+    declared = [f"--{name}/--no-{name}"] if kind is bool else [f"--{name}"]
+    if isinstance(default, tuple):
+        kind, default = list[kind] | None, None
+    elif kind is not None and default is None:
+        kind = kind | None
+    elif not isinstance(default, kind):
+        default = kind(default)
+    annotation = Annotated[kind, typer.Option(*declared, help=about.help)]
+    return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 # Options from a preset or a file -------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from scoresde.base.names import near
 from scoresde.cli import options
 from scoresde.score import ScoreModel
 from scoresde.training.files import runs
-from scoresde.training.files.checkpoint import CheckpointError, read
 
 __all__ = ["Labels", "Limit", "Opened", "chosen_labels", "open_data", "open_model"]
 
@@ -55,16 +54,7 @@ def open_model(where: Path, shape: str | None = None) -> Opened:
             raise ValueError(f"{str(where)!r} does not tell the shape of a sample; give it: --shape 3,32,32")
         return Opened(weights.load(where), event, ())
     model, event = runs.open_run(where, event)
-    return Opened(model, event, _class_names(where))
-
-
-def _class_names(where: Path) -> tuple[str, ...]:
-    """The names that a checkpoint gives the classes; none where it is of others."""
-    try:
-        described = read(where / runs.CHECKPOINT if where.is_dir() else where, ()).description
-    except CheckpointError:
-        return ()
-    return tuple(map(str, described.get("classes", ())))
+    return Opened(model, event, runs.class_names(where))
 
 
 # Labels -----------------------------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +12,6 @@ import typer
 from torch import Tensor
 
 from scoresde import data, metrics, plots
-from scoresde.base.names import check_names
-from scoresde.base.settings import parse
 from scoresde.cli import options
 from scoresde.cli.errors import reported
 from scoresde.cli.sample import write
@@ -24,16 +22,15 @@ from scoresde.sampling import sample as draw
 from scoresde.score import ScoreModel
 from scoresde.sde import names
 from scoresde.sde.chain import Chain, ChainSDE
-from scoresde.training import FitResult, Keep, Trainer, networks, result_of
+from scoresde.training import Files, FitResult, Method, Trainer, networks, result_of
 from scoresde.training.files import runs
-from scoresde.training.optimization.optimizers import OPTIMIZERS, MakeOptimizer
+from scoresde.training.sources import is_inside
 
 __all__ = ["train"]
 
-_EVERY = "; 0 for never"
-
 
 @reported()
+@options.derived(batch_size=64, lr=2e-3, monitor_every=0)
 def train(
     config: Annotated[
         Path | None,
@@ -56,9 +53,6 @@ def train(
     size: Annotated[int | None, typer.Option(help="Height and width to which image files are scaled and cropped.")] = None,
     unreadable: options.Unreadable = "raise",
     flips: Annotated[bool, typer.Option("--flips/--no-flips", help="Add the mirror image of each image.")] = False,
-    augment: Annotated[
-        float | None, typer.Option(help="Probability of EDM's geometric augmentation, of which the network is told.")
-    ] = None,
     labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Give the network the labels of the data.")] = False,
     label_dropout: Annotated[float, typer.Option(help="Probability of hiding a label, for guidance.")] = 0.1,
     sde: options.Process = "vp",
@@ -77,38 +71,8 @@ def train(
     ] = None,
     width: Annotated[int, typer.Option(help="Channels of the small U-Net; the MLP is four times as wide.")] = 32,
     steps: Annotated[int, typer.Option(help="Steps of the whole training, with those of a resumed one.")] = 5000,
-    batch_size: Annotated[int, typer.Option(help="Samples per step, of all processes together.")] = 64,
-    accumulate: Annotated[int, typer.Option(help="Parts in which a batch is worked through, to save memory.")] = 1,
-    optimizer: Annotated[
-        str, typer.Option(help="A name of torch.optim, with settings: 'adamw: betas=[0.9, 0.99]'.")
-    ] = "adam",
-    weight_decay: Annotated[float | None, typer.Option(help="Of the optimizer.")] = None,
-    lr: Annotated[float, typer.Option(help="Step size.")] = 2e-3,
-    warmup: Annotated[int, typer.Option(help="Steps until it is reached.")] = 100,
-    schedule: Annotated[
-        str, typer.Option(help="Of the step size after: constant, cosine-5000, linear-5000, inverse-sqrt-70000.")
-    ] = "constant",
-    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
-    ema: Annotated[float, typer.Option(help="Decay per step of the average of the weights.")] = 0.999,
-    average: Annotated[
-        list[str] | None, typer.Option(help="One more average, such as power-0.1 or exponential-0.99; may be repeated.")
-    ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
-    compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the network.")] = False,
-    channels_last: Annotated[
-        bool, typer.Option("--channels-last/--no-channels-last", help="Lay images out with their channels last.")
-    ] = False,
-    nonfinite: Annotated[str, typer.Option(help="stop or skip: what to do at a loss that is not finite.")] = "stop",
-    workers: Annotated[int, typer.Option(help="Processes that read data ahead.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
-    keep_last: Annotated[int, typer.Option(help="So many older checkpoints stay.")] = 0,
-    keep_every: Annotated[int, typer.Option(help="Those at a multiple of so many steps stay" + _EVERY + ".")] = 0,
-    keep_best: Annotated[bool, typer.Option("--keep-best/--no-keep-best", help="The best monitored one stays.")] = False,
-    monitor_every: Annotated[int, typer.Option(help="Steps between a picture and a distance of samples" + _EVERY + ".")] = 0,
-    snapshot_every: Annotated[int, typer.Option(help="Steps between snapshots of power averages" + _EVERY + ".")] = 0,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard/--no-tensorboard", help="Log for TensorBoard too.")] = False,
-    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Continue from the run folder.")] = True,
+    method: Method,
+    files: Files,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ..")] = None,
     progress: options.Progress = True,
 ) -> bool:
@@ -118,42 +82,26 @@ def train(
     """
     if steps < 1:
         raise ValueError(f"got steps={steps}; expected a whole number of at least 1")
+    folder = Path(data_name.rpartition(":")[2])
+    if folder.is_dir() and is_inside(out, folder):
+        raise ValueError(
+            f"got out={str(out)!r}, inside the folder {str(folder)!r} of the data; expected a place outside of it: what is "
+            "written there would be taken for data the next time"
+        )
     source, x, classes = _opened(data_name, labels, size=size, flips=flips, unreadable=unreadable)
-    augmentation = data.Augmentation(augment) if augment else None
-    model = _model(x, sde, predicts, network, width, classes, augmentation is not None, sigma_data, seed)
+    model = _model(x, sde, predicts, network, width, classes, method.augmentation is not None, sigma_data, method.seed)
     trainer = Trainer(
         model,
         source,
-        objective=_objective(objective or networks.choice(sde).objective, classes, label_dropout),
-        batch_size=batch_size,
-        optimizer=_optimizer(optimizer, weight_decay),
-        lr=lr,
-        warmup=warmup,
-        schedule=schedule,
-        clip=clip,
-        averages=[ema, *(average or [])],
-        seed=seed,
-        augmentation=augmentation,
-        workers=workers,
-        precision=precision,
-        accumulate=accumulate,
-        compile=compile,
-        channels_last=channels_last,
-        nonfinite=nonfinite,
-        out=out / runs.CHECKPOINT,
-        resume=resume,
-        save_every=save_every,
-        keep=Keep(keep_last, keep_every or None, keep_best) if keep_last or keep_every or keep_best else None,
-        snapshot_every=snapshot_every or None,
-        tensorboard=tensorboard,
-        monitor=_watch(out, x, classes) if monitor_every else None,
-        monitor_every=monitor_every or 1,
+        _objective(objective or networks.choice(sde).objective, classes, label_dropout),
+        method=method,
+        files=replace(files, path=out / runs.CHECKPOINT),
+        monitor=_watch(out, x, classes) if files.monitor_every else None,
         device=device,
         progress=progress,
     )
     if trainer.processes.main:
         _describe(model, x, len(source) if isinstance(source, Tensor | data.Dataset) else 0)
-        runs.write_shape(out, x.shape[1:])
     trainer.run(steps)
     if trainer.processes.main:
         _finish(result_of(trainer), out)
@@ -205,18 +153,6 @@ def _model(
 def _objective(name: str, classes: int, dropout: float) -> Objective:
     objective = named(name)
     return LabelDropout(objective, {"label": classes}, dropout) if classes and dropout else objective
-
-
-def _optimizer(text: str, weight_decay: float | None) -> str | MakeOptimizer:
-    """The optimizer's name or, with settings, the class with them."""
-    name, settings = parse(text)
-    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
-    settings |= {} if weight_decay is None else {"weight_decay": weight_decay}
-    make = OPTIMIZERS.get(name)
-    if not settings or make is None:  # the trainer says what is wrong with a name
-        return name
-    check_names(f"the optimizer {name!r}", settings, make)
-    return functools.partial(make, **settings)
 
 
 # What is seen of it --------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.base.identity import digest
+from scoresde.base.identity import label as labelled
 from scoresde.comparison.cases import Case
 from scoresde.comparison.measures import MEASURES, Measure
 from scoresde.comparison.peers.modules import missing
@@ -132,7 +134,8 @@ class Arguments:
 
 
 def _case(case: Case) -> dict[str, Any]:
-    return {"problem": repr(case.problem), "sde": repr(case.sde), "event": list(case.event), "n": case.n}
+    known = {"problem": labelled(case.problem), "sde": labelled(case.sde), "event": list(case.event), "n": case.n}
+    return {**known, "identity": digest(case.problem, case.sde, libraries=False)}
 
 
 def _fingerprint(solver: Solver) -> str:

@@ -11,6 +11,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
+from scoresde.base.identity import Identified
 from scoresde.base.shape import as_time
 
 __all__ = ["SDE", "HasScore", "ReverseSDE", "Time"]
@@ -55,8 +56,12 @@ class ReverseSDE:
 
 
 @dataclass(frozen=True)
-class SDE(ABC):
-    """Interface of every forward process: a drift, a diffusion, a span of time and a Gaussian prior at its noisy end."""
+class SDE(Identified, ABC):
+    """Interface of every forward process: a drift, a diffusion, a span of time and a Gaussian prior at its noisy end.
+
+    Two are equal where :func:`scoresde.base.identity.digest` says so: numbers that a subclass keeps outside its fields, and
+    the code of its functions, count.
+    """
 
     @property
     @abstractmethod

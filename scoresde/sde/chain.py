@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.base.identity import Identified
 from scoresde.base.numbers import is_whole, whole
 from scoresde.base.shape import as_time, expand
 from scoresde.sde.base import Time
@@ -60,7 +61,7 @@ def _check_falling(lam: Tensor, of: str) -> None:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Chain(ABC):
+class Chain(Identified, ABC):
     """Interface of the chains with Gaussian transitions: two tables of log-marginals and two of transitions."""
 
     @property

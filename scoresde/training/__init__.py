@@ -1,12 +1,14 @@
 """Training of score models: fitting, moving averages, logs, checkpoints, reports."""
 
-from scoresde.training.files.checkpoint import CheckpointError, load, load_companion, save
+from scoresde.training.files.checkpoint import CheckpointError
+from scoresde.training.files.lock import InUseError
 from scoresde.training.files.logs import Log, read_log
-from scoresde.training.files.retention import Keep
+from scoresde.training.files.models import load, load_companion, save
+from scoresde.training.files.retention import Files
 from scoresde.training.fit import FitResult, fit, result_of
+from scoresde.training.method import Method
 from scoresde.training.optimization.averages import Average, ExponentialAverage, PowerAverage, combination, reconstruct
 from scoresde.training.optimization.schedules import Constant, Cosine, InverseSqrt, Linear, Schedule, StepDecay
-from scoresde.training.options import Options
 from scoresde.training.report import Report, report
 from scoresde.training.trainer import Trainer
 
@@ -16,12 +18,13 @@ __all__ = [
     "Constant",
     "Cosine",
     "ExponentialAverage",
+    "Files",
     "FitResult",
+    "InUseError",
     "InverseSqrt",
-    "Keep",
     "Linear",
     "Log",
-    "Options",
+    "Method",
     "PowerAverage",
     "Report",
     "Schedule",

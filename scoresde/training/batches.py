@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scoresde import data as sets
+from scoresde.base import identity
 from scoresde.base.shape import check_batch
 
 __all__ = ["Batches", "Indexed", "Samplable", "seeded"]
@@ -158,16 +159,30 @@ class Batches:
             yield x.to(device=device, dtype=dtype), {name: values.to(device) for name, values in conditions.items()}
 
     def event(self) -> tuple[int, ...]:
-        """The shape of a sample."""
+        """Return the shape of a sample: what the data say, or that of one."""
+        told = getattr(self.data, "event", None)
+        if isinstance(told, tuple):
+            return told
         x, _ = replace(self, batch_size=1, workers=0).at(0)
         return tuple(x.shape[1:])
 
     def fingerprint(self) -> str:
         """A short text that tells these data from others: shapes, types and a digest of the values."""
+        if isinstance(self.data, Indexed):
+            return self.data.fingerprint()
         if not isinstance(self.data, Tensor):
-            return self.data.fingerprint() if isinstance(self.data, Indexed) else type(self.data).__name__
+            return _told(self.data)
         digest = hashlib.blake2b(digest_size=8)
         for values in (self.data, *self.conditions.values()):
             digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         names = "".join(f" {name}" for name in self.conditions)
         return f"{self.data.dtype} {tuple(self.data.shape)}{names} {digest.hexdigest()}"
+
+
+def _told(data: Samplable) -> str:
+    """What tells a distribution from others: its own ``fingerprint()``, or its content, or its name where that is hidden."""
+    own = getattr(data, "fingerprint", None)
+    try:
+        return f"{type(data).__name__} {own() if callable(own) else identity.digest(data, libraries=False)}"
+    except ValueError:
+        return type(data).__name__

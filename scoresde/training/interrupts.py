@@ -1,4 +1,4 @@
-"""Ctrl-C as a request to stop after the step."""
+"""Ctrl-C and SIGTERM as requests to stop after the step."""
 
 from __future__ import annotations
 
@@ -13,24 +13,31 @@ __all__ = ["interrupts"]
 
 @contextlib.contextmanager
 def interrupts(patient: bool = False) -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag; the second does what it did before, or nothing more where one is ``patient``.
+    """Turn the first Ctrl-C or SIGTERM into a flag; the second does what it did before, or nothing more where ``patient``.
 
-    A process that was launched gets one Ctrl-C twice, from the terminal and from its launcher. Signals reach the main
-    thread alone, and where they are ignored or handled outside Python they stay so.
+    A process that was launched gets one Ctrl-C twice, from the terminal and from its launcher. A scheduler of a cluster
+    sends SIGTERM before it kills. Signals reach the main thread alone, and where they are ignored or handled outside Python
+    they stay so.
     """
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+    if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     received: list[int] = []
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {n: handler for n, handler in previous.items() if callable(handler) or (n, handler) == _USUAL_END}
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if not patient:
-            signal.signal(signal.SIGINT, previous)
+            signal.signal(number, previous[signal.Signals(number)])
 
-    signal.signal(signal.SIGINT, note)
+    for number in previous:
+        signal.signal(number, note)
     try:
         yield lambda: bool(received)
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+_USUAL_END = (signal.SIGTERM, signal.SIG_DFL)

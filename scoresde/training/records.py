@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scoresde.training.files.logs import Log
-from scoresde.training.files.retention import Files
+from scoresde.training.files.retention import Files, Places
 from scoresde.training.steps import Outcome
 
 __all__ = ["Records"]
@@ -19,7 +19,8 @@ class Records:
     """What is shown and logged of each step, open while a run lasts.
 
     Args:
-        files: which logs, and where; ``None`` for none.
+        places: where the logs are; ``None`` for none.
+        files: which of them are written.
         done: steps done before the run.
         total: steps of the training.
         size: samples of a step.
@@ -27,8 +28,10 @@ class Records:
         metrics: there will be numbers from a monitor.
     """
 
-    def __init__(self, files: Files | None, done: int, total: int, size: int, progress: bool, metrics: bool) -> None:
-        self.files, self.done, self.total, self.size = files, done, total, size
+    def __init__(
+        self, places: Places | None, files: Files, done: int, total: int, size: int, progress: bool, metrics: bool
+    ) -> None:
+        self.places, self.files, self.done, self.total, self.size = places, files, done, total, size
         self.progress, self.expected = progress, metrics
         self.smooth = math.nan
         self.log: Log | None = None
@@ -38,13 +41,12 @@ class Records:
     def __enter__(self) -> Records:
         from tqdm.auto import tqdm
 
-        if self.files is not None and self.files.log:
-            path = self.files.path
-            self.log = Log(path.with_suffix(".csv"), ["step", "loss", "grad_norm", "lr", "samples_per_s"], self.done)
+        if self.places is not None and self.files.log:
+            self.log = Log(self.places.log, ["step", "loss", "grad_norm", "lr", "samples_per_s"], self.done)
             if self.expected:
-                self.numbers = Log(path.with_suffix(".metrics.csv"), ["step", "name", "value"], self.done)
-        if self.files is not None and self.files.tensorboard:
-            self.board = _board(self.files.path.parent / "tensorboard", self.done)
+                self.numbers = Log(self.places.metrics, ["step", "name", "value"], self.done)
+        if self.places is not None and self.files.tensorboard:
+            self.board = _board(self.places.board, self.done)
         total, done, hidden = self.total * self.size, self.done * self.size, not self.progress
         self.bar = tqdm(total=total, initial=done, unit=" samples", unit_scale=True, disable=hidden, desc="fit")
         self.clock = time.perf_counter()

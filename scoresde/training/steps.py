@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from scoresde.data import Augmentation
 from scoresde.objectives import Objective, quantiles
 from scoresde.score import ScoreModel
 from scoresde.training.batches import Batches, seeded
@@ -108,7 +109,7 @@ class Stepper:
             self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.method.clip)
         loss, asked, lost, size_of_gradient = torch.cat([sums, norm.double()[None]]).tolist()  # the one wait for the device
-        lr = self.method.step_size(index)
+        lr = self.method.lr_of(index)
         finite = not lost and self._update(lr, math.isfinite(loss), math.isfinite(size_of_gradient))
         if finite and drawn.u is not None:
             self.objective.distribution.observe(drawn.u, self.processes.whole(losses, size))
@@ -117,7 +118,7 @@ class Stepper:
 
     def _prepared(self, index: int, x0: Tensor, conditions: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Images augmented, with the condition that tells how, and in the layout asked for."""
-        if self.method.augmentation is not None:
+        if isinstance(self.method.augmentation, Augmentation):
             generator = seeded(self.batches.seed, "augment", index)
             a = self.method.augmentation.draw(self.batches.batch_size, generator)[self.share]
             x0 = self.method.augmentation.apply(x0, a)

@@ -18,7 +18,7 @@ __all__ = ["WeightsError", "read_json", "read_names", "read_tensors"]
 
 T = TypeVar("T")
 _OF_TORCH = (b"PK", b"\x80")  # the starts of its files, of which the second is older
-_WRAPPERS = ("module.", "model.")  # of torch's DataParallel, and of EDM's preconditioning
+_WRAPPERS = ("module.", "model.", "_orig_mod.")  # of DataParallel, of EDM's preconditioning, and of torch.compile
 
 
 class WeightsError(ValueError):
@@ -59,9 +59,8 @@ def read_tensors(path: str | os.PathLike[str], *, ema: bool = True) -> dict[str,
         raise WeightsError(f"{path} does not hold the tensors of a network by name: {what}; save its state_dict()")
     for name, value in content.items():
         _check_tensor(name, value, path)
-    for wrapper in _WRAPPERS:
-        if all(name.startswith(wrapper) for name in content):
-            content = {name.removeprefix(wrapper): value for name, value in content.items()}
+    while wrapper := next((w for w in _WRAPPERS if all(name.startswith(w) for name in content)), None):
+        content = {name.removeprefix(wrapper): value for name, value in content.items()}
     return dict(content)
 
 

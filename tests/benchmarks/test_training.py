@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from scoresde import VP, ScoreModel
 from scoresde.models import UNet
-from scoresde.training import Trainer
+from scoresde.training import Method, Trainer
 
 Loop = Callable[[int], None]
 
@@ -68,7 +68,7 @@ def bare(net: nn.Module, x: Tensor) -> Loop:
 
 
 def ours(net: nn.Module, x: Tensor, **options: Any) -> Loop:
-    trainer = Trainer(ScoreModel(net, VP()), x, batch_size=BATCH, progress=False, **options)
+    trainer = Trainer(ScoreModel(net, VP()), x, method=Method(batch_size=BATCH, **options), progress=False)
     return lambda steps: trainer.run(trainer.steps + steps)
 
 

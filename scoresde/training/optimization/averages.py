@@ -7,12 +7,13 @@ from before the first step.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from scoresde.base.names import Table
 from scoresde.score import ScoreModel
-from scoresde.training.files import checkpoint
+from scoresde.training.files import checkpoint, models
 from scoresde.training.files.checkpoint import CheckpointError
 
 __all__ = ["AVERAGES", "Average", "ExponentialAverage", "PowerAverage", "average", "combination", "reconstruct"]
@@ -101,11 +102,20 @@ Average = ExponentialAverage | PowerAverage
 """Any of the averages."""
 
 
-def average(given: float | str | Average) -> Average:
-    """An average, the one of a name, or the exponential one of a decay."""
+def average(given: float | str | Average | None) -> Average | None:
+    """Return an average, the one of a name, the exponential one of a decay, or ``None`` for ``None`` and ``"none"``."""
+    if given is None or isinstance(given, ExponentialAverage | PowerAverage):
+        return given
     if isinstance(given, str):
-        return named(given)
-    return given if isinstance(given, ExponentialAverage | PowerAverage) else ExponentialAverage(float(given))
+        if given.lower() == "none":
+            return None
+        try:
+            return ExponentialAverage(float(given))
+        except ValueError as error:
+            if "expected 0 <= ema" in str(error):
+                raise
+            return named(given)
+    return ExponentialAverage(float(given))
 
 
 AVERAGES: Table[Callable[[float], Average]] = Table(
@@ -133,11 +143,26 @@ def named(name: str) -> Average:
     return AVERAGES[kind](value)
 
 
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def start(model: nn.Module) -> nn.Module:
+    """Return a copy of a model to average into, whose parameters of half precision are float32.
+
+    A step of an average changes its weights by 1e-3 or less of their difference, which a half rounds away.
+    """
+    copied = copy.deepcopy(model)
+    for parameter in copied.parameters():
+        if parameter.dtype in _HALVES:
+            parameter.data = parameter.data.float()
+    return copied
+
+
 @torch.no_grad()
 def update(averaged: nn.Module, current: nn.Module, beta: float) -> None:
-    """One step of an average, in place; buffers are copied."""
+    """Make one step of an average, in place; buffers are copied."""
     ours: list[Tensor] = list(averaged.parameters())
-    theirs: list[Tensor] = list(current.parameters())
+    theirs: list[Tensor] = [t.to(own.dtype) for own, t in zip(ours, current.parameters(), strict=True)]
     if ours:
         torch._foreach_lerp_(ours, theirs, 1 - beta)
     for own, other in zip(averaged.buffers(), current.buffers(), strict=True):
@@ -185,19 +210,21 @@ def reconstruct(
     sigma_rel: float,
     *,
     step: int | None = None,
+    run: str | None = None,
     net: nn.Module | None = None,
     **load: Any,
 ) -> ScoreModel:
-    """The score model whose weights are averaged with any ``sigma_rel``, from snapshots of at least one other.
+    """Build the score model whose weights are averaged with any ``sigma_rel``, from snapshots of at least one other.
 
     Args:
         snapshots: the folder that a :class:`~scoresde.training.Trainer` with ``snapshot_every`` filled, or its files.
         sigma_rel: of the :class:`PowerAverage` to reconstruct; best between those that were stored.
         step: where it ends; by default at the last snapshot. Later snapshots are not used.
+        run: which training they are of, where there are several in the folder: what the names of its files start with.
         net, load: as of :func:`~scoresde.training.load`.
 
     Raises:
-        CheckpointError: if there are no snapshots, or the files are none.
+        CheckpointError: if there are no snapshots, the files are none, or they are of several trainings.
 
     Source: Karras et al., 2024, https://arxiv.org/abs/2312.02696, section 3.2 and appendix C.2.
     """
@@ -206,6 +233,11 @@ def reconstruct(
     else:
         files = [Path(file) for file in snapshots]
     descriptions = {file: checkpoint.read(file, ()).description for file in files}
+    runs = sorted({str(d.get("run", "")) for d in descriptions.values()})
+    if run is None and len(runs) > 1:
+        names = " or ".join(f"run={name!r}" for name in runs)
+        raise CheckpointError(f"got snapshots of {len(runs)} trainings; expected those of one: pass {names}")
+    descriptions = {file: d for file, d in descriptions.items() if run in (None, d.get("run"))}
     end = max((int(d.get("step", 0)) for d in descriptions.values()), default=0) if step is None else step
     stored: list[tuple[int, PowerAverage]] = []
     places: list[tuple[Path, str]] = []
@@ -225,9 +257,9 @@ def reconstruct(
     for (file, group), coefficient in zip(places, coefficients, strict=True):
         for name, value in checkpoint.read(file, (group,)).group(group).items():
             total[name] = total.get(name, 0.0) + coefficient * value.double() if value.is_floating_point() else value
-    model = checkpoint.load(max(places)[0], net, **load)
-    own = cast(nn.Module, model.net).state_dict()
-    checkpoint.fill(cast(nn.Module, model.net), {name: value.to(own[name]) for name, value in total.items()}, files[-1])
+    model = models.load(max(places)[0], net, **load)
+    own = checkpoint.weights(model)
+    checkpoint.fill(model, {name: value.to(own[name]) for name, value in total.items()}, files[-1])
     return model
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from scoresde.base.names import Table
+from scoresde.base.names import Table, check_names
+from scoresde.base.settings import parse
 from scoresde.training.files.checkpoint import Checkpoint, CheckpointError
 
 __all__ = ["OPTIMIZERS", "MakeOptimizer", "build", "describe", "fill", "ratios", "state"]
@@ -39,15 +40,19 @@ _HOW = ("foreach", "fused", "capturable", "differentiable")  # how it computes, 
 
 
 def build(given: str | MakeOptimizer, parameters: Sequence[nn.Parameter], lr: float) -> Optimizer:
-    """The optimizer of a name, at the step size ``lr``, or the one that ``given`` makes, for these parameters.
+    """The optimizer of a name and its settings, at the learning rate ``lr``, or that which ``given`` makes.
 
     Raises:
         ValueError: for an unknown name, or an optimizer that takes more than a gradient.
         TypeError: if ``given`` is no function, or makes no optimizer.
     """
     if isinstance(given, str):
+        given, settings = parse(given)
         _check_fit(given)
-        return OPTIMIZERS[given](parameters, lr=lr)
+        make = OPTIMIZERS[given]
+        check_names(f"the optimizer {given!r}", settings, make)
+        settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+        return make(parameters, lr=lr, **settings)
     if isinstance(given, Optimizer) or not callable(given):
         raise TypeError(
             f"got optimizer={given!r:.60}; expected a name or a function of the parameters, such as "

@@ -1,0 +1,103 @@
+"""A lock on a file that a training writes, which ends with the process that holds it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from pathlib import Path
+
+__all__ = ["InUseError", "Lock"]
+
+
+class InUseError(OSError):
+    """A file that another training is writing."""
+
+
+class Lock:
+    """A lock on the checkpoint ``path``, held by at most one trainer, in this process or in any other.
+
+    It is a lock of the system (``flock``) on ``file``, by default ``.NAME.lock`` beside ``path``. The system takes it from a
+    process that dies, however it dies, so that no lock is ever left behind; processes forked from the holder do not hold it.
+    Where the system has no such locks, as on Windows, it holds nothing off.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     one, two = Lock(Path(folder) / "model"), Lock(Path(folder) / "model")
+        ...     one.acquire()
+        ...     try:
+        ...         two.acquire()
+        ...     except InUseError as error:
+        ...         print("in use")
+        ...     one.release()
+        ...     two.acquire()
+        ...     two.release()
+        in use
+    """
+
+    def __init__(self, path: Path, file: Path | None = None) -> None:
+        self.path = path
+        self.file = file or path.with_name(f".{path.name}.lock")
+        self._handle: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            InUseError: if another has it, with the process.
+        """
+        try:
+            import fcntl
+        except ImportError:
+            return
+        while self._handle is None:
+            handle = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                holder = os.read(handle, 200).decode(errors="replace").strip() or "unknown"
+                os.close(handle)
+                raise InUseError(
+                    f"{self.path} is being written by another training (process {holder}); wait until it ends, or choose "
+                    "another file for this one"
+                ) from error
+            if not _is(handle, self.file):  # it was removed while this one waited for the system
+                os.close(handle)
+                continue
+            os.truncate(handle, 0)
+            os.write(handle, f"{os.getpid()} on {socket.gethostname()}".encode())
+            self._handle = handle
+            _HELD.add(handle)
+
+    def release(self) -> None:
+        """Give the lock back, and remove its file."""
+        if self._handle is None:
+            return
+        with contextlib.suppress(OSError):
+            self.file.unlink()  # while it is still held: who opened it before will see that it is gone
+        _HELD.discard(self._handle)
+        os.close(self._handle)
+        self._handle = None
+
+
+_HELD: set[int] = set()
+
+
+def _is(handle: int, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(file))
+    except FileNotFoundError:
+        return False
+
+
+def _forget() -> None:
+    """Close the locks of the parent in a process that was forked from it, which would keep them when the parent dies."""
+    for handle in _HELD:
+        with contextlib.suppress(OSError):
+            os.close(handle)
+    _HELD.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
