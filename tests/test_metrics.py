@@ -20,6 +20,7 @@ from scoresde.metrics import (
     median_distance,
     mmd,
     sliced_wasserstein,
+    sliced_wasserstein_estimate,
     train_classifier,
 )
 from scoresde.problems import gaussian
@@ -259,3 +260,17 @@ def test_classifier_on_the_device_of_the_images():
     images, labels = digits()
     model = train_classifier(images[:100].cuda(), labels[:100].cuda(), epochs=1)
     assert model.features(images[:5].cuda()).device.type == "cuda"
+
+
+@pytest.mark.parametrize("d", [1, 2, 5])
+def test_one_projection_is_scipys_distance_on_one_line(d):
+    """And its interval has no part for the spread over directions, of which one alone tells nothing."""
+    g = torch.Generator().manual_seed(4)
+    x, y = torch.randn(40, d, generator=g, dtype=torch.float64), 1 + torch.randn(70, d, generator=g, dtype=torch.float64)
+    found = sliced_wasserstein(x, y, 1, generator=torch.Generator().manual_seed(5))
+    line = torch.randn(1, d, generator=torch.Generator().manual_seed(5), dtype=torch.float64)[0]
+    line = line / line.norm()
+    assert float(found) == pytest.approx(stats.wasserstein_distance((x @ line).numpy(), (y @ line).numpy()), rel=1e-12)
+    whole = sliced_wasserstein_estimate(x, y, 1, generator=torch.Generator().manual_seed(5))
+    assert math.isfinite(whole.low) and math.isfinite(whole.high) and whole.low < whole.value < whole.high
+    assert whole.value == pytest.approx(float(found), rel=1e-12)
