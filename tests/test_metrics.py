@@ -75,13 +75,23 @@ def test_energy_distance_is_unbiased_and_tells_distributions_apart():
         assert abs(runs.mean() - expected) < 4 * runs.std() / math.sqrt(len(runs))
 
 
+def of_roots(c_x, c_y):
+    """What rounding may make of Frechet's distance: an eigenvalue of zero comes out as d eps |C|, and counts by its root.
+
+    Each of d singular values of the product of two roots then errs by the error of one times the norm of the other.
+    """
+    d, sizes = len(c_x), torch.linalg.matrix_norm(torch.stack([c_x, c_y]), 2)
+    return 4 * d * math.sqrt(d * torch.finfo(torch.float64).eps * float(sizes.prod())) + 1e-13 * float(sizes.sum())
+
+
 @given(st.integers(1, 6), SEEDS)
 def test_frechet_distance_of_gaussians_is_that_of_sqrtm(d, seed):
     mean_x, mean_y, c_x, c_y = draw(seed, d), draw(seed + 1, d), covariance(seed + 2, d), covariance(seed + 3, d)
     root = np.atleast_2d(linalg.sqrtm(c_x.numpy() @ c_y.numpy()))
     expected = ((mean_x - mean_y) ** 2).sum() + (c_x + c_y).trace() - 2 * np.trace(root).real
-    # The root of a product loses half of the digits where it is nearly singular.
-    assert gaussian_frechet_distance(mean_x, c_x, mean_y, c_y).item() == pytest.approx(expected.item(), abs=1e-6)
+    # The root of a product loses half of the digits where it is nearly singular, on the side of the reference.
+    bound = 4 * of_roots(c_x, c_y)
+    assert gaussian_frechet_distance(mean_x, c_x, mean_y, c_y).item() == pytest.approx(expected.item(), abs=bound)
 
 
 @given(st.integers(1, 6), st.integers(1, 6), SEEDS)
@@ -93,7 +103,7 @@ def test_frechet_distance_of_commuting_gaussians_has_a_closed_form(d, rank, seed
     mean = draw(seed + 2, d)
     expected = (mean**2).sum() + ((e_x.sqrt() - e_y.sqrt()) ** 2).sum()
     distance = gaussian_frechet_distance(mean, c_x, torch.zeros(d), c_y)
-    torch.testing.assert_close(distance, expected, rtol=1e-10, atol=1e-7)  # of roots of rounding errors
+    torch.testing.assert_close(distance, expected, rtol=1e-10, atol=of_roots(c_x, c_y))
 
 
 @given(st.integers(1, 5), SEEDS)
@@ -177,8 +187,10 @@ def test_distances_are_symmetric_and_blind_to_order_shape_and_origin(distance, n
     expected = distance(x, y)
     assert expected.shape == () and expected.dtype == torch.float64
     shuffled = x[torch.randperm(n, generator=directions(seed))]
+    # A few samples have a singular covariance. Mean discrepancies are differences of sums of numbers up to one.
+    bound = of_roots(*(z.flatten(1).T.cov() for z in (x, y))) if distance is frechet_distance else 1e-10
     for same in (distance(y, x), distance(shuffled, y), distance(x.flatten(1), y.flatten(1)), distance(x - 3, y - 3)):
-        torch.testing.assert_close(same, expected, rtol=1e-9, atol=1e-7)
+        torch.testing.assert_close(same, expected, rtol=1e-9, atol=bound)
     torch.testing.assert_close(distance(x.float(), y.float()), expected, rtol=1e-4, atol=1e-4)
 
 
