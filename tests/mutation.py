@@ -34,7 +34,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "scoresde/sde": ("sde", "chain"),
     "scoresde/sde/chain.py": ("chain", "sde"),
     "scoresde/sde/bridge.py": ("chain",),
-    "scoresde/score": ("score_ends", "score"),
+    "scoresde/score": ("score_ends", "score", "seam"),
     "scoresde/problems": ("problems_geometry", "problems", "problems_data", "problems_heavy", "problems_laws"),
     "scoresde/problems/kernel.py": ("problems_geometry",),
     "scoresde/objectives": ("objectives", "variational_bound", "variance_reduction", "dequantization"),
@@ -81,10 +81,11 @@ FUNCTIONS = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change: ``kind`` of change at ``line``, and the module's text with it."""
+    """One change: the ``kind`` of change at ``line``, and the module's text without and with it."""
 
     kind: str
     line: int
+    source: str
     text: str
 
 
@@ -150,7 +151,7 @@ def mutants(source: str) -> list[Mutant]:
         for kind, changed in _changes(node):
             text = _replaced(lines, node, changed)
             if text is not None and text != source:
-                found.append(Mutant(kind, node.lineno, text))
+                found.append(Mutant(kind, node.lineno, source, text))
     return found
 
 
@@ -215,7 +216,7 @@ def main() -> None:
     if chosen.show:
         for number in numbers:
             path, mutant = everything[number]
-            before, after = (text.splitlines(keepends=True) for text in (path.read_text(), mutant.text))
+            before, after = (text.splitlines(keepends=True) for text in (mutant.source, mutant.text))
             print(number, mutant.kind, *difflib.unified_diff(before, after, str(path.relative_to(ROOT)), n=0), sep="\n")
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -243,7 +244,7 @@ def _campaign(copy: Path, everything: list[tuple[Path, Mutant]], numbers: list[i
             times[tests] = time.monotonic() - begin
         (copy / module).write_text(mutant.text)
         survives, how = run(copy, tests, 60 + 4 * times[tests])
-        (copy / module).write_text(path.read_text())
+        (copy / module).write_text(mutant.source)
         killed += not survives
         line = mutant.text.splitlines()[mutant.line - 1].strip()
         print(f"{'SURVIVED' if survives else 'killed':8} {number:5} {module}:{mutant.line} {mutant.kind}: {line}")
