@@ -5,11 +5,27 @@ import math
 import pickle
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 
 from scoresde import VP, RectifiedFlow
-from scoresde.problems import PROBLEMS, ring
+from scoresde.problems import (
+    PROBLEMS,
+    Empirical,
+    ScaleMixture,
+    funnel,
+    gaussian,
+    grid,
+    laplace,
+    moons,
+    ppca_mixture,
+    random_mixture,
+    ring,
+    spiral,
+    student_t,
+    textures,
+)
 from tests.support import SDES, generator
 
 PLANE = sorted(set(PROBLEMS) - {"textures", "random", "digits", "ppca_digits"})
@@ -215,3 +231,22 @@ def test_results_are_on_the_device_of_the_input(name):
         on_host = p.x0(x.cpu(), sde, t.cpu() if isinstance(t, torch.Tensor) else t)
         torch.testing.assert_close(p.x0(x, sde, t).cpu(), on_host, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(p.model(sde).x0(x, t).cpu(), on_host, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_every_kind_of_integer_is_a_number_of_samples(name, kind):
+    assert torch.equal(problem(name).sample(kind(5), generator(3)), problem(name).sample(5, generator(3)))
+    with pytest.raises(ValueError, match=r"got n=5.0; expected a whole number of at least 1"):
+        problem(name).sample(5.0, generator(3))
+
+
+def test_every_kind_of_integer_is_a_size():
+    three = np.int64(3)
+    made = (gaussian(three), textures(three, three), random_mixture(three, three), student_t(three), laplace(three))
+    for p in (*made, funnel(three), ScaleMixture([1.0], [1.0], (three,)), Empirical(torch.eye(3), chunk=three)):
+        assert p.event[-1] == 3 and p.sample(2, generator()).shape == (2, *p.event)
+    assert ppca_mixture(torch.randn(20, 3, generator=generator()), three, np.int64(1)).means.shape == (3, 3)
+    for make in (ring, grid, spiral, moons, gaussian, textures, student_t, laplace, funnel, random_mixture):
+        with pytest.raises(ValueError, match=r"got (modes|side|size|d)=2.5; expected a whole number of at least"):
+            make(2.5)
