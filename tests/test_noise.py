@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import mixture, rms
 
+import scoresde
 from scoresde import VP, sample, solvers
 from scoresde.solvers import BrownianNoise, FreshNoise, Path, RowSolver, make_path
 from scoresde.solvers.methods import drift_diffusion
@@ -350,3 +352,21 @@ def test_two_calls_of_the_front_door_share_one_path() -> None:
 def test_bad_input(call: object, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         call()  # type: ignore[operator]
+
+
+def test_without_knots_it_takes_those_of_the_first_path_and_stays_one_path() -> None:
+    """Two solvers at two step sizes, one noise: the difference falls as it does where the knots are given."""
+    model, x = scoresde.problems.Gaussian([0.5, -0.5], 0.3).model(VP()), FreshNoise(range(256), CPU).normal(like(256, 2))
+
+    def ends(noise: BrownianNoise) -> list[torch.Tensor]:
+        how: dict[str, Any] = {"noise": noise, "end": "stop", "progress": False}
+        return [sample(model, x, "sde-dpmpp-2m", n, **how).x for n in (16, 32, 64)]
+
+    noise = BrownianNoise(range(256), CPU)
+    a, b, c = ends(noise)
+    wanted = {p.lam for p in make_path(VP(), "lam", 16, end="stop").points}
+    assert wanted <= set(noise.knots) and {-32.0, 32.0} <= set(noise.knots)
+    assert torch.equal(ends(BrownianNoise(range(256), CPU, noise.knots))[0], a)
+    first, second = float((a - b).square().mean().sqrt()), float((b - c).square().mean().sqrt())
+    assert 1.5 < first / second < 4.5  # strong order one and more
+    assert float((a - ends(BrownianNoise(range(256, 512), CPU))[0]).square().mean().sqrt()) > 5 * first

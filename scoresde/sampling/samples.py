@@ -22,6 +22,7 @@ from scoresde.score import Conditions, ScoreModel, Transformed
 from scoresde.sde import SDE, GaussianSDE, ReverseSDE
 from scoresde.solvers.drivers import Driver, Project, State, fast, readable
 from scoresde.solvers.drivers import driver as driver_of
+from scoresde.solvers.noise.brownian import BrownianNoise
 from scoresde.solvers.noise.fresh import FreshNoise
 from scoresde.solvers.path import Path, PathLike
 from scoresde.solvers.scalar import value
@@ -160,6 +161,8 @@ def sample(
     loop = _loop(method, driver, callback, project)
     grads = loop is not None and loop.differentiates
     seed = seed if noise is None else noise.seeds
+    if isinstance(noise, BrownianNoise):
+        noise.adopt(where)
     x, fresh = start(shape_or_start, model, seed, math.exp(value(where.points[0].log_sigma)), device, dtype, grads)
     model.check_convertible(value(where.points[0].t))
     counted = Counted(model, Conditions.of(conditions, x.shape[0], device=x.device, dtype=x.dtype), grads=grads)

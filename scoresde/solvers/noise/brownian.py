@@ -16,11 +16,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from scoresde.solvers import scalar
-from scoresde.solvers.noise.fresh import FreshNoise
+from scoresde.solvers.noise.fresh import FreshNoise, counted_normal, single_or_double
 from scoresde.solvers.noise.multiwavelets import Kernels, cell_weights, split_matrix
 from scoresde.solvers.path import Path, Point
 
@@ -73,7 +74,8 @@ class BrownianNoise(FreshNoise):
     Args:
         seeds: one per sample.
         device: where the samples live.
-        knots: a path, several, or values of lam: where W is cheap, and which span it; by default -32 and 32.
+        knots: a path, several, or values of lam: where W is cheap, and which span it. By default those of the first path
+            that :func:`scoresde.sample` follows with this noise, or -32 and 32 where a point is asked for before that.
         kernels: the rates whose integrals are exact, jointly; by default an increment's and that of ``Data(eta=1)``. The
             integral of any other is replaced by its projection on these, with a relative error of the order h^n in the step,
             n the number of kernels; name all that are in use, ``(0.0, 1.0, -1.0)`` with ``Noise``. ``(0.0,)`` is W alone,
@@ -101,13 +103,13 @@ class BrownianNoise(FreshNoise):
         self,
         seeds: Sequence[int],
         device: torch.device,
-        knots: Path | Sequence[Path] | Sequence[float] = (-32.0, 32.0),
+        knots: Path | Sequence[Path] | Sequence[float] | None = None,
         *,
         kernels: Sequence[float] = (0.0, 1.0),
         resolution: float = 2.0**-20,
     ) -> None:
         super().__init__(seeds, device)
-        self.knots = _knots(knots)
+        self._knots = None if knots is None else _knots(knots)
         self.kernels: Kernels = tuple(float(k) for k in kernels)
         if not self.kernels or len(set(self.kernels)) < len(self.kernels) or not all(map(math.isfinite, self.kernels)):
             raise ValueError(f"got kernels {list(kernels)}; expected distinct finite rates, as (0.0, 1.0, -1.0)")
@@ -120,6 +122,20 @@ class BrownianNoise(FreshNoise):
         self._deepest = 0  # level of the tree seen so far
         self._fresh = torch.empty(0, device=device)
         self._rows: list[list[Tensor]] = []  # of it, by sample
+
+    @property
+    def knots(self) -> list[float]:
+        """The values of lam at which W is cheap, rising."""
+        if self._knots is None:
+            self._knots = [-32.0, 32.0]
+        return self._knots
+
+    def adopt(self, path: Path) -> None:
+        """Take the points of ``path`` for knots, where none were given and nothing was drawn yet."""
+        if self._knots is None and sum(math.isfinite(scalar.value(p.lam)) for p in path.points) > 1:
+            within = _knots(path)
+            # The ends lie far out, so that W is defined on other paths too.
+            self._knots = [*([-32.0] if within[0] > -32 else []), *within, *([32.0] if within[-1] < 32 else [])]
 
     def __call__(self, start: Point, to: Point, out: Tensor, kernel: float = 0.0) -> Tensor:
         u, v = scalar.value(start.lam), scalar.value(to.lam)
@@ -237,6 +253,11 @@ class BrownianNoise(FreshNoise):
         mixed = 0
         for number in key:
             mixed = _mix(mixed + struct.unpack("<Q", struct.pack("<d", number + 0.0))[0])
+        if self.counts(self._fresh[0]):
+            n, batch = self._fresh.shape[:2]
+            keys = self.keys_of(np.uint64(mixed))
+            drawn = counted_normal(keys, 0, self._fresh[:, 0].numel(), single_or_double(self._fresh.dtype))
+            return self._fresh.copy_(torch.from_numpy(drawn).reshape(batch, n, *self._fresh.shape[2:]).transpose(0, 1))
         for seed, rows in zip(self.seeds, self._rows, strict=True):
             self._generator.manual_seed(_mix(seed + mixed))
             for row in rows:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scoresde.solvers.path import Point
 
-__all__ = ["SMALL", "FreshNoise", "NoiseSource", "counted_normal", "sample_seeds"]
+__all__ = ["SMALL", "FreshNoise", "NoiseSource", "counted_normal", "sample_seeds", "single_or_double"]
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 Numbers = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -101,14 +101,21 @@ class FreshNoise:
     def _keys(self) -> Words:
         return _mixed(_mixed(np.array([s % 2**64 for s in self.seeds], dtype=np.uint64)) + _GOLDEN)
 
+    def counts(self, like: Tensor) -> bool:
+        """Whether numbers for the events of ``like``, shape ``(batch, *event)``, come from a counter."""
+        return self.device.type == "cpu" and like[:1].numel() <= SMALL
+
+    def keys_of(self, stream: np.uint64) -> Words:
+        """Return one key for each sample of a stream of numbers of its own."""
+        return _mixed(self._keys + stream)
+
     def normal(self, out: Tensor) -> Tensor:
         """Fill ``out``, shape ``(batch, *event)``, with standard normal numbers and return it."""
         if out.shape[0] != len(self.seeds):
             raise ValueError(f"got a batch of {out.shape[0]} for {len(self.seeds)} seeds; expected one seed per sample")
-        if self.device.type == "cpu" and out[:1].numel() <= SMALL:
+        if self.counts(out):
             d = out[:1].numel()
-            single = torch.promote_types(out.dtype, torch.float32) == torch.float32
-            drawn = counted_normal(self._keys, self._drawn, d, np.float32 if single else np.float64)
+            drawn = counted_normal(self._keys, self._drawn, d, single_or_double(out.dtype))
             self._drawn += (d + 1) // 2
             return out.copy_(torch.from_numpy(drawn).reshape(out.shape))
         for row, generator in zip(out, self.generators, strict=True):
@@ -134,6 +141,11 @@ def _mixed(words: Words) -> Words:
         words *= np.uint64(factor)
     words ^= words >> np.uint64(31)
     return words
+
+
+def single_or_double(dtype: torch.dtype) -> type[np.floating[Any]]:
+    """Return the precision in which numbers for tensors of ``dtype`` are made: single for all that fits in it."""
+    return np.float32 if torch.promote_types(dtype, torch.float32) == torch.float32 else np.float64
 
 
 def counted_normal(keys: Words, start: int, d: int, dtype: type[np.floating[Any]]) -> Numbers:
