@@ -66,7 +66,7 @@ def decode_json(content: bytes, kind: type[T]) -> T:
         {'width': 32}
         >>> decode_json(b'{"width": "32"}', dict[str, int])
         Traceback (most recent call last):
-        msgspec.ValidationError: Expected `int`, got `str` - at `$[...]`
+        ValueError: Expected `int`, got `str` - at `$[...]`
     """
     import msgspec
 
@@ -74,3 +74,5 @@ def decode_json(content: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(content, type=kind)
     except RecursionError as error:
         raise ValueError("its JSON is nested too deeply") from error
+    except msgspec.MsgspecError as error:
+        raise ValueError(str(error)) from error
