@@ -38,6 +38,7 @@ def test_shells_complete_commands(shell):
         "COMP_CWORD": "1",
         "_TYPER_COMPLETE_ARGS": "scoresde sa",
         "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        "_SCORESDE_COMPLETE": f"complete_{shell}",
     }
     programme = "import sys; sys.argv = ['scoresde']; from scoresde.cli import app; app(prog_name='scoresde')"
     run = subprocess.run(

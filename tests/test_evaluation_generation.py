@@ -218,7 +218,7 @@ def test_features_are_code_of_the_user(files, tmp_path):
         (("absent.npy", "--against", "digits"), "found no file 'absent.npy'"),
         (("FAR", "--against", "digits"), "expected one shape"),
         (("FAR", "--against", "REAL", "--split", "test"), "which has no parts"),
-        (("FAR", "--against", "REAL", "--features", "x"), "expected package.module:name"),
+        (("FAR", "--against", "REAL", "--features", "x"), "package.module:name or file.py:name"),
     ],
 )
 def test_refusals_are_one_line(files, arguments, sentence):

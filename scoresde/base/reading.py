@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
-from pathlib import Path
 from typing import IO, TypeVar
 
 __all__ = ["check_regular", "decode_json", "open_regular"]
@@ -36,10 +36,21 @@ def check_regular(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{os.fspath(path)!r} is {kind}; expected a file")
 
 
+class _Bounded(io.BufferedReader):
+    """A file that makes no room for more bytes than it has, whatever a damaged length in it asks for."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(-1 if size is None or size < 0 else min(size, self._size))
+
+
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     """Open a regular file for reading; see :func:`check_regular`."""
     check_regular(path)
-    return Path(path).open("rb")
+    return _Bounded(path)
 
 
 def decode_json(content: bytes, kind: type[T]) -> T:
@@ -55,7 +66,7 @@ def decode_json(content: bytes, kind: type[T]) -> T:
         {'width': 32}
         >>> decode_json(b'{"width": "32"}', dict[str, int])
         Traceback (most recent call last):
-        msgspec.ValidationError: Expected `int`, got `str` - at `$[...]`
+        ValueError: Expected `int`, got `str` - at `$[...]`
     """
     import msgspec
 
@@ -63,3 +74,5 @@ def decode_json(content: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(content, type=kind)
     except RecursionError as error:
         raise ValueError("its JSON is nested too deeply") from error
+    except msgspec.MsgspecError as error:
+        raise ValueError(str(error)) from error

@@ -8,15 +8,15 @@ samples are drawn into files by several processes and continued where they stopp
 from scoresde.evaluation.evaluate import Scores, compare_statistics, evaluate
 from scoresde.evaluation.features import EXTRACTORS, Features, find_features, inception
 from scoresde.evaluation.generation import Generated, generate
-from scoresde.evaluation.moments import Moments, frechet
+from scoresde.evaluation.moments import FeatureMoments, frechet
 from scoresde.evaluation.scores import kernel_inception_distance, precision_recall
 from scoresde.evaluation.summary import Summary, eight_bits, summarize
 
 __all__ = [
     "EXTRACTORS",
+    "FeatureMoments",
     "Features",
     "Generated",
-    "Moments",
     "Scores",
     "Summary",
     "compare_statistics",

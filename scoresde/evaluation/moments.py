@@ -9,11 +9,11 @@ from torch import Tensor
 
 from scoresde.metrics import gaussian_frechet_distance
 
-__all__ = ["Moments", "frechet"]
+__all__ = ["FeatureMoments", "frechet"]
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
+class FeatureMoments:
     r"""The number of samples, their mean, and the sum of the products of their deviations from it, in float64.
 
     Two parts A and B make a whole by
@@ -32,7 +32,7 @@ class Moments:
         products: shape ``(d, d)``.
 
     Example:
-        >>> whole = Moments.of(torch.tensor([[0.0], [2.0]])) + Moments.of(torch.tensor([[4.0]]))
+        >>> whole = FeatureMoments.of(torch.tensor([[0.0], [2.0]])) + FeatureMoments.of(torch.tensor([[4.0]]))
         >>> whole.mean, whole.covariance
         (tensor([2.], dtype=torch.float64), tensor([[4.]], dtype=torch.float64))
     """
@@ -42,17 +42,17 @@ class Moments:
     products: Tensor
 
     @classmethod
-    def of(cls, x: Tensor) -> Moments:
+    def of(cls, x: Tensor) -> FeatureMoments:
         """Those of samples, shape ``(n, d)``."""
         x = x.double()
         mean = x.mean(0)
         deviations = x - mean
         return cls(len(x), mean, deviations.T @ deviations)
 
-    def __add__(self, other: Moments) -> Moments:
+    def __add__(self, other: FeatureMoments) -> FeatureMoments:
         n, delta = self.n + other.n, other.mean - self.mean
         products = self.products + other.products + torch.outer(delta, delta) * (self.n * other.n / n)
-        return Moments(n, self.mean + delta * (other.n / n), products)
+        return FeatureMoments(n, self.mean + delta * (other.n / n), products)
 
     @property
     def covariance(self) -> Tensor:
@@ -66,12 +66,12 @@ class Moments:
         return self.products / (self.n - 1)
 
 
-def frechet(x: Moments, y: Moments) -> float:
+def frechet(x: FeatureMoments, y: FeatureMoments) -> float:
     """The Fréchet distance of the Gaussians with these moments; see :func:`scoresde.metrics.frechet_distance`.
 
     Example:
         >>> x = torch.tensor([[0.0], [2.0]])
-        >>> round(frechet(Moments.of(x), Moments.of(x + 3)), 12)
+        >>> round(frechet(FeatureMoments.of(x), FeatureMoments.of(x + 3)), 12)
         9.0
     """
     return float(gaussian_frechet_distance(x.mean, x.covariance, y.mean, y.covariance))

@@ -17,7 +17,7 @@ from scoresde.base.identity import digest
 from scoresde.base.reading import check_regular
 from scoresde.data import Dataset
 from scoresde.evaluation.features import Features
-from scoresde.evaluation.moments import Moments
+from scoresde.evaluation.moments import FeatureMoments
 
 __all__ = ["Summary", "eight_bits", "stored", "summarize"]
 
@@ -49,7 +49,7 @@ class Summary:
     """
 
     n: int
-    moments: dict[str, Moments]
+    moments: dict[str, FeatureMoments]
     rows: Tensor
     projections: Tensor
     predictions: Tensor
@@ -106,7 +106,7 @@ class Summary:
             raise ValueError(f"it has {alone[0]} without a mean")
         for kind in (name.removesuffix(".mean") for name in tensors if name.endswith(".mean")):
             mean, products = tensors[f"{kind}.mean"], tensors[f"{kind}.products"]
-            moments[kind] = Moments(size, mean, products)
+            moments[kind] = FeatureMoments(size, mean, products)
             _check(f"{kind}.products", products, torch.float64, (*mean.shape, *mean.shape))
             _check(f"{kind}.mean", mean, torch.float64, (-1,))
         _check("rows", tensors["rows"], torch.float32, (-1, -1))
@@ -171,7 +171,7 @@ def summarize(
     place = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     chosen, part = place < keep, place * _SPLITS // n
     directions = _directions(data.event, projections, seed)
-    moments: dict[str, Moments] = {}
+    moments: dict[str, FeatureMoments] = {}
     rows, projected, predictions = [], [], torch.zeros(_SPLITS, 2, dtype=torch.float64)
     for start in range(0, n, batch_size):
         numbers = torch.arange(start, min(start + batch_size, n))
@@ -184,7 +184,7 @@ def summarize(
             if (logits := values.pop("logits", None)) is not None:
                 predictions = _with_predictions(predictions, logits, part[numbers])
             for kind, value in values.items():
-                found = Moments.of(value)
+                found = FeatureMoments.of(value)
                 moments[kind] = moments[kind] + found if kind in moments else found
         if progress is not None:
             progress(len(numbers))

@@ -4,7 +4,7 @@ from scoresde.models.dit import DiT
 from scoresde.models.labels import Label
 from scoresde.models.mlp import MLP
 from scoresde.models.ncsnv2 import NCSNv2
-from scoresde.models.presets import NETWORKS, Preset, build
+from scoresde.models.presets import NETWORKS, PublishedNetwork, build
 from scoresde.models.unet import UNet
 
-__all__ = ["MLP", "NETWORKS", "DiT", "Label", "NCSNv2", "Preset", "UNet", "build"]
+__all__ = ["MLP", "NETWORKS", "DiT", "Label", "NCSNv2", "PublishedNetwork", "UNet", "build"]

@@ -14,11 +14,11 @@ from scoresde.models.dit import DiT
 from scoresde.models.ncsnv2 import NCSNv2
 from scoresde.models.unet import UNet
 
-__all__ = ["NETWORKS", "Preset", "build"]
+__all__ = ["NETWORKS", "PublishedNetwork", "build"]
 
 
 @dataclass(frozen=True)
-class Preset:
+class PublishedNetwork:
     """A published network.
 
     Args:
@@ -112,12 +112,12 @@ def _dit(width: int, depth: int, heads: int) -> dict[str, Any]:
     return latent | {"width": width, "depth": depth, "heads": heads}
 
 
-def _unet(parameters: int, source: str, *configs: dict[str, Any]) -> Preset:
+def _unet(parameters: int, source: str, *configs: dict[str, Any]) -> PublishedNetwork:
     merged = {name: value for config in configs for name, value in config.items()}
-    return Preset(UNet, parameters, source, MappingProxyType(merged))
+    return PublishedNetwork(UNet, parameters, source, MappingProxyType(merged))
 
 
-NETWORKS: Table[Preset] = Table(
+NETWORKS: Table[PublishedNetwork] = Table(
     "network",
     "scoresde.models.NETWORKS",
     {
@@ -152,16 +152,16 @@ NETWORKS: Table[Preset] = Table(
         "adm-imagenet256-uncond": _unet(552_814_086, _ADM, _adm256),
         "adm-lsun256": _unet(552_814_086, _ADM, _adm256, {"dropout": 0.1}),
         "adm-imagenet512": _unet(558_997_638, _ADM, _adm512),
-        "ncsnv2-cifar10": Preset(NCSNv2, 29_694_083, _NCSNV2, MappingProxyType(_RGB)),
-        "ncsnv2-128": Preset(NCSNv2, 83_445_379, _NCSNV2, MappingProxyType(_RGB | {"stages": _deeper})),
-        "ncsnv2-256": Preset(NCSNv2, 94_132_611, _NCSNV2, MappingProxyType(_RGB | {"stages": _deepest})),
-        "dit-s-2": Preset(DiT, 32_865_056, _DIT, MappingProxyType(_dit(384, 12, 6))),
-        "dit-b-2": Preset(DiT, 130_315_808, _DIT, MappingProxyType(_dit(768, 12, 12))),
-        "dit-l-2": Preset(DiT, 457_840_672, _DIT, MappingProxyType(_dit(1024, 24, 16))),
-        "dit-xl-2": Preset(DiT, 674_834_720, _DIT, MappingProxyType(_dit(1152, 28, 16))),
+        "ncsnv2-cifar10": PublishedNetwork(NCSNv2, 29_694_083, _NCSNV2, MappingProxyType(_RGB)),
+        "ncsnv2-128": PublishedNetwork(NCSNv2, 83_445_379, _NCSNV2, MappingProxyType(_RGB | {"stages": _deeper})),
+        "ncsnv2-256": PublishedNetwork(NCSNv2, 94_132_611, _NCSNV2, MappingProxyType(_RGB | {"stages": _deepest})),
+        "dit-s-2": PublishedNetwork(DiT, 32_865_056, _DIT, MappingProxyType(_dit(384, 12, 6))),
+        "dit-b-2": PublishedNetwork(DiT, 130_315_808, _DIT, MappingProxyType(_dit(768, 12, 12))),
+        "dit-l-2": PublishedNetwork(DiT, 457_840_672, _DIT, MappingProxyType(_dit(1024, 24, 16))),
+        "dit-xl-2": PublishedNetwork(DiT, 674_834_720, _DIT, MappingProxyType(_dit(1152, 28, 16))),
     },
-    check=lambda value: isinstance(value, Preset),
-    expects="a scoresde.models.Preset",
+    check=lambda value: isinstance(value, PublishedNetwork),
+    expects="a scoresde.models.PublishedNetwork",
 )
 """The published networks by name."""
 
