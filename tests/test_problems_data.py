@@ -175,7 +175,7 @@ POINTS = torch.zeros(3, 2)
         (lambda: Empirical(torch.zeros(3)), r"got data of shape \(3,\); expected \(n, \*event\)"),
         (lambda: Empirical(torch.zeros(0, 2)), "with at least one sample"),
         (lambda: Empirical(POINTS * math.nan), "got data with values that are not finite"),
-        (lambda: Empirical(POINTS, -1.0), r"got std=-1.0; expected a finite deviation >= 0"),
+        (lambda: Empirical(POINTS, -1.0), r"got std=-1.0; expected a finite standard deviation >= 0"),
         (lambda: Empirical(POINTS, chunk=0), "got chunk=0; expected a whole number of at least 1"),
         (lambda: LowRankMixture(POINTS[0], POINTS, 1.0), r"got means of shape \(2,\); expected \(components, \*event\)"),
         (lambda: LowRankMixture(POINTS, POINTS, 1.0), r"got factors of shape \(3, 2\) .* expected \(3, 2, rank\)"),

@@ -1,8 +1,9 @@
 """Objectives: what a score model is trained on.
 
-A loss at given data, time and noise, averaged over a distribution of times. Denoising score matching is a weighting, a
-distribution of times, and nothing else; beside it stand the variational bound of a chain with its learned variance, and
-implicit and sliced score matching, and the dequantization of data on a grid, uniform or learned.
+An objective is a loss at given data, time and noise, averaged over a distribution of times. Denoising score matching is a
+weighting and a distribution of times, and nothing else. The other objectives are the variational bound of a chain with its
+learned variance, implicit and sliced score matching, and the likelihood of data on a grid by uniform or learned
+dequantization.
 """
 
 from scoresde.objectives.bound import Hybrid, VariationalBound

@@ -1,12 +1,13 @@
-r"""The variational bound of a chain, its hybrid with denoising score matching, and the variance that both teach.
+r"""The variational bound of a chain, and its hybrid with denoising score matching; both can train a learned variance.
 
 On a chain of n steps the bound on :math:`-\log p(x_0)` is
 
 .. math:: L = D(q(x_n | x_0) \,\|\, p(x_n)) + \sum_{k=2}^n D(q(x_{k-1} | x_k, x_0) \,\|\, p(x_{k-1} | x_k))
           - \log p(x_0 | x_1),
 
-with :math:`p(x_{k-1} | x_k)` the ancestral step: the mean of the posterior with the data replaced by their prediction, and
-the lower, upper, intermediate or learned variance. All terms are in bits per dimension.
+where :math:`p(x_{k-1} | x_k)` is the ancestral step. Its mean is that of the posterior with the data replaced by their
+prediction; its variance is the lower bound, the upper bound, a value between them, or learned. All terms are in bits per
+dimension.
 
 Sources: Ho et al., 2020, https://arxiv.org/abs/2006.11239; Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic
 Models", 2021, https://arxiv.org/abs/2102.09672.
@@ -35,21 +36,22 @@ FIXED = {"lower": 0.0, "upper": 1.0}
 
 @dataclass(frozen=True)
 class VariationalBound(Objective):
-    """The variational bound of a model that is made of a chain.
+    """The variational bound of a score model on a chain.
 
-    A call draws one term of each sample and returns n times it, so that its mean is the sum of the terms, in bits per
-    dimension, but for the prior's, which no model changes; :meth:`total` sums them all.
+    A call draws one of the n terms for each sample and returns n times its value, in bits per dimension. Its mean is the
+    sum of all terms except the prior's, which does not depend on the model. :meth:`total` computes the whole bound.
 
     Args:
-        variance: ``"learned"``, ``"lower"``, ``"upper"``, or the weight of the upper one, between 0 and 1. The lower bound
-            of the first step, zero, is replaced by that of the second.
-        levels: of data that are integers scaled to [-1, 1], how many there are (256 for images): p(x_0 | x_1) is the
-            probability of the interval between two levels, the outer ones open. ``None``: its density.
-        times: a name in :data:`TIMES` or any :class:`Times`; with ``AdaptiveTimes(bins=n)`` the loss-aware resampling
-            without which the authors could not train on the bound.
+        variance: ``"learned"``, ``"lower"``, ``"upper"``, or a number from 0 (lower) to 1 (upper) that interpolates the
+            logarithms. The lower bound is zero at the first step, where the value of the second step is used instead.
+        levels: the number of levels of data that are integers scaled to [-1, 1]: 256 for images. p(x_0 | x_1) is then the
+            probability of the interval around a level; the two outermost intervals are open. With ``None`` the data are
+            real numbers and p(x_0 | x_1) is a density.
+        times: a name in :data:`TIMES` or any :class:`Times`. ``AdaptiveTimes(bins=n)`` is the loss-aware resampling that
+            the authors needed to train on the bound.
 
     Raises:
-        ValueError: if the model is not made of a chain, or its variance is asked for and not learned.
+        ValueError: if the model's SDE is not a chain, or if ``variance="learned"`` and the model has no learned variance.
 
     Example:
         >>> from scoresde import DDPM
@@ -77,12 +79,12 @@ class VariationalBound(Objective):
 
     @property
     def weight(self) -> Weighting:
-        """That of the likelihood, which the bound has in the limit of many steps."""
+        """The likelihood weighting, which the bound approaches as the number of steps grows."""
         return WEIGHTINGS["likelihood"]
 
     @property
     def distribution(self) -> Times:
-        """The distribution of times itself."""
+        """The distribution of times, as an object."""
         return times_of(self.times)
 
     def at(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, **conditions: Any) -> Tensor:
@@ -95,7 +97,15 @@ class VariationalBound(Objective):
     def of_outputs(
         self, model: ScoreModel, output: Tensor, fraction: Tensor | None, x0: Tensor, t: Tensor, eps: Tensor
     ) -> Tensor:
-        """The term of time ``t`` where the network returned ``output`` and this fraction, shape ``(batch,)``."""
+        """Return the term at time ``t`` for a given output of the network, shape ``(batch,)``, in bits per dimension.
+
+        Args:
+            model: the score model.
+            output: the network's prediction, shape of ``x0``.
+            fraction: the learned variance, see :meth:`scoresde.ScoreModel.outputs`; ``None`` where it is fixed.
+            x0, eps: data and noise, shape ``(batch, *event)``.
+            t: times of shape ``(batch,)``.
+        """
         chain = _chain(model)
         t = t.to(torch.float64)
         k = (t * len(chain)).round().long().cpu() - 1
@@ -118,9 +128,10 @@ class VariationalBound(Objective):
         return nats / math.log(2)
 
     def total(self, model: ScoreModel, x0: Tensor, generator: torch.Generator, **conditions: Any) -> Tensor:
-        """The whole bound of each sample, shape ``(batch,)``, in bits per dimension, each term at one draw of the noise.
+        """Return the whole bound of each sample, shape ``(batch,)``, in bits per dimension.
 
-        It costs an evaluation per step. The prior is N(0, sigma_n^2 I), from which sampling starts.
+        Each term is estimated with one draw of the noise, so it costs one network evaluation per step of the chain. The
+        prior is N(0, sigma_n^2 I), from which sampling starts.
         """
         check_batch(x0)
         chain = _chain(model)
@@ -135,15 +146,15 @@ class VariationalBound(Objective):
 
 @dataclass(frozen=True)
 class Hybrid(Objective):
-    """Improved DDPM's objective: denoising score matching for the mean, and the bound for the variance alone.
+    """The hybrid objective of improved DDPM: denoising score matching for the mean, the variational bound for the variance.
 
-    The bound is ``scale`` times L, whose terms the batch draws; no gradient of it reaches the prediction. Both come from
-    one evaluation of the network.
+    The loss is that of ``simple`` plus ``scale`` times the bound. The gradient of the bound reaches the variance only, not
+    the prediction. Both parts share one evaluation of the network.
 
     Args:
-        simple: denoising score matching with fresh noise, whose times are those of both.
-        bound: with the learned variance.
-        scale: 0.001 in the paper.
+        simple: denoising score matching with fresh noise; its times are used for both parts.
+        bound: a variational bound with ``variance="learned"``.
+        scale: the factor of the bound; 0.001 in the paper.
 
     Example:
         >>> from scoresde import DDPM
@@ -166,12 +177,12 @@ class Hybrid(Objective):
 
     @property
     def weight(self) -> Weighting:
-        """That of the simple part."""
+        """The weighting of the denoising score matching part."""
         return self.simple.weight
 
     @property
     def distribution(self) -> Times:
-        """That of the simple part."""
+        """The distribution of times of the denoising score matching part, from which both parts draw."""
         return self.simple.distribution
 
     @property
@@ -194,7 +205,7 @@ def _chain(model: ScoreModel) -> Chain:
 
 
 def _tables(chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
-    """The logarithms of both bounds of the variance, and the factor of x_0 in the mean of the step, float64."""
+    """Return the logarithms of both bounds of the variance, and the factor of x_0 in the mean of the step, float64."""
     one = torch.ones(1, dtype=torch.float64)
     upper = chain.variance
     lower = chain.posterior_variance("lower")
@@ -203,11 +214,11 @@ def _tables(chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _log_interval(x: Tensor, error: Tensor, std: Tensor, half: float) -> Tensor:
-    """log of the probability that N(x + error, std^2) lies within ``half`` of ``x``, the levels -1 and 1 being open ends."""
+    """Return the log-probability that N(x + error, std^2) is within ``half`` of ``x``, with open intervals at -1 and 1."""
     far = torch.full_like(x, 1e4)
     low = torch.where(x < -1 + half, -far, (-half - error) / std)
     high = torch.where(x > 1 - half, far, (half - error) / std)
-    # In the left tail, where the difference of two distribution functions does not cancel.
+    # Moved to the left tail, where the difference of two distribution functions does not cancel.
     turned = low + high > 0
     low, high = torch.where(turned, -high, low), torch.where(turned, -low, high)
     below, above = torch.special.log_ndtr(low), torch.special.log_ndtr(high)

@@ -1,15 +1,15 @@
-r"""Dequantization: data on a grid as data with a density, whose likelihood bounds the probability of the grid's points.
+r"""Dequantization: noise turns data on a grid into data with a density, whose likelihood bounds the probability of the grid.
 
-With x on a grid of a given width and u in :math:`(0, 1)^d`, a density p at :math:`x + \mathrm{width}\,(u - \tfrac12)` gives
+For x on a grid of a given width, u in :math:`(0, 1)^d` and a density p of :math:`x + \mathrm{width}\,(u - \tfrac12)`,
 
 .. math:: -\log P(x) \le E_{q(u | x)} \left[ -\log p(x + \mathrm{width}\,(u - \tfrac12)) + \log q(u | x) \right]
           - d \log \mathrm{width}
 
-for any q, with equality where q is the model's own posterior of u: the gap is their Kullback-Leibler divergence. Uniform u
-is the plain choice; a learned q, variational dequantization, closes some of the gap.
+for any q. The gap is the Kullback-Leibler divergence of q from the model's own posterior of u. A uniform u is the simplest
+choice; a learned q (variational dequantization) makes the gap smaller.
 
 Sources: Theis et al., "A Note on the Evaluation of Generative Models", 2016, https://arxiv.org/abs/1511.01844; Ho et al.,
-"Flow++", 2019, https://arxiv.org/abs/1902.00275, section 3.1; with score models Song et al., "Maximum Likelihood Training of
+"Flow++", 2019, https://arxiv.org/abs/1902.00275, section 3.1; for score models Song et al., "Maximum Likelihood Training of
 Score-Based Diffusion Models", 2021, https://arxiv.org/abs/2101.09258.
 """
 
@@ -35,12 +35,15 @@ __all__ = ["LearnedDequantization", "LogisticNoise", "bits_per_dim", "dequantize
 
 
 def dequantize(x: Tensor, width: float, generator: torch.Generator) -> Tensor:
-    r"""Data on a grid spread uniformly over the cells around its points: x + ``width`` (u - 1/2).
+    r"""Add uniform noise of the width of a cell to data on a grid: x + ``width`` (u - 1/2).
 
     Args:
         x: data of shape ``(batch, *event)``, floating point.
-        width: the distance of the grid's points: 2 / 255 for bytes scaled to [-1, 1].
-        generator: where the randomness comes from.
+        width: the distance between neighbouring points of the grid: 2 / 255 for bytes scaled to [-1, 1].
+        generator: the source of the random numbers.
+
+    Raises:
+        ValueError: if ``x`` is not floating point, or ``width`` is not positive.
 
     Source: Theis et al., "A Note on the Evaluation of Generative Models", 2016, https://arxiv.org/abs/1511.01844.
 
@@ -56,15 +59,15 @@ def dequantize(x: Tensor, width: float, generator: torch.Generator) -> Tensor:
 
 
 class LogisticNoise(nn.Module):
-    r"""A density q(u | x) on :math:`(0, 1)^d`: logistic noise, placed and scaled by a network of x, through a sigmoid.
+    r"""A density q(u | x) on :math:`(0, 1)^d`: the sigmoid of logistic noise whose location and scale a network computes.
 
     .. math:: u = \mathrm{sigmoid}(\mu(x) + e^{s(x)} \ell), \qquad \ell = \log \frac{r}{1 - r}, \quad r \sim U(0, 1),
 
-    for each number by itself. Where the network returns zeros, u = r: it starts at uniform dequantization if its last layer
-    starts at zero.
+    independently for each dimension given x. Where the network returns zeros, u = r: a network whose last layer is
+    initialised to zero starts as uniform dequantization.
 
     Args:
-        net: ``net(x)`` returns twice the channels (dimension 1) of x: mu, then s.
+        net: ``net(x)`` returns twice the channels (dimension 1) of x: first mu, then s.
 
     Example:
         >>> q = LogisticNoise(nn.Linear(1, 2))
@@ -79,18 +82,26 @@ class LogisticNoise(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """A draw of u, made of ``uniform`` numbers in [0, 1) of the shape of ``x``, and log q(u | x), shape ``(batch,)``."""
+        """Return a draw of u, computed from ``uniform`` numbers in [0, 1), and log q(u | x).
+
+        Args:
+            x: data of shape ``(batch, *event)``.
+            uniform: independent uniform numbers of the shape of ``x``.
+
+        Returns:
+            u of the shape of ``x``, and log q(u | x) of shape ``(batch,)``.
+        """
         transform = self._transform(x)
         u = transform(uniform)
         return u, -_log_determinant(transform, uniform, u)
 
     def log_prob(self, u: Tensor, x: Tensor) -> Tensor:
-        """log q(u | x), shape ``(batch,)``, for ``u`` of the shape of ``x``."""
+        """Return log q(u | x), shape ``(batch,)``, for ``u`` of the shape of ``x``."""
         back = self._transform(x).inv
         return _log_determinant(back, u, back(u))
 
     def _transform(self, x: Tensor) -> ComposeTransform:
-        """From the uniform distribution to q."""
+        """Return the transform that takes the uniform distribution to q."""
         output = self.net(x).to(x.dtype)
         if output.shape != (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
             raise ValueError(
@@ -103,22 +114,27 @@ class LogisticNoise(nn.Module):
 
 @dataclass(frozen=True)
 class LearnedDequantization(Around):
-    r"""A bound of the likelihood, on data that a learned q spreads over the cells of their grid; both are trained together.
+    r"""A bound of the likelihood of data on a grid, with a learned dequantization q that is trained with the score model.
 
-    The inner objective estimates a bound L of :math:`-\log p` per number, up to a constant. To it come what of L it leaves
-    out, the prior's part :math:`\tfrac12 \mathrm{SNR}(t_{max})\, \overline{y^2}`, and the entropy of q:
+    The inner objective estimates a bound L of :math:`-\log p` per dimension, up to a constant. Two terms are added to it:
+    the contribution of the prior, :math:`\tfrac12 \mathrm{SNR}(t_{max})\, \overline{y^2}`, which the inner objective leaves
+    out, and the negative entropy of q. The loss is
 
     .. math:: E_q \left[ L(y) + \tfrac1d \log q(u | x) \right], \qquad y = x + \mathrm{width}\,(u - \tfrac12),
 
-    in the unit of the inner objective. Its gradient with respect to the network of q goes through y. Continuous denoising
-    score matching bounds the likelihood of the data with the noise of ``t_min``: let that be below the width.
+    in the unit of the inner objective. Its gradient reaches the network of q through y. Continuous denoising score matching
+    bounds the likelihood of the data with the noise of ``t_min``, whose standard deviation should be below the width.
 
     Args:
-        inner: a :class:`VariationalBound` without ``levels``, or :class:`DSM` with the likelihood weighting and times that
-            are corrected for.
+        inner: a :class:`VariationalBound` without ``levels``, or a :class:`DSM` with the likelihood weighting and times
+            that are uniform or importance-sampled with weights.
         noise: q, such as :class:`LogisticNoise`: ``noise(x, uniform)`` returns u and log q(u | x). The trainer trains,
-            averages and stores it along with the network.
-        width: the distance of the grid's points: 2 / 255 for bytes scaled to [-1, 1].
+            averages and stores it together with the network.
+        width: the distance between neighbouring points of the grid: 2 / 255 for bytes scaled to [-1, 1].
+
+    Raises:
+        ValueError: if ``inner`` is not a bound of the likelihood, or ``width`` is not positive.
+        TypeError: if ``noise`` is not a module.
 
     Example:
         >>> from scoresde import VP
@@ -146,11 +162,11 @@ class LearnedDequantization(Around):
 
     @property
     def companion(self) -> nn.Module:
-        """The noise."""
+        """The module q, which is trained together with the network."""
         return self.noise
 
     def draws(self, x0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Uniform numbers, of which the noise makes its own."""
+        """Draw the ``uniform`` numbers from which q makes its noise."""
         return {"uniform": _uniform(x0, generator)}
 
     def at(
@@ -163,14 +179,22 @@ class LearnedDequantization(Around):
         uniform: Tensor | None = None,
         **conditions: Any,
     ) -> Tensor:
-        """As of every objective; without ``uniform`` the inner one at the points of the grid."""
+        """Return the bound at given times and noise, shape ``(batch,)``.
+
+        Args:
+            model: the score model.
+            x0, eps: data on the grid and noise, shape ``(batch, *event)``.
+            t: times of shape ``(batch,)``.
+            uniform: uniform numbers of the shape of ``x0``; with ``None`` the inner objective is evaluated on the grid.
+            conditions: passed to the network and the inner objective.
+        """
         if uniform is None:
             return self.wrapped.at(model, x0, t, eps, **conditions)
         u, log_q = self.noise(x0, uniform)
         y = x0 + self.width * (u - 0.5)
         low, high = model.sde.span
         prior = 0.5 * math.exp(2 * float(model.sde.lam(high))) * y.square().flatten(1).mean(1)
-        # The variational bound is in bits, and score matching 2 / (high - low) of the likelihood's in nats.
+        # The variational bound is in bits; score matching is 2 / (high - low) times the bound of the likelihood in nats.
         unit = 1 / math.log(2) if isinstance(self.wrapped, VariationalBound) else 2 / (high - low)
         loss: Tensor = self.wrapped.at(model, y, t, eps, **conditions) + unit * (log_q / x0[0].numel() + prior)
         return loss
@@ -184,16 +208,22 @@ def bits_per_dim(
     noise: nn.Module | None = None,
     samples: int = 1,
 ) -> Tensor:
-    r"""The bound of :math:`-\log_2 P(x)` per number of data on a grid, shape ``(batch,)``, from a density.
+    r"""Return an upper bound of :math:`-\tfrac1d \log_2 P(x)`, the bits per dimension of data on a grid, from a density.
 
     Args:
-        log_prob: log p in nats, or a lower bound of it, ``(batch, *event) -> (batch,)``; of a score model,
+        log_prob: log p in nats, or a lower bound of it, ``(batch, *event) -> (batch,)``. For a score model use
             ``lambda y: log_likelihood(model, y).log_prob``, see :func:`scoresde.log_likelihood`.
         x: points of the grid, shape ``(batch, *event)``.
-        width: the distance of the grid's points: 2 / 255 for bytes scaled to [-1, 1], whose bits these are then.
-        generator: where the randomness comes from.
-        noise: q, as of :class:`LearnedDequantization`; ``None`` for uniform dequantization.
-        samples: draws of u, over which the bound is averaged.
+        width: the distance between neighbouring points of the grid: 2 / 255 for bytes scaled to [-1, 1].
+        generator: the source of the random numbers.
+        noise: q, as in :class:`LearnedDequantization`; ``None`` for uniform dequantization.
+        samples: the number of draws of u over which the bound is averaged.
+
+    Returns:
+        The bound of each sample, shape ``(batch,)``.
+
+    Raises:
+        ValueError: if ``width`` is not positive, or ``samples`` is below 1.
 
     Example:
         >>> from scoresde.problems import Gaussian
@@ -216,7 +246,7 @@ def bits_per_dim(
 
 
 def _log_determinant(transform: Transform, x: Tensor, y: Tensor) -> Tensor:
-    """Of the Jacobian of y = transform(x), number by number, shape ``(batch,)``."""
+    """Return the log-determinant of the Jacobian of the elementwise y = transform(x), shape ``(batch,)``."""
     each: Tensor = transform.log_abs_det_jacobian(x, y)  # type: ignore[no-untyped-call]
     return each.flatten(1).sum(1)
 
@@ -231,7 +261,7 @@ def _check_width(width: float) -> None:
 
 
 def _bounds(inner: Objective) -> bool:
-    """Whether the mean of an objective is a bound of the likelihood of data with a density, up to a constant."""
+    """Return whether the mean of an objective bounds the likelihood of data with a density, up to a constant."""
     if isinstance(inner, VariationalBound):
         return inner.levels is None
     times = inner.distribution

@@ -1,10 +1,10 @@
-r"""Implicit and sliced score matching: from samples of the noised data alone, by the trace of the score's Jacobian.
+r"""Implicit and sliced score matching, which need samples of the noised data only and use the trace of the score's Jacobian.
 
-Integration by parts turns the error of the score against the true one, up to a constant, into
+By integration by parts, the mean squared error of the score is, up to a constant,
 
 .. math:: E\; w(t)\, \tfrac{\sigma^2}{d} \left( \| s(x_t) \|^2 + 2\, \mathrm{tr}\, \nabla s(x_t) \right),
 
-in which the noise that made x_t does not appear. It has the same mean gradient as denoising score matching.
+in which the noise that produced x_t does not appear. The expected gradient is that of denoising score matching.
 
 Sources: Hyvarinen, "Estimation of Non-Normalized Statistical Models by Score Matching", 2005; Song et al., "Sliced Score
 Matching", 2019, https://arxiv.org/abs/1905.07088; Hutchinson, "A Stochastic Estimator of the Trace of the Influence Matrix",
@@ -31,12 +31,12 @@ class ImplicitScoreMatching(Weighted):
     r"""Score matching by the trace of the Jacobian.
 
     Args:
-        weighting, times, stratified: as of :class:`~scoresde.objectives.DSM`.
-        trace: ``"exact"``, a backward pass per number of an event; ``"hutchinson"``, the mean of :math:`v^T \nabla s\, v`
-            over random probes v; ``"sliced"``, which takes :math:`(v^T s)^2` for the squared norm as well. Sliced score
-            matching is the last one, and the one before its variant of reduced variance.
-        probes: ``"rademacher"`` (signs) or ``"gaussian"``.
-        projections: probes per sample.
+        weighting, times, stratified: the same as in :class:`~scoresde.objectives.DSM`.
+        trace: ``"exact"`` takes one backward pass per dimension of the data. ``"hutchinson"`` takes the mean of
+            :math:`v^T \nabla s\, v` over random probes v; this is sliced score matching with variance reduction.
+            ``"sliced"`` replaces the squared norm by :math:`(v^T s)^2` as well; this is plain sliced score matching.
+        probes: ``"rademacher"`` (random signs) or ``"gaussian"``.
+        projections: the number of probes for each sample.
 
     Example:
         >>> from scoresde import VP
@@ -63,7 +63,7 @@ class ImplicitScoreMatching(Weighted):
             )
 
     def draws(self, x0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """The probes, shape ``(projections, *x0.shape)``; none for the exact trace."""
+        """Draw the probes, shape ``(projections, *x0.shape)``; none for the exact trace."""
         if self.trace == "exact":
             return {}
         shape = (self.projections, *x0.shape)
@@ -80,7 +80,15 @@ class ImplicitScoreMatching(Weighted):
         directions: Tensor | None = None,
         **conditions: Any,
     ) -> Tensor:
-        """As of every objective; without ``directions`` the trace is exact."""
+        """Return the loss at given times and noise, shape ``(batch,)``.
+
+        Args:
+            model: the score model.
+            x0, eps: data and noise, shape ``(batch, *event)``.
+            t: times of shape ``(batch,)``.
+            directions: the probes, shape ``(projections, *x0.shape)``; with ``None`` the trace is exact.
+            conditions: passed to the network.
+        """
         t = t.to(torch.float64)
         exact = directions is None
         with torch.enable_grad():

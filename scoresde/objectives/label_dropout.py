@@ -1,4 +1,4 @@
-"""Label dropout: what classifier-free guidance needs of a training."""
+"""Label dropout, which trains one network with and without labels, as classifier-free guidance needs."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ __all__ = ["LabelDropout"]
 
 @dataclass(frozen=True)
 class LabelDropout(Around):
-    """Any objective, with the conditions of some samples replaced: what classifier-free guidance needs.
+    """An objective that drops the conditions of some samples, so that the network also learns the unconditional score.
 
-    For the networks of :mod:`scoresde.models`, "no label" is the number of their classes, as in the example.
+    A dropped condition is replaced by a null value. The networks of :mod:`scoresde.models` take the number of classes for
+    "no label", as in the example.
 
     Args:
         inner: the objective, or its name in :data:`~scoresde.objectives.OBJECTIVES`.
-        null: of each condition to drop, by name, what stands for its absence: a number, or a tensor of the condition's
-            shape without the batch.
-        probability: that a sample loses its conditions, all of them together.
+        null: the null value of each condition to drop, by name: a number, or a tensor of the condition's shape without the
+            batch dimension.
+        probability: the probability that a sample loses its conditions; it loses all of them together.
 
     Source: Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, https://arxiv.org/abs/2207.12598.
 
@@ -54,7 +55,7 @@ class LabelDropout(Around):
         super().__post_init__()
 
     def draws(self, x0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Those of the inner objective, and which samples lose their conditions."""
+        """Draw the random numbers of the inner objective, and ``dropped``: which samples lose their conditions."""
         inner = super().draws(x0, generator)
         u = torch.rand(len(x0), generator=generator, device=generator.device)
         return {**inner, "dropped": (u < self.probability).to(x0.device)}
@@ -69,7 +70,15 @@ class LabelDropout(Around):
         dropped: Tensor | None = None,
         **conditions: Any,
     ) -> Tensor:
-        """As of every objective; without ``dropped``, shape ``(batch,)``, no condition is."""
+        """Return the loss of the inner objective with the conditions of some samples dropped, shape ``(batch,)``.
+
+        Args:
+            model: the score model.
+            x0, eps: data and noise, shape ``(batch, *event)``.
+            t: times of shape ``(batch,)``.
+            dropped: which samples lose their conditions, shape ``(batch,)``; with ``None`` none do.
+            conditions: passed to the network.
+        """
         missing = sorted(set(self.null) - set(conditions))
         if missing:
             raise ValueError(f"got no condition {', '.join(missing)}, which label dropout is to replace; pass it by name")

@@ -4,9 +4,9 @@ Denoising score matching is, with :math:`x_t = \alpha x_0 + \sigma \epsilon`,
 
 .. math:: L = E_{t \sim p}\, E\; w(t)\, \tfrac1d \lVert \hat\epsilon(x_t, t) - \epsilon \rVert^2,
 
-and the published objectives differ by w and p. The error is measured where the network speaks: eps and x_0 are linear in
-its output n, so that an error of eps is :math:`D (n - n^*)` with n* the output that would give the true eps, and the loss
-:math:`(w D^2)(n - n^*)^2`: no large terms are subtracted, whatever the network predicts.
+and the published objectives differ by w and p. The error is computed on the network's output. eps and x_0 are linear in the
+output n, so an error of eps is :math:`D (n - n^*)`, where n* is the output that gives the true eps, and the loss is
+:math:`(w D^2)(n - n^*)^2`. No large terms are subtracted, whatever the network predicts.
 
 Source: Vincent, "A Connection Between Score Matching and Denoising Autoencoders", 2011.
 """
@@ -31,19 +31,19 @@ __all__ = ["DSM", "NOISES", "OBJECTIVES", "Around", "Objective", "Weighted", "no
 
 
 def noised(sde: GaussianSDE, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """x_t = alpha x0 + sigma eps, with float64 coefficients and in the type of the data."""
+    """Return the noised data x_t = alpha x0 + sigma eps, with float64 coefficients, in the dtype of ``x0``."""
     t = t.to(torch.float64)
     return expand(sde.alpha(t), x0).to(x0) * x0 + expand(sde.sigma(t), x0).to(x0) * eps
 
 
 @dataclass(frozen=True)
 class Objective(ABC):
-    """Interface of an objective: what training calls."""
+    """Interface of an objective: the loss that training minimises."""
 
     @property
     @abstractmethod
     def weight(self) -> Weighting:
-        """The weighting in which an error of the score is measured."""
+        """The weighting of the squared error of the score."""
 
     @property
     @abstractmethod
@@ -57,34 +57,34 @@ class Objective(ABC):
 
     @property
     def companion(self) -> nn.Module:
-        """What is trained along with the network; of most objectives, nothing: a module without parameters."""
+        """A module that is trained together with the network; for most objectives one without parameters."""
         return nn.Module()
 
     @abstractmethod
     def at(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, **conditions: Any) -> Tensor:
-        """The loss at given times and noise, averaged over an event, shape ``(batch,)``.
+        """Return the loss at given times and noise, averaged over the event, shape ``(batch,)``.
 
         Args:
             model: the score model.
             x0, eps: data and standard normal noise, shape ``(batch, *event)``.
             t: times of shape ``(batch,)``.
-            conditions: given to the network.
+            conditions: passed to the network.
         """
 
     def draws(self, x0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """What :meth:`at` takes that is random beside times and noise."""
+        """Draw the random arguments of :meth:`at` other than times and noise, by name."""
         return {}
 
     def __call__(
         self, model: ScoreModel, x0: Tensor, generator: torch.Generator, **conditions: Any
     ) -> tuple[Tensor, Tensor]:
-        """The loss of each sample of a batch at a random time and noise, and the times, both of shape ``(batch,)``.
+        """Return the loss of each sample at a random time and noise, and the times, both of shape ``(batch,)``.
 
         Args:
             model: the score model.
             x0: data of shape ``(batch, *event)``.
-            generator: where all randomness comes from.
-            conditions: given to the network.
+            generator: the source of all random numbers.
+            conditions: passed to the network.
         """
         check_batch(x0)
         u = quantiles(len(x0), generator, self.spread)
@@ -96,17 +96,17 @@ class Objective(ABC):
 
 
 def times_of(times: str | Times) -> Times:
-    """The distribution called ``times``, or ``times`` itself."""
+    """Return the distribution of times called ``times``, or ``times`` itself where it is an object."""
     return TIMES[times] if isinstance(times, str) else times
 
 
 NOISES = ("fresh", "antithetic", "control")
-"""How denoising score matching uses its noise: see :class:`DSM`."""
+"""The ways in which denoising score matching uses its noise; :class:`DSM` explains them."""
 
 
 @dataclass(frozen=True)
 class Weighted(Objective):
-    """Interface of the objectives that are a weighting and a distribution of times."""
+    """Interface of the objectives that consist of a weighting and a distribution of times."""
 
     weighting: str | Weighting = "ddpm"
     times: str | Times = "auto"
@@ -120,12 +120,12 @@ class Weighted(Objective):
 
     @property
     def weight(self) -> Weighting:
-        """The weighting itself."""
+        """The weighting, as an object."""
         return WEIGHTINGS[self.weighting] if isinstance(self.weighting, str) else self.weighting
 
     @property
     def distribution(self) -> Times:
-        """The distribution of times itself."""
+        """The distribution of times, as an object."""
         return times_of(self.times)
 
     @property
@@ -141,17 +141,17 @@ class DSM(Weighted):
         weighting: a name in :data:`WEIGHTINGS` or any :class:`Weighting`.
         times: a name in :data:`TIMES` or any :class:`Times`.
         stratified: spread the times of a batch evenly; see :func:`quantiles`.
-        noise: ``"fresh"``; ``"antithetic"``, the mean of the losses at eps and -eps; or ``"control"``, which takes away
-            what the linear term in eps does at the mean of x_t: with the output n and its target
-            :math:`n^* = a x_0 + b\, \epsilon` the loss gets
+        noise: how eps is used. ``"fresh"`` draws it once. ``"antithetic"`` takes the mean of the losses at eps and -eps.
+            ``"control"`` subtracts a control variate, the term linear in eps at the mean of x_t: with the output n and its
+            target :math:`n^* = a x_0 + b\, \epsilon` it adds to the loss
 
             .. math:: 2 b\, \frac{\alpha^2}{\alpha^2 + \sigma^2}\, \epsilon \cdot (n(\alpha x_0, t) - a x_0),
 
-            whose mean is zero and which cancels most of the gradient's noise where sigma is small. Both cost two
-            evaluations of the network.
+            whose mean is zero and which cancels most of the gradient's variance where sigma is small. ``"antithetic"`` and
+            ``"control"`` cost two evaluations of the network.
 
-    Source of the control variate, here with a factor that fades it out under noise: Wang et al., "A Wasserstein Minimum
-    Velocity Approach to Learning Unnormalized Models", 2020, https://arxiv.org/abs/2002.07501.
+    Source of the control variate: Wang et al., "A Wasserstein Minimum Velocity Approach to Learning Unnormalized Models",
+    2020, https://arxiv.org/abs/2002.07501. The factor that fades it out at high noise is ours.
 
     Example:
         >>> from scoresde import VP, ScoreModel
@@ -159,7 +159,7 @@ class DSM(Weighted):
         >>> generator = torch.Generator().manual_seed(0)
         >>> x0 = torch.randn(4096, 2, generator=generator)
         >>> loss, t = DSM("ddpm", "uniform")(model, x0, generator)
-        >>> floor = (VP().alpha(t) ** 2).mean()  # what no model can do better than
+        >>> floor = (VP().alpha(t) ** 2).mean()  # the smallest loss that any model can reach
         >>> abs(loss.mean() - floor).item() < 0.02
         True
     """
@@ -183,14 +183,14 @@ class DSM(Weighted):
         return loss
 
     def of_output(self, model: ScoreModel, output: Tensor, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """The loss where the network returned ``output``, whatever it predicts; shape ``(batch,)``."""
+        """Return the loss for a given ``output`` of the network, whatever it predicts; shape ``(batch,)``."""
         t = t.to(torch.float64)
         error = output - target(model.predicts, x0, eps, model.sde.alpha(t), model.sde.sigma(t), model.sigma_data)
         mean: Tensor = (error**2).flatten(1).mean(1)
         return self._scale(model, t).to(error) * mean
 
     def _scale(self, model: ScoreModel, t: Tensor) -> Tensor:
-        """The weight of a squared error of the network's output, float64."""
+        """Return the weight of a squared error of the network's output, float64."""
         coefficients = model.coefficients(t)
         of_output = (coefficients.eps if self.weight.on == "eps" else coefficients.x0)[1]
         return self.weight.function(model.sde, t, model.sigma_data) * of_output**2
@@ -224,12 +224,12 @@ OBJECTIVES: Table[Objective] = Table(
     check=lambda value: isinstance(value, Objective),
     expects="an Objective",
 )
-"""The published objectives: NCSN's and DDPM's (equal in terms of eps), maximum likelihood, EDM's, v-prediction's, rectified
-flow's with uniform and with logit-normal times, min-SNR-gamma, P2, and the sigmoid weighting of the likelihood."""
+"""The published objectives by name: NCSN and DDPM (the same in terms of eps), maximum likelihood, EDM, v-prediction,
+rectified flow with uniform and with logit-normal times, min-SNR-gamma, P2, and the sigmoid weighting of the likelihood."""
 
 
 def objective(name: str | Objective) -> Objective:
-    """Return the objective called ``name``, or ``name`` itself where it is one already.
+    """Return the objective called ``name``, or ``name`` itself where it is an objective.
 
     Example:
         >>> objective("edm")
@@ -240,7 +240,7 @@ def objective(name: str | Objective) -> Objective:
 
 @dataclass(frozen=True)
 class Around(Objective):
-    """Interface of the objectives that do something before or after another one, ``inner``, which may be a name."""
+    """Interface of the objectives that wrap another objective, ``inner``, which may be given by name."""
 
     inner: str | Objective
 
@@ -249,17 +249,17 @@ class Around(Objective):
 
     @property
     def wrapped(self) -> Objective:
-        """The inner objective itself."""
+        """The inner objective, as an object."""
         return objective(self.inner)
 
     @property
     def weight(self) -> Weighting:
-        """That of the inner objective."""
+        """The weighting of the inner objective."""
         return self.wrapped.weight
 
     @property
     def distribution(self) -> Times:
-        """That of the inner objective."""
+        """The distribution of times of the inner objective."""
         return self.wrapped.distribution
 
     @property
@@ -268,9 +268,9 @@ class Around(Objective):
 
     @property
     def companion(self) -> nn.Module:
-        """That of the inner objective."""
+        """The module that the inner objective trains together with the network."""
         return self.wrapped.companion
 
     def draws(self, x0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Those of the inner objective."""
+        """Draw the random arguments of the inner objective."""
         return self.wrapped.draws(x0, generator)

@@ -1,4 +1,4 @@
-"""Distributions of times: maps from the uniform distribution, with the weights that make up for them.
+"""Distributions of times, each a map from the uniform distribution with the importance weights that correct for it.
 
 Sources: Song et al., "Maximum Likelihood Training of Score-Based Diffusion Models", 2021, https://arxiv.org/abs/2101.09258;
 Kingma et al., "Variational Diffusion Models", 2021, https://arxiv.org/abs/2107.00630; Karras et al., 2022,
@@ -37,12 +37,12 @@ __all__ = [
 class Times(ABC):
     """Interface of a distribution of times: a map from the uniform distribution on [0, 1).
 
-    That map being explicit, times can be stratified, binned by their quantiles, and integrated over exactly.
+    The map is explicit so that times can be stratified, binned by their quantiles, and integrated over exactly.
     """
 
     @abstractmethod
     def at(self, u: Tensor, sde: GaussianSDE) -> tuple[Tensor, Tensor]:
-        """The times at the quantiles ``u``, float64, and the weight that each carries in the mean; shapes of ``u``."""
+        """Return the times at the quantiles ``u``, float64, and their weights in the mean of the loss; shapes of ``u``."""
 
     def sample(
         self, n: int, sde: GaussianSDE, *, generator: torch.Generator, stratified: bool = True
@@ -51,14 +51,14 @@ class Times(ABC):
         return self.at(quantiles(n, generator, stratified), sde)
 
     def observe(self, u: Tensor, loss: Tensor) -> None:  # noqa: B027  # most have nothing to learn
-        """Learn what the loss was at the quantiles ``u``, both of shape ``(batch,)``; most distributions do not."""
+        """Record the losses at the quantiles ``u``, both of shape ``(batch,)``; only adaptive distributions use them."""
 
 
 def quantiles(n: int, generator: torch.Generator, stratified: bool = True) -> Tensor:
-    """``n`` uniform numbers in [0, 1), float64, on the generator's device.
+    """Draw ``n`` uniform numbers in [0, 1), float64, on the generator's device.
 
-    Stratified ones share one random offset, u_i = (u + i / n) mod 1: each is uniform by itself, so nothing is biased, and
-    together they cover the interval evenly (Kingma et al., 2021, appendix I.1).
+    Stratified numbers share one random offset, u_i = (u + i / n) mod 1. Each is uniform, so means are unbiased; together
+    they cover the interval evenly (Kingma et al., 2021, appendix I.1).
     """
     size = 1 if stratified else n
     u = torch.rand(size, generator=generator, device=generator.device, dtype=torch.float64)
@@ -69,7 +69,7 @@ def quantiles(n: int, generator: torch.Generator, stratified: bool = True) -> Te
 
 @dataclass(frozen=True)
 class UniformTimes(Times):
-    """Uniform from ``t_min`` to ``t_max``, weight 1."""
+    """Times uniform from ``t_min`` to ``t_max``, with weight 1."""
 
     def at(self, u: Tensor, sde: GaussianSDE) -> tuple[Tensor, Tensor]:
         low, high = sde.span
@@ -78,10 +78,10 @@ class UniformTimes(Times):
 
 @dataclass(frozen=True)
 class StepTimes(Times):
-    """The steps of a chain, t = k / n for k = 1..n with equal probability, weight 1.
+    """The steps of a chain, t = k / n for k = 1..n with equal probability and weight 1.
 
     Raises:
-        ValueError: if the model is not made of a chain.
+        ValueError: if the model's SDE is not a chain.
     """
 
     def at(self, u: Tensor, sde: GaussianSDE) -> tuple[Tensor, Tensor]:
@@ -96,7 +96,7 @@ class StepTimes(Times):
 
 @dataclass(frozen=True)
 class AutoTimes(Times):
-    """The steps of the chain for a model made of one, uniform for any other."""
+    """The steps of the chain for a model on a chain, uniform times for any other model."""
 
     def at(self, u: Tensor, sde: GaussianSDE) -> tuple[Tensor, Tensor]:
         times: Times = StepTimes() if isinstance(sde, ChainSDE) else UniformTimes()
@@ -105,16 +105,16 @@ class AutoTimes(Times):
 
 @dataclass(frozen=True)
 class LikelihoodTimes(Times):
-    r"""Importance sampling for the likelihood weighting: density proportional to :math:`g^2 / \sigma^2`.
+    r"""Importance sampling for the likelihood weighting: times with density proportional to :math:`g^2 / \sigma^2`.
 
-    That is :math:`-2\,d\lambda/dt`: uniform in lam. The weight is the density of the uniform distribution on the span
-    over this one,
+    As :math:`g^2 / \sigma^2 = -2\,d\lambda/dt`, these times are uniform in lam. The weight is the ratio of the uniform
+    density on the span to this one,
 
     .. math:: \frac{1}{(t_{max} - t_{min})\, p(t)} = \frac{\lambda(t_{min}) - \lambda(t_{max})}
               {(t_{max} - t_{min})\, |d\lambda/dt|},
 
-    so that the mean of weight times anything is the mean of that over uniform times, and the likelihood weighting
-    becomes a constant. Source: Song et al., "Maximum Likelihood Training", 2021, section 5.
+    so that weighted means equal means over uniform times, and the likelihood weighting becomes a constant. Source: Song
+    et al., "Maximum Likelihood Training", 2021, section 5.
 
     Raises:
         ValueError: if lam is not finite at both ends of time.
@@ -135,13 +135,16 @@ class LikelihoodTimes(Times):
 
 @dataclass(frozen=True)
 class LogNormalTimes(Times):
-    r"""EDM's distribution, :math:`\log(\sigma / \alpha) \sim N(P_{mean}, P_{std}^2)`, limited to the span; weight 1.
+    r"""The distribution of EDM, :math:`\log(\sigma / \alpha) \sim N(P_{mean}, P_{std}^2)`, clipped to the span; weight 1.
 
-    The distribution is a part of EDM's objective, so it is not corrected for. In the time :math:`\sigma / (\alpha + \sigma)`
+    The distribution is part of EDM's objective, so no weight corrects for it. In the time :math:`\sigma / (\alpha + \sigma)`
     of rectified flow it is the logit-normal distribution.
 
     Args:
-        mean, std: P_mean and P_std, by default for data of deviation 0.5.
+        mean, std: P_mean and P_std; the defaults are for data of standard deviation 0.5.
+
+    Raises:
+        ValueError: if ``std`` is not positive.
     """
 
     mean: float = -1.2
@@ -160,26 +163,30 @@ class LogNormalTimes(Times):
 
 @dataclass(frozen=True, eq=False)
 class AdaptiveTimes(Times):
-    r"""Importance sampling learned from the losses: loss-aware resampling.
+    r"""Loss-aware resampling: importance sampling that is learned from the losses.
 
     The quantiles of a base distribution are cut into bins of equal probability. Once every bin has seen ``memory`` losses,
     bin b is drawn with probability
 
     .. math:: p_b \propto \sqrt{E[L_b^2]}^{\,power},
 
-    mixed with a little of the uniform distribution, and its losses are weighted by 1 / (bins p_b): unbiased, with the least
-    variance of the loss that a choice of bins can give. On a chain with a bin per step it is improved DDPM's.
+    mixed with a small part of the uniform distribution. Its losses are weighted by 1 / (bins p_b), so the mean is unbiased,
+    and with ``power=1`` the variance of the loss is the smallest that bins can give. On a chain with one bin per step this
+    is the sampler of improved DDPM.
 
-    It changes as it is used: each :class:`~scoresde.objectives.Objective` that has it reports its losses to it. The losses
-    come to the host at every step.
+    The object changes as it is used: an :class:`~scoresde.objectives.Objective` with these times reports its losses here,
+    which copies them to the host at every training step.
 
     Args:
         base: a name in :data:`TIMES` or any :class:`Times`.
-        bins: how many.
-        memory: of how many losses per bin.
-        uniform: the part of the uniform distribution.
-        power: of the root mean square loss in p_b. 1, as published, makes the loss least noisy, and 1/2, for a squared
-            error, rather its gradient, which is in proportion to the error and not to its square.
+        bins: the number of bins.
+        memory: the number of recent losses kept for each bin.
+        uniform: the fraction of the uniform distribution in the mixture.
+        power: the exponent of the root mean square loss in p_b. The published value 1 minimises the variance of the loss.
+            For a squared error 1/2 is better for the gradient, which is proportional to the error and not to its square.
+
+    Raises:
+        ValueError: for fewer than one bin or one loss, a fraction outside [0, 1], or a power that is not positive.
 
     Source: Nichol and Dhariwal, 2021, https://arxiv.org/abs/2102.09672, section 3.3.
 
@@ -212,7 +219,7 @@ class AdaptiveTimes(Times):
 
     @property
     def probabilities(self) -> Tensor:
-        """Of the bins, shape ``(bins,)``, float64, on the host; equal until every bin is known."""
+        """The probabilities of the bins, shape ``(bins,)``, float64, on the host; equal until all have enough losses."""
         even = torch.full((self.bins,), 1 / self.bins, dtype=torch.float64)
         size = self.history.square().mean(1) ** (0.5 * self.power)
         if bool((self.seen < self.memory).any()) or not 0 < float(size.sum()) < math.inf:
@@ -220,7 +227,7 @@ class AdaptiveTimes(Times):
         return torch.lerp(size / size.sum(), even, self.uniform)
 
     def _place(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The bins of ``u``, the places inside, in [0, 1), and the weights of the bins."""
+        """Return the bin of each ``u``, its position inside the bin, in [0, 1), and the weight of the bin."""
         p = self.probabilities.to(u.device)
         ends = p.cumsum(0)
         k = torch.searchsorted(ends, u.to(p), right=True).clamp(max=self.bins - 1)
@@ -233,7 +240,7 @@ class AdaptiveTimes(Times):
         return t, given * weight
 
     def observe(self, u: Tensor, loss: Tensor) -> None:
-        """Remember the losses, the newest ``memory`` of each bin."""
+        """Record the losses at the quantiles ``u``; each bin keeps its newest ``memory``."""
         order = (k := self._place(u)[0].cpu()).argsort(stable=True)
         k, loss = k[order], loss.detach().to(device="cpu", dtype=torch.float64)[order]
         counts = torch.bincount(k, minlength=self.bins)

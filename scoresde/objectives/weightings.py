@@ -1,7 +1,8 @@
-r"""Weightings: what a squared error counts at each time.
+r"""Weightings of the squared error as functions of time.
 
-With :math:`\hat\sigma = \sigma / \alpha`, SNR = :math:`\alpha^2 / \sigma^2 = e^{2 \lambda}` and :math:`\sigma_d` the
-deviation of the data; the score is :math:`-\epsilon / \sigma`, and an error of x_0 is :math:`-\hat\sigma` times one of eps:
+Here :math:`\hat\sigma = \sigma / \alpha`, SNR = :math:`\alpha^2 / \sigma^2 = e^{2 \lambda}`, and :math:`\sigma_d` is the
+standard deviation of the data. The score is :math:`-\epsilon / \sigma`, and an error of x_0 is :math:`-\hat\sigma` times the
+error of eps:
 
 ===========  ==========================================  ===================================================
 weighting    in its source                               w, in terms of eps
@@ -44,14 +45,15 @@ __all__ = ["WEIGHTINGS", "Weighting", "min_snr", "p2", "sigmoid"]
 
 @dataclass(frozen=True)
 class Weighting:
-    """A weight on the squared error of one quantity.
-
-    It is given on the quantity, eps or x_0, for which it stays finite at the ends of time.
+    """A weight on the squared error of eps or of x_0, whichever keeps the weight finite at the ends of time.
 
     Args:
-        name: what it is called.
-        on: ``"eps"`` or ``"x0"``.
-        function: ``function(sde, t, sigma_data)``, float64, shape of ``t``.
+        name: the name of the weighting.
+        on: the quantity whose error is weighted, ``"eps"`` or ``"x0"``.
+        function: ``function(sde, t, sigma_data)`` returns the weights, float64, shape of ``t``.
+
+    Raises:
+        ValueError: if ``on`` is another quantity.
     """
 
     name: str
@@ -68,7 +70,7 @@ def _one(sde: GaussianSDE, t: Tensor, sigma_data: float) -> Tensor:
 
 
 def likelihood(sde: GaussianSDE, t: Tensor, sigma_data: float) -> Tensor:
-    """g^2 / sigma^2 = -2 dlam/dt, on eps."""
+    """Return the likelihood weighting g^2 / sigma^2 = -2 dlam/dt of an error of eps."""
     return sde.diffusion_squared(t) * (-2 * sde.log_sigma(t)).exp()
 
 
@@ -87,7 +89,7 @@ def _velocity(sde: GaussianSDE, t: Tensor, sigma_data: float) -> Tensor:
 
 
 def min_snr(gamma: float = 5.0) -> Weighting:
-    """Min-SNR-gamma: min(SNR, gamma) on x_0; on eps 1, but gamma / SNR where the SNR is above gamma.
+    """Return the min-SNR-gamma weighting: min(SNR, gamma) on x_0, which is min(1, gamma / SNR) on eps.
 
     Example:
         >>> from scoresde import VP
@@ -100,13 +102,13 @@ def min_snr(gamma: float = 5.0) -> Weighting:
 
 
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
-    """P2: (k + SNR)^-gamma on eps."""
+    """Return the P2 weighting, (k + SNR)^-gamma on eps."""
     _check(gamma >= 0 and k > 0, f"gamma={gamma}, k={k}")
     return Weighting("p2", "eps", lambda sde, t, d: (k + (2 * sde.lam(t)).exp()) ** -gamma)
 
 
 def sigmoid(bias: float = 2.0) -> Weighting:
-    """sigmoid(bias - log SNR) times the likelihood weighting: with times that are uniform in lam, the sigmoid alone."""
+    """Return sigmoid(bias - log SNR) times the likelihood weighting; with times uniform in lam only the sigmoid is left."""
     return Weighting("sigmoid", "eps", lambda sde, t, d: torch.sigmoid(bias - 2 * sde.lam(t)) * likelihood(sde, t, d))
 
 

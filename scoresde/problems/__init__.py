@@ -1,7 +1,7 @@
-"""Analytic distributions: density and score are known exactly under every SDE with Gaussian marginals.
+"""Analytic distributions, whose density and score are known exactly under every SDE with Gaussian marginals.
 
-They are the ground truth that solvers and networks are measured against. :data:`PROBLEMS` has them by name; a distribution
-of your own is a subclass of :class:`Problem`.
+They are the ground truth for measuring solvers and networks. :data:`PROBLEMS` lists them by name. For a distribution of your
+own, subclass :class:`Problem`.
 """
 
 from scoresde.problems.base import Posterior, Problem

@@ -1,8 +1,8 @@
-r"""What all analytic problems share: a density, a score and predictions at every time, from one function.
+r"""The interface of analytic problems: a density, a score and predictions at every time, from one function.
 
-The noised data are :math:`x = \alpha x_0 + \sigma \epsilon`. A distribution states, for one pair of scales, the
-log-density of ``x``, its gradient and :math:`E[x_0 \mid x]`. The rest follows without a division by alpha or sigma, so
-that it is accurate at both ends of time:
+The noised data are :math:`x = \alpha x_0 + \sigma \epsilon`. Given alpha and sigma, a distribution computes the log-density
+of ``x``, its gradient and :math:`E[x_0 \mid x]`. The other predictions follow without a division by alpha or sigma, so they
+are accurate at both ends of time:
 
 .. math:: E[\epsilon \mid x] = -\sigma \nabla \log p(x), \qquad
           E[v \mid x] = \alpha E[\epsilon \mid x] - \sigma E[x_0 \mid x].
@@ -31,12 +31,12 @@ T = TypeVar("T", bound=tuple[Tensor | None, ...])
 
 
 class Posterior(NamedTuple):
-    """What a distribution states of noised data ``x`` of shape ``(batch, d)``."""
+    """The log-density of noised data ``x`` of shape ``(batch, d)``, its gradient, and the posterior mean of the data."""
 
     log_prob: Tensor
     """The log-density at ``x``, shape ``(batch,)``."""
     score: Tensor
-    """Its gradient, shape ``(batch, d)``."""
+    """The gradient of the log-density, shape ``(batch, d)``."""
     x0: Tensor
     """The mean of the data given ``x``, shape ``(batch, d)``."""
 
@@ -44,7 +44,7 @@ class Posterior(NamedTuple):
 class Problem(ABC, Generic[T]):
     """Interface of the distributions whose score is known exactly under every SDE with Gaussian marginals.
 
-    A subclass is a frozen dataclass whose fields are its parameters, which receive no gradient. It gives ``event``,
+    A subclass is a frozen dataclass whose fields are its parameters, which receive no gradient. It implements ``event``,
     ``sample``, ``mean``, ``covariance`` and ``_posterior``. Results have the dtype and device of ``x`` and are
     differentiable in ``x`` and ``t``.
     """
@@ -59,7 +59,7 @@ class Problem(ABC, Generic[T]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}}  # copies are no part of the distribution
 
-    # What a distribution states --------------------------------------------------------------------------------------
+    # What a distribution implements ----------------------------------------------------------------------------------
 
     @property
     @abstractmethod
@@ -69,20 +69,31 @@ class Problem(ABC, Generic[T]):
     @property
     @abstractmethod
     def mean(self) -> Tensor:
-        """The mean of the data, shape ``event``, float64; a ValueError where there is none."""
+        """The mean of the data, shape ``event``, float64; raises a ValueError if it does not exist."""
 
     @property
     @abstractmethod
     def covariance(self) -> Tensor:
-        """The covariance of the flattened data, shape ``(d, d)``, float64; a ValueError where there is none."""
+        """The covariance of the flattened data, shape ``(d, d)``, float64; raises a ValueError if it does not exist."""
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
-        """``n`` independent samples, shape ``(n, *event)``, on the device of ``generator``, drawn in float64."""
+        """Draw ``n`` independent samples, shape ``(n, *event)``, in float64 on the device of ``generator``.
+
+        Args:
+            n: the number of samples.
+            generator: the source of the random numbers.
+            dtype: the dtype to which the samples are rounded; by default PyTorch's default dtype.
+        """
 
     @abstractmethod
     def _posterior(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Posterior:
-        """At ``x``, shape ``(batch, d)`` in any dtype, for scales of shape ``(batch or 1, 1)`` in float64."""
+        """Return the posterior at ``x`` for given alpha and sigma.
+
+        Args:
+            x: noised data, shape ``(batch, d)``, any dtype.
+            alpha, sigma: scales of shape ``(batch or 1, 1)``, float64.
+        """
 
     @property
     def _singular(self) -> bool:
@@ -92,7 +103,7 @@ class Problem(ABC, Generic[T]):
     # What follows ----------------------------------------------------------------------------------------------------
 
     def log_prob(self, x: Tensor, sde: GaussianSDE | None = None, t: Time | None = None) -> Tensor:
-        """Log-density at ``x``, in nats, shape ``(batch,)``: of the data, or of the noised data at time ``t``.
+        """Return the log-density of the data at ``x`` or, at a time ``t``, of the noised data; in nats, shape ``(batch,)``.
 
         Raises:
             ValueError: if only one of ``sde`` and ``t`` is given, or the data have no density.
@@ -116,7 +127,7 @@ class Problem(ABC, Generic[T]):
         return self._posterior(self._flat(x), one, 0 * one).log_prob.to(x.dtype)
 
     def score(self, x: Tensor, sde: GaussianSDE, t: Time) -> Tensor:
-        r"""The score :math:`\nabla_x \log p_t(x)`, shape of ``x``.
+        r"""Return the score :math:`\nabla_x \log p_t(x)`, shape of ``x``.
 
         Example:
             >>> from scoresde import VP
@@ -128,23 +139,23 @@ class Problem(ABC, Generic[T]):
         return _like(self._at(x, sde, t)[0].score, x)
 
     def eps(self, x: Tensor, sde: GaussianSDE, t: Time) -> Tensor:
-        """The noise prediction E[eps | x_t = x], shape of ``x``."""
+        """Return the noise prediction E[eps | x_t = x], shape of ``x``."""
         at, _, sigma = self._at(x, sde, t)
         return _like(-sigma.to(at.score) * at.score, x)
 
     def x0(self, x: Tensor, sde: GaussianSDE, t: Time) -> Tensor:
-        """The data prediction E[x_0 | x_t = x], shape of ``x``."""
+        """Return the data prediction E[x_0 | x_t = x], shape of ``x``."""
         return _like(self._at(x, sde, t)[0].x0, x)
 
     def v(self, x: Tensor, sde: GaussianSDE, t: Time) -> Tensor:
-        """alpha E[eps | x_t = x] - sigma E[x_0 | x_t = x], shape of ``x``."""
+        """Return the v-prediction alpha E[eps | x_t = x] - sigma E[x_0 | x_t = x], shape of ``x``."""
         at, alpha, sigma = self._at(x, sde, t)
         return _like(-sigma.to(at.score) * (alpha.to(at.score) * at.score + at.x0), x)
 
     def model(self, sde: GaussianSDE | Chain) -> ScoreModel:
-        """The perfect score model of these data.
+        """Return the exact score model of these data under ``sde``.
 
-        Each of its predictions is exact by itself, without cancellation at either end of time.
+        Each prediction is computed directly, without cancellation at either end of time.
 
         Example:
             >>> from scoresde import VP, problems
@@ -156,7 +167,7 @@ class Problem(ABC, Generic[T]):
         return ExactModel(self, sde)
 
     def fingerprint(self) -> str:
-        """A hash of the kind and the parameters: equal for equal problems, in every process.
+        """Return a hash of the kind and the parameters, which is equal for equal problems in every process.
 
         Example:
             >>> from scoresde import problems
@@ -177,7 +188,7 @@ class Problem(ABC, Generic[T]):
     # Parts -----------------------------------------------------------------------------------------------------------
 
     def _tables(self, device: torch.device, dtype: torch.dtype | None = None) -> T:
-        """The parameters on ``device``, in their own dtypes or in ``dtype``."""
+        """Return the parameters on ``device``, in their own dtypes or in ``dtype``."""
         if device.type == "cpu" and dtype is None:
             return self._exact
         if (dtype, device) not in self._cache:
@@ -193,7 +204,7 @@ class Problem(ABC, Generic[T]):
         return x.flatten(1)
 
     def _at(self, x: Tensor, sde: GaussianSDE, t: Time) -> tuple[Posterior, Tensor, Tensor]:
-        """The posterior at ``x`` and ``t``, alpha and sigma."""
+        """Return the posterior at ``x`` and ``t``, alpha and sigma."""
         flat = self._flat(x)
         if isinstance(t, Tensor):  # Python numbers stay what they are, because the SDE checks their range
             t = t.to(torch.float64)
@@ -203,7 +214,7 @@ class Problem(ABC, Generic[T]):
 
 
 class ExactModel(ScoreModel):
-    """The perfect score model of a problem, which has no network.
+    """The exact score model of a problem, which has no network.
 
     Args:
         problem: the distribution of the data.
@@ -215,23 +226,23 @@ class ExactModel(ScoreModel):
         self.problem = problem
 
     def x0(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
-        """The data prediction E[x_0 | x_t = x], shape of ``x``."""
+        """Return the data prediction E[x_0 | x_t = x], shape of ``x``."""
         return self.problem.x0(x, self.sde, t)
 
     def eps(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
-        """The noise prediction E[eps | x_t = x], shape of ``x``."""
+        """Return the noise prediction E[eps | x_t = x], shape of ``x``."""
         return self.problem.eps(x, self.sde, t)
 
     def score(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
-        """The score of the noised data, shape of ``x``."""
+        """Return the score of the noised data, shape of ``x``."""
         return self.problem.score(x, self.sde, t)
 
     def v(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
-        """alpha eps - sigma x0, shape of ``x``."""
+        """Return the v-prediction alpha eps - sigma x0, shape of ``x``."""
         return self.problem.v(x, self.sde, t)
 
     def forward(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
-        """:meth:`v`, which this model predicts; shape of ``x``."""
+        """Return the v-prediction, which stands for the output of a network here; shape of ``x``."""
         return self.problem.v(x, self.sde, t)
 
     def __repr__(self) -> str:
@@ -243,12 +254,12 @@ def _like(values: Tensor, x: Tensor) -> Tensor:
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
-    """That of ``x``, and single where it is less."""
+    """Return the dtype of ``x``, or float32 where that is less precise."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def parameter(values: Any, name: str, dtype: torch.dtype | None = torch.float64) -> Tensor:
-    """A finite copy of ``values`` on the host, in ``dtype`` or in its own."""
+    """Return a copy of ``values`` on the host, in ``dtype`` or in its own, and refuse values that are not finite."""
     with torch.inference_mode(False):
         tensor = torch.as_tensor(values, dtype=dtype, device="cpu").detach().clone()
     if not bool(torch.isfinite(tensor).all()):
@@ -257,7 +268,7 @@ def parameter(values: Any, name: str, dtype: torch.dtype | None = torch.float64)
 
 
 def normalised(weights: Any, components: int) -> Tensor:
-    """Weights of ``components`` that sum to one; equal ones for None."""
+    """Return the weights of ``components`` scaled to sum to one; equal weights for ``None``."""
     w = torch.ones(components, dtype=torch.float64) if weights is None else parameter(weights, "weights")
     if w.shape != (components,) or bool((w < 0).any()) or not w.sum() > 0:
         raise ValueError(
@@ -267,10 +278,10 @@ def normalised(weights: Any, components: int) -> Tensor:
 
 
 def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Standard normal numbers in float64 on the device of ``generator``."""
+    """Draw standard normal numbers in float64 on the device of ``generator``."""
     return torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
 
 
 def draw(log_weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """``n`` indices with probabilities exp(``log_weights``), shape ``(n,)``."""
+    """Draw ``n`` indices with probabilities exp(``log_weights``), shape ``(n,)``."""
     return torch.multinomial(log_weights.exp(), n, replacement=True, generator=generator)

@@ -1,14 +1,14 @@
-r"""The empirical distribution of a data set: solvers compared on real images, with nothing to train.
+r"""The empirical distribution of a dataset, on which solvers can be compared on real images without training.
 
-If the data are :math:`\frac1n \sum_i N(y_i, s^2 I)`, the noised data are the same with centres :math:`\alpha y_i` and
-the variance :math:`v = \alpha^2 s^2 + \sigma^2`. With the softmax :math:`r_i \propto \exp(-|x - \alpha y_i|^2 / 2v)` over
-the data and :math:`m = \sum_i r_i y_i`,
+If the data are :math:`\frac1n \sum_i N(y_i, s^2 I)`, the noised data are the same mixture with centres
+:math:`\alpha y_i` and variance :math:`v = \alpha^2 s^2 + \sigma^2`. With the softmax
+:math:`r_i \propto \exp(-|x - \alpha y_i|^2 / 2v)` over the data and :math:`m = \sum_i r_i y_i`,
 
 .. math:: \nabla \log p(x) = \frac{\alpha m - x}{v}, \qquad E[x_0 \mid x] = m + \frac{\alpha s^2}{v} (x - \alpha m).
 
-In the exponent :math:`|x|^2` is common to all i, so that inner products are all it takes. Their rounding errors are
-divided by v: in float32 they would be of order one where v is 1e-7 of :math:`|x||y|`, as at a sampler's last steps. So they
-are formed in float64; the mean m, whose weights are at most one, keeps the dtype of ``x``.
+In the exponent :math:`|x|^2` is common to all i, so only inner products are needed. Their rounding errors are divided by v,
+which is small at a sampler's last steps, so they are computed in float64. The mean m, whose weights are at most one, keeps
+the dtype of ``x``.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class _Tables(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Empirical(Problem[_Tables]):
-    r"""The distribution that gives each of n samples the same weight, smoothed by Gaussians of deviation ``std``.
+    r"""The distribution with equal weight on each of n samples, smoothed by Gaussians of standard deviation ``std``.
 
     Args:
-        data: shape ``(n, *event)``; kept in its dtype, or in float64 where it holds integers.
-        std: the deviation s. With zero, the data have no density before noise is added, no value where sigma = 0, and
-            the probability flow ends on the samples themselves.
-        chunk: the largest number of entries of any matrix that is formed at once, beside ``data`` itself: the softmax
-            runs over the data in pieces. It changes results by rounding errors alone.
+        data: shape ``(n, *event)``; kept in its dtype, integers in float64.
+        std: the standard deviation s. With zero, the data have no density before noise is added and no score where
+            sigma = 0, and the probability flow ends on the samples themselves.
+        chunk: the largest number of entries of any matrix that is formed at once. The softmax runs over the data in
+            pieces of this size, which changes results by rounding errors only.
 
     Raises:
         ValueError: for data that are empty, of another shape or not finite, a negative ``std``, and ``chunk`` below 1.
@@ -51,7 +51,7 @@ class Empirical(Problem[_Tables]):
     Example:
         >>> from scoresde import EDM
         >>> points = Empirical([[0.0, 0.0], [1.0, 0.0], [0.0, 3.0]])
-        >>> points.x0(torch.tensor([[0.9, 0.4]]), EDM(), 0.01)  # of little noise: the nearest sample
+        >>> points.x0(torch.tensor([[0.9, 0.4]]), EDM(), 0.01)  # at low noise: the nearest sample
         tensor([[1., 0.]])
     """
 
@@ -69,7 +69,7 @@ class Empirical(Problem[_Tables]):
                 "dimension: write scalars as (n, 1)"
             )
         if not 0 <= std < math.inf:
-            raise ValueError(f"got std={std}; expected a finite deviation >= 0")
+            raise ValueError(f"got std={std}; expected a finite standard deviation >= 0")
         chunk = whole("chunk", chunk, 1)
         flat = data.flatten(1)
         squares = torch.cat(
@@ -97,7 +97,7 @@ class Empirical(Problem[_Tables]):
         return centred.T @ centred / len(centred) + self.std**2 * torch.eye(centred.shape[1], dtype=torch.float64)
 
     def sample(self, n: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
-        """``n`` independent samples, shape ``(n, *event)``, on the device of ``generator``, drawn in float64."""
+        """Draw ``n`` independent samples, shape ``(n, *event)``, in float64 on the device of ``generator``."""
         n = whole("n", n, 1)
         data = self._tables(generator.device).data
         i = torch.randint(len(data), (n,), generator=generator, device=generator.device)
@@ -114,7 +114,7 @@ class Empirical(Problem[_Tables]):
         dtype, tables = working_dtype(x), self._tables(x.device)
         (n, d), x = tables.data.shape, x.to(torch.float64)
         variance = alpha**2 * self.std**2 + sigma**2
-        # The softmax over one piece after another: weights relative to the largest so far, their sum and their mean.
+        # The softmax, piece by piece: the largest exponent so far, the sum of the weights, and their mean.
         top = torch.full_like(x[:, :1], -math.inf)
         total, mean = torch.zeros_like(top, dtype=dtype), torch.zeros_like(x, dtype=dtype)
         size = max(1, self._chunk // max(len(x), d))

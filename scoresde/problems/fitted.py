@@ -1,4 +1,4 @@
-"""Mixtures fitted to a data set: smooth, with a density, and yet with the modes and correlations of real data."""
+"""Mixtures fitted to a dataset, which are smooth and have a density, with the modes and correlations of real data."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ __all__ = ["ppca_mixture"]
 
 
 def ppca_mixture(data: Tensor, modes: int = 10, rank: int = 8, *, iterations: int = 20, seed: int = 0) -> LowRankMixture:
-    r"""A mixture of probabilistic PCAs fitted to ``data`` by expectation and maximisation, started from k-means.
+    r"""Fit a mixture of probabilistic PCAs to ``data`` by expectation-maximisation, started from k-means.
 
-    With responsibilities :math:`r_{ik}` and :math:`S_k` the covariance of the data under them, of eigenvalues
-    :math:`\lambda_1 \ge \lambda_2 \ge \dots`, maximisation gives
+    Let :math:`r_{ik}` be the responsibilities and :math:`S_k` the covariance of the data weighted by them, with eigenvalues
+    :math:`\lambda_1 \ge \lambda_2 \ge \dots`. The maximisation step gives
 
     .. math:: \psi_k = \frac{1}{d - r} \sum_{j > r} \lambda_j, \qquad
               F_k = [v_1 \sqrt{\lambda_1 - \psi_k}, \dots, v_r \sqrt{\lambda_r - \psi_k}].
 
-    The likelihood never falls. With one mode the first step is exact, and is PCA.
+    The likelihood never decreases. With one mode the first step is exact, and is PCA.
 
     Args:
-        data: shape ``(n, *event)``, n of at least ``modes``.
-        modes, rank: of the mixture; 1 <= ``rank`` < d.
-        iterations: of expectation and maximisation after the start; none leaves a PCA of each cluster.
-        seed: of k-means.
+        data: shape ``(n, *event)`` with n at least ``modes``.
+        modes: the number of components.
+        rank: the number of principal components of each mode, 1 <= ``rank`` < d.
+        iterations: the number of steps of expectation-maximisation after the start; with 0 the result is a PCA of each
+            cluster.
+        seed: the seed of k-means.
 
-    An iteration costs O(modes (n d^2 + d^3)). A noise below 1e-6 of the mean variance is raised to it, so that there is a
+    An iteration costs O(modes (n d^2 + d^3)). The noise is at least 1e-6 of the mean variance, so that the mixture has a
     density even where samples are repeated.
 
     Raises:
-        ValueError: for data, modes, a rank or iterations outside these bounds, and data that do not vary.
+        ValueError: for data, modes, a rank or iterations outside these bounds, and for data that are all the same.
 
     Source: Tipping and Bishop, "Mixtures of Probabilistic Principal Component Analysers", Neural Computation 11, 1999,
     https://doi.org/10.1162/089976699300016728.
@@ -63,7 +65,7 @@ def ppca_mixture(data: Tensor, modes: int = 10, rank: int = 8, *, iterations: in
 
 
 def _clusters(x: Tensor, modes: int, seed: int) -> Tensor:
-    """Ones for the cluster of each sample, shape ``(n, modes)``."""
+    """Return the one-hot cluster of each sample by k-means, shape ``(n, modes)``."""
     from sklearn.cluster import KMeans
 
     labels = torch.from_numpy(KMeans(modes, n_init=4, random_state=seed).fit(x.numpy()).labels_).long()

@@ -1,9 +1,9 @@
 r"""Scale mixtures of Gaussians, x0 = s z with z normal and a random scale s: heavy tails and a funnel, by quadrature.
 
-Given s, the noised data are Gaussian with the variance :math:`v = \alpha^2 s^2 + \sigma^2`, so that density, score and data
-prediction are one-dimensional integrals over u = log s. Their integrands are analytic in a strip around the real axis and
-vanish at both ends, where the trapezoidal rule converges exponentially: with steps of 0.14 all are exact to 1e-12
-(Trefethen and Weideman, "The Exponentially Convergent Trapezoidal Rule", SIAM Review 56, 2014,
+Given s, the noised data are Gaussian with variance :math:`v = \alpha^2 s^2 + \sigma^2`, so density, score and data
+prediction are one-dimensional integrals over u = log s. The integrands are analytic in a strip around the real axis and
+vanish at both ends. For such integrands the trapezoidal rule converges exponentially, and its results here are exact to
+1e-12 (Trefethen and Weideman, "The Exponentially Convergent Trapezoidal Rule", SIAM Review 56, 2014,
 https://doi.org/10.1137/130932132).
 """
 
@@ -31,18 +31,16 @@ class _Scales(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ScaleMixture(Problem[_Scales]):
-    r"""Data :math:`s z`, where z is standard normal and the scale s is one of ``scales``, chosen with ``weights``.
+    r"""The distribution of :math:`s z`, where z is standard normal and s is one of ``scales``, chosen with ``weights``.
 
-    The nodes and weights of a quadrature make it a continuous mixture to the accuracy of the quadrature: its samples,
-    density and scores all belong to the same distribution.
+    With the nodes and weights of a quadrature it is a continuous mixture, to the accuracy of the quadrature. Samples,
+    density and scores all belong to the same distribution. They are computed in float64 whatever the dtype of ``x``.
 
     Args:
         scales: positive, shape ``(J,)``.
         weights: shape ``(J,)``, scaled to sum to one.
         event: the shape of one sample.
-        independent: whether every coordinate has a scale of its own, rather than one for all.
-
-    Computed in float64 whatever the dtype of ``x``.
+        independent: whether every coordinate has its own scale; otherwise one scale multiplies all coordinates.
 
     Raises:
         ValueError: for scales that are not positive, weights that do not fit them, and an empty event.
@@ -83,11 +81,11 @@ class ScaleMixture(Problem[_Scales]):
 
     @property
     def covariance(self) -> Tensor:
-        """The covariance of the flattened data, shape ``(d, d)``, float64: finite, because the nodes are."""
+        """The covariance of the flattened data, shape ``(d, d)``, float64; finite, because the scales are finite."""
         return (self.weights @ self._exact.squares) * torch.eye(self.event.numel(), dtype=torch.float64)
 
     def sample(self, n: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
-        """``n`` independent samples, shape ``(n, *event)``, on the device of ``generator``, drawn in float64."""
+        """Draw ``n`` independent samples, shape ``(n, *event)``, in float64 on the device of ``generator``."""
         n = whole("n", n, 1)
         tables, d = self._tables(generator.device), self.event.numel()
         groups = d if self.independent else 1
@@ -110,10 +108,16 @@ class ScaleMixture(Problem[_Scales]):
 
 
 def _average(log_joint: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
-    """The averages of ``values`` under the softmax of ``log_joint`` over its last dimension, and the log of its sum.
+    """Return averages of ``values`` under the softmax of ``log_joint`` over its last dimension, and its log-sum-exp.
 
-    ``log_joint`` has shape ``(batch, groups, J)``, each of ``values`` ``(batch or 1, J)``, the averages ``(batch, groups,
-    len(values))``. One exponential serves both results and one product of matrices all values: they are the cost.
+    One exponential serves both results and one matrix product serves all values, because these two dominate the cost.
+
+    Args:
+        log_joint: shape ``(batch, groups, J)``.
+        values: each of shape ``(batch or 1, J)``.
+
+    Returns:
+        The averages, shape ``(batch, groups, len(values))``, and the log-sum-exp, shape ``(batch, groups)``.
     """
     top = log_joint.detach().amax(-1, keepdim=True)
     weights = (log_joint - top).exp()
@@ -123,10 +127,10 @@ def _average(log_joint: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def student_t(d: int = 2, df: float = 3.0) -> ScaleMixture:
-    r"""Student's t in ``d`` dimensions with ``df`` degrees of freedom, scaled to unit variance where ``df`` > 2.
+    r"""Return Student's t in ``d`` dimensions with ``df`` degrees of freedom, scaled to unit variance where ``df`` > 2.
 
-    Its scale is :math:`s^2 = df / \chi^2_{df}`; the tail of the density falls like :math:`|x|^{-df - d}`, with
-    relative errors below 1e-12 out to a radius of 1e6.
+    The scale is :math:`s^2 = df / \chi^2_{df}`. The density falls like :math:`|x|^{-df - d}`; its relative error is below
+    1e-12 out to a radius of 1e6.
 
     Example:
         >>> heavy, x = student_t(1, df=1.0), torch.zeros(1, 1, dtype=torch.float64)
@@ -148,11 +152,11 @@ def student_t(d: int = 2, df: float = 3.0) -> ScaleMixture:
 
 
 def laplace(d: int = 2) -> ScaleMixture:
-    r"""Independent coordinates with Laplace's density :math:`\exp(-\sqrt2 |x|) / \sqrt2`, of unit variance,
-    exact to 1e-12 out to 100, or 100 alpha under noise.
+    r"""Return independent coordinates with Laplace's density :math:`\exp(-\sqrt2 |x|) / \sqrt2`, of unit variance.
 
-    Its scale is :math:`s^2 \sim \mathrm{Exp}(1)`: Andrews and Mallows, "Scale Mixtures of Normal Distributions", 1974,
-    https://doi.org/10.1111/j.2517-6161.1974.tb00989.x.
+    The scale is :math:`s^2 \sim \mathrm{Exp}(1)` (Andrews and Mallows, "Scale Mixtures of Normal Distributions", 1974,
+    https://doi.org/10.1111/j.2517-6161.1974.tb00989.x). The density is exact to 1e-12 for :math:`|x|` up to 100, and up to
+    100 alpha under noise.
 
     Example:
         >>> density = laplace(1).log_prob(torch.zeros(1, 1, dtype=torch.float64)).exp()
@@ -177,18 +181,18 @@ class Funnel(Problem[_Nodes]):
     r"""Neal's funnel with its axes scaled to unit variance: :math:`u \sim N(0, 1)`, then d - 1 coordinates :math:`s(u) z`.
 
     Here :math:`s(u) = e^{a u / 2 - a^2 / 4}`, where a is ``spread``. Given the noised :math:`u_t`, u is Gaussian with mean
-    :math:`\alpha u_t / S` and variance :math:`\sigma^2 / S`, :math:`S = \alpha^2 + \sigma^2`, so that with
-    :math:`L(u) = N(x_t; 0, (\alpha^2 s(u)^2 + \sigma^2) I)` all follows from integrals against this Gaussian,
+    :math:`\alpha u_t / S` and variance :math:`\sigma^2 / S`, where :math:`S = \alpha^2 + \sigma^2`. With the likelihood
+    :math:`L(u) = N(x_t; 0, (\alpha^2 s(u)^2 + \sigma^2) I)` everything follows from integrals against this Gaussian,
 
     .. math:: \partial_{u_t} \log p = \frac{\alpha E[(\log L)'] - u_t}{S}, \qquad
               E[u \mid x_t] = \frac{\alpha u_t + \sigma^2 E[(\log L)']}{S}.
 
     Args:
-        d: dimensions, at least 2.
-        spread: a > 0; 3 in Neal's own. The neck is :math:`e^{2a}` times narrower than the mouth two deviations away.
+        d: the number of dimensions, at least 2.
+        spread: a > 0; Neal's value is 3. At u = -2 the funnel is :math:`e^{2a}` times narrower than at u = 2.
 
-    Computed in float64 whatever the dtype of ``x``; exact to 1e-12 unless a sample contradicts its own first coordinate by
-    ten deviations or more.
+    Everything is computed in float64 whatever the dtype of ``x``. It is exact to 1e-12 unless the other coordinates of a
+    sample contradict the first one by ten standard deviations or more.
 
     Raises:
         ValueError: for fewer than two dimensions or a spread that is not positive.
@@ -231,7 +235,7 @@ class Funnel(Problem[_Nodes]):
         return torch.eye(self.d, dtype=torch.float64)
 
     def sample(self, n: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
-        """``n`` independent samples, shape ``(n, *event)``, on the device of ``generator``, drawn in float64."""
+        """Draw ``n`` independent samples, shape ``(n, *event)``, in float64 on the device of ``generator``."""
         n = whole("n", n, 1)
         z = normal((n, self.d), generator)
         x = torch.cat([z[:, :1], torch.exp(0.5 * self.spread * z[:, :1] - 0.25 * self.spread**2) * z[:, 1:]], 1)
@@ -258,7 +262,7 @@ class Funnel(Problem[_Nodes]):
 
 
 def funnel(d: int = 2, spread: float = 2.0) -> Funnel:
-    """Neal's funnel in ``d`` dimensions: :class:`Funnel`."""
+    """Return Neal's funnel in ``d`` dimensions, see :class:`Funnel`."""
     return Funnel(d, spread)
 
 

@@ -1,7 +1,7 @@
-"""Shapes in the plane as kernel densities over fixed points: an :class:`~scoresde.problems.Empirical` that is smoothed.
+"""Shapes in the plane, as kernel densities over fixed points: each is a smoothed :class:`~scoresde.problems.Empirical`.
 
-The points are laid out evenly by formula, so that a problem is the same everywhere, and scaled to zero mean and, on average
-over the two axes, unit variance.
+The points are laid out evenly by a formula, so a problem is the same on every machine. They are scaled to mean zero and,
+averaged over the two axes, unit variance.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def _toy(x: Tensor, y: Tensor, std: float) -> Empirical:
 
 
 def _middles(n: int) -> Tensor:
-    """The middles of ``n`` equal parts of [0, 1]."""
+    """Return the midpoints of ``n`` equal parts of [0, 1]."""
     return (torch.arange(whole("points", n, 1), dtype=torch.float64) + 0.5) / n
 
 
 def checkerboard(side: int = 4, points: int = 7, std: float = 0.08) -> Empirical:
-    """The black squares of a board of ``side`` x ``side``, each a lattice of ``points`` x ``points``."""
+    """Return the black squares of a ``side`` x ``side`` checkerboard, each a lattice of ``points`` x ``points``."""
     board = torch.arange(whole("side", side, 2))
     row, column = (board[:, None] + board).remainder(2).logical_not().nonzero().T.to(torch.float64)
     dy, dx = torch.cartesian_prod(_middles(points), _middles(points)).T
@@ -39,13 +39,13 @@ def checkerboard(side: int = 4, points: int = 7, std: float = 0.08) -> Empirical
 
 
 def swiss_roll(points: int = 160, turns: float = 1.5, std: float = 0.07) -> Empirical:
-    """A band that is rolled up ``turns`` times around an empty core, seen from its end."""
+    """Return a Swiss roll seen from its end: a band rolled up ``turns`` times around an empty core."""
     angle = 1.5 * math.pi + 2 * math.pi * turns * _middles(points)
     return _toy(angle * angle.cos(), angle * angle.sin(), std)
 
 
 def spirals(points: int = 100, turns: float = 1.25, std: float = 0.06) -> Empirical:
-    """Two arms of ``points`` each that wind about one another ``turns`` times."""
+    """Return two spiral arms of ``points`` each that wind about one another ``turns`` times."""
     radius = _middles(points).sqrt()  # evenly along the arc, whose length grows like the square of the radius
     angle = 2 * math.pi * turns * radius
     x, y = radius * angle.cos(), radius * angle.sin()
@@ -53,7 +53,7 @@ def spirals(points: int = 100, turns: float = 1.25, std: float = 0.06) -> Empiri
 
 
 def pinwheel(arms: int = 5, points: int = 12, std: float = 0.08) -> Empirical:
-    """``arms`` blades of ``points`` x ``points / 2`` that start at the hub, widen outwards and bend."""
+    """Return a pinwheel with ``arms`` bent blades of ``points`` x ``points / 2`` that widen outwards from the hub."""
     arms, points = whole("arms", arms, 1), whole("points", points, 2)
     radius, across = torch.cartesian_prod(0.25 + _middles(points), _middles(points // 2) - 0.5).T
     angle = 2 * math.pi * torch.arange(arms, dtype=torch.float64)[:, None] / arms + 0.5 * across - 1.2 * radius
@@ -61,7 +61,7 @@ def pinwheel(arms: int = 5, points: int = 12, std: float = 0.08) -> Empirical:
 
 
 def rings(count: int = 3, points: int = 40, std: float = 0.06) -> Empirical:
-    """``count`` concentric circles, equally far apart and equally dense: the innermost has ``points``."""
+    """Return ``count`` concentric circles, equally far apart and equally dense; the innermost has ``points``."""
     count, points = whole("count", count, 1), whole("points", points, 1)
     radius = torch.cat([torch.full((points * i,), float(i), dtype=torch.float64) for i in range(1, count + 1)])
     angle = 2 * math.pi * torch.cat([_middles(points * i) for i in range(1, count + 1)])

@@ -9,8 +9,8 @@ vectors of the d x r factor, the noised component has the variance :math:`q_k = 
           \nabla \log N_k = - \frac{y_k}{q_k} + U_k \frac{\alpha^2 e_k z_k}{q_k s_k}, \qquad
           E_k[x_0 \mid x] = \mu_k + \frac{\alpha \psi_k}{q_k} y_k + U_k \frac{\alpha \sigma^2 e_k z_k}{q_k s_k}.
 
-So a sample costs O(K d r), in two products of matrices. The differences cancel where q is small; they are taken in float64,
-where d / q of 1e9 leaves seven digits of the log-density.
+A sample costs O(K d r), in two matrix products. The differences cancel where q is small, so they are computed in float64:
+where d / q is 1e9, seven digits of the log-density are left.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class _Tables(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LowRankMixture(Problem[_Tables]):
-    r"""The mixture :math:`\sum_k w_k N(\mu_k, F_k F_k^T + \psi_k I)`, or mixture of probabilistic PCAs.
+    r"""The mixture :math:`\sum_k w_k N(\mu_k, F_k F_k^T + \psi_k I)`, a mixture of probabilistic PCAs.
+
+    Everything is computed in float64 whatever the dtype of ``x``.
 
     Args:
-        means: shape ``(K, *event)``, with d = prod(event) numbers each.
+        means: shape ``(K, *event)``; an event has d numbers.
         factors: shape ``(K, d, r)`` with 1 <= r <= d.
         noise: the variances :math:`\psi`, shape ``()`` or ``(K,)``. Zero is allowed; such a mixture has no density
-            before noise is added, and no value where sigma = 0.
-        weights: shape ``(K,)``, scaled to sum to one; equal where not given.
-
-    Computed in float64 whatever the dtype of ``x``.
+            before noise is added, and no score where sigma = 0.
+        weights: shape ``(K,)``, scaled to sum to one; equal by default.
 
     Raises:
         ValueError: for shapes that do not fit each other, values that are not finite, and negative noise or weights.
@@ -118,7 +118,7 @@ class LowRankMixture(Problem[_Tables]):
         return between + scaled @ scaled.T + noise * torch.eye(centred.shape[1], dtype=torch.float64)
 
     def sample(self, n: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
-        """``n`` independent samples, shape ``(n, *event)``, on the device of ``generator``, drawn in float64."""
+        """Draw ``n`` independent samples, shape ``(n, *event)``, in float64 on the device of ``generator``."""
         n = whole("n", n, 1)
         tables = self._tables(generator.device)
         (components, rank), d = tables.eigenvalues.shape, len(tables.centre)
@@ -136,12 +136,12 @@ class LowRankMixture(Problem[_Tables]):
         return bool(((self._exact.noise == 0) & ~along).any())
 
     def responsibilities(self, x: Tensor) -> Tensor:
-        """The probability that each component made each of the data ``x``, shape ``(batch, K)``, float64."""
+        """Return the probability that sample ``x`` comes from each component, shape ``(batch, K)``, float64."""
         one = torch.ones(1, 1, dtype=torch.float64, device=x.device)
         return self._joint(self._flat(x), one, 0 * one)[0].softmax(1)
 
     def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """log w_k + log N_k, shape ``(batch, K)``, the centred x, z, q and s."""
+        """Return log w_k + log N_k, shape ``(batch, K)``, the centred x, z, q and s."""
         tables = self._tables(x.device)
         components, rank = tables.eigenvalues.shape
         x = x.to(torch.float64) - alpha * tables.centre

@@ -1,4 +1,4 @@
-r"""Analytic distributions: mixtures of Gaussians, whose score is known exactly under every SDE with Gaussian marginals.
+r"""Mixtures of Gaussians, whose score is known exactly under every SDE with Gaussian marginals.
 
 If the data are :math:`\sum_k w_k N(\mu_k, C_k)` with :math:`C_k = U_k \operatorname{diag}(e_k) U_k^T`, the noised data
 :math:`x = \alpha x_0 + \sigma \epsilon` are :math:`\sum_k w_k N(\alpha \mu_k, \alpha^2 C_k + \sigma^2 I)`. With
@@ -9,8 +9,7 @@ If the data are :math:`\sum_k w_k N(\mu_k, C_k)` with :math:`C_k = U_k \operator
           E[\epsilon \mid x] = \sigma \sum_k r_k U_k \frac{z_k}{s_k}, \qquad
           E[x_0 \mid x] = \sum_k r_k \Big( \mu_k + U_k \frac{\alpha e_k z_k}{s_k} \Big).
 
-Neither expectation divides by alpha or sigma, so both are accurate at both ends of time: they are the ground truth that
-solvers and networks are measured against.
+Neither expectation divides by alpha or sigma, so both are accurate at both ends of time.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ class GaussianMixture(Problem[_Tables]):
     r"""The mixture :math:`\sum_k w_k N(\mu_k, C_k)`, with exact density, score and data prediction at every time.
 
     Args:
-        means: shape ``(K, *event)``, with d = prod(event) numbers each.
-        covariances: a variance for all, shape ``()``; one for each component, ``(K,)``; diagonals, ``(K, *event)``; or
-            full matrices, ``(K, d, d)``. A variance of zero is allowed (a mixture of points is the training set
-            itself); such a mixture has no density before noise is added, and no value where sigma = 0.
-        weights: shape ``(K,)``, scaled to sum to one; equal where not given.
+        means: shape ``(K, *event)``; an event has d numbers.
+        covariances: one variance for all components, shape ``()``; a variance for each, ``(K,)``; diagonals,
+            ``(K, *event)``; or full matrices, ``(K, d, d)``. A variance of zero is allowed (a mixture of points is a
+            training set); such a mixture has no density before noise is added, and no score where sigma = 0.
+        weights: shape ``(K,)``, scaled to sum to one; equal by default.
 
     The parameters are kept in float64 and receive no gradient; results have the dtype and device of ``x`` and are
     differentiable in ``x`` and ``t``.
@@ -103,9 +102,9 @@ class GaussianMixture(Problem[_Tables]):
         return between + torch.einsum("k,kdi,ki,kei->de", self.weights, basis, eigenvalues, basis)
 
     def sample(self, n: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
-        """``n`` independent samples, shape ``(n, *event)``, on the device of ``generator``.
+        """Draw ``n`` independent samples, shape ``(n, *event)``, on the device of ``generator``.
 
-        They are drawn in float64 and rounded to ``dtype``, so that they are the same in every precision.
+        They are drawn in float64 and rounded to ``dtype``, so the same samples are drawn in every precision.
 
         Example:
             >>> Gaussian([0.0, 0.0], 1.0).sample(3, torch.Generator().manual_seed(0)).shape
@@ -168,7 +167,7 @@ class Gaussian(GaussianMixture):
 
 
 def _decompose(covariances: Tensor, means: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Eigenvalues ``(K, d)``, exactly zero where they are no more than rounding errors, and eigenvectors or None."""
+    """Return the eigenvalues ``(K, d)``, rounding errors set to zero, and the eigenvectors, or None for diagonal ones."""
     components, d = len(means), means[0].numel()
     basis = None
     if covariances.ndim == 0 or covariances.shape == (components,):

@@ -1,4 +1,4 @@
-"""Problems by name, of about unit variance per coordinate where they are no images."""
+"""Problems by name; those that are not images have about unit variance per coordinate."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ __all__ = [
 
 
 def ring(modes: int = 8, radius: float = 1.4, std: float = 0.1) -> GaussianMixture:
-    """``modes`` isotropic Gaussians of deviation ``std`` on a circle of ``radius``, in two dimensions."""
+    """Return ``modes`` isotropic Gaussians of standard deviation ``std`` on a circle of ``radius``, in two dimensions."""
     modes = whole("modes", modes, 1)
     angle = 2 * math.pi * torch.arange(modes, dtype=torch.float64) / modes
     return GaussianMixture(radius * torch.stack([angle.cos(), angle.sin()], 1), std**2)
 
 
 def grid(side: int = 3, spacing: float = 1.2, std: float = 0.1) -> GaussianMixture:
-    """``side`` x ``side`` isotropic Gaussians of deviation ``std``, ``spacing`` apart, in two dimensions."""
+    """Return a grid of ``side`` x ``side`` isotropic Gaussians of standard deviation ``std``, ``spacing`` apart, in 2D."""
     side = whole("side", side, 1)
     axis = spacing * (torch.arange(side, dtype=torch.float64) - (side - 1) / 2)
     return GaussianMixture(torch.cartesian_prod(axis, axis), std**2)
 
 
 def spiral(modes: int = 48, turns: float = 1.5, std: float = 0.08) -> GaussianMixture:
-    """Isotropic Gaussians close together along an Archimedean spiral, heavier outwards as its arc is."""
+    """Return ``modes`` isotropic Gaussians of standard deviation ``std``, evenly along the arc of an Archimedean spiral."""
     modes = whole("modes", modes, 1)
     fraction = (torch.arange(modes, dtype=torch.float64) + 0.5) / modes
     angle, radius = 2 * math.pi * turns * fraction.sqrt(), 2 * fraction.sqrt()
@@ -56,7 +56,7 @@ def spiral(modes: int = 48, turns: float = 1.5, std: float = 0.08) -> GaussianMi
 
 
 def moons(modes: int = 8, std: float = 0.08) -> GaussianMixture:
-    """Two interlocking half circles, each of ``modes`` Gaussians with full covariances stretched along it."""
+    """Return two interlocking half circles, each of ``modes`` Gaussians whose covariances are stretched along the arc."""
     modes = whole("modes", modes, 1)
     angle = math.pi * (torch.arange(modes, dtype=torch.float64) + 0.5) / modes
     normal = torch.stack([angle.cos(), angle.sin()], 1)
@@ -70,7 +70,7 @@ def moons(modes: int = 8, std: float = 0.08) -> GaussianMixture:
 
 
 def gaussian(d: int = 2, condition: float = 100.0) -> Gaussian:
-    """A correlated Gaussian in ``d`` dimensions, its variances spread over a factor ``condition`` with mean one."""
+    """Return a correlated Gaussian in ``d`` dimensions whose covariance has condition number ``condition`` and trace d."""
     d = whole("d", d, 1)
     variances = condition ** torch.linspace(0, 1, d, dtype=torch.float64)
     variances = variances / variances.mean()
@@ -83,10 +83,10 @@ def gaussian(d: int = 2, condition: float = 100.0) -> Gaussian:
 
 
 def textures(size: int = 8, modes: int = 4) -> GaussianMixture:
-    r"""Images of ``size`` x ``size`` pixels, shape ``(1, size, size)``: stationary textures in ``modes`` orientations.
+    r"""Return stationary textures in ``modes`` orientations, as images of shape ``(1, size, size)``.
 
-    Every component has mean zero and unit variance in every pixel, so that only the correlations, exp(-distance) with
-    distances measured ten times shorter along the stripes than across them, tell them apart.
+    Every component has mean zero and unit variance in every pixel, so the components differ in their correlations only.
+    These are exp(-distance), where distances along the stripes count a tenth of distances across them.
     """
     size, modes = whole("size", size, 1), whole("modes", modes, 1)
     row, column = torch.cartesian_prod(*[torch.arange(size, dtype=torch.float64)] * 2).T
@@ -98,17 +98,16 @@ def textures(size: int = 8, modes: int = 4) -> GaussianMixture:
 
 
 def random_mixture(d: int = 64, modes: int = 16, rank: int = 4, seed: int = 0, noise: float = 0.02) -> LowRankMixture:
-    """A random anisotropic mixture in ``d`` dimensions, from 2 to many thousands, of mean variance one.
+    """Return a random anisotropic mixture in ``d`` dimensions, from 2 to many thousands, with mean variance one.
 
-    Half of the variance lies between the means, whose distances are those of a standard normal sample; of the other half,
-    ``noise`` is the same in all directions and the rest lies in ``rank`` random ones for each component, with variances
-    that fall like 1, 1/2, 1/3, .. .
+    Half of the variance is between the means, which are a scaled standard normal sample. Of the other half, ``noise`` is
+    isotropic; the rest is in ``rank`` random directions of each component, with variances that fall like 1, 1/2, 1/3, ..
 
     Args:
-        d: dimensions, at least 2.
-        modes: the number of components, at least 2, with random weights between once and twice the smallest.
-        rank: of each covariance; less than ``d`` is used where it is not.
-        seed: chooses everything random.
+        d: the number of dimensions, at least 2.
+        modes: the number of components, at least 2. The largest weight is at most twice the smallest.
+        rank: the rank of each covariance without its isotropic part; at most d - 1 is used.
+        seed: the seed of all random choices.
         noise: the isotropic variance, from 0 (degenerate covariances) to 0.5.
 
     Example:
@@ -130,9 +129,9 @@ def random_mixture(d: int = 64, modes: int = 16, rank: int = 4, seed: int = 0, n
 
 
 def digits(std: float = 0.05) -> Empirical:
-    """The 1797 handwritten digits of :func:`scoresde.data.digits` themselves, shape ``(1, 8, 8)`` in [-1, 1].
+    """Return the empirical distribution of the 1797 images of :func:`scoresde.data.digits`, ``(1, 8, 8)`` in [-1, 1].
 
-    ``std`` smooths them by less than half the difference of two neighbouring levels of ink, so that there is a density.
+    They are smoothed with standard deviation ``std``, by default less than half the difference of neighbouring grey levels.
     """
     from scoresde.data import digits
 
@@ -141,7 +140,7 @@ def digits(std: float = 0.05) -> Empirical:
 
 @cache
 def ppca_digits(modes: int = 10, rank: int = 8) -> LowRankMixture:
-    """A mixture fitted to the handwritten digits: :func:`scoresde.problems.ppca_mixture`; computed once a process."""
+    """Return a :func:`scoresde.problems.ppca_mixture` fitted to the handwritten digits, computed once in a process."""
     from scoresde.data import digits
 
     return ppca_mixture(digits()[0], modes, rank)
@@ -173,4 +172,4 @@ PROBLEMS: Table[Callable[..., Problem[Any]]] = Table(
     check=callable,
     expects="a function that returns a problem",
 )
-"""The problems by name: makers, of default sizes without arguments."""
+"""The problems by name; each is a function that makes the problem, and has defaults for all its arguments."""

@@ -1,4 +1,4 @@
-"""Forward processes: SDEs with Gaussian marginals or of any drift and diffusion, and the chains that discretize them."""
+"""Forward processes: SDEs with Gaussian marginals, SDEs of any drift and diffusion, and the chains that discretize them."""
 
 from scoresde.sde.base import SDE, HasScore, ReverseSDE, Time
 from scoresde.sde.bridge import discretize

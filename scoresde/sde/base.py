@@ -1,4 +1,4 @@
-"""The interface of every forward process, and the reverse process that a score makes of it."""
+"""The interface of every forward process, and its reverse process for a given score."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Field = Callable[[Tensor, Tensor], Tensor]
 
 
 class HasScore(Protocol):
-    """Anything with ``score(x, t)``; a plain function of ``(x, t)`` does as well."""
+    """Interface of an object with a method ``score(x, t)``."""
 
     def score(self, x: Tensor, t: Time, /) -> Tensor: ...
 
@@ -33,7 +33,7 @@ class ReverseSDE:
 
     ``eta`` = 1 is the time reversal (Anderson, "Reverse-time diffusion equation models", 1982), ``eta`` = 0 the
     probability-flow ODE (Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations",
-    2021); every ``eta`` in between or above has the same marginals:
+    2021). The marginals are the same for every ``eta`` of at least zero:
 
     .. math:: b = f - \tfrac{1+\eta}{2} \left( \nabla\cdot(g g^T) + g g^T\, \nabla_x \log p_t \right),
               \qquad c = \sqrt{\eta}\, g.
@@ -44,46 +44,46 @@ class ReverseSDE:
     eta: float = 1.0
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
-        """The drift b(x, t), shape of ``x``."""
+        """Return the drift b(x, t), shape of ``x``."""
         t = as_time(t)
         g = self.forward.diffusion(x, t)
         spread = g**2 * self.score(x, t) + self.forward.diffusion_divergence(x, t)
         return self.forward.drift(x, t) - 0.5 * (1 + self.eta) * spread
 
     def diffusion(self, x: Tensor, t: Time) -> Tensor:
-        """The diffusion c(x, t), broadcastable to ``x``."""
+        """Return the diffusion c(x, t), broadcastable to ``x``."""
         return math.sqrt(self.eta) * self.forward.diffusion(x, t)
 
 
 @dataclass(frozen=True)
 class SDE(Identified, ABC):
-    """Interface of every forward process: a drift, a diffusion, a span of time and a Gaussian prior at its noisy end.
+    """Interface of every forward process: a drift, a diffusion, a span of time and a Gaussian prior at the noisy end.
 
-    Two are equal where :func:`scoresde.base.identity.digest` says so: numbers that a subclass keeps outside its fields, and
-    the code of its functions, count.
+    Two processes are equal if :func:`scoresde.base.identity.digest` is. It covers the fields, the numbers that a subclass
+    keeps outside its fields, and the code of its functions.
     """
 
     @property
     @abstractmethod
     def span(self) -> tuple[float, float]:
-        """``(t_min, t_max)``."""
+        """The span of time, ``(t_min, t_max)``."""
 
     @property
     @abstractmethod
     def prior_std(self) -> float:
-        """Standard deviation of the zero-mean Gaussian from which sampling starts, at ``t_max``."""
+        """The standard deviation of the prior, the zero-mean Gaussian from which sampling starts at ``t_max``."""
 
     @abstractmethod
     def drift(self, x: Tensor, t: Time) -> Tensor:
-        """The forward drift at ``x`` and ``t``, shape of ``x``."""
+        """Return the forward drift at ``x`` and ``t``, shape of ``x``."""
 
     @abstractmethod
     def diffusion(self, x: Tensor, t: Time) -> Tensor:
-        """The forward diffusion at ``x`` and ``t``, broadcastable to ``x``."""
+        """Return the forward diffusion at ``x`` and ``t``, broadcastable to ``x``."""
 
     @abstractmethod
     def diffusion_divergence(self, x: Tensor, t: Time) -> Tensor | float:
-        r""":math:`\nabla_x \cdot (g g^T)`, which is zero where the diffusion does not depend on the state."""
+        r"""Return :math:`\nabla_x \cdot (g g^T)`, which is zero if the diffusion does not depend on the state."""
 
     def prior(
         self,
@@ -93,21 +93,28 @@ class SDE(Identified, ABC):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Draw from the prior N(0, prior_std^2 I): a tensor of ``shape``, from ``generator`` and nothing else."""
+        """Draw a tensor of ``shape`` from the prior N(0, prior_std^2 I), with random numbers of ``generator`` only."""
         return self.prior_std * torch.randn(*shape, generator=generator, dtype=dtype, device=device)
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of the prior at ``x`` of shape ``(batch, *event)``, in nats, shape ``(batch,)``."""
+        """Return the log-density of the prior at ``x`` of shape ``(batch, *event)``, in nats, shape ``(batch,)``."""
         z = (x / self.prior_std).flatten(1)
         return -0.5 * (z**2).sum(1) - z.shape[1] * (0.5 * math.log(2 * math.pi) + math.log(self.prior_std))
 
     def reverse(self, model: HasScore | Field, eta: float = 1.0) -> ReverseSDE:
-        """The reverse-time SDE driven by ``model``, anything with ``score(x, t)`` or such a function itself.
+        """Return the reverse-time SDE for a score.
+
+        Args:
+            model: an object with ``score(x, t)``, or a function of ``(x, t)`` that returns the score.
+            eta: 1 for the time reversal, 0 for the probability flow, or another number of at least zero.
+
+        Raises:
+            ValueError: if ``eta`` is negative.
 
         Example:
             >>> from scoresde import VP
             >>> sde = VP()
-            >>> reverse = sde.reverse(lambda x, t: -x)  # standard normal data stay so at all times
+            >>> reverse = sde.reverse(lambda x, t: -x)  # standard normal data stay standard normal at all times
             >>> x = torch.ones(1, 2)
             >>> bool(torch.allclose(reverse.drift(x, 0.5), -sde.drift(x, 0.5)))
             True
@@ -118,5 +125,5 @@ class SDE(Identified, ABC):
         return ReverseSDE(self, score, eta)
 
     def probability_flow(self, model: HasScore | Field) -> ReverseSDE:
-        """The deterministic process with the same marginals: ``reverse(model, eta=0)``."""
+        """Return the probability-flow ODE, the deterministic process with the same marginals: ``reverse(model, eta=0)``."""
         return self.reverse(model, eta=0.0)

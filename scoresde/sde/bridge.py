@@ -1,4 +1,4 @@
-"""From an SDE to the Markov chain of its marginals at ``n`` times; the way back is :meth:`scoresde.sde.Chain.sde`."""
+"""The Markov chain with the marginals of an SDE at ``n`` times; :meth:`scoresde.sde.Chain.sde` is the inverse."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ __all__ = ["discretize"]
 
 
 def discretize(sde: GaussianSDE, n: int, form: str = "exact") -> Chain:
-    r"""The chain of ``n`` steps of an SDE.
+    r"""Return the chain of ``n`` steps of an SDE.
 
-    ``form="exact"``: the marginals of the chain are those of the SDE at the times of its steps: t_k = k t_max / n;
-    from t = 0 to t_max for a VE whose sigma(0) > 0; Karras' spacing for EDM. ``form="published"``: the rule of the
-    papers, which converges to the exact one at first order in 1 / n: for VP :math:`\beta_k = \beta(t_k) / n` with t_k
-    equidistant from 0 to 1 (n = 1000 is DDPM's own schedule), for CosineVP the clipped schedule of improved DDPM. For VE
-    and EDM, where sigma is the schedule, both are the same.
+    With ``form="exact"`` the marginals of the chain are those of the SDE at the times of its steps. These are
+    t_k = k t_max / n; for a VE whose sigma(0) > 0 they run from t = 0 to t_max; for EDM they have Karras' spacing.
+
+    With ``form="published"`` the chain follows the rule of the papers, which converges to the exact chain at first order in
+    1 / n. For VP this is :math:`\beta_k = \beta(t_k) / n` with t_k equidistant from 0 to 1 (n = 1000 is the schedule of
+    DDPM), for CosineVP the clipped schedule of improved DDPM. For VE and EDM both forms are the same.
+
+    Args:
+        sde: the SDE.
+        n: the number of steps.
+        form: ``"exact"`` or ``"published"``.
 
     Raises:
         ValueError: for ``n < 1``, another ``form``, an SDE without a published form, or a beta above 1.

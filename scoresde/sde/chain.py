@@ -1,4 +1,4 @@
-r"""Discrete Markov chains, the forward processes of DDPM and NCSN, and the SDE through their marginals.
+r"""Discrete Markov chains, the forward processes of DDPM and NCSN, and the SDE with the same marginals at their steps.
 
 Step k = 1..n of a chain is :math:`x_k = a_k x_{k-1} + \sqrt{v_k}\, z_k` from clean data :math:`x_0`, so that
 
@@ -44,7 +44,7 @@ def _table(values: Tensor | Sequence[float], name: str) -> Tensor:
 
 
 def _shown(table: Tensor) -> str:
-    """A short table as an argument that makes it again; of a long one how many values it has, the first and the last."""
+    """Return a short table as a list, and a long one as the number of its values, the first and the last."""
     if len(table) <= 4:
         return f"={table.tolist()}"
     return f": {len(table)} from {table[0]:.6g} to {table[-1]:.6g}"
@@ -62,31 +62,31 @@ def _check_falling(lam: Tensor, of: str) -> None:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Chain(Identified, ABC):
-    """Interface of the chains with Gaussian transitions: two tables of log-marginals and two of transitions."""
+    """Interface of the chains with Gaussian transitions, given by two tables of log-marginals and two of transitions."""
 
     @property
     @abstractmethod
     def log_alpha(self) -> Tensor:
-        """log alpha_k, shape ``(n,)``."""
+        """The log of alpha_k, the factor of the data in the mean of x_k, shape ``(n,)``."""
 
     @property
     @abstractmethod
     def log_sigma(self) -> Tensor:
-        """log sigma_k, shape ``(n,)``."""
+        """The log of sigma_k, the standard deviation of x_k given the data, shape ``(n,)``."""
 
     @property
     @abstractmethod
     def scale(self) -> Tensor:
-        """a_k, the factor of x_{k-1} in the mean of x_k, shape ``(n,)``."""
+        """The factor a_k of x_{k-1} in the mean of x_k, shape ``(n,)``."""
 
     @property
     @abstractmethod
     def variance(self) -> Tensor:
-        """v_k, the variance of x_k given x_{k-1}, shape ``(n,)``."""
+        """The variance v_k of x_k given x_{k-1}, shape ``(n,)``."""
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """The name and the tables, as plain values: what a checkpoint stores."""
+        """Return the name and the tables as plain values, which a checkpoint stores."""
 
     def __len__(self) -> int:
         return len(self.log_alpha)
@@ -101,17 +101,17 @@ class Chain(Identified, ABC):
 
     @property
     def alpha(self) -> Tensor:
-        """alpha_k, the factor of the data in the mean of x_k, shape ``(n,)``."""
+        """The factor alpha_k of the data in the mean of x_k, shape ``(n,)``."""
         return self.log_alpha.exp()
 
     @property
     def sigma(self) -> Tensor:
-        """sigma_k, the standard deviation of x_k given the data, shape ``(n,)``."""
+        """The standard deviation sigma_k of x_k given the data, shape ``(n,)``."""
         return self.log_sigma.exp()
 
     @property
     def lam(self) -> Tensor:
-        """log(alpha_k / sigma_k), shape ``(n,)``."""
+        """Half the log signal-to-noise ratio, log(alpha_k / sigma_k), shape ``(n,)``."""
         return self.log_alpha - self.log_sigma
 
     def _at(self, table: Tensor, k: Step, x: Tensor) -> Tensor:
@@ -122,25 +122,28 @@ class Chain(Identified, ABC):
         return expand(table.to(k.device)[k - 1], x).to(x.dtype)
 
     def transition(self, x: Tensor, k: Step) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of x_k given ``x`` = x_{k-1}."""
+        """Return the mean and the standard deviation of x_k given ``x`` = x_{k-1}."""
         return self._at(self.scale, k, x) * x, self._at(self.variance.sqrt(), k, x)
 
     def marginal(self, x0: Tensor, k: Step) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of x_k given the data ``x0``."""
+        """Return the mean and the standard deviation of x_k given the data ``x0``."""
         return self._at(self.alpha, k, x0) * x0, self._at(self.sigma, k, x0)
 
     def perturb(self, x0: Tensor, k: Step, eps: Tensor) -> Tensor:
-        """x_k = alpha_k x0 + sigma_k eps for standard normal ``eps``."""
+        """Return x_k = alpha_k x0 + sigma_k eps for standard normal ``eps``."""
         mean, std = self.marginal(x0, k)
         return mean + std * eps
 
     def posterior_variance(self, choice: str | float = "lower") -> Tensor:
-        r"""The variance of x_{k-1} given x_k used by an ancestral step, shape ``(n,)``.
+        r"""Return the variance of x_{k-1} given x_k that an ancestral step uses, shape ``(n,)``.
 
-        ``"lower"`` is that of the posterior, :math:`\sigma_{k-1}^2 v_k / \sigma_k^2`, right for data that are one
-        point; ``"upper"`` is :math:`v_k`, right for white data; a number w in [0, 1] interpolates their logarithms
-        (Nichol and Dhariwal, 2021, equation (15)), w = 1 being the upper one. The lower one is zero at k = 1, where
-        0 < w < 1 takes that of k = 2 in its place, as the authors do.
+        ``"lower"`` is the variance of the posterior, :math:`\sigma_{k-1}^2 v_k / \sigma_k^2`, which is exact for data at one
+        point. ``"upper"`` is :math:`v_k`, which is exact for white data. A number w from 0 (lower) to 1 (upper) interpolates
+        the logarithms (Nichol and Dhariwal, 2021, equation (15)). The lower variance is zero at k = 1, where 0 < w < 1
+        uses the lower variance of k = 2, as the authors do.
+
+        Raises:
+            ValueError: for another ``choice``.
         """
         upper = self.variance
         variance_before = torch.cat([torch.zeros(1, dtype=torch.float64), self.sigma[:-1] ** 2])
@@ -156,11 +159,12 @@ class Chain(Identified, ABC):
         return lower ** (1 - choice) * upper**choice
 
     def posterior(self, x: Tensor, x0: Tensor, k: Step, variance: str | float = "lower") -> tuple[Tensor, Tensor]:
-        r"""Mean and standard deviation of x_{k-1} given ``x`` = x_k and ``x0``.
+        r"""Return the mean and the standard deviation of x_{k-1} given ``x`` = x_k and ``x0``.
 
         .. math:: \mu = \frac{a_k \sigma_{k-1}^2}{\sigma_k^2} x_k + \frac{\alpha_{k-1} v_k}{\sigma_k^2} x_0
 
-        Source: Ho et al., "Denoising Diffusion Probabilistic Models", 2020, equation (7), for any chain.
+        The standard deviation follows from :meth:`posterior_variance`. Source: Ho et al., "Denoising Diffusion
+        Probabilistic Models", 2020, equation (7), here for any chain.
 
         Example:
             >>> chain = DDPM([0.1, 0.2])
@@ -176,13 +180,13 @@ class Chain(Identified, ABC):
         return mean, self._at(self.posterior_variance(variance).sqrt(), k, x)
 
     def sde(self) -> ChainSDE:
-        """The SDE whose marginals at time k / n are those of step k: see :class:`ChainSDE`."""
+        """Return the SDE whose marginal at time k / n is that of step k, see :class:`ChainSDE`."""
         return ChainSDE(self)
 
     def index(self, t: Time) -> Tensor:
-        """The position n t - 1 in the tables of the continuous time ``t``, by which a discrete network is addressed.
+        """Return the position n t - 1 of the continuous time ``t`` in the tables, the time that a discrete network takes.
 
-        It is whole at the times of the chain's own steps, k / n, and a fraction between them.
+        It is a whole number at the times of the chain's own steps, k / n, and a fraction between them.
         """
         index = len(self) * as_time(t) - 1
         nearest = index.round()
@@ -198,11 +202,11 @@ class DDPM(Chain):
     Source: Ho et al., 2020, https://arxiv.org/abs/2006.11239, equation (2).
 
     Args:
-        betas: any variances in (0, 1], where 1 is allowed for the last alone (zero terminal signal-to-noise); by default
-            Ho et al.'s own 1000, linear from 1e-4 to 0.02.
+        betas: variances between 0 and 1. The last one may be 1 (zero terminal signal-to-noise ratio). The default is the
+            schedule of Ho et al.: 1000 steps, linear from 1e-4 to 0.02.
 
     Raises:
-        ValueError: for other betas, and where a beta is too small to change the marginal.
+        ValueError: for other betas, and for a beta that is too small to change the marginal.
 
     Example:
         >>> chain = DDPM()
@@ -226,21 +230,21 @@ class DDPM(Chain):
 
     @classmethod
     def linear(cls, n: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> DDPM:
-        """Ho et al.'s schedule, linear from ``beta_min`` to ``beta_max``."""
+        """Return the chain with the schedule of Ho et al., linear from ``beta_min`` to ``beta_max``."""
         return cls(torch.linspace(beta_min, beta_max, whole("n", n, 1), dtype=torch.float64))
 
     @classmethod
     def cosine(cls, n: int = 1000, s: float = 0.008, beta_clip: float = 0.999) -> DDPM:
-        """Nichol and Dhariwal's schedule, the exact chain of :class:`~scoresde.CosineVP` with beta clipped."""
+        """Return the chain with the schedule of Nichol and Dhariwal: :class:`~scoresde.CosineVP` with beta clipped."""
         return cls(betas_of(CosineVP(s=s).log_alpha(step_times(CosineVP(s=s), n))).clamp(max=beta_clip))
 
     def rescale_zero_terminal_snr(self) -> DDPM:
-        r"""Return the chain whose signal is shifted and scaled so that none is left after the last step.
+        r"""Return the chain whose alphas are shifted and scaled so that no signal is left after the last step.
 
         .. math:: \alpha'_k = \alpha_1 \frac{\alpha_k - \alpha_n}{\alpha_1 - \alpha_n}
 
-        The first step stays what it is, and the last beta is 1. A network then has to predict the data, v or the velocity:
-        where alpha = 0 the noise says nothing of the data.
+        The first step is unchanged, and the last beta is 1. A network on this chain has to predict the data, v or the
+        velocity: where alpha = 0 a prediction of the noise does not determine the data.
 
         Raises:
             ValueError: for a chain of one step.
@@ -286,7 +290,7 @@ class NCSN(Chain):
     https://arxiv.org/abs/1907.05600, as a chain in Song et al., 2021, equation (8).
 
     Args:
-        sigmas: any increasing positive levels.
+        sigmas: increasing positive noise levels.
 
     Example:
         >>> NCSN.geometric(3, 0.01, 1.0).sigmas
@@ -305,7 +309,7 @@ class NCSN(Chain):
 
     @classmethod
     def geometric(cls, n: int = 1000, sigma_min: float = 0.01, sigma_max: float = 50.0) -> NCSN:
-        """Song and Ermon's schedule, geometric from ``sigma_min`` to ``sigma_max``."""
+        """Return the chain with the schedule of Song and Ermon, geometric from ``sigma_min`` to ``sigma_max``."""
         return cls(VE(sigma_min, sigma_max).sigma(step_times(VE(sigma_min, sigma_max), n)))
 
     @property
@@ -331,7 +335,7 @@ class NCSN(Chain):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GaussianChain(Chain):
-    """The chain with any marginals: tables ``log_alphas`` and ``log_sigmas`` with falling signal-to-noise ratio.
+    """The chain with given marginals: tables ``log_alphas`` and ``log_sigmas`` with falling signal-to-noise ratio.
 
     Example:
         >>> from scoresde import RectifiedFlow, discretize
@@ -386,12 +390,12 @@ class GaussianChain(Chain):
 
 @dataclass(frozen=True, eq=False)
 class ChainSDE(GaussianSDE):
-    r"""The SDE through the marginals of a chain: time k / n is step k, time 0 the data.
+    r"""The SDE with the marginals of a chain: time k / n is step k, time 0 the data.
 
-    Between the steps ``log_alpha`` is linear in t, that is, beta(t) is constant on a step; a variance-preserving chain
-    keeps :math:`\alpha^2 + \sigma^2 = 1`, for the others ``log_sigma`` is linear too. In the first step, which starts
-    at sigma = 0, the variance is linear there, and in a last step that ends at alpha = 0 the signal is.
-    ``t_min`` is 1 / n, the least noise that a network trained on the chain has seen.
+    Between the steps ``log_alpha`` is linear in t, that is, beta(t) is constant on a step. A variance-preserving chain
+    keeps :math:`\alpha^2 + \sigma^2 = 1`; for other chains ``log_sigma`` is linear as well. There are two exceptions: in the
+    first step, which starts at sigma = 0, the variance of these other chains is linear, and in a last step that ends at
+    alpha = 0 the signal is linear. ``t_min`` is 1 / n, the smallest noise on which a network of the chain is trained.
 
     Example:
         >>> from scoresde import discretize
@@ -417,7 +421,7 @@ class ChainSDE(GaussianSDE):
         return (1 / len(self.chain) if len(self.chain) > 1 else 0.0), 1.0
 
     def _segment(self, knots: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The values at both ends of the segment of ``t``, and the fraction of it that has passed."""
+        """Return the values at both ends of the segment that contains ``t``, and the position of ``t`` in it, in [0, 1]."""
         position = len(self.chain) * t
         k = position.detach().floor().clamp(0, len(self.chain) - 1).long()
         knots = knots.to(device=t.device, dtype=torch.promote_types(t.dtype, torch.float32))
@@ -441,7 +445,7 @@ class ChainSDE(GaussianSDE):
         return torch.where(torch.isinf(start), from_zero, finite + passed * (end - finite))
 
     def d_alpha(self, t: Time) -> Tensor:
-        # Where the signal falls linearly to zero its slope is finite, and that of its logarithm is not.
+        # Where the signal falls linearly to zero, its slope is finite and the slope of its logarithm is not.
         t = self.check_time(t)
         start, end, _ = self._segment(self._knots[0], t)
         return torch.where(torch.isinf(end), -len(self.chain) * start.exp(), self.alpha(t) * self.d_log_alpha(t))
@@ -457,7 +461,7 @@ class ChainSDE(GaussianSDE):
 
 
 def step_times(sde: GaussianSDE, n: int) -> Tensor:
-    """The times of the steps 1..n: equidistant up to t_max, from t_max / n or, where sigma(0) > 0, from 0 itself."""
+    """Return the times of the steps 1..n, equidistant up to t_max from t_max / n or, where sigma(0) > 0, from 0."""
     n = whole("n", n, 1)
     if isinstance(sde, EDM):  # Karras et al., 2022, equation (5), with rho = 7
         low, high = sde.sigma_min ** (1 / 7), sde.sigma_max ** (1 / 7)

@@ -1,10 +1,10 @@
-r"""SDEs with Gaussian marginals: two functions of time, from which everything else is derived.
+r"""SDEs with Gaussian marginals, given by two functions of time.
 
-Every SDE with Gaussian marginals is written by two functions of time alone,
+The marginals are
 
 .. math:: x_t \mid x_0 \sim N(\alpha_t x_0, \sigma_t^2 I), \qquad \lambda_t = \log(\alpha_t / \sigma_t),
 
-and everything else is derived from them (Kingma et al., "Variational Diffusion Models", 2021, appendix B):
+and everything else is derived from alpha and sigma (Kingma et al., "Variational Diffusion Models", 2021, appendix B):
 
 .. math:: dx = f(t)\,x\,dt + g(t)\,dw, \qquad f = \frac{d \log \alpha}{dt}, \qquad
           g^2 = -2 \sigma^2 \frac{d\lambda}{dt}.
@@ -34,7 +34,7 @@ _LARGEST_LOG = 700.0  # exp(700) = 1e304
 
 
 def log1mexp(u: Tensor) -> Tensor:
-    """log(1 - e^-u) for u >= 0, to full relative precision at both ends."""
+    """Return log(1 - e^-u) for u >= 0, to full relative precision at both ends."""
     return torch.where(u < math.log(2), torch.log(-torch.expm1(-u)), torch.log1p(-torch.exp(-u)))
 
 
@@ -47,9 +47,9 @@ def derivative(function: TimeFunction, t: Tensor) -> Tensor:
 class GaussianSDE(SDE):
     r"""Interface of the SDEs with Gaussian marginals :math:`N(\alpha_t x_0, \sigma_t^2 I)`.
 
-    A subclass gives ``log_alpha(t)`` and ``log_sigma(t)``. It may give ``d_log_alpha`` and ``diffusion_squared`` where
-    a closed form is exact at the ends of time, at which a derivative of a logarithm is not, and ``time`` where the
-    inverse of lam has one.
+    A subclass implements ``log_alpha(t)`` and ``log_sigma(t)``. It may also override ``d_log_alpha`` and
+    ``diffusion_squared`` with closed forms, which are exact at the ends of time where the derivative of a logarithm is not,
+    and ``time`` if lam has a closed inverse.
     """
 
     def __post_init__(self) -> None:
@@ -59,31 +59,30 @@ class GaussianSDE(SDE):
 
     @abstractmethod
     def log_alpha(self, t: Time) -> Tensor:
-        """log alpha_t, the log of the factor of the data in the mean."""
+        """Return log alpha_t, the log of the factor of the data in the mean, shape of ``t``."""
 
     @abstractmethod
     def log_sigma(self, t: Time) -> Tensor:
-        """log sigma_t, the log of the standard deviation."""
+        """Return log sigma_t, the log of the standard deviation, shape of ``t``."""
 
     # Derived ---------------------------------------------------------------------------------------------------------
 
     def alpha(self, t: Time) -> Tensor:
-        """alpha_t, shape of ``t``."""
+        """Return alpha_t, the factor of the data in the mean, shape of ``t``."""
         return self.log_alpha(t).exp()
 
     def sigma(self, t: Time) -> Tensor:
-        """sigma_t, shape of ``t``."""
+        """Return sigma_t, the standard deviation given the data, shape of ``t``."""
         return self.log_sigma(t).exp()
 
     def lam(self, t: Time) -> Tensor:
-        """Half the log signal-to-noise ratio, log(alpha_t / sigma_t): decreasing in ``t``."""
+        """Return half the log signal-to-noise ratio, log(alpha_t / sigma_t), which decreases in ``t``."""
         return self.log_alpha(t) - self.log_sigma(t)
 
     def time(self, lam: Time) -> Tensor:
-        """The time at which ``lam(t) = lam``; differentiable.
+        """Return the time at which ``lam(t) = lam``; differentiable in ``lam``.
 
-        Here by bisection in float64 on ``[0, t_max]``, good to 1e-12 wherever lam is steeper than that; subclasses
-        with a closed form override it.
+        The default is bisection in float64 on ``[0, t_max]``. Subclasses with a closed form override it.
         """
         lam = as_time(lam)
         target = lam.detach().to(torch.float64)
@@ -99,35 +98,35 @@ class GaussianSDE(SDE):
         return torch.where(torch.isfinite(step), t - step, t).clamp(0.0, self.span[1]).to(lam.dtype)
 
     def d_log_alpha(self, t: Time) -> Tensor:
-        """f(t) = d log alpha / dt, the drift's factor of x."""
+        """Return f(t) = d log alpha / dt, the factor of x in the drift."""
         return derivative(self.log_alpha, as_time(t))
 
     def d_log_sigma(self, t: Time) -> Tensor:
-        """d log sigma / dt, derived from f and g^2."""
+        """Return d log sigma / dt, derived from f and g^2."""
         return 0.5 * (-2 * self.log_sigma(t)).exp() * self.diffusion_squared(t) + self.d_log_alpha(t)
 
     def d_alpha(self, t: Time) -> Tensor:
-        """d alpha / dt = alpha f; finite where alpha = 0 for the SDEs that override it."""
+        """Return d alpha / dt = alpha f; the SDEs that reach alpha = 0 override it, so that it is finite there."""
         return self.alpha(t) * self.d_log_alpha(t)
 
     def diffusion_squared(self, t: Time) -> Tensor:
-        """g(t)^2 = -2 sigma^2 d lam / dt."""
+        """Return the squared diffusion g(t)^2 = -2 sigma^2 d lam / dt."""
         t = as_time(t)
         return 2 * (2 * self.log_sigma(t)).exp() * (derivative(self.log_sigma, t) - self.d_log_alpha(t))
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
-        """f(t) x, shape of ``x``."""
+        """Return the drift f(t) x, shape of ``x``."""
         return expand(self.d_log_alpha(t), x) * x
 
     def diffusion(self, x: Tensor, t: Time) -> Tensor:
-        """g(t), broadcastable to ``x``."""
+        """Return the diffusion g(t), broadcastable to ``x``."""
         return expand(self.diffusion_squared(t).sqrt(), x)
 
     def diffusion_divergence(self, x: Tensor, t: Time) -> float:
         return 0.0
 
     def marginal(self, x0: Tensor, t: Time) -> tuple[Tensor, Tensor]:
-        """Mean, shape of ``x0``, and standard deviation, broadcastable to it, of x_t given ``x0``.
+        """Return the mean of x_t given ``x0``, shape of ``x0``, and the standard deviation, broadcastable to it.
 
         Example:
             >>> from scoresde import RectifiedFlow
@@ -138,7 +137,7 @@ class GaussianSDE(SDE):
         return expand(self.alpha(t), x0) * x0, expand(self.sigma(t), x0)
 
     def perturb(self, x0: Tensor, t: Time, eps: Tensor) -> Tensor:
-        """x_t = alpha_t x0 + sigma_t eps, for standard normal ``eps`` of the shape of ``x0``."""
+        """Return x_t = alpha_t x0 + sigma_t eps, for standard normal ``eps`` of the shape of ``x0``."""
         if eps.shape != x0.shape:
             raise ValueError(f"got eps of shape {tuple(eps.shape)} for x0 of shape {tuple(x0.shape)}; expected the same")
         mean, std = self.marginal(x0, t)
@@ -149,15 +148,15 @@ class GaussianSDE(SDE):
         return float(self.sigma(self.span[1]))
 
     def config(self) -> dict[str, Any]:
-        """The name and the fields, as plain values: what a checkpoint stores."""
+        """Return the name and the fields as plain values, which a checkpoint stores."""
         return {"type": type(self).__name__, **{f.name: getattr(self, f.name) for f in fields(self)}}
 
     def check_schedule(self) -> None:
         """Refuse a schedule whose lam does not fall from ``t_min`` to ``t_max``, on a grid of 512 intervals.
 
         Raises:
-            ValueError: where lam rises, stands still or is not a number, and where alpha or sigma is finite as a logarithm
-                and not in float64.
+            ValueError: if lam rises, is constant or is NaN, or if alpha or sigma overflows or underflows in float64 while
+                its logarithm is finite.
         """
         t = torch.linspace(*self.span, 513, dtype=torch.float64, device="cpu")
         log_alpha, log_sigma = (f(t).detach().expand(t.shape) for f in (self.log_alpha, self.log_sigma))
@@ -170,7 +169,7 @@ class GaussianSDE(SDE):
                 f"got a schedule of {type(self).__name__} whose lam goes from {lam[i]:.6g} at t={t[i]:.6g} to "
                 f"{lam[i + 1]:.6g} at t={t[i + 1]:.6g}; expected lam = log_alpha - log_sigma to fall with t" + hint
             )
-        # where alpha = 0 or sigma = 0 the logarithm is infinite, and everything knows it
+        # where alpha = 0 or sigma = 0 the logarithm is infinite, which the rest of the code handles
         for name, log in (("alpha", log_alpha), ("sigma", log_sigma)):
             beyond = torch.isfinite(log) & (log.abs() > _LARGEST_LOG)
             if bool(beyond.any()):
@@ -181,7 +180,11 @@ class GaussianSDE(SDE):
                 )
 
     def check_time(self, t: Time) -> Tensor:
-        """``t`` as a tensor, float64 where it is a Python number, which must lie in the SDE's time."""
+        """Return ``t`` as a tensor; a Python number becomes float64 and must be between 0 and ``t_max``.
+
+        Raises:
+            ValueError: for a Python number outside the time of the SDE.
+        """
         # Only Python numbers are checked: the value of a tensor may live on a device or under a transformation.
         if not isinstance(t, Tensor) and not 0 <= t <= self.span[1]:
             raise ValueError(f"got time {t}; {type(self).__name__} is defined for 0 <= t <= {self.span[1]}")
@@ -190,18 +193,18 @@ class GaussianSDE(SDE):
 
 @dataclass(frozen=True)
 class FunctionSDE(GaussianSDE):
-    """The SDE of any two functions ``log_alpha(t)`` and ``log_sigma(t)`` with lam = log_alpha - log_sigma decreasing.
+    """The SDE given by any two functions ``log_alpha(t)`` and ``log_sigma(t)`` with decreasing lam = log_alpha - log_sigma.
 
     Args:
         log_alpha_fn, log_sigma_fn: elementwise functions of a tensor of times.
-        d_log_alpha_fn, d_log_sigma_fn: their derivatives; by automatic differentiation where not given.
+        d_log_alpha_fn, d_log_sigma_fn: the derivatives of these functions; by default from automatic differentiation.
         t_min, t_max: the span of time.
 
     Raises:
         ValueError: if lam does not fall from ``t_min`` to ``t_max``.
 
     Example:
-        >>> sde = FunctionSDE(lambda t: 0 * t, lambda t: torch.log(t), t_min=0.01, t_max=10.0)  # EDM's
+        >>> sde = FunctionSDE(lambda t: 0 * t, lambda t: torch.log(t), t_min=0.01, t_max=10.0)  # the schedule of EDM
         >>> round(float(sde.diffusion_squared(3.0)), 12), round(float(sde.time(0.0)), 12)
         (6.0, 1.0)
     """

@@ -18,14 +18,17 @@ __all__ = ["GeneralSDE"]
 class GeneralSDE(SDE):
     r"""A forward SDE from any drift and diffusion, :math:`dx = f(x,t)\,dt + g(x,t)\,dw`.
 
-    It has no closed-form marginals, so it is sampled by Euler-Maruyama, Heun and torchsde only. The noise is diagonal:
-    each component of ``diffusion(x, t)`` may depend on that component of ``x`` and on ``t``.
+    It has no closed-form marginals, so only Euler-Maruyama, Heun and torchsde can sample it. The noise is diagonal: each
+    component of ``diffusion(x, t)`` may depend on ``t`` and on the same component of ``x``.
 
     Args:
         f: drift, ``f(x, t) -> (batch, *event)``.
         g: diffusion, ``g(x, t)``, broadcastable to ``(batch, *event)``.
         t_min, t_max: the span of time.
         std: standard deviation of the prior at ``t_max``.
+
+    Raises:
+        ValueError: if ``t_min`` is not below ``t_max``.
 
     Example:
         >>> sde = GeneralSDE(f=lambda x, t: -x, g=lambda x, t: 2.0 ** 0.5 * torch.ones_like(x), t_max=3.0)

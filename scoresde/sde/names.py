@@ -26,15 +26,15 @@ SDES: Table[Callable[..., GaussianSDE | Chain]] = Table(
     check=callable,
     expects="a class or a function that returns an SDE or a chain",
 )
-"""Every SDE and chain by name: makers, whose arguments are the settings."""
+"""The SDEs and chains by name; the settings in a name are the arguments of the class."""
 
 
 def process(text: str) -> GaussianSDE | Chain:
-    """The SDE or chain that ``text`` names, with its settings: ``"ve: sigma_min=0.02, sigma_max=100.0"``."""
+    """Return the SDE or chain that ``text`` names, with its settings: ``"ve: sigma_min=0.02, sigma_max=100.0"``."""
     return SDES.make(text)
 
 
 def sde(text: str) -> GaussianSDE:
-    """The same as an SDE: of a chain, the one through its marginals."""
+    """Return the SDE that ``text`` names; for a chain, the :class:`~scoresde.sde.ChainSDE` with its marginals."""
     made = process(text)
     return made.sde() if isinstance(made, Chain) else made

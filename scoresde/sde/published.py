@@ -17,7 +17,7 @@ __all__ = ["EDM", "VE", "VP", "CosineVP", "RectifiedFlow", "SubVP"]
 
 @dataclass(frozen=True)
 class _LinearBeta(GaussianSDE):
-    """The part that VP and SubVP share: alpha of a rate beta(t) linear in time."""
+    """Base of VP and SubVP: alpha for a rate beta(t) that is linear in time."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -35,7 +35,7 @@ class _LinearBeta(GaussianSDE):
         return self.t_min, self.t_max
 
     def beta(self, t: Time) -> Tensor:
-        """The rate beta(t) = beta_min + (t / t_max) (beta_max - beta_min)."""
+        """Return the rate beta(t) = beta_min + (t / t_max) (beta_max - beta_min), shape of ``t``."""
         return self.beta_min + self.check_time(t) * self._slope
 
     @property
@@ -64,11 +64,11 @@ class VP(_LinearBeta):
     Source: Song et al., 2021, https://arxiv.org/abs/2011.13456, equations (11) and (32).
 
     Args:
-        beta_min, beta_max: the rate at t = 0 and at ``t_max``. With time counted in the steps of DDPM they are its betas:
-            ``VP(1e-4, 0.02, t_max=1000)`` is ``VP()`` with the time stretched.
-        t_min: where sampling and training stop. The drift of the reverse process grows as 1/t, so a small value costs
-            steps; a large one leaves noise of variance ``sigma(t_min)^2`` in the samples.
-        t_max: where sampling starts.
+        beta_min, beta_max: the rates at t = 0 and at ``t_max``. If time is counted in the steps of DDPM, they are the betas
+            of DDPM: ``VP(1e-4, 0.02, t_max=1000)`` is ``VP()`` with the time stretched.
+        t_min: the time at which sampling and training stop. The drift of the reverse process grows as 1/t, so a small value
+            costs steps; a large value leaves noise of variance ``sigma(t_min)^2`` in the samples.
+        t_max: the time at which sampling starts.
 
     Example:
         >>> sde = VP()
@@ -92,7 +92,7 @@ class VP(_LinearBeta):
 
 @dataclass(frozen=True)
 class SubVP(_LinearBeta):
-    r"""Sub-variance preserving: the mean of VP with the smaller deviation :math:`\sigma_t = 1 - \alpha_t^2`.
+    r"""Sub-variance preserving: the mean of VP with the smaller standard deviation :math:`\sigma_t = 1 - \alpha_t^2`.
 
     :math:`g^2 = \beta(t) (1 - \alpha_t^4)`. Source: Song et al., 2021, equation (14).
 
@@ -114,8 +114,9 @@ class SubVP(_LinearBeta):
 
 @dataclass(frozen=True)
 class CosineVP(GaussianSDE):
-    r"""Variance preserving with the cosine schedule, :math:`\alpha_t = \cos(u_t) / \cos(u_0)`,
-    :math:`u_t = \frac{\pi}{2} \frac{t + s}{1 + s}`, so that :math:`\alpha = 0` at t = 1.
+    r"""Variance preserving with the cosine schedule, :math:`\alpha_t = \cos(u_t) / \cos(u_0)`.
+
+    Here :math:`u_t = \frac{\pi}{2} \frac{t + s}{1 + s}`, so :math:`\alpha = 0` at t = 1.
 
     Source: Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021,
     https://arxiv.org/abs/2102.09672, equation (17), in continuous time and without clipping.
@@ -182,11 +183,10 @@ class CosineVP(GaussianSDE):
 
 @dataclass(frozen=True)
 class VE(GaussianSDE):
-    r"""Variance exploding, the limit of NCSN: :math:`\alpha = 1`,
-    :math:`\sigma_t = \sigma_{min} (\sigma_{max} / \sigma_{min})^t`.
+    r"""Variance exploding, the limit of NCSN: :math:`\alpha = 1, \sigma_t = \sigma_{min} (\sigma_{max} / \sigma_{min})^t`.
 
-    Source: Song et al., 2021, equations (9) and (30), with the marginal deviation sigma(t) itself (the data at t = 0
-    carry noise of deviation sigma_min), as in the authors' code.
+    As in the authors' code, sigma(t) is the standard deviation of the marginal, so at t = 0 the data carry noise of standard
+    deviation sigma_min. Source: Song et al., 2021, equations (9) and (30).
 
     Example:
         >>> [round(float(VE().sigma(t)), 12) for t in (0.0, 1.0)]
@@ -232,7 +232,7 @@ class VE(GaussianSDE):
 
 @dataclass(frozen=True)
 class EDM(GaussianSDE):
-    r"""Variance exploding with time itself the noise level: :math:`\alpha = 1, \sigma_t = t`.
+    r"""Variance exploding with the noise level as time: :math:`\alpha = 1, \sigma_t = t`.
 
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
     https://arxiv.org/abs/2206.00364, table 1. The span of time is ``(sigma_min, sigma_max)``.
@@ -273,10 +273,11 @@ class EDM(GaussianSDE):
 
 @dataclass(frozen=True)
 class RectifiedFlow(GaussianSDE):
-    r"""The straight path from data to noise: :math:`\alpha = 1 - t, \sigma = t`; alpha = 0 at t = 1.
+    r"""Rectified flow, the straight path from data to noise: :math:`\alpha = 1 - t, \sigma = t`.
 
-    Source: Liu et al., "Flow Straight and Fast", 2022, https://arxiv.org/abs/2209.03003, and Lipman et al., "Flow
-    Matching for Generative Modeling", 2022, https://arxiv.org/abs/2210.02747, written as a diffusion.
+    No signal is left at t = 1, where alpha = 0. Source: Liu et al., "Flow Straight and Fast", 2022,
+    https://arxiv.org/abs/2209.03003, and Lipman et al., "Flow Matching for Generative Modeling", 2022,
+    https://arxiv.org/abs/2210.02747, here written as a diffusion.
 
     Example:
         >>> float(RectifiedFlow().lam(0.5))
