@@ -22,8 +22,8 @@ no number of steps removes, and a network is asked about noise that it may never
 .. math:: \varphi = \arctan(\sigma / \alpha), \qquad z = x / \sqrt{\alpha^2 + \sigma^2}, \qquad
           \frac{dz}{d\varphi} = \frac{z \cos\varphi - D}{\sin\varphi},
 
-which is regular at both ends and the same for every SDE: a schedule that has a kink at each of a thousand steps, as that of a
-chain, leaves none in it. In time an integrator of high order would stop at each of them.
+which is regular at both ends and the same for every SDE: a schedule that has a kink at each of a thousand steps, as that of
+a chain, leaves none in it. In time an integrator of high order would stop at each of them.
 """
 
 from __future__ import annotations
@@ -212,9 +212,7 @@ def follow(
 class _Flow:
     """The probability flow from ``x`` in the clock of the module, with its evaluations counted."""
 
-    def __init__(
-        self, model: ScoreModel, x: Tensor, conditions: Mapping[str, Any], tolerance: float, limit: int
-    ) -> None:
+    def __init__(self, model: ScoreModel, x: Tensor, conditions: Mapping[str, Any], tolerance: float, limit: int) -> None:
         self.model, self.x, self.conditions, self.tolerance, self.limit = model, x, conditions, tolerance, limit
         self.calls = 0
 
@@ -251,8 +249,7 @@ class _Flow:
         found = solve_ivp(slope, angles, z, "DOP853", t_eval=angles[1:], rtol=self.tolerance, atol=self.tolerance)
         if not found.success:
             raise ArithmeticError(f"the flow has no end at a tolerance of {self.tolerance:.1g}: {found.message}")
-        z = torch.from_numpy(found.y[:, -1]).to(self.x).reshape(shape)
-        return math.hypot(end.alpha, end.sigma) * z
+        return math.hypot(end.alpha, end.sigma) * torch.from_numpy(found.y[:, -1]).to(self.x).reshape(shape)
 
 
 # The cache -----------------------------------------------------------------------------------------------------------
@@ -269,7 +266,8 @@ def _read(file: File, start: Tensor) -> Reference | None:
     wanted = {"x": list(start.shape), "error": [len(start)]}
     try:
         with safe_open(file, framework="pt") as content:
-            parts = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118: no mapping
+            names = set(content.keys())
+            parts = {name: content.get_slice(name) for name in names}
             if {name: part.get_shape() for name, part in parts.items()} != wanted:
                 return None
             if {part.get_dtype() for part in parts.values()} != {"F64"}:
