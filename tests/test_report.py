@@ -394,7 +394,7 @@ pieces = st.builds(
         problem, solver, path, budget, max(budget - lost, 0), budget, metric, value, value - width, value + width, package,
         "" if math.isfinite(value) else "it diverged", sde),
     st.sampled_from(["ring", "a/b", "a b"]), st.sampled_from(["VP", "VE"]), st.sampled_from(["ddim", "heun", "<mine>"]),
-    st.sampled_from(["lam", "own"]), st.sampled_from([1, 2, 5, 10]), st.integers(0, 1), st.sampled_from(["rms", "mmd", "mine"]),
+    st.sampled_from(["lam", "own"]), st.sampled_from([1, 2, 5, 9]), st.integers(0, 1), st.sampled_from(["rms", "mmd", "my"]),
     some, st.sampled_from([0.0, 0.05]), st.sampled_from(["scoresde", "diffusers"]))  # fmt: skip
 trails = st.builds(
     lambda problem, sde, solver, value: Trace(problem, solver, "lam", 10, (1.0, 0.0), torch.full((2, 3, 2), value), sde),
@@ -469,8 +469,8 @@ def test_the_sdes_of_a_problem_are_panels_of_their_own():
 
 # Hostile files --------------------------------------------------------------------------------------------------------
 
-TOKENS = [b"{", b"}", b"[", b"]", b'"', b"null", b"-1", b"1e999", b"99999999999999999999999", b"true", b'{"float": "x"}', b"\xff",
-          b"[" * 5000, b'"float32"', b"NaN", b"\\ud800", b"{}", b"[]", b'""', b","]  # fmt: skip
+TOKENS = [b"{", b"}", b"[", b"]", b'"', b"null", b"-1", b"1e999", b"99999999999999999999999", b"true", b'{"float": "x"}',
+          b"\xff", b"[" * 5000, b'"float32"', b"NaN", b"\\ud800", b"{}", b"[]", b'""', b","]  # fmt: skip
 damage = st.lists(
     st.tuples(st.floats(0, 1), st.integers(0, 40), st.sampled_from(TOKENS) | st.binary(max_size=3)), min_size=1, max_size=4
 )
