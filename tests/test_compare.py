@@ -30,6 +30,7 @@ from scoresde.comparison.peers.modules import missing
 from scoresde.comparison.reference import flow_end
 from scoresde.comparison.store import FILE, Result, Store
 from scoresde.sampling import Samples
+from scoresde.score import Calls
 from scoresde.solvers import SOLVERS, Description, Solver, make_path
 
 quick = partial(compare, progress=False, n=16)
@@ -457,7 +458,7 @@ def test_conditions_tell_comparisons_and_references_apart(tmp_path: Path) -> Non
 class Twice(ScoreModel):
     """A model that calls its network twice for a prediction."""
 
-    calls = (2, 0)  # type: ignore[assignment]
+    calls = Calls(2)  # type: ignore[assignment]
 
     def x0(self, x: Tensor, t: Any, **conditions: Any) -> Tensor:
         return 0.5 * (super().x0(x, t, **conditions) + super().x0(x, t, **conditions))

@@ -16,6 +16,7 @@ from scoresde.comparison.cases import Case
 from scoresde.comparison.measures import MEASURES, Measure, of_samples
 from scoresde.comparison.peers.modules import missing
 from scoresde.comparison.peers.samplers import PEERS
+from scoresde.score import Conditions
 from scoresde.solvers import PATHS, SOLVERS, FreshNoise, Path, Solver, get, make_path, sample_seeds
 from scoresde.solvers.path import ENDS, Spacing
 
@@ -112,9 +113,10 @@ class Arguments:
     def _probe(self, name: str, case: Case) -> None:
         """Evaluate the model: what is wrong with it is said here, before any solver is blamed for it."""
         x, _ = self.start(case, None if case.conditions else 2)
+        told = Conditions.of(case.conditions, len(x), device=x.device, dtype=x.dtype).values
         for t in (case.t_max, max(case.sde.span[0], 1e-3 * case.t_max)):
             with torch.no_grad():
-                m = case.model.x0(x, t, **case.conditions)
+                m = case.model.x0(x, t, **told)
             if not bool(torch.isfinite(m).all()):
                 raise ValueError(
                     f"the model of {name} returned values that are not finite at t={t:.6g}, for a state of shape "

@@ -65,12 +65,12 @@ class Case:
     @property
     def calls(self) -> int:
         """How often a prediction of the model calls a network."""
-        return int(getattr(self.model, "calls", (1, 0))[0])
+        return self.model.calls.forward
 
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        return self.model.device
 
     @property
     def t_max(self) -> float:

@@ -44,8 +44,8 @@ from torch import Tensor
 from scoresde.base.files import replacing
 from scoresde.base.identity import digest
 from scoresde.base.shape import check_batch
-from scoresde.sampling.start import evaluation_mode
-from scoresde.score import ScoreModel
+from scoresde.sampling.counted import evaluation_mode
+from scoresde.score import Conditions, ScoreModel
 from scoresde.solvers.path import CLEAN, Path, PathLike, Point, make_path, points
 from scoresde.solvers.rows import last_move
 
@@ -119,10 +119,11 @@ def flow_end(
     if not tolerance > 0:
         raise ValueError(f"got tolerance={tolerance}; expected a positive number")
     where = truth_of(make_path(model.sde, path), to)
-    start, told = check_batch(start).detach(), dict(conditions or {})
+    start = check_batch(start).detach()
+    told = Conditions.of(conditions, len(start), device=start.device, dtype=torch.float64).values
     if cache is None:
         return _solve(model, start, where, tolerance, told, limit)
-    file = File(cache) / f"{digest('reference 2', model, start, where, tolerance, told)}.safetensors"
+    file = File(cache) / f"{digest('reference 2', model, start, where, tolerance, dict(told))}.safetensors"
     found = _read(file, start)
     if found is None:
         found = _solve(model, start, where, tolerance, told, limit)

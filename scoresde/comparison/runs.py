@@ -136,8 +136,8 @@ class Bench:
         start, seeds = self._start
         # New for every run, so that none depends on which were before it.
         noise = BrownianNoise(seeds, start.device, self._knots) if solver.stochastic else None
-        shared: dict[str, Any] = {"seed": seeds, "noise": noise, **self.case.conditions}
-        return sample(self.case.model, start, solver, path=path, progress=False, callback=callback, **shared)
+        given: dict[str, Any] = {"seed": seeds, "noise": noise, "conditions": self.case.conditions}
+        return sample(self.case.model, start, solver, path=path, progress=False, callback=callback, **given)
 
     def climb(self, solver: Solver) -> list[Outcome]:
         """The runs of a solver that chooses its own steps, with ever smaller tolerances, as far as the budgets reach."""
