@@ -543,18 +543,19 @@ TWINS: dict[str, Solver] = {
     "diffusers/euler": solvers.ddim(),
     "diffusers/heun": solvers.heun("rho"),
     "diffusers/ipndm": solvers.ipndm(),
-    "diffusers/pndm": solvers.plms(),
+    "diffusers/plms": solvers.plms(),
     "diffusers/lms": solvers.lms(),
-    "diffusers/dpmpp-2m": solvers.dpmpp_2m(),
-    "diffusers/dpmpp-3m": solvers.dpmpp_3m(),
-    "diffusers/dpm-2m": solvers.dpm_multistep(2),
-    "diffusers/dpm-3m": solvers.dpm_multistep(3),
-    "diffusers/deis-2": solvers.deis(2),
-    "diffusers/deis-3": solvers.deis(3),
-    "diffusers/unipc-2-bh1": solvers.unipc(2, b="bh1"),
-    "diffusers/unipc-2-bh2": solvers.unipc(2),
-    "diffusers/unipc-3-bh1": solvers.unipc(3, b="bh1"),
-    "diffusers/unipc-3-bh2": solvers.unipc(3),
+    "diffusers/dpmpp-2m": solvers.dpmpp_2m(),  # its last move is the only one that is lowered
+    "diffusers/dpmpp-2m-same": solvers.dpmpp_2m(),
+    "diffusers/dpmpp-3m-same": solvers.dpmpp_3m(),
+    "diffusers/dpm-2m-same": solvers.dpm_multistep(2),
+    "diffusers/dpm-3m-same": solvers.dpm_multistep(3),
+    "diffusers/deis-2-same": solvers.deis(2),
+    "diffusers/deis-3-same": solvers.deis(3),
+    "diffusers/unipc-2-bh1-same": solvers.unipc(2, b="bh1"),
+    "diffusers/unipc-2-bh2-same": solvers.unipc(2),
+    "diffusers/unipc-3-bh1-same": solvers.unipc(3, b="bh1"),
+    "diffusers/unipc-3-bh2-same": solvers.unipc(3),
 }
 """Peers that are the same method as one of ours."""
 
@@ -582,6 +583,41 @@ def test_a_peer_equals_our_solver_of_the_same_method(name: str, sde: str) -> Non
     assert theirs.evaluations == ours.evaluations
     # diffusers computes in float32 where it says so
     torch.testing.assert_close(theirs.x, ours.x, rtol=0, atol=1e-9 if name.startswith("k-") else 2e-4)
+
+
+LOWERED = [name.removesuffix("-same") for name in PEERS if name.endswith("-same")]
+
+
+@pytest.mark.parametrize("end", ["denoise", "stop"])
+@pytest.mark.parametrize("name", LOWERED)
+def test_a_peer_at_its_defaults_lowers_its_last_steps_where_its_code_says_so(name: str, end: str) -> None:
+    """DPM-Solver and DEIS with fewer than fifteen steps, UniPC with any; the step to zero, lowered first, is ours."""
+    default, same = (partial(run, peer(n), "VP", end=end) for n in (name, f"{name}-same"))
+    unipc, by_two = "unipc" in name, name in ("diffusers/dpmpp-2m", "diffusers/unipc-2-bh1", "diffusers/unipc-2-bh2")
+    for steps in (9, 40):
+        equal = torch.equal(default(steps=steps).x, same(steps=steps).x)
+        assert equal == ((steps == 40 and not unipc) or (by_two and end == "denoise"))
+
+
+@pytest.mark.parametrize("name", ["diffusers/deis-3", "diffusers/dpm-2m", "diffusers/dpm-3m"])
+def test_the_last_step_of_a_peer_at_its_defaults_is_of_first_order_where_the_path_stops(name: str) -> None:
+    case, path = Case.of(mixture()), make_path(VP(), "karras", 9, end="stop")
+    seen: list[Tensor] = []
+    x = run(peer(name), "VP", end="stop").x
+
+    def note(m: Tensor, t: Any) -> Tensor:
+        seen.append(m.clone())
+        return m
+
+    start = float(case.sde.sigma(case.t_max)) * torch.randn(
+        8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    sample(case.model, start, peer(name), path=path, seed=range(8), progress=False, transform=note)
+    u, v = path.points[-2:]
+    # DDIM's step from the state before, which is read off the prediction there: x_v = a x_u + w D, so x_u = (x_v - w D) / a.
+    a, w = v.sigma / u.sigma, v.alpha - u.alpha * v.sigma / u.sigma
+    before = (x - w * seen[-1]) / a
+    torch.testing.assert_close(case.model.x0(before, u.t), seen[-1], rtol=0, atol=2e-4)
 
 
 @cache

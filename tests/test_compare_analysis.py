@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from support import mixture
 
 from scoresde import solvers
+from scoresde.analysis.convergence import Measurement, judge
 from scoresde.comparison import (
     SUITES,
     Comparison,
@@ -53,6 +54,32 @@ def test_a_power_law_has_its_power_for_its_order(order: int, factor: float) -> N
     assert low <= order + 1e-6 and high >= order - 1e-6
     wrong = orders(comparison([record("a", n, factor * n**-order) for n in steps], order + 1))["p", "a", "lam", ""]
     assert wrong.verdict == "lower"
+
+
+@given(
+    st.integers(1, 3),
+    st.lists(st.sampled_from([0.0, math.inf, math.nan, 1e-320, -1.0, None]), min_size=6, max_size=6),
+    st.sampled_from([0.0, 1e-9]),
+)
+def test_errors_that_are_no_numbers_or_zero_are_in_no_range(order: int, odd: list[float | None], floor: float) -> None:
+    """Where the last three are a power law the order is theirs, whatever stands before; and nothing raises."""
+    steps = (5, 10, 20, 40, 80, 160)
+    measured = [Measurement(n, n, 0.5 * n**-order if value is None else value) for n, value in zip(steps, odd, strict=True)]
+    found = judge("a", order, measured, (), floor)
+    assert str(found) and found.verdict in ("confirmed", "lower", "higher", "undecided")
+    if found.asymptotic is not None:
+        low, high = found.asymptotic
+        assert all(0 < m.error < math.inf for m in measured if low <= m.steps <= high)
+        assert found.verdict == "confirmed" and found.order == pytest.approx(order)
+    if odd[-3:] == [None] * 3:
+        rounding = [m.steps for m in measured if m.error < max(floor, 1e-300)]
+        assert (found.asymptotic is not None and found.asymptotic[1] == 160) or rounding
+    records = [record("a", m.steps, m.error) for m in measured]
+    given_ = comparison(records, order)
+    assert all(str(judged) for judged in orders(given_).values())
+    ranking(given_, resamples=2)
+    if any(math.isfinite(r.value) for r in records):
+        assert pareto(given_, "p") and evaluations_to_reach(given_, 0.1)
 
 
 def broken(path: solvers.Path) -> list[Any]:

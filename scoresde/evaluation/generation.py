@@ -6,7 +6,7 @@ import hashlib
 import json
 import pickle
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scoresde.base.files import replacing
+from scoresde.base.processes import workers
 from scoresde.data import Dataset
 from scoresde.sampling import sample
 from scoresde.score import ScoreModel
@@ -234,8 +235,7 @@ def _spread(
             f"got processes={processes} for a model that cannot be sent to other processes ({error}); expected processes=1, "
             "or a network whose class stands at the top level of a module"
         ) from error
-    context: Any = torch.multiprocessing.get_context("spawn")  # forked processes cannot use a GPU
-    with ProcessPoolExecutor(processes, context) as pool:
+    with workers(processes) as pool:
         pending = {
             pool.submit(_in_process, threads, model, request, found, left[rank::processes], _device(device, rank))
             for rank in range(processes)

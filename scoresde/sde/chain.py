@@ -460,9 +460,10 @@ class ChainSDE(GaussianSDE):
             passed = torch.where(from_zero, (2 * (-wide - end[1])).clamp(max=0.0).exp(), linear)
         else:
             first, last = start[0] - start[1], end[0] - end[1]
-            passed = (wide - first) / (last - first)
-            if not bool(torch.isfinite(passed).all()):
-                return torch.where(torch.isfinite(passed), (k + passed) / len(self.chain), super().time(wide)).to(lam.dtype)
+            inner = torch.isfinite(first) & torch.isfinite(last)
+            passed = (wide - torch.where(inner, first, 0.0)) / torch.where(inner, last - first, 1.0)
+            if not bool(inner.all()):
+                return torch.where(inner, (k + passed) / len(self.chain), super().time(wide)).to(lam.dtype)
         return ((k + passed) / len(self.chain)).clamp(0.0, 1.0).to(lam.dtype)
 
     def d_alpha(self, t: Time) -> Tensor:
