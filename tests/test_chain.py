@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import SDES, generator, slopes
 
-from scoresde import DDPM, NCSN, VE, VP, CosineVP, GaussianChain, SubVP, discretize, solvers
+from scoresde import DDPM, NCSN, VE, VP, CosineVP, GaussianChain, RectifiedFlow, SubVP, discretize, solvers
 from scoresde.sde.chain import Chain
+from scoresde.sde.gaussian import derivative
 from scoresde.solvers import Path, Row
 
 F64 = torch.float64
@@ -130,6 +131,23 @@ def test_chain_to_sde_to_chain_is_the_identity(chain: Chain) -> None:
     between = torch.linspace(0, 1, 5 * n + 1, dtype=F64)
     assert bool((sde.lam(between).diff() < 0).all())
     torch.testing.assert_close(sde.time(sde.lam(between[1:])), between[1:], rtol=0, atol=1e-9)
+
+
+ENDED = [DDPM.linear(40), DDPM([0.1, 0.3, 1.0]), NCSN.geometric(9), discretize(SubVP(), 20), discretize(RectifiedFlow(), 20)]
+
+
+@pytest.mark.parametrize("chain", ENDED, ids=lambda c: type(c).__name__)
+def test_the_time_of_a_lam_is_the_inverse_with_its_gradient_on_every_step(chain: Chain) -> None:
+    sde = chain.sde()
+    t = torch.linspace(0, 1, 7 * len(chain) + 3, dtype=F64)[1:-1]
+    slope = derivative(sde.lam, t)
+    lam = sde.lam(t).requires_grad_()
+    found = sde.time(lam)
+    torch.testing.assert_close(found.detach(), t, rtol=1e-10, atol=1e-12)
+    (gradient,) = torch.autograd.grad(found.sum(), lam)
+    torch.testing.assert_close(gradient, 1 / slope, rtol=1e-7, atol=1e-12)
+    assert float(sde.time(float(sde.lam(0.5)))) == pytest.approx(0.5, abs=1e-9)
+    assert float(sde.time(-1e4)) == 1.0 and float(sde.time(60.0)) == pytest.approx(0, abs=1e-6)
 
 
 def test_zero_terminal_signal_to_noise() -> None:

@@ -7,6 +7,8 @@ import errno
 import json
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache, partial
 from itertools import pairwise
@@ -22,14 +24,26 @@ from torch import Tensor, nn
 
 import scoresde
 from scoresde import VP, ScoreModel, problems, sample, solvers
-from scoresde.comparison import PEERS, Case, Comparison, Foreign, Levels, StoreError, budgets, compare
+from scoresde.comparison import MEASURES, PEERS, Case, Comparison, Foreign, Levels, Record, StoreError, budgets, compare
 from scoresde.comparison.cases import gather
 from scoresde.comparison.peers.modules import missing
-from scoresde.comparison.store import FILE, Store
+from scoresde.comparison.reference import flow_end
+from scoresde.comparison.store import FILE, Result, Store
 from scoresde.sampling import Samples
+from scoresde.score import Calls
 from scoresde.solvers import SOLVERS, Description, Solver, make_path
 
 quick = partial(compare, progress=False, n=16)
+
+
+def spread(samples: Tensor) -> Tensor:
+    """How wide the samples lie."""
+    return samples.std()
+
+
+def gap(samples: Tensor, truth: Tensor) -> float:
+    """How far apart the means lie."""
+    return float((samples.mean(0) - truth.mean(0)).norm())
 
 
 def values(found: Comparison) -> list[tuple[Any, ...]]:
@@ -141,21 +155,19 @@ def test_twice_the_same_and_the_same_after_an_interruption_and_with_a_folder(tmp
     assert values(quick(**{**ARGUMENTS, "solvers": ["euler-a"]})) == [v for v in values(first) if v[1] == "euler-a"]
 
 
-def test_ctrl_c_leaves_the_records_and_says_where(tmp_path: Path) -> None:
-    pressed = [False]
-
-    def sampler(levels: Levels, y: Tensor) -> Tensor:
-        if len(levels.rho) == 10 and not pressed[0]:
-            pressed[0] = True
+def test_ctrl_c_leaves_the_records_and_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sampler(levels: Levels, y: Tensor) -> Tensor:  # no closure, whose change would make it another solver
+        if len(levels.rho) == 10 and os.environ.pop("SCORESDE_TEST_PRESSED", ""):
             raise KeyboardInterrupt
         return y
 
     solver = Foreign(Description("mine", "test", "", order=1), sampler)
     arguments: Any = {"problem": "ring", "solvers": [solver], "evaluations": [5, 10, 20], "metrics": ["energy"]}
+    monkeypatch.setenv("SCORESDE_TEST_PRESSED", "yes")
     with pytest.raises(KeyboardInterrupt, match=r"1 runs are in .*records.jsonl; the same comparison continues there"):
         quick(**arguments, out=tmp_path)
     found = quick(**arguments, out=tmp_path)
-    assert pressed[0] and [r.budget for r in found.records] == [5, 10, 20]
+    assert [r.budget for r in found.records] == [5, 10, 20]
 
 
 def test_a_folder_of_another_comparison_is_refused_with_what_differs(tmp_path: Path) -> None:
@@ -163,8 +175,11 @@ def test_a_folder_of_another_comparison_is_refused_with_what_differs(tmp_path: P
     for change, says in (
         ({"seed": 1}, r"seed: 0 there, 1 now"),
         ({"evaluations": [6]}, r"evaluations: \[5\] there, \[6\] now"),
-        ({"problem": {"ring": problems.ring(7)}}, r"problems.ring"),
-        ({"problem": {"ring": problems.ring(std=0.2)}}, r"problems.ring.model"),
+        ({"problem": {"ring": problems.ring(7)}}, r"problems.ring on VP"),
+        ({"problem": {"ring": problems.ring(std=0.2)}}, r"problems.ring on VP.model"),
+        ({"sde": "ve"}, r"problems.ring on VP"),
+        ({"sde": "vp: beta_max=19.0"}, r"problems.ring on VP"),
+        ({"metrics": ["rms", spread]}, r"metrics.spread"),
         ({"solvers": {"ddim": solvers.dpmpp_2m()}}, r"solvers.ddim"),
     ):
         arguments: Any = {"problem": "ring", "solvers": ["ddim"], "evaluations": [5], "metrics": ["rms"], **change}
@@ -193,25 +208,31 @@ def test_a_full_disk_keeps_what_was_computed(tmp_path: Path, monkeypatch: pytest
     assert values(again)[:2] == values(caught.value.comparison)[:2] and len(again.records) == 3
 
 
+def result(i: int) -> Result:
+    return Result(
+        i, 2 * i, values={"rms": (i / 7, -math.inf, math.nan), "mmd": "none"}, times=[1.0], states=[[(0.5, i / 3)]]
+    )
+
+
 @settings(max_examples=20)
-@given(st.lists(st.text(), min_size=1, max_size=5, unique=True), st.integers(0, 200))
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=5, unique=True), st.integers(0, 200))
 def test_whatever_is_cut_off_a_store_the_rest_is_read(keys: list[str], cut: int) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(folder, {"a": [1, 2]})
+        store = Store(folder, lambda: {"a": [1, 2], "b": math.inf})
         for i, key in enumerate(keys):
-            store.add(key, {"value": i / 7, "nan": math.nan})
+            store.add(key, result(i))
         file = Path(folder) / FILE
         whole = file.read_bytes()
         file.write_bytes(whole[: max(len(whole) - cut, 0)])
-        read = Store(folder, {"a": [1, 2]})
+        read = Store(folder, lambda: {"a": [1, 2], "b": math.inf})
         kept = [key for key in keys if key in read]
-        assert kept == keys[: len(kept)] and all(read[k]["value"] == keys.index(k) / 7 for k in kept)
+        assert kept == keys[: len(kept)] and all(repr(read[k]) == repr(result(keys.index(k))) for k in kept)
         assert (len(kept) == len(keys)) == (cut == 0)
         for key in keys:
             if key not in read:
-                read.add(key, {"value": keys.index(key) / 7, "nan": math.nan})
+                read.add(key, result(keys.index(key)))
         assert file.read_bytes() == whole
 
 
@@ -305,7 +326,7 @@ def test_a_network_is_compared_in_float64_and_left_as_it_is() -> None:
 @pytest.mark.parametrize("name", SDES)
 def test_every_sde_is_compared(name: str) -> None:
     sde = SDES[name]
-    case = gather({"smooth": mixture()}, sde)["smooth"]
+    case = gather({"smooth": mixture()}, sde)["smooth", type(sde).__name__]
     assert math.isfinite(float(sde.lam(case.t_max))) and case.t_max <= sde.span[1]
     if case.t_max < sde.span[1]:
         assert finite_start(sde) < sde.span[1]
@@ -330,6 +351,184 @@ def test_traces_are_of_problems_in_the_plane_and_follow_the_path() -> None:
     assert trace.x.shape == (21, 16, 2) and trace.times == make_path(VP(), "lam", 20).times
 
 
+# Metrics, SDEs and conditions of the reader's own ---------------------------------------------------------------------
+
+
+def test_a_function_is_a_metric_by_its_name_or_by_a_label() -> None:
+    found = quick("ring", ["ddim", "ddpm"], [10], metrics=["energy", spread, gap])
+    assert [(r.solver, r.metric) for r in found.records] == [
+        (s, m) for s in ("ddim", "ddpm") for m in ("energy", "spread", "gap")
+    ]
+    assert all(0 < r.value < 3 and r.low == r.value == r.high for r in found.select(metric=["spread", "gap"]))
+    assert found.about["metrics"]["spread"]["doc"] == "How wide the samples lie"
+    labelled = quick("ring", ["ddim"], [10], metrics={"wide": lambda x: x.std(), "rms": MEASURES["rms"], "near": "rms"})
+    wide, rms, near = labelled.records
+    assert (wide.metric, wide.value) == ("wide", found.select(solver="ddim", metric="spread")[0].value)
+    assert dataclasses.replace(near, metric="rms") == rms
+    with_truth = quick(mixture().model(VP()), ["ddim"], [10], metrics=[spread, gap], shape=(2,))
+    assert {r.metric for r in with_truth.records} == {"spread"}  # there is no truth
+
+
+@pytest.mark.parametrize(
+    ("metrics", "error", "says"),
+    [
+        ([lambda x: 0.0], ValueError, r"without a name; expected a mapping, such as metrics=\{'spread': function\}"),
+        ({"a": lambda x, y, z: 0.0}, TypeError, "needs x, y, z; expected a function of samples"),
+        ({"a": 3}, TypeError, "got 3 for a metric; expected a name, a Measure, or a function"),
+        ([spread, scoresde.metrics.energy_distance, "rmse"], ValueError, "did you mean 'rms'"),
+        ([spread, {"spread": gap}["spread"], partial(spread)], ValueError, "without a name"),
+    ],
+)
+def test_what_is_no_metric_is_refused(metrics: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        quick("ring", ["ddim"], [5], metrics=metrics)
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x[3, 7], lambda x: {}["a"], lambda x: "no number", lambda x: x])
+def test_a_metric_that_fails_is_a_record_that_says_why(wrong: Any) -> None:
+    found = quick("ring", ["ddim"], [5], metrics={"wrong": wrong, "rms": "rms"}).records
+    assert math.isnan(found[0].value) and "Error" in found[0].error and not found[1].error
+
+
+def test_metrics_that_no_solver_can_have_are_refused_before_any_run() -> None:
+    with pytest.raises(ValueError, match=r"no metric that applies .*rms needs reference"):
+        quick("ring", ["ddpm"], [5], metrics=["rms"])
+    with pytest.raises(ValueError, match=r"energy needs truth"):
+        quick(mixture().model(VP()), ["ddpm"], [5], metrics=["energy"], shape=(2,))
+
+
+def test_a_comparison_on_several_sdes_is_that_on_each() -> None:
+    names = ["vp", "ve: sigma_max=20.0", "ddpm"]
+    found = quick(["ring", "grid"], ["ddim", "ddpm"], [5, 10], metrics=["rms", "energy"], sde=names)
+    assert found.named("sde") == ["VP", "ve: sigma_max=20.0", "DDPM"]
+    assert len(found.records) == 3 * 2 * (2 + 2 * 2) * 1
+    for name, label in zip(names, found.named("sde"), strict=True):
+        alone = quick(["ring", "grid"], ["ddim", "ddpm"], [5, 10], metrics=["rms", "energy"], sde=name)
+        assert alone.records == found.select(sde=label)
+    assert "### ring, ve: sigma_max=20.0: rms" in found.table("ring") and "### grid" not in found.table("ring")
+    assert set(found.about["problems"]["grid"]["sdes"]) == set(found.named("sde"))
+    assert quick("ring", ["ddim"], [5], metrics=["rms"], sde={"a": VP(), "b": VP()}).named("sde") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("sde", "error", "says"),
+    [
+        ("vpp", ValueError, "did you mean 'vp'"),
+        (["vp", VP()], ValueError, "two SDEs called 'VP'; expected a mapping"),
+        ([], ValueError, "got no SDE"),
+        (3, TypeError, "'int' object is not iterable|got int for an SDE"),
+        ([3], TypeError, "got int for an SDE; expected a name"),
+    ],
+)
+def test_what_is_no_sde_is_refused(sde: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        quick("ring", ["ddim"], [5], sde=sde)
+
+
+class Labelled(nn.Module):
+    """Exact for Gaussian data around (label, label)."""
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        return label.to(x).reshape(-1, 1).expand_as(x) + 0 * x
+
+
+def test_a_conditional_model_is_compared_under_its_conditions() -> None:
+    model, labels = ScoreModel(Labelled(), VP(), "x0"), torch.arange(16)
+    for end in ("flow", "denoise"):
+        found = quick(model, ["ddim", "dpm-3m"], [10], metrics=["rms"], shape=(2,), conditions={"label": labels}, end=end)
+        assert all(r.value < 1e-9 and not r.error for r in found.records)  # the flow to a point is followed exactly
+    mean = {"mean": lambda x: x[:, 0].mean()}
+    first = quick(model, ["ddim"], [10], metrics=mean, shape=(2,), conditions={"label": labels}, end="denoise")
+    assert first.records[0].value == pytest.approx(7.5)
+    with pytest.raises(TypeError, match="label"):
+        quick(model, ["ddim"], [10], metrics=["rms"], shape=(2,))
+
+
+def test_conditions_tell_comparisons_and_references_apart(tmp_path: Path) -> None:
+    model = ScoreModel(Labelled(), VP(), "x0")
+    ask = partial(quick, model, ["ddim"], [10], metrics=["rms"], shape=(2,), references=tmp_path / "references")
+    for label in (torch.zeros(16), torch.ones(16)):
+        assert ask(conditions={"label": label}).records[0].value < 1e-9
+    assert len(list((tmp_path / "references").iterdir())) == 2
+    ask(conditions={"label": torch.zeros(16)}, out=tmp_path / "out")
+    with pytest.raises(ValueError, match=r"problems.ScoreModel on VP.conditions"):
+        ask(conditions={"label": torch.ones(16)}, out=tmp_path / "out")
+
+
+class Twice(ScoreModel):
+    """A model that calls its network twice for a prediction."""
+
+    calls = Calls(2)  # type: ignore[assignment]
+
+    def x0(self, x: Tensor, t: Any, **conditions: Any) -> Tensor:
+        return 0.5 * (super().x0(x, t, **conditions) + super().x0(x, t, **conditions))
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp-2m"])
+def test_budgets_count_calls_of_the_network(name: str) -> None:
+    once, twice = ScoreModel(Affine(2, 2), VP(), "v"), Twice(Affine(2, 2), VP(), "v")
+    for budget in (20, 21, 40):
+        (a,) = quick(once, [name], [budget // 2], metrics=[spread], shape=(2,)).records
+        (b,) = quick(twice, [name], [budget], metrics=[spread], shape=(2,)).records
+        assert a.steps == b.steps > 0
+
+
+# In a second process, in a notebook, at any length --------------------------------------------------------------------
+
+PROGRAMME = """
+import math, torch
+from scoresde import FunctionSDE, compare, problems
+from scoresde.comparison import Case
+from scoresde.solvers import Description, RowSolver, Data, multistep, stencil_rows
+scale = 2.0
+sde = FunctionSDE(lambda t: -scale * t**2, lambda t: torch.log(t) + 0.5 * math.log(scale))
+mine = RowSolver(Description("mine", "exponential", "", order=2), lambda path: stencil_rows(Data(), multistep(2), path))
+def wide(samples):
+    return samples.std() * scale
+found = compare("ring", [mine, "unipc-3", "sde-dpmpp-2m", "dopri5"], [5, 9], metrics=["rms", wide, "energy"],
+                sde=sde, n=8, out="OUT", progress=False)
+print(len(found.records))
+"""
+
+
+def test_a_comparison_of_functions_continues_in_a_second_process(tmp_path: Path) -> None:
+    programme, sizes = PROGRAMME.replace("OUT", str(tmp_path)), []
+    for _ in range(2):
+        run = subprocess.run([sys.executable, "-c", programme], capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        sizes.append((tmp_path / FILE).stat().st_size)
+    assert sizes[0] == sizes[1]
+    other = subprocess.run(
+        [sys.executable, "-c", programme.replace("samples.std()", "samples.mean()")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "metrics.wide" in other.stderr and other.returncode != 0
+
+
+def test_a_comparison_shows_a_little_of_itself_in_a_notebook() -> None:
+    records = [
+        Record(p, s, "lam", n, n, n, m, 0.1, 0.1, 0.1, sde="VP")
+        for p in "abcdefghij" for s in ("ddim", "heun") for n in range(5, 50) for m in ("rms", "energy")
+    ]  # fmt: skip
+    found = Comparison(tuple(records))
+    assert len(repr(found)) < 300 and "2 solvers on 10 problems (a, b, c, d, ..)" in repr(found)
+    assert found._repr_markdown_().count("### ") == 4 and "16 more tables" in found._repr_markdown_()
+    assert repr(Comparison(())) == "<Comparison: 0 numbers of 0 solvers on 0 problems (none), by none>"
+
+
+def test_a_comparison_on_a_chain_of_a_thousand_steps_comes_back() -> None:
+    """Its schedule has a kink at each step, at which an integrator in time stops."""
+    case = gather("ring", "ddpm")["ring", "DDPM"]
+    arguments = {"conditions": None, "limit": 2000}
+    start = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    on_chain = flow_end(case.model, start, make_path(case.sde, "lam", 5), **arguments)  # type: ignore[arg-type]
+    assert float(on_chain.error.max()) < 1e-10
+    found = quick("ring", ["dpm-3"], [60, 120], metrics=["rms"], sde="ddpm", n=4).records
+    assert found[1].value < found[0].value / 5
+
+
 # Peers ----------------------------------------------------------------------------------------------------------------
 
 TWINS: dict[str, Solver] = {
@@ -344,18 +543,19 @@ TWINS: dict[str, Solver] = {
     "diffusers/euler": solvers.ddim(),
     "diffusers/heun": solvers.heun("rho"),
     "diffusers/ipndm": solvers.ipndm(),
-    "diffusers/pndm": solvers.plms(),
+    "diffusers/plms": solvers.plms(),
     "diffusers/lms": solvers.lms(),
-    "diffusers/dpmpp-2m": solvers.dpmpp_2m(),
-    "diffusers/dpmpp-3m": solvers.dpmpp_3m(),
-    "diffusers/dpm-2m": solvers.dpm_multistep(2),
-    "diffusers/dpm-3m": solvers.dpm_multistep(3),
-    "diffusers/deis-2": solvers.deis(2),
-    "diffusers/deis-3": solvers.deis(3),
-    "diffusers/unipc-2-bh1": solvers.unipc(2, b="bh1"),
-    "diffusers/unipc-2-bh2": solvers.unipc(2),
-    "diffusers/unipc-3-bh1": solvers.unipc(3, b="bh1"),
-    "diffusers/unipc-3-bh2": solvers.unipc(3),
+    "diffusers/dpmpp-2m": solvers.dpmpp_2m(),  # its last move is the only one that is lowered
+    "diffusers/dpmpp-2m-same": solvers.dpmpp_2m(),
+    "diffusers/dpmpp-3m-same": solvers.dpmpp_3m(),
+    "diffusers/dpm-2m-same": solvers.dpm_multistep(2),
+    "diffusers/dpm-3m-same": solvers.dpm_multistep(3),
+    "diffusers/deis-2-same": solvers.deis(2),
+    "diffusers/deis-3-same": solvers.deis(3),
+    "diffusers/unipc-2-bh1-same": solvers.unipc(2, b="bh1"),
+    "diffusers/unipc-2-bh2-same": solvers.unipc(2),
+    "diffusers/unipc-3-bh1-same": solvers.unipc(3, b="bh1"),
+    "diffusers/unipc-3-bh2-same": solvers.unipc(3),
 }
 """Peers that are the same method as one of ours."""
 
@@ -383,6 +583,41 @@ def test_a_peer_equals_our_solver_of_the_same_method(name: str, sde: str) -> Non
     assert theirs.evaluations == ours.evaluations
     # diffusers computes in float32 where it says so
     torch.testing.assert_close(theirs.x, ours.x, rtol=0, atol=1e-9 if name.startswith("k-") else 2e-4)
+
+
+LOWERED = [name.removesuffix("-same") for name in PEERS if name.endswith("-same")]
+
+
+@pytest.mark.parametrize("end", ["denoise", "stop"])
+@pytest.mark.parametrize("name", LOWERED)
+def test_a_peer_at_its_defaults_lowers_its_last_steps_where_its_code_says_so(name: str, end: str) -> None:
+    """DPM-Solver and DEIS with fewer than fifteen steps, UniPC with any; the step to zero, lowered first, is ours."""
+    default, same = (partial(run, peer(n), "VP", end=end) for n in (name, f"{name}-same"))
+    unipc, by_two = "unipc" in name, name in ("diffusers/dpmpp-2m", "diffusers/unipc-2-bh1", "diffusers/unipc-2-bh2")
+    for steps in (9, 40):
+        equal = torch.equal(default(steps=steps).x, same(steps=steps).x)
+        assert equal == ((steps == 40 and not unipc) or (by_two and end == "denoise"))
+
+
+@pytest.mark.parametrize("name", ["diffusers/deis-3", "diffusers/dpm-2m", "diffusers/dpm-3m"])
+def test_the_last_step_of_a_peer_at_its_defaults_is_of_first_order_where_the_path_stops(name: str) -> None:
+    case, path = Case.of(mixture()), make_path(VP(), "karras", 9, end="stop")
+    seen: list[Tensor] = []
+    x = run(peer(name), "VP", end="stop").x
+
+    def note(m: Tensor, t: Any) -> Tensor:
+        seen.append(m.clone())
+        return m
+
+    start = float(case.sde.sigma(case.t_max)) * torch.randn(
+        8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    sample(case.model, start, peer(name), path=path, seed=range(8), progress=False, transform=note)
+    u, v = path.points[-2:]
+    # DDIM's step from the state before, which is read off the prediction there: x_v = a x_u + w D, so x_u = (x_v - w D) / a.
+    a, w = v.sigma / u.sigma, v.alpha - u.alpha * v.sigma / u.sigma
+    before = (x - w * seen[-1]) / a
+    torch.testing.assert_close(case.model.x0(before, u.t), seen[-1], rtol=0, atol=2e-4)
 
 
 @cache

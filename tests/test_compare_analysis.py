@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from support import mixture
 
 from scoresde import solvers
+from scoresde.analysis.convergence import Measurement, judge
 from scoresde.comparison import (
     SUITES,
     Comparison,
@@ -47,12 +48,38 @@ def comparison(records: list[Record], order: int = 2) -> Comparison:
 @given(st.integers(1, 4), st.floats(0.1, 1e2))  # all errors lie above the floor
 def test_a_power_law_has_its_power_for_its_order(order: int, factor: float) -> None:
     steps = (10, 20, 40, 80)
-    found = orders(comparison([record("a", n, factor * n**-order) for n in steps], order))["p", "a", "lam"]
+    found = orders(comparison([record("a", n, factor * n**-order) for n in steps], order))["p", "a", "lam", ""]
     assert found.order == pytest.approx(order) and found.verdict == "confirmed" and found.asymptotic == (10, 80)
     low, high = found.interval
     assert low <= order + 1e-6 and high >= order - 1e-6
-    wrong = orders(comparison([record("a", n, factor * n**-order) for n in steps], order + 1))["p", "a", "lam"]
+    wrong = orders(comparison([record("a", n, factor * n**-order) for n in steps], order + 1))["p", "a", "lam", ""]
     assert wrong.verdict == "lower"
+
+
+@given(
+    st.integers(1, 3),
+    st.lists(st.sampled_from([0.0, math.inf, math.nan, 1e-320, -1.0, None]), min_size=6, max_size=6),
+    st.sampled_from([0.0, 1e-9]),
+)
+def test_errors_that_are_no_numbers_or_zero_are_in_no_range(order: int, odd: list[float | None], floor: float) -> None:
+    """Where the last three are a power law the order is theirs, whatever stands before; and nothing raises."""
+    steps = (5, 10, 20, 40, 80, 160)
+    measured = [Measurement(n, n, 0.5 * n**-order if value is None else value) for n, value in zip(steps, odd, strict=True)]
+    found = judge("a", order, measured, (), floor)
+    assert str(found) and found.verdict in ("confirmed", "lower", "higher", "undecided")
+    if found.asymptotic is not None:
+        low, high = found.asymptotic
+        assert all(0 < m.error < math.inf for m in measured if low <= m.steps <= high)
+        assert found.verdict == "confirmed" and found.order == pytest.approx(order)
+    if odd[-3:] == [None] * 3:
+        rounding = [m.steps for m in measured if m.error < max(floor, 1e-300)]
+        assert (found.asymptotic is not None and found.asymptotic[1] == 160) or rounding
+    records = [record("a", m.steps, m.error) for m in measured]
+    given_ = comparison(records, order)
+    assert all(str(judged) for judged in orders(given_).values())
+    ranking(given_, resamples=2)
+    if any(math.isfinite(r.value) for r in records):
+        assert pareto(given_, "p") and evaluations_to_reach(given_, 0.1)
 
 
 def broken(path: solvers.Path) -> list[Any]:
@@ -77,7 +104,7 @@ def test_a_planted_wrong_coefficient_is_flagged_and_the_right_one_is_not() -> No
         n=4,
         progress=False,
     )
-    judged = {solver: measured for (_, solver, _), measured in orders(found).items()}
+    judged = {curve.solver: measured for curve, measured in orders(found).items()}
     assert judged["broken"].verdict == "lower" and abs(judged["broken"].order - 1) < 0.25
     assert [judged[s].verdict for s in ("dpmpp-2m", "ddim", "dpm-2", "dpm-3")] == ["confirmed"] * 4
 
@@ -104,7 +131,7 @@ def test_the_evaluations_to_an_error_invert_a_power_law(power: float, digits: fl
     found = Comparison(tuple(record("a", n, n**-power) for n in steps))
     error = 10**-digits
     wanted = max(error ** (-1 / power), 5)
-    assert evaluations_to_reach(found, error)["p", "a", "lam"] == pytest.approx(
+    assert evaluations_to_reach(found, error)["p", "a", "lam", ""] == pytest.approx(
         wanted if wanted <= 100 else math.inf, rel=1e-6
     )
 
@@ -128,7 +155,7 @@ def test_a_distance_estimated_without_bias_is_the_better_the_nearer_to_zero(size
 
 def test_an_error_that_comes_back_is_not_reached_before_it_left_for_good() -> None:
     found = Comparison(tuple(record("a", n, v) for n, v in ((5, 0.1), (10, 1.0), (20, 0.1))))
-    assert evaluations_to_reach(found, 0.1)["p", "a", "lam"] == pytest.approx(20)
+    assert evaluations_to_reach(found, 0.1)["p", "a", "lam", ""] == pytest.approx(20)
     with pytest.raises(ValueError, match="error=0; expected a positive number"):
         evaluations_to_reach(found, 0)
 

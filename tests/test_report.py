@@ -1,24 +1,29 @@
 """The report says what is in the records: figures by what is drawn in them, tables by reading them back, files whole."""
 
 import csv
+import dataclasses
 import doctest
 import io
 import itertools
 import json
 import math
+import os
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scoresde.comparison import Comparison, Record, Trace
+from scoresde.comparison import Comparison, Record, Trace, compare
 from scoresde.comparison.attribution import figures as error_figures
-from scoresde.comparison.report import figures, folder, tables
+from scoresde.comparison.file import from_json, to_json
+from scoresde.comparison.report import figures, folder, statistics, tables
 from scoresde.comparison.report.series import DASHES, FEW, MARKERS, MOST, Style, coloured, cost, front, labels, lines, styles
+from scoresde.comparison.store import Store
 from scoresde.plots import PALETTE
 
 BUDGETS = (5, 10, 20, 50)
@@ -207,7 +212,7 @@ def test_order_plots_draw_each_solver_under_its_order_with_a_triangle_of_that_sl
         for line in named_lines(ax).values():  # so do the lines of the records, whose errors are exact powers
             (x0, y0), *_, (x1, y1) = line.get_xydata()
             assert math.log(y0 / y1) / math.log(x1 / x0) == pytest.approx(order)
-    with pytest.raises(ValueError, match="no solver that declares an order; expected about"):
+    with pytest.raises(ValueError, match=r"no solver with an order and two numbers of steps .* expected two budgets"):
         figures.orders(Comparison(comparison(2).records))
 
 
@@ -295,8 +300,8 @@ about = st.dictionaries(
 @given(st.lists(records, max_size=5), about)
 def test_json_gives_back_the_same_comparison(found, described):
     given_ = Comparison(tuple(found), described)
-    text = tables.to_json(given_)
-    assert Comparison(**vars(tables.from_json(text))) == given_
+    text = to_json(given_)
+    assert Comparison(**vars(from_json(text))) == given_
     assert not re.search(r"\b(NaN|Infinity)\b", re.sub(r'"(\\.|[^"\\])*"', "", text))  # which no other reader knows
 
 
@@ -305,7 +310,7 @@ def test_json_keeps_traces_and_nan(dtype):
     x = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0)).to(dtype)
     x[0, 0, 0], x[1, 1, 1] = math.nan, math.inf
     failed = record("ring", "a", 5, math.nan, error="diverged")
-    back = tables.from_json(tables.to_json(Comparison((failed,), {}, (Trace("ring", "a", "lam", 5, (1.0, 0.5, 0.0), x),))))
+    back = from_json(to_json(Comparison((failed,), {}, (Trace("ring", "a", "lam", 5, (1.0, 0.5, 0.0), x),))))
     (trace,) = back.traces
     assert trace.times == (1.0, 0.5, 0.0) and trace.x.dtype == dtype
     assert torch.equal(trace.x.nan_to_num(7.0), x.nan_to_num(7.0)) and torch.equal(trace.x.isnan(), x.isnan())
@@ -313,15 +318,15 @@ def test_json_keeps_traces_and_nan(dtype):
 
 
 def test_damaged_or_foreign_json_is_refused():
-    text = tables.to_json(comparison(2))
+    text = to_json(comparison(2))
     with pytest.raises(ValueError, match="is it cut short"):
-        tables.from_json(text[: len(text) // 2])
+        from_json(text[: len(text) // 2])
     with pytest.raises(ValueError, match="JSON of another format"):
-        tables.from_json("[]")
+        from_json("[]")
     whole = json.loads(text)
     whole["columns"][0] = "speed"
     with pytest.raises(ValueError, match="expected those of a record"):
-        tables.from_json(json.dumps(whole))
+        from_json(json.dumps(whole))
 
 
 @given(st.lists(records, max_size=5))
@@ -380,6 +385,165 @@ def test_the_report_has_every_file_it_returns_and_no_other(tmp_path):
         assert head.startswith(b"\x89PNG") if path.suffix == ".png" else head
         assert path.suffix != ".svg" or b"<svg" in path.read_bytes()
     assert Comparison.load(tmp_path / "new").records == given_.records
+
+
+# Whatever there is of records and traces: solvers without a number or an order, one budget, zeros, infinities, two SDEs.
+some = st.sampled_from([0.0, 0.1, 1e-12, 1.0, 1e300, -0.2, math.nan, math.inf])
+pieces = st.builds(
+    lambda problem, sde, solver, path, budget, lost, metric, value, width, package: Record(
+        problem, solver, path, budget, max(budget - lost, 0), budget, metric, value, value - width, value + width, package,
+        "" if math.isfinite(value) else "it diverged", sde),
+    st.sampled_from(["ring", "a/b", "a b"]), st.sampled_from(["VP", "VE"]), st.sampled_from(["ddim", "heun", "<mine>"]),
+    st.sampled_from(["lam", "own"]), st.sampled_from([1, 2, 5, 9]), st.integers(0, 1), st.sampled_from(["rms", "mmd", "my"]),
+    some, st.sampled_from([0.0, 0.05]), st.sampled_from(["scoresde", "diffusers"]))  # fmt: skip
+trails = st.builds(
+    lambda problem, sde, solver, value: Trace(problem, solver, "lam", 10, (1.0, 0.0), torch.full((2, 3, 2), value), sde),
+    st.sampled_from(["ring", "unseen"]), st.sampled_from(["VP", "VE"]), st.sampled_from(["ddim", "ddpm"]),
+    st.sampled_from([0.0, 1.0, math.nan]))  # fmt: skip
+described = st.fixed_dictionaries(
+    {},
+    optional={
+        "solvers": st.dictionaries(
+            st.sampled_from(["ddim", "heun", "<mine>"]),
+            st.fixed_dictionaries({}, optional={"order": st.sampled_from([None, 1, 2])}),
+        ),
+        "metrics": st.just({"rms": {"better": "lower"}, "mmd": {"better": "zero", "unit": "squared"}}),
+        "end": st.sampled_from(["flow", "stop"]),
+    },
+)
+
+
+@settings(max_examples=12)
+@given(st.lists(pieces, min_size=1, max_size=20), st.lists(trails, max_size=3), described)
+def test_a_report_is_made_of_what_there_is(found, trails, described):
+    given_ = Comparison(tuple(found), described, tuple(trails))
+    with tempfile.TemporaryDirectory() as place:
+        paths = folder.write(given_, place)
+        assert len(set(paths)) == len(paths) and set(paths) == set(Path(place).iterdir())
+        names_ = {p.name for p in paths}
+        finite = {r.metric for r in found if math.isfinite(r.value)}
+        assert len([n for n in names_ if n.startswith("work-precision") and n.endswith(".svg")]) == len(finite)
+        shown = {(trace.problem, trace.sde) for trace in trails}
+        assert len([n for n in names_ if n.startswith("trajectories")]) == len(shown)
+        back = Comparison.load(place)
+        assert str(back.records) == str(given_.records) and back._repr_markdown_()
+    for metric in {r.metric for r in found}:
+        statistics.orders(given_, metric)
+        statistics.ranking(given_, metric, resamples=2)
+        statistics.evaluations_to_reach(given_, 0.05, metric)
+        statistics.pareto(given_, found[0].problem, metric)
+
+
+@pytest.mark.parametrize(
+    ("solvers", "budgets", "metrics"),
+    [
+        (["ddim", "sde-dpmpp-2m"], [10, 20], ["rms"]),  # one has no record
+        (["ddim", "dpmpp-2m"], [10], ["rms", "energy"]),  # one budget: no order
+        (["dpm-12", "ddpm"], [10, 40], ["rms", "strong"]),  # no order is declared
+        (["rk4", "ddim"], [3, 4], ["rms"]),  # one has a last move alone
+    ],
+)
+def test_a_comparison_of_any_solvers_has_a_report(tmp_path, solvers, budgets, metrics):
+    found = compare("ring", solvers, budgets, metrics=metrics, n=8, sde=["vp", "ve"], progress=False)
+    names_ = {p.name for p in found.report(tmp_path)}
+    assert names_ >= {"table.md", "index.html", "work-precision.png", "trajectories.png", "trajectories-ring-VE.png"}
+    assert ("orders.png" in names_) == (solvers == ["ddim", "sde-dpmpp-2m"] or 3 in budgets)
+
+
+def test_the_sdes_of_a_problem_are_panels_of_their_own():
+    two = [dataclasses.replace(r, sde=sde, value=r.value * (1 + (sde == "VE"))) for sde in ("VP", "VE")
+           for r in comparison(2, problems=("ring",)).records]  # fmt: skip
+    given_ = Comparison((*two, record("grid", "s0", 5, 1.0, sde="VP")), comparison(2).about)
+    figure = figures.work_precision(given_)
+    assert [ax.get_title() for ax in figure.axes] == ["ring, VP", "ring, VE", "grid"]
+    for ax, sde in zip(figure.axes, ("VP", "VE", "VP"), strict=False):
+        problem = ax.get_title().partition(",")[0]
+        for name, line in named_lines(ax).items():
+            wanted = given_.select(solver=name, sde=sde, problem=problem)
+            assert line.get_ydata().tolist() == [r.value for r in wanted]
+    assert figures.orders(given_, "rms", "ring", "VE").axes[0].get_ylabel() == "rms, ring, VE"
+    table = tables.markdown(given_, "ring")
+    assert re.findall("### (.*)", table) == ["ring, VP: rms", "ring, VE: rms"]
+    assert {row["sde"] for row in csv.DictReader(io.StringIO(tables.to_csv(given_)))} == {"VP", "VE"}
+
+
+# Hostile files --------------------------------------------------------------------------------------------------------
+
+TOKENS = [b"{", b"}", b"[", b"]", b'"', b"null", b"-1", b"1e999", b"99999999999999999999999", b"true", b'{"float": "x"}',
+          b"\xff", b"[" * 5000, b'"float32"', b"NaN", b"\\ud800", b"{}", b"[]", b'""', b","]  # fmt: skip
+damage = st.lists(
+    st.tuples(st.floats(0, 1), st.integers(0, 40), st.sampled_from(TOKENS) | st.binary(max_size=3)), min_size=1, max_size=4
+)
+
+
+def spoilt(whole: bytes, changes) -> bytes:
+    for where, length, new in changes:
+        at = int(where * len(whole))
+        whole = whole[:at] + new + whole[at + length :]
+    return whole
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("kept")
+    compare("ring", ["ddim", "ddpm"], [5, 20], metrics=["rms", "energy"], n=4, out=place, progress=False).save(place)
+    return place
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(damage)
+def test_a_comparison_file_is_read_or_refused_with_a_sentence(kept, changes):
+    try:
+        found = from_json(spoilt((kept / "comparison.json").read_bytes(), changes), "a.json")
+    except ValueError as error:
+        assert str(error).startswith("cannot read a.json") and len(str(error)) < 2000
+    else:
+        assert all(isinstance(r.value, float) and isinstance(r.budget, int) for r in found.records)
+        assert all(len(trace.times) == len(trace.x) for trace in found.traces)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(damage)
+def test_kept_records_are_read_or_refused_with_a_sentence(kept, changes):
+    whole = (kept / "records.jsonl").read_bytes()
+    first = json.loads(whole.splitlines()[0])["arguments"]
+    with tempfile.TemporaryDirectory() as place:
+        (Path(place) / "records.jsonl").write_bytes(spoilt(whole, changes))
+        try:
+            store = Store(place, lambda: first)
+        except ValueError as error:
+            assert re.search("cannot read|other arguments|does not start", str(error)) and len(str(error)) < 2000
+        else:
+            assert all(isinstance(store[key].evaluations, int) for key in store._found)
+            with open(Path(place) / "records.jsonl", "rb") as file:
+                assert all(line.endswith(b"\n") for line in file)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda w: w["records"][0].__setitem__(3, "ten"), r"Expected `int`, got `str`"),
+        (lambda w: w["records"][0].pop(), "expected those of a record"),
+        (lambda w: w["traces"][0]["x"]["shape"].__setitem__(0, 10**12), "expected as many as its shape says"),
+        (lambda w: w["traces"][0]["x"].__setitem__("dtype", "load"), "in one of float16"),
+        (lambda w: w["traces"][0]["times"].pop(), "expected one for each"),
+        (lambda w: w.__setitem__("about", []), "Expected `object`, got `array`"),
+        (lambda w: w.pop("traces"), "missing required field `traces`"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_with_the_place(kept, change, says):
+    whole = json.loads((kept / "comparison.json").read_text())
+    change(whole)
+    with pytest.raises(ValueError, match=f"cannot read the text.*{says}"):
+        from_json(json.dumps(whole))
+
+
+def test_a_pipe_is_no_comparison(tmp_path):
+    os.mkfifo(tmp_path / "comparison.json")
+    with pytest.raises(ValueError, match="no regular file; expected one that a comparison wrote"):
+        Comparison.load(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        Comparison.load(tmp_path / "nothing")
 
 
 def test_a_comparison_in_which_all_failed_still_has_its_tables_and_page(tmp_path):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ from scoresde.solvers.solver import RowSolver, Solver
 from scoresde.solvers.table import get
 from scoresde.solvers.updates import evaluations
 
-__all__ = ["Convergence", "Measurement", "convergence"]
+__all__ = ["Convergence", "Measurement", "convergence", "judge"]
 
 WITHIN = 0.25
 """How far from the declared order a slope may be: less than half the distance between the orders that methods have."""
@@ -165,7 +166,7 @@ def convergence(
     else:
         first, _ = _end_errors(method, problem, where, few, path, prior if start is None else begin, start)
         measured, floor = _end_errors(method, problem, where, steps, path, begin, start)
-    return _judge(method, float(declared), measured, first, floor, confidence)
+    return judge(method.name, float(declared), measured, first, floor, confidence, weak=method.stochastic)
 
 
 def t_start(sde: GaussianSDE) -> float:
@@ -267,14 +268,34 @@ def _slope(one: Measurement, other: Measurement) -> float:
     return math.log(one.error / other.error) / math.log(other.steps / one.steps)
 
 
-def _judge(
-    method: Solver,
+def judge(
+    solver: str,
     declared: float,
     measured: Sequence[Measurement],
-    few: Sequence[Measurement],
-    floor: float,
-    confidence: float,
+    few: Sequence[Measurement] = (),
+    floor: float = 0.0,
+    confidence: float = 0.95,
+    *,
+    weak: bool = False,
 ) -> Convergence:
+    """Read the order off errors that were measured, and compare it with the one declared.
+
+    Errors that are infinite or NaN are in no range; one that is zero, or below ``floor``, is where rounding takes over.
+
+    Args:
+        solver: its name.
+        declared: the order that it claims.
+        measured: the errors, by growing numbers of steps.
+        few: errors at few steps, to be kept beside them.
+        floor: the error below which rounding, or the reference, rules.
+        confidence: of the interval.
+        weak: whether the errors are those of mean and covariance.
+
+    Example:
+        >>> judge("mine", 2.0, [Measurement(n, n, n**-2.0) for n in (10, 20, 40)]).verdict
+        'confirmed'
+    """
+    floor = max(floor, sys.float_info.min)
     usable = list(itertools.takewhile(lambda m: not m.error < floor, measured))
     rounding = measured[len(usable)].steps if len(usable) < len(measured) else None
     slopes = [_slope(a, b) for a, b in itertools.pairwise(usable)]
@@ -283,7 +304,7 @@ def _judge(
     members = usable[len(usable) - len(settled) - 1 :] if len(settled) >= 2 else []
     order, interval = _fit(members, confidence) if members else (math.nan, (-math.inf, math.inf))
     return Convergence(
-        solver=method.name,
+        solver=solver,
         declared=declared,
         measurements=tuple(measured),
         few=tuple(few),
@@ -291,7 +312,7 @@ def _judge(
         rounding=rounding,
         order=order,
         interval=interval,
-        weak=method.stochastic,
+        weak=weak,
     )
 
 

@@ -40,7 +40,10 @@ def compare(
     evaluations: Annotated[str, typer.Option(help="Budgets, with commas.")] = ",".join(map(str, BUDGETS)),
     path: Annotated[str, typer.Option(help="t, quadratic, lam or karras, or several with commas.")] = "lam",
     metric: Annotated[str | None, typer.Option(help="Names, with commas; by default all that apply.")] = None,
-    sde: options.Process = "vp",
+    sde: Annotated[
+        list[str] | None,
+        typer.Option(help=f"One of {', '.join(sdes.SDES)}, with settings; again for several.  [default: vp]"),
+    ] = None,
     n: options.Samples = 256,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     end: options.End = "flow",
@@ -61,7 +64,7 @@ def compare(
         arguments = suite(suite_name).arguments()
     else:
         arguments = {
-            **_compared(on or ["ring"], sde, shape),
+            **_compared(on or ["ring"], sde or ["vp"], shape),
             "solvers": _listed(solver),
             "evaluations": _numbers(evaluations),
             "paths": _listed(path),
@@ -74,12 +77,12 @@ def compare(
     _tell(found, out)
 
 
-def _compared(names: list[str], sde: str, shape: str | None) -> dict[str, Any]:
+def _compared(names: list[str], sde: list[str], shape: str | None) -> dict[str, Any]:
     """The problems of these names or, where there is such a file or folder, the model in it."""
     if len(names) == 1 and Path(names[0]).exists():
         model, event = runs.open_run(Path(names[0]), options.parse_shape(shape))
         return {"problem": {Path(names[0]).name: model}, "shape": event}
-    return {"problem": names, "sde": sdes.sde(sde)}
+    return {"problem": names, "sde": sde}
 
 
 def _tell(found: Comparison, out: Path | None) -> None:
@@ -88,10 +91,10 @@ def _tell(found: Comparison, out: Path | None) -> None:
     for note in found.about["notes"]:
         typer.echo(f"left out: {note}")
     if any(r.package != "scoresde" and not r.error for r in found.records):
-        typer.echo(f"{'problem':<16} {'budget':>6} {'ratio':>8}  best here, best peer ({metrics[0]})")
+        typer.echo(f"{'problem':<16} {'SDE':<8} {'budget':>6} {'ratio':>8}  best here, best peer ({metrics[0]})")
         for r in best_ratio(found, metrics[0]):
             pair = f"{r.ours.solver} on {r.ours.path}, {r.peer.solver} on {r.peer.path}"
-            typer.echo(f"{r.problem:<16} {r.budget:>6} {r.ratio:>8.3f}  {pair}")
+            typer.echo(f"{r.problem:<16} {r.sde:<8} {r.budget:>6} {r.ratio:>8.3f}  {pair}")
     if out is not None:
         for path in found.report(out):
             typer.echo(str(path))

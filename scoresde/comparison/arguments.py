@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoresde.base.identity import digest
-from scoresde.base.identity import label as labelled
 from scoresde.comparison.cases import Case
-from scoresde.comparison.measures import MEASURES, Measure
+from scoresde.comparison.measures import MEASURES, Measure, of_samples
 from scoresde.comparison.peers.modules import missing
 from scoresde.comparison.peers.samplers import PEERS
-from scoresde.solvers import PATHS, SOLVERS, FreshNoise, Path, RowSolver, Solver, get, make_path, sample_seeds, to_json
+from scoresde.score import Conditions
+from scoresde.solvers import PATHS, SOLVERS, FreshNoise, Path, Solver, get, make_path, sample_seeds
 from scoresde.solvers.path import ENDS, Spacing
 
-__all__ = ["DEFAULT_SOLVERS", "Arguments", "Paths", "Solvers"]
+__all__ = ["DEFAULT_SOLVERS", "Arguments", "Metrics", "Paths", "Solvers"]
 
 DEFAULT_SOLVERS = (
     "ddim",
@@ -43,12 +43,18 @@ Solvers = Sequence[str | Solver] | Mapping[str, str | Solver]
 Paths = Sequence[str | Spacing]
 """Names or spacing functions."""
 
+Metric = str | Measure | Callable[..., Any]
+
+Metrics = Metric | Sequence[Metric] | Mapping[str, Metric]
+"""Names, measures, functions of samples or of (samples, truth), or a mapping from labels to them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Arguments:
-    """All that decides the results of a comparison, each part by the name it has in the records."""
+    """All that decides the results of a comparison, each part by the name it has in the records: a case by those of its
+    problem and its SDE."""
 
-    cases: dict[str, Case]
+    cases: dict[tuple[str, str], Case]
     solvers: dict[str, Solver]
     budgets: tuple[int, ...]
     paths: dict[str, Spacing | str]
@@ -60,11 +66,11 @@ class Arguments:
     @classmethod
     def checked(
         cls,
-        cases: dict[str, Case],
+        cases: dict[tuple[str, str], Case],
         solvers: Solvers,
         evaluations: Sequence[int],
         paths: Paths,
-        metrics: Sequence[str] | None,
+        metrics: Metrics | None,
         n: int,
         seed: int,
         end: str,
@@ -83,8 +89,9 @@ class Arguments:
             _whole(seed, "seed", 0),
             end,
         )
-        for name, case in made.cases.items():
-            made.probe(name, case)
+        made._refuse_what_no_metric_applies_to()
+        for (name, _), case in made.cases.items():
+            made._probe(name, case)
         return made
 
     def path(self, case: Case, name: str, steps: int) -> Path:
@@ -103,51 +110,55 @@ class Arguments:
         digest = hashlib.sha256(json.dumps([self.seed, *key]).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
-    def probe(self, name: str, case: Case) -> list[str]:
-        """A few numbers that the model returns: what tells it from others. What is wrong with it is said here, before any
-        solver is blamed for it."""
-        x, _ = self.start(case, 2)
-        found = []
+    def _probe(self, name: str, case: Case) -> None:
+        """Evaluate the model: what is wrong with it is said here, before any solver is blamed for it."""
+        x, _ = self.start(case, None if case.conditions else 2)
+        told = Conditions.of(case.conditions, len(x), device=x.device, dtype=x.dtype).values
         for t in (case.t_max, max(case.sde.span[0], 1e-3 * case.t_max)):
             with torch.no_grad():
-                m = case.model.x0(x, t)
+                m = case.model.x0(x, t, **told)
             if not bool(torch.isfinite(m).all()):
                 raise ValueError(
                     f"the model of {name} returned values that are not finite at t={t:.6g}, for a state of shape "
                     f"{tuple(x.shape)} and deviation {float(x.std()):.3g}; expected finite predictions: check it there"
                 )
-            found += [f"{float(m.mean()):.5g}", f"{float(m.square().mean().sqrt()):.5g}"]
-        return found
 
-    def plain(self) -> dict[str, Any]:
-        """Plain values that tell this comparison from another."""
+    def _refuse_what_no_metric_applies_to(self) -> None:
+        """Refuse a comparison of which no number would come."""
+        for case in self.cases.values():
+            given = {"memory", *(["truth"] if case.problem is not None or case.truth is not None else [])}
+            given |= {"moments", "log_prob", "modes"} if case.problem is not None else set()
+            for solver in self.solvers.values():
+                ends = {"strong"} if solver.stochastic else {"reference"}
+                if any(measure.needs <= given | ends for measure in self.metrics.values()):
+                    return
+        needs = "; ".join(f"{name} needs {' and '.join(sorted(m.needs))}" for name, m in self.metrics.items())
+        raise ValueError(
+            f"got no metric that applies to these solvers and problems ({needs}); solvers that draw noise have no reference "
+            "and models without truth= no truth: expected others, such as energy for a problem or rms for ddim"
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values that are equal for equal comparisons, in every process, and tell this one from another.
+
+        Raises:
+            ValueError: for a model, a solver or a function whose content cannot be told from another's.
+        """
         return {
-            "problems": {k: {**_case(c), "model": self.probe(k, c)} for k, c in self.cases.items()},
-            "solvers": {label: _fingerprint(solver) for label, solver in self.solvers.items()},
+            "problems": {" on ".join(names): _content(case) for names, case in self.cases.items()},
+            "solvers": {label: digest(solver) for label, solver in self.solvers.items()},
             "evaluations": list(self.budgets),
-            "paths": list(self.paths),
-            "metrics": list(self.metrics),
+            "paths": {name: name if name == path else digest(path) for name, path in self.paths.items()},
+            "metrics": {name: name if m is MEASURES.get(name) else digest(m) for name, m in self.metrics.items()},
             "n": self.n,
             "seed": self.seed,
             "end": self.end,
         }
 
 
-def _case(case: Case) -> dict[str, Any]:
-    known = {"problem": labelled(case.problem), "sde": labelled(case.sde), "event": list(case.event), "n": case.n}
-    return {**known, "identity": digest(case.problem, case.sde, libraries=False)}
-
-
-def _fingerprint(solver: Solver) -> str:
-    """A hash of what a solver does: its rows on one path or, where it makes none, its name and numbers."""
-    if isinstance(solver, RowSolver):
-        from scoresde.sde import VP
-
-        what: Any = to_json(solver.rows(make_path(VP(), "lam", 7)))
-    else:
-        numbers = {k: v for k, v in vars(solver).items() if isinstance(v, int | float | str | None)}
-        what = [asdict(solver.description), numbers]
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+def _content(case: Case) -> dict[str, Any]:
+    parts = {"model": case.model, "problem": case.problem, "truth": case.truth, "conditions": dict(case.conditions)}
+    return {"event": list(case.event), "n": case.n, **{k: digest(v) for k, v in parts.items() if v is not None}}
 
 
 # The parts -----------------------------------------------------------------------------------------------------------
@@ -212,9 +223,22 @@ def _paths(paths: Any) -> dict[str, Spacing | str]:
     return {PATHS.name(p) if isinstance(p, str) else getattr(p, "__name__", type(p).__name__): p for p in found}
 
 
-def _metrics(metrics: Any) -> dict[str, Measure]:
-    usual = [name for name in MEASURES if name != "memory"]  # for which every run is made twice
-    names = usual if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
-    if not names:
+def _metrics(metrics: Metrics | None) -> dict[str, Measure]:
+    listed: list[tuple[str, Any]]
+    if metrics is None:  # but memory, for which every run is made twice
+        listed = [(name, name) for name in MEASURES if name != "memory"]
+    elif isinstance(metrics, Mapping):
+        listed = list(metrics.items())
+    else:
+        single = isinstance(metrics, str | Measure) or callable(metrics)
+        listed = [("", item) for item in ([metrics] if single else metrics)]  # type: ignore[union-attr]
+    found: dict[str, Measure] = {}
+    for label, item in listed:
+        measure = MEASURES[item] if isinstance(item, str) else item if isinstance(item, Measure) else of_samples(item, label)
+        name = label or measure.name
+        if name in found and found[name] is not measure:
+            raise ValueError(f"got two metrics called {name!r}; expected a mapping from labels of your own to metrics")
+        found[name] = measure
+    if not found:
         raise ValueError(f"got no metrics; expected some of {', '.join(MEASURES)}")
-    return {MEASURES.name(name): MEASURES[name] for name in names}
+    return found

@@ -63,19 +63,22 @@ class _Trial:
         return self(x, t)
 
 
-def largest(solver: Solver, wanted: Sequence[int], path: MakePath) -> dict[int, tuple[int, int]]:
+def largest(solver: Solver, wanted: Sequence[int], path: MakePath, calls: int = 1) -> dict[int, tuple[int, int]]:
     """For each budget the largest number of steps whose evaluations do not exceed it, and those evaluations; 0 steps where
-    there is none, with the evaluations of one step.
+    there is none, with the evaluations of one step. An evaluation is a call of the network, of which a prediction of the
+    model makes ``calls``.
 
     Example:
         >>> from scoresde import VP, solvers
         >>> largest(solvers.heun(), [10, 20], lambda steps: solvers.make_path(VP(), "lam", steps))
         {10: (5, 9), 20: (10, 19)}
+        >>> largest(solvers.heun(), [20], lambda steps: solvers.make_path(VP(), "lam", steps), calls=2)
+        {20: (5, 18)}
     """
 
     @functools.cache
     def counted(steps: int) -> int:
-        return count(solver, path(steps))
+        return calls * count(solver, path(steps))
 
     def cost(steps: int) -> int:
         if isinstance(solver, RowSolver) or steps < 5:
@@ -84,7 +87,8 @@ def largest(solver: Solver, wanted: Sequence[int], path: MakePath) -> dict[int, 
 
     found = {}
     for budget in wanted:
-        steps = (budget - 1) // (solver.description.evaluations or 1) + 1  # where the last move costs one; mostly right
+        each = calls * (solver.description.evaluations or 1)
+        steps = (budget - 1) // each + 1  # where the last move costs one; mostly right
         if not cost(steps) <= budget < cost(steps + 1):
             steps = bisect.bisect_right(range(1, budget + 1), budget, key=cost)
         found[budget] = steps, cost(max(steps, 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,9 +13,15 @@ from torch import Tensor
 
 from scoresde.problems import PROBLEMS
 from scoresde.score import ScoreModel
-from scoresde.sde import VP, GaussianSDE
+from scoresde.sde import VP, Chain, ChainSDE, GaussianSDE
+from scoresde.sde import names as sdes
 
-__all__ = ["Case", "gather"]
+__all__ = ["Case", "Processes", "gather"]
+
+Process = str | GaussianSDE | Chain
+
+Processes = Process | Sequence[Process] | Mapping[str, Process]
+"""An SDE or the name of one, several, or a mapping from labels to them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +34,8 @@ class Case:
         problem: the distribution of the data, with ``sample`` and what else it knows; ``None`` for a network.
         truth: samples of the data, shape ``(m, *event)``, where there is no problem to draw them from.
         n: the number of samples, where it is not that of the comparison.
+        conditions: what the network is told beside the state and the time, as for :func:`scoresde.sample`: an entry for each
+            sample of the comparison where there is one per sample.
 
     Example:
         >>> from scoresde import EDM, problems
@@ -40,10 +48,11 @@ class Case:
     problem: Any = None
     truth: Tensor | None = None
     n: int | None = None
+    conditions: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, problem: Any, sde: GaussianSDE | None = None, n: int | None = None) -> Case:
-        """A problem, or the name of one and its settings, on an SDE, by default VP."""
+    def of(cls, problem: Any, sde: GaussianSDE | Chain | None = None, n: int | None = None) -> Case:
+        """A problem, or the name of one and its settings, on an SDE or a chain, by default VP."""
         if isinstance(problem, str):
             problem = PROBLEMS.make(problem)
         return cls(problem.model(VP() if sde is None else sde), tuple(problem.event), problem, n=n)
@@ -54,9 +63,14 @@ class Case:
         return self.model.sde
 
     @property
+    def calls(self) -> int:
+        """How often a prediction of the model calls a network."""
+        return self.model.calls.forward
+
+    @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        return self.model.device
 
     @property
     def t_max(self) -> float:
@@ -73,17 +87,22 @@ class Case:
 
 
 def gather(
-    what: Any, sde: GaussianSDE | None = None, shape: Sequence[int] | None = None, truth: Tensor | None = None
-) -> dict[str, Case]:
-    """Cases by name, from whatever a comparison accepts: a name, a problem, a score model, a case, several or a mapping.
+    what: Any,
+    sde: Processes | None = None,
+    shape: Sequence[int] | None = None,
+    truth: Tensor | None = None,
+    conditions: Mapping[str, Any] | None = None,
+) -> dict[tuple[str, str], Case]:
+    """Cases by the names of their problem and their SDE, from whatever a comparison accepts: a name, a problem, a score
+    model, a case, several or a mapping.
 
     Raises:
         ValueError: for an unknown name, nothing at all, a model without the shape of its samples, or an ``sde`` that is not
             the model's.
 
     Example:
-        >>> list(gather(["ring", "grid"]))
-        ['ring', 'grid']
+        >>> list(gather(["ring", "grid"], ["vp", "ve"]))
+        [('ring', 'VP'), ('ring', 'VE'), ('grid', 'VP'), ('grid', 'VE')]
     """
     if isinstance(what, Mapping):
         named = dict(what)
@@ -96,7 +115,40 @@ def gather(
         named = {_name(what): what}
     if not named:
         raise ValueError(f"got no problem; expected one of {', '.join(PROBLEMS)}, a problem, or a score model")
-    return {name: _case(item, sde, shape, truth) for name, item in named.items()}
+    on = None if sde is None else _processes(sde)
+    found = {}
+    for name, item in named.items():
+        for label, case in _cases(item, on, shape, truth).items():
+            found[str(name), label] = replace(case, conditions=dict(conditions)) if conditions else case
+    return found
+
+
+def _processes(given: Processes) -> dict[str, GaussianSDE]:
+    """SDEs by name, one at least."""
+    if isinstance(given, Mapping):
+        labelled = list(given.items())
+    else:
+        listed = [given] if isinstance(given, str | GaussianSDE | Chain) else list(given)
+        labelled = [(item if isinstance(item, str) and ":" in item else "", item) for item in listed]
+    found: dict[str, GaussianSDE] = {}
+    for label, item in labelled:
+        made = sdes.process(item) if isinstance(item, str) else item
+        if not isinstance(made, GaussianSDE | Chain):
+            raise TypeError(
+                f"got {type(made).__name__} for an SDE; expected a name ({', '.join(sdes.SDES)}), an SDE with Gaussian "
+                "marginals, a chain, a list or a mapping of them"
+            )
+        name = label or _called(made)
+        if name in found:
+            raise ValueError(f"got two SDEs called {name!r}; expected a mapping from labels of your own to SDEs")
+        found[name] = made.sde() if isinstance(made, Chain) else made
+    if not found:
+        raise ValueError(f"got no SDE; expected some of {', '.join(sdes.SDES)}")
+    return found
+
+
+def _called(sde: GaussianSDE | Chain) -> str:
+    return type(sde.chain if isinstance(sde, ChainSDE) else sde).__name__
 
 
 def _name(item: Any) -> str:
@@ -105,19 +157,23 @@ def _name(item: Any) -> str:
     return type(item.problem if isinstance(item, Case) and item.problem is not None else item).__name__
 
 
-def _case(item: Any, sde: GaussianSDE | None, shape: Sequence[int] | None, truth: Tensor | None) -> Case:
-    if isinstance(item, Case):
-        return item
-    if not isinstance(item, ScoreModel):
+def _cases(
+    item: Any, on: dict[str, GaussianSDE] | None, shape: Sequence[int] | None, truth: Tensor | None
+) -> dict[str, Case]:
+    """The cases of one problem or model, by SDE."""
+    if not isinstance(item, Case | ScoreModel):
         if not isinstance(item, str) and not all(hasattr(item, name) for name in ("model", "sample", "event")):
             raise TypeError(
                 f"got a {type(item).__name__} to compare solvers on; expected the name of a problem, a problem, a "
                 "ScoreModel or a Case"
             )
-        return Case.of(item, sde)
-    if sde is not None and sde != item.sde:
-        raise ValueError(f"got sde={sde!r} and a model on {item.sde!r}; expected the same, or no sde")
+        return {name: Case.of(item, sde) for name, sde in (on or {"VP": VP()}).items()}
+    if on is not None and any(sde != item.sde for sde in on.values()):
+        raise ValueError(f"got sde={list(on.values())!r} and a model on {item.sde!r}; expected the same, or no sde")
+    name = next(iter(on)) if on else _called(item.sde)
+    if isinstance(item, Case):
+        return {name: item}
     if shape is None and truth is None:
         raise ValueError("got a model without the shape of its samples; expected shape=(1, 28, 28), say, or truth=samples")
     event = tuple(shape) if shape is not None else tuple(truth.shape[1:])  # type: ignore[union-attr]
-    return Case(item, event, truth=truth)
+    return {name: Case(item, event, truth=truth)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +19,7 @@ from scoresde.problems import GaussianMixture
 from scoresde.score import ScoreModel
 from scoresde.sde import GaussianSDE
 
-__all__ = ["MEASURES", "Estimate", "Measure", "Run"]
+__all__ = ["MEASURES", "Estimate", "Measure", "Run", "of_samples"]
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,55 @@ def _modes(run: Run) -> Callable[[Tensor], Tensor]:
     modes = [GaussianMixture(problem.means[[k]], covariances[[k]]) for k in range(len(problem.means))]
     densities = [_log_prob(replace(run, problem=mode)) for mode in modes]
     return lambda x: (torch.stack([f(x) for f in densities], 1) + problem.weights.log().to(x)).softmax(1)
+
+
+def of_samples(function: Callable[..., float | Tensor | Estimate], name: str = "") -> Measure:
+    """A measure of one's own, of a function of the samples, or of the samples and exact ones.
+
+    Args:
+        function: ``function(samples)``, or ``function(samples, truth)``, of shapes ``(n, *event)`` and ``(m, *event)`` in
+            float64; it returns a number, or an :class:`~scoresde.metrics.Estimate` with its interval. The less the better.
+        name: by default the function's.
+
+    Raises:
+        TypeError: for something that cannot be called with one tensor or two.
+        ValueError: for a function without a name.
+
+    Example:
+        >>> def spread(samples):
+        ...     return samples.std()
+        >>> of_samples(spread).name, sorted(of_samples(spread).needs)
+        ('spread', [])
+        >>> sorted(of_samples(metrics.energy_distance).needs)
+        ['truth']
+    """
+    called = name or getattr(function, "__name__", "")
+    if not callable(function):
+        raise TypeError(
+            f"got {function!r} for a metric; expected a name, a Measure, or a function of samples or (samples, truth)"
+        )
+    if not called or called == "<lambda>":
+        raise ValueError("got a metric without a name; expected a mapping, such as metrics={'spread': function}")
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError:  # of some functions written in C
+        parameters = []
+    required = [
+        p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.kind is not p.VAR_POSITIONAL
+    ]
+    if len(required) > 2 or any(p.kind is p.KEYWORD_ONLY for p in required):
+        raise TypeError(
+            f"got metric {called!r}, which needs {', '.join(p.name for p in required)}; expected a function of samples, "
+            "or of (samples, truth): bind what else it needs with functools.partial, under a name of yours in a mapping"
+        )
+    paired = len(required) == 2 or any(p.name == "truth" for p in parameters)
+
+    def compute(run: Run) -> Estimate:
+        found = function(run.end, run.truth) if paired else function(run.end)
+        return found if isinstance(found, Estimate) else Estimate.exact(float(found))
+
+    doc = (inspect.getdoc(function) or "").partition("\n")[0].rstrip(".") or f"the function {called}"
+    return Measure(called, _needs(*["truth"][: len(required) - 1]), compute, doc)
 
 
 # The measures --------------------------------------------------------------------------------------------------------

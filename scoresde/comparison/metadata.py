@@ -40,7 +40,12 @@ def versions() -> dict[str, str]:
 
 def about(arguments: Arguments, peers: bool) -> dict[str, Any]:
     """The description of a comparison: see :class:`~scoresde.comparison.Comparison`."""
-    plain = arguments.plain()
+    problems: dict[str, dict[str, Any]] = {}
+    for (name, sde), case in arguments.cases.items():
+        told = {"problem": repr(case.problem), "event": list(case.event), "n": case.n or arguments.n, "sdes": {}}
+        problems.setdefault(name, told)["sdes"][sde] = repr(case.sde)
+        if case.conditions:
+            told["conditions"] = sorted(case.conditions)
     return {
         "versions": versions(),
         "seed": arguments.seed,
@@ -56,7 +61,7 @@ def about(arguments: Arguments, peers: bool) -> dict[str, Any]:
         "command": " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         "evaluations": list(arguments.budgets),
         "paths": list(arguments.paths),
-        "problems": {name: {**case, "n": case["n"] or arguments.n} for name, case in plain["problems"].items()},
+        "problems": problems,
         "solvers": {label: _solver(solver) for label, solver in arguments.solvers.items()},
         "metrics": {name: {"unit": m.unit, "better": m.better, "doc": m.doc} for name, m in arguments.metrics.items()},
         "notes": sorted(missing().values()) if peers else [],

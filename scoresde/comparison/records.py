@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ class Record:
         budget: the evaluations allowed; ``evaluations``: those counted, at most the budget; ``steps``: the steps they make.
         value: the number; ``low``, ``high``: its confidence interval, equal to ``value`` where the number is exact.
         error: why there is no number (``value`` is then NaN), or empty.
+        sde: the SDE, by name; a problem may be compared on several.
     """
 
     problem: str
@@ -35,6 +36,7 @@ class Record:
     high: float
     package: str = "scoresde"
     error: str = ""
+    sde: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,10 @@ class Trace:
     budget: int
     times: tuple[float, ...]
     x: Tensor
+    sde: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Records:
     """The numbers of a comparison, and what it takes to read them.
 
@@ -58,6 +61,10 @@ class Records:
         about: versions, seed, machine kind, command, and the descriptions of ``problems``, ``solvers`` (family, paper,
             order, evaluations per step, stochastic) and ``metrics`` (unit, direction, one sentence), each a mapping by name.
         traces: of problems in the plane.
+
+    Example:
+        >>> Records((Record("ring", "ddim", "lam", 10, 10, 10, "rms", 0.1, 0.1, 0.1, sde="VP"),))
+        <Records: 1 number of 1 solver on 1 problem (ring), VP, by rms, within 10 evaluations>
     """
 
     records: tuple[Record, ...]
@@ -74,3 +81,25 @@ class Records:
         """
         wanted = {k: set(v) if isinstance(v, Iterable) and not isinstance(v, str) else {v} for k, v in conditions.items()}
         return tuple(r for r in self.records if all(getattr(r, k) in v for k, v in wanted.items()))
+
+    def named(self, attribute: str) -> list[Any]:
+        """The problems, solvers, paths, metrics, SDEs or budgets, in the order of the records."""
+        return list(dict.fromkeys(getattr(r, attribute) for r in self.records))
+
+    def __repr__(self) -> str:
+        budgets = sorted(self.named("budget"))
+        parts = [f"{_counted(len(self.records), 'number')} of {_counted(len(self.named('solver')), 'solver')}"]
+        parts[0] += f" on {_counted(len(self.named('problem')), 'problem')} ({_few(self.named('problem'))})"
+        parts += [_few(sdes)] if (sdes := [sde for sde in self.named("sde") if sde]) else []
+        parts += [f"by {_few(self.named('metric'))}"]
+        if budgets:
+            parts += [f"within {budgets[0]}{f' to {budgets[-1]}' * (len(budgets) > 1)} evaluations"]
+        return f"<{type(self).__name__}: {', '.join(parts)}>"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
+def _few(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join([*names[:most], *([".."] if len(names) > most else [])]) or "none"

@@ -8,18 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scoresde.base.files import replacing
+from scoresde.comparison.file import from_json, read, to_json
 from scoresde.comparison.records import Records
 from scoresde.comparison.report.folder import write
-from scoresde.comparison.report.tables import from_json, markdown, to_json
+from scoresde.comparison.report.tables import markdown
 
 __all__ = ["Comparison"]
 
 FILE = "comparison.json"
 
 
-@dataclass(frozen=True)
+SHOWN = 4
+"""Tables that a notebook shows of itself."""
+
+
+@dataclass(frozen=True, repr=False)
 class Comparison(Records):
-    """What :func:`scoresde.compare` returns: :class:`~scoresde.comparison.Records` with a table, a report and a file."""
+    """What :func:`scoresde.compare` returns: :class:`~scoresde.comparison.Records` with a table, a report and a file.
+
+    A notebook shows its first tables.
+    """
 
     def table(self, problem: str | Iterable[str] | None = None, metric: str | Iterable[str] | None = None) -> str:
         """The numbers as Markdown: see :func:`scoresde.comparison.report.tables.markdown`."""
@@ -51,7 +59,15 @@ class Comparison(Records):
 
         Raises:
             ValueError: for a file that is cut short, or holds something else.
+            FileNotFoundError: where there is no such file.
         """
         file = Path(path)
-        found = from_json((file / FILE if file.is_dir() else file).read_text(encoding="utf-8"))
+        file = file / FILE if file.is_dir() else file
+        found = from_json(read(file), str(file))
         return cls(found.records, found.about, found.traces)
+
+    def _repr_markdown_(self) -> str:
+        """The first tables, for a notebook."""
+        tables = self.table().split("\n### ")
+        more = f"\n{len(tables) - SHOWN} more tables: print(comparison.table())\n" if len(tables) > SHOWN else ""
+        return "\n### ".join(tables[:SHOWN]) + more

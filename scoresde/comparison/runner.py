@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from scoresde.comparison import budgets
-from scoresde.comparison.arguments import DEFAULT_SOLVERS, Arguments, Paths, Solvers
-from scoresde.comparison.cases import gather
+from scoresde.comparison.arguments import DEFAULT_SOLVERS, Arguments, Metrics, Paths, Solvers
+from scoresde.comparison.cases import Case, Processes, gather
 from scoresde.comparison.metadata import about, package, versions
 from scoresde.comparison.records import Record, Trace
 from scoresde.comparison.result import Comparison
 from scoresde.comparison.runs import Bench, Outcome
-from scoresde.comparison.store import Store, StoreError
-from scoresde.sde import GaussianSDE
+from scoresde.comparison.store import Result, Store, StoreError
 
 __all__ = ["BUDGETS", "OWN", "compare"]
 
@@ -38,14 +37,15 @@ def compare(
     solvers: Solvers = DEFAULT_SOLVERS,
     evaluations: Sequence[int] = BUDGETS,
     paths: Paths = ("lam",),
-    metrics: Sequence[str] | None = None,
+    metrics: Metrics | None = None,
     *,
-    sde: GaussianSDE | None = None,
+    sde: Processes | None = None,
     n: int = 256,
     seed: int = 0,
     end: str = "flow",
     shape: Sequence[int] | None = None,
     truth: Tensor | None = None,
+    conditions: Mapping[str, Any] | None = None,
     out: str | PathLike[str] | None = None,
     references: str | PathLike[str] | None = None,
     peers: bool = False,
@@ -64,14 +64,19 @@ def compare(
             labels to either.
         evaluations: the budgets.
         paths: names of ``scoresde.solvers.PATHS``, or spacing functions.
-        metrics: names of ``scoresde.comparison.MEASURES``; by default all but "memory", for which every run is made twice. A
-            metric that needs what a problem or a solver does not have is left out there.
-        sde: of problems, by default VP; a model brings its own.
+        metrics: names of ``scoresde.comparison.MEASURES``, or functions of the samples, or of the samples and exact ones,
+            that return a number (the less the better): see :func:`scoresde.comparison.measures.of_samples`; a mapping
+            gives them labels. By default all of the table but "memory", for which every run is made twice. A metric that
+            needs what a problem or a solver does not have is left out there.
+        sde: of problems, an SDE, a chain, or the name of one ("vp", "ve: sigma_max=100.0"); several of them in a list, or a
+            mapping from labels to them, to compare on each. By default VP; a model brings its own.
         n: the number of samples.
         seed: from which all that is random derives.
         end: as in :func:`scoresde.sample`.
         shape, truth: of a score model: the shape of one sample, or samples of the data, ``(m, *event)``, for the metrics
             that compare with the data.
+        conditions: what a conditional model is told, as for :func:`scoresde.sample`; what has an entry for each sample has
+            ``n``.
         out: a folder in which results are kept as they come. Compare again with the same arguments to continue.
         references: a folder in which the flows' end points are kept; by default ``references`` in ``out``.
         peers: also compare the samplers of k-diffusion, diffusers and torchsde, as far as they are installed.
@@ -82,8 +87,9 @@ def compare(
         budget, is a record that says why.
 
     Raises:
-        ValueError: for nothing to compare, an unknown name, a budget that no solver can keep, a model that returns the
-            wrong shape or values that are not finite, or a folder that holds another comparison.
+        ValueError: for nothing to compare, an unknown name, metrics that none of the solvers and problems can have, a budget
+            that no solver can keep, a model that returns the wrong shape or values that are not finite, or a folder that
+            holds another comparison.
         StoreError: if a result cannot be written; it carries all that was computed.
 
     Example:
@@ -94,18 +100,18 @@ def compare(
         >>> dpmpp.value < ddim.value
         True
     """
-    cases = gather(problem, sde, shape, truth)
+    cases = gather(problem, sde, shape, truth, conditions)
     arguments = Arguments.checked(cases, solvers, evaluations, paths, metrics, n, seed, end, peers)
     groups = _groups(arguments)
-    store = Store(out, {"version": versions()["scoresde"], **arguments.plain()})
+    store = Store(out, lambda: {"version": versions()["scoresde"], **arguments.identity()})
     if references is None and store.path is not None:
         references = store.path.parent / "references"
     finished = functools.partial(_comparison, arguments, groups, store, peers)
     try:
         with _bar(progress, len(groups) * len(arguments.budgets)) as advance:
-            for name, case in arguments.cases.items():
-                bench = Bench(name, case, arguments, references)
-                for group in (g for g in groups if g.case == name):
+            for names, case in arguments.cases.items():
+                bench = Bench(names[0], case, arguments, references)
+                for group in (g for g in groups if g.case == names):
                     _fill(group, bench, store, advance)
     except StoreError as error:
         error.comparison = finished()
@@ -123,20 +129,20 @@ def compare(
 
 @dataclass(frozen=True)
 class _Group:
-    """The runs of one solver on one path of one problem.
+    """The runs of one solver on one path of one case.
 
-    ``steps``: by budget, the number of steps and the evaluations they make; no steps and the evaluations of one step where
-    that exceeds the budget. ``error``: why the solver takes no such path.
+    ``case``: the names of the problem and the SDE. ``steps``: by budget, the number of steps and the evaluations they make;
+    no steps and the evaluations of one step where that exceeds the budget. ``error``: why the solver takes no such path.
     """
 
-    case: str
+    case: tuple[str, str]
     solver: str
     path: str
     steps: dict[int, tuple[int, int]]
     error: str = ""
 
     def key(self, budget: int) -> str:
-        return json.dumps([self.case, self.solver, self.path, budget])
+        return json.dumps([*self.case, self.solver, self.path, budget])
 
 
 def _groups(arguments: Arguments) -> list[_Group]:
@@ -147,17 +153,18 @@ def _groups(arguments: Arguments) -> list[_Group]:
                 groups.append(_Group(name, label, OWN, {}))
                 continue
             for path in arguments.paths:
-                key = (repr(case.sde), label, path)
+                key = (case.sde, case.calls, label, path)
                 if key not in planned:  # counted once, for all problems on an SDE
-                    planned[key] = _plan(arguments, functools.partial(arguments.path, case, path), label)
+                    planned[key] = _plan(arguments, case, path, label)
                 groups.append(_Group(name, label, path, *planned[key]))
-        _refuse_beyond_reach(name, [g for g in groups if g.case == name], arguments)
+        _refuse_beyond_reach(name[0], [g for g in groups if g.case == name], arguments)
     return groups
 
 
-def _plan(arguments: Arguments, path: budgets.MakePath, label: str) -> tuple[dict[int, tuple[int, int]], str]:
+def _plan(arguments: Arguments, case: Case, path: str, label: str) -> tuple[dict[int, tuple[int, int]], str]:
+    make = functools.partial(arguments.path, case, path)
     try:
-        return budgets.largest(arguments.solvers[label], arguments.budgets, path), ""
+        return budgets.largest(arguments.solvers[label], arguments.budgets, make, case.calls), ""
     except ValueError as error:  # the solver refuses the path
         return {}, str(error)
 
@@ -201,7 +208,7 @@ def _fill(group: _Group, bench: Bench, store: Store, advance: Advance) -> None:
     climbed: list[Outcome] | None = None
     done: dict[int, Outcome] = {}
     for budget in arguments.budgets:
-        advance(f"{group.case} {group.solver}")
+        advance(f"{group.case[0]} {group.solver}")
         key = group.key(budget)
         if key in store:
             continue
@@ -251,25 +258,26 @@ def _comparison(arguments: Arguments, groups: Sequence[_Group], store: Store, pe
                 continue
             result = store[group.key(budget)]
             records += _records(arguments, group, budget, result)
-            if "trace" in result:
-                times, x = zip(*result["trace"], strict=True)
-                tensor = torch.tensor(x, dtype=torch.float64)
-                traces.append(Trace(group.case, group.solver, group.path, budget, tuple(times), tensor))
+            if result.times:
+                x = torch.tensor(result.states, dtype=torch.float64)
+                problem, sde = group.case
+                traces.append(Trace(problem, group.solver, group.path, budget, tuple(result.times), x, sde))
     return Comparison(tuple(records), about(arguments, peers), tuple(traces))
 
 
-def _records(arguments: Arguments, group: _Group, budget: int, result: dict[str, Any]) -> Iterator[Record]:
-    values = dict.fromkeys(arguments.metrics, result["error"]) if result["error"] else result["values"]
+def _records(arguments: Arguments, group: _Group, budget: int, result: Result) -> Iterator[Record]:
+    values = dict.fromkeys(arguments.metrics, result.error) if result.error else result.values
     for metric, found in values.items():
         error = found if isinstance(found, str) else ""
-        value, low, high = (math.nan,) * 3 if error else found
+        value, low, high = (math.nan,) * 3 if isinstance(found, str) else found
         yield Record(
-            problem=group.case,
+            problem=group.case[0],
+            sde=group.case[1],
             solver=group.solver,
             path=group.path,
             budget=budget,
-            steps=result["steps"],
-            evaluations=result["evaluations"],
+            steps=result.steps,
+            evaluations=result.evaluations,
             metric=metric,
             value=value,
             low=low,

@@ -17,6 +17,7 @@ from scoresde.comparison.arguments import Arguments
 from scoresde.comparison.cases import Case
 from scoresde.comparison.measures import Measure, Run
 from scoresde.comparison.reference import flow_end
+from scoresde.comparison.store import Result
 from scoresde.metrics import peak_memory
 from scoresde.sampling import Samples, sample
 from scoresde.solvers import BrownianNoise, Path, RowSolver, Solver, State, points
@@ -67,7 +68,7 @@ class Bench:
         path, error = self.arguments.path(self.case, "lam", 2), ""
         for cache in dict.fromkeys((self.references, None)):  # none for a model whose content cannot be told from another's
             try:
-                return flow_end(self.case.model, self._start[0], path, cache=cache).x
+                return flow_end(self.case.model, self._start[0], path, cache=cache, conditions=self.case.conditions).x
             except ArithmeticError as unsolved:
                 return _said(unsolved)
             except ValueError as refused:
@@ -124,7 +125,7 @@ class Bench:
                 with peak_memory(start.device) as peak:
                     self._sample(solver, path, None)
                 memory = peak.bytes
-        except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # of a solver or a model of the reader's own
             return Outcome(None, error=_said(error))
         if not bool(torch.isfinite(found.x).all()):
             return Outcome(None, error=f"solver {solver.name!r} returned values that are not finite")
@@ -134,18 +135,18 @@ class Bench:
         start, seeds = self._start
         # New for every run, so that none depends on which were before it.
         noise = BrownianNoise(seeds, start.device, self._knots) if solver.stochastic else None
-        return sample(self.case.model, start, solver, path=path, seed=seeds, noise=noise, progress=False, callback=callback)
+        given: dict[str, Any] = {"seed": seeds, "noise": noise, "conditions": self.case.conditions}
+        return sample(self.case.model, start, solver, path=path, progress=False, callback=callback, **given)
 
     def climb(self, solver: Solver) -> list[Outcome]:
         """The runs of a solver that chooses its own steps, with ever smaller tolerances, as far as the budgets reach."""
         path = self.arguments.path(self.case, "lam", 2)
         return list(_until(self.arguments.budgets[-1], (self.run(s, path) for s in budgets.ladder(solver))))
 
-    def measured(self, outcome: Outcome, solver: Solver, path: str, key: str) -> dict[str, Any]:
-        """What is kept of a run on the path of this name: plain values."""
-        kept: dict[str, Any] = {"steps": outcome.steps, "evaluations": outcome.evaluations, "error": outcome.error}
+    def measured(self, outcome: Outcome, solver: Solver, path: str, key: str) -> Result:
+        """What is kept of a run on the path of this name."""
         if outcome.end is None:
-            return kept
+            return Result(outcome.steps, outcome.evaluations, outcome.error)
         reference = None if solver.stochastic else self._reference
         run = Run(
             problem=self.case.problem,
@@ -167,12 +168,11 @@ class Bench:
         if kind not in self._has:  # the same for all runs of the kind
             self._has[kind] = run.has
         metrics = self.arguments.metrics.items()
-        kept["values"] = {name: _value(m, run) for name, m in metrics if m.needs <= self._has[kind]}
+        values = {name: _value(m, run) for name, m in metrics if m.needs <= self._has[kind]}
         if isinstance(reference, str):
-            kept["values"] |= {name: reference for name, m in metrics if "reference" in m.needs}
-        if outcome.trace:
-            kept["trace"] = outcome.trace
-        return kept
+            values |= {name: reference for name, m in metrics if "reference" in m.needs}
+        times, states = [t for t, _ in outcome.trace], [x for _, x in outcome.trace]
+        return Result(outcome.steps, outcome.evaluations, outcome.error, values, times, states)
 
 
 def _until(budget: int, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
@@ -182,13 +182,13 @@ def _until(budget: int, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
             return
 
 
-def _value(measure: Measure, run: Run) -> list[float] | str:
+def _value(measure: Measure, run: Run) -> tuple[float, float, float] | str:
     """The estimate, or why there is none."""
     try:
         found = measure.compute(run)
-    except (ArithmeticError, RuntimeError, ValueError) as error:
+        return float(found.value), float(found.low), float(found.high)
+    except Exception as error:  # of a metric of the reader's own
         return _said(error)
-    return [float(found.value), float(found.low), float(found.high)]
 
 
 def _said(error: Exception) -> str:

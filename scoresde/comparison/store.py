@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Store", "StoreError"]
+from scoresde.comparison.file import checked, parsed, plain, read
+
+__all__ = ["Result", "Store", "StoreError"]
 
 FILE = "records.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The numbers of one run, as they are kept.
+
+    Attributes:
+        steps, evaluations: of the run, as counted.
+        error: why there was none, or empty.
+        values: by metric the value and its interval, or why there is no number.
+        times, states: of a few samples along the path, ``(points, samples, 2)``, where they are kept for a picture.
+    """
+
+    steps: int
+    evaluations: int
+    error: str = ""
+    values: dict[str, tuple[float, float, float] | str] = dataclasses.field(default_factory=dict)
+    times: list[float] = dataclasses.field(default_factory=list)
+    states: list[list[tuple[float, float]]] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    key: str
+    result: Result
 
 
 class StoreError(OSError):
@@ -27,66 +55,67 @@ class Store:
 
     Args:
         folder: where to keep them; ``None`` keeps them in memory alone.
-        arguments: plain values that decide the results.
+        arguments: a function that returns plain values which decide the results; it is called where there is a folder.
 
     Raises:
-        ValueError: if the folder holds a comparison with other arguments, with what differs.
+        ValueError: if the folder holds a comparison with other arguments, with what differs, or a file that is none of ours.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Store(folder, {"seed": 0}).add("a", {"value": 1.5})
-        ...     Store(folder, {"seed": 0})["a"]
-        {'value': 1.5}
+        ...     Store(folder, lambda: {"seed": 0}).add("a", Result(5, 10, values={"rms": (0.3, 0.2, 0.4)}))
+        ...     Store(folder, lambda: {"seed": 0})["a"].values
+        {'rms': (0.3, 0.2, 0.4)}
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, folder: str | os.PathLike[str] | None, arguments: Callable[[], Mapping[str, Any]]) -> None:
         self.path = None if folder is None else Path(folder) / FILE
-        self._found: dict[str, Any] = {}
+        self._found: dict[str, Result] = {}
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        wanted = json.loads(json.dumps(arguments))
+        wanted = parsed(json.dumps(plain(arguments())), "the arguments")
         lines, whole = _lines(self.path)
-        if not lines:
-            whole = 0
-        elif not isinstance(lines[0], dict) or "arguments" not in lines[0]:
-            raise ValueError(f"{self.path} does not start with the arguments of a comparison; give another folder")
-        elif differences := list(_differences(lines[0]["arguments"], wanted)):
-            raise ValueError(
-                f"{self.path.parent} holds a comparison with other arguments ({'; '.join(differences[:4])}); expected the "
-                "same, to continue it: give another folder, or remove this one"
-            )
+        if lines:
+            first = lines[0]
+            if not isinstance(first, dict) or not isinstance(first.get("arguments"), dict):
+                raise ValueError(f"{self.path} does not start with the arguments of a comparison; give another folder")
+            if differences := list(_differences(first["arguments"], wanted)):
+                raise ValueError(
+                    f"{self.path.parent} holds a comparison with other arguments ({'; '.join(differences[:4])}); expected "
+                    "the same, to continue it: give another folder, or remove this one"
+                )
+            for line in checked(lines[1:], list[_Line], f"the results in {self.path}"):
+                self._found[line.key] = line.result
         if self.path.exists():
             os.truncate(self.path, whole)
         if not lines:
             self._append({"arguments": wanted})
-        self._found = {line["key"]: line["result"] for line in lines[1:]}
 
     def __contains__(self, key: str) -> bool:
         return key in self._found
 
-    def __getitem__(self, key: str) -> Any:
+    def __getitem__(self, key: str) -> Result:
         return self._found[key]
 
     def __len__(self) -> int:
         return len(self._found)
 
-    def add(self, key: str, result: Any) -> None:
-        """Keep ``result``, plain values, under ``key``.
+    def add(self, key: str, result: Result) -> None:
+        """Keep ``result`` under ``key``.
 
         Raises:
             StoreError: if it cannot be written; it is kept in memory all the same.
         """
         self._found[key] = result
         if self.path is not None:
-            self._append({"key": key, "result": result})
+            self._append({"key": key, "result": dataclasses.asdict(result)})
 
     def _append(self, line: Any) -> None:
         assert self.path is not None
         try:
             with open(self.path, "ab") as file:
-                file.write(json.dumps(line).encode() + b"\n")
+                file.write(json.dumps(plain(line)).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -98,19 +127,21 @@ class Store:
 
 
 def _lines(path: Path) -> tuple[list[Any], int]:
-    """The whole lines of a file, and how many bytes they take: a line without its end was cut off."""
+    """The whole lines of a file, and how many bytes they take: a last line that cannot be read was cut off."""
     if not path.exists():
         return [], 0
-    lines, whole = [], 0
-    for raw in path.read_bytes().splitlines(keepends=True):
+    found: list[Any] = []
+    raw = read(path).splitlines(keepends=True)
+    for i, line in enumerate(raw):
         try:
-            if not raw.endswith(b"\n"):
+            if not line.endswith(b"\n"):
                 break
-            lines.append(json.loads(raw))
-        except ValueError:
-            break
-        whole += len(raw)
-    return lines, whole
+            found.append(parsed(line, f"line {i + 1} of {path}"))
+        except ValueError as error:
+            if i == len(raw) - 1:
+                break
+            raise ValueError(f"{error}; remove the file, or give another folder") from None
+    return found, sum(map(len, raw[: len(found)]))
 
 
 def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:

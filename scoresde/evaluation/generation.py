@@ -7,7 +7,7 @@ import json
 import math
 import pickle
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from scoresde.base.devices import as_device
 from scoresde.base.files import replacing
 from scoresde.base.identity import digest
+from scoresde.base.processes import workers
 from scoresde.base.reading import open_regular
 from scoresde.data import Dataset
 from scoresde.data.arrays import npy_header
@@ -234,8 +235,7 @@ def _spread(
             f"got processes={processes} for a model that cannot be sent to other processes ({error}); expected processes=1, "
             "or a network whose class stands at the top level of a module"
         ) from error
-    context: Any = torch.multiprocessing.get_context("spawn")  # forked processes cannot use a GPU
-    with ProcessPoolExecutor(processes, context) as pool:
+    with workers(processes) as pool:
         pending = {
             pool.submit(_in_process, threads, model, request, found, left[rank::processes], _device(device, rank))
             for rank in range(processes)

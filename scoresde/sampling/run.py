@@ -25,6 +25,7 @@ class NonFiniteError(FloatingPointError):
     """A state became infinite or NaN.
 
     Attributes:
+        solver: its name.
         last_finite: the last state that was finite.
         step, t: the step that left it, and the time at which it ended.
     """
@@ -34,7 +35,10 @@ class NonFiniteError(FloatingPointError):
             f"the state became non-finite in step {step} of solver {solver!r}, on the way to t={t:.6g}; the last finite "
             "state is on this exception as .last_finite. Check the network there, take more steps, or another solver"
         )
-        self.last_finite, self.step, self.t = last_finite, step, t
+        self.solver, self.last_finite, self.step, self.t = solver, last_finite, step, t
+
+    def __reduce__(self) -> tuple[type[NonFiniteError], tuple[str, int, float, Tensor]]:
+        return type(self), (self.solver, self.step, self.t, self.last_finite)  # an exception keeps its sentence alone
 
 
 class Last(NamedTuple):

@@ -444,6 +444,33 @@ class ChainSDE(GaussianSDE):
         from_zero = end + 0.5 * torch.log(torch.where(torch.isinf(start), passed, 1.0))
         return torch.where(torch.isinf(start), from_zero, finite + passed * (end - finite))
 
+    def time(self, lam: Time) -> Tensor:
+        """The time at which ``lam(t) = lam``, in closed form on each step; differentiable.
+
+        By bisection in the first and the last step of a chain that is neither DDPM's nor NCSN's.
+        """
+        lam = as_time(lam)
+        of_lam = (self._knots[0] - self._knots[1]).to(lam.device)  # falls from infinity
+        k = torch.searchsorted(-of_lam, -lam.detach().double().contiguous(), right=True).sub(1).clamp(0, len(self.chain) - 1)
+        start, end = (tuple(knots.to(lam.device)[i] for knots in self._knots) for i in (k, k + 1))
+        wide = lam.double()
+        if isinstance(self.chain, DDPM):  # alpha^2 = 1 / (1 + e^{-2 lam})
+            log_alpha = -0.5 * torch.nn.functional.softplus(-2 * wide)
+            to_zero = torch.isinf(end[0])
+            linear = (log_alpha - start[0]) / torch.where(to_zero, 1.0, end[0] - start[0])
+            passed = torch.where(to_zero, -torch.expm1(log_alpha - start[0]), linear)
+        elif isinstance(self.chain, NCSN):  # lam = -log sigma
+            from_zero = torch.isinf(start[1])
+            linear = (-wide - start[1]) / torch.where(from_zero, 1.0, end[1] - start[1])
+            passed = torch.where(from_zero, (2 * (-wide - end[1])).clamp(max=0.0).exp(), linear)
+        else:
+            first, last = start[0] - start[1], end[0] - end[1]
+            inner = torch.isfinite(first) & torch.isfinite(last)
+            passed = (wide - torch.where(inner, first, 0.0)) / torch.where(inner, last - first, 1.0)
+            if not bool(inner.all()):
+                return torch.where(inner, (k + passed) / len(self.chain), super().time(wide)).to(lam.dtype)
+        return ((k + passed) / len(self.chain)).clamp(0.0, 1.0).to(lam.dtype)
+
     def d_alpha(self, t: Time) -> Tensor:
         # Where the signal falls linearly to zero, its slope is finite and the slope of its logarithm is not.
         t = self.check_time(t)

@@ -35,6 +35,7 @@ class Levels:
         rho: the levels of noise to visit, falling, shape ``(steps + 1,)``, float64; the last is above zero.
         noise: a standard normal draw for the interval between two levels, ``noise(rho, rho_next)``.
         rtol, atol: the tolerances of a sampler that chooses its own steps.
+        clean: whether the move to sigma = 0, which all solvers make alike, follows the last level.
     """
 
     denoise: Denoise
@@ -42,6 +43,7 @@ class Levels:
     noise: Callable[[Tensor, Tensor], Tensor]
     rtol: float | None = None
     atol: float | None = None
+    clean: bool = True
 
 
 class Sampler(Protocol):
@@ -99,6 +101,7 @@ class Foreign(Solver):
                 noise=_noise(path.sde, noise, x),
                 rtol=self.rtol,
                 atol=self.atol,
+                clean=path.ends_clean,
             )
             x = inner[-1].alpha * self.sampler(levels, x / inner[0].alpha).to(x)
             yield State(step, inner[-1], x)

@@ -2,17 +2,23 @@
 
 Each visits the levels of noise of the path that all others visit. A scheduler of diffusers gets them in place of those that
 it derives from its training chain: as ``sigmas``, where it is written in them, or as a training chain which has exactly the
-path's points for its steps. Options are the packages' defaults, but for two that suppose a last step to sigma = 0, where
-here all solvers make the same last move: the final steps of lower order that diffusers takes there are left to the orders
-of the method.
+path's points for its steps.
+
+Options are the packages' defaults. So a scheduler whose default is to end at sigma = 0 is told that it will, and lowers the
+order of the steps before as it does; the last move itself is that of all solvers. A name that ends in ``-same`` is the
+scheduler with ``lower_order_final=False``, which keeps its order to the end. Two defaults are not taken: ``clip_sample``,
+since data here are not within [-1, 1], and the Runge-Kutta start of PNDM, whose half steps are no points of the path (hence
+``plms``, the scheduler with ``skip_prk_steps=True``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,16 +34,20 @@ __all__ = ["PEERS"]
 # k-diffusion ---------------------------------------------------------------------------------------------------------
 
 
-def _k(function: str, noise: bool = False, **options: Any) -> Callable[[Levels, Tensor], Tensor]:
+@dataclass(frozen=True)
+class _K:
     """A sampler that takes the levels themselves."""
 
-    def sampler(levels: Levels, y: Tensor) -> Tensor:
-        if noise:
-            options["noise_sampler"] = levels.noise
-        sample = getattr(k_diffusion_sampling(), function)
-        return sample(levels.denoise, y, levels.rho.to(y), disable=True, **options)  # type: ignore[no-any-return]
+    function: str
+    noise: bool = False
+    eta: float | None = None
 
-    return sampler
+    def __call__(self, levels: Levels, y: Tensor) -> Tensor:
+        options: dict[str, Any] = {} if self.eta is None else {"eta": self.eta}
+        if self.noise:
+            options["noise_sampler"] = levels.noise
+        sample = getattr(k_diffusion_sampling(), self.function)
+        return sample(levels.denoise, y, levels.rho.to(y), disable=True, **options)  # type: ignore[no-any-return]
 
 
 def _k_fast(levels: Levels, y: Tensor) -> Tensor:
@@ -47,14 +57,17 @@ def _k_fast(levels: Levels, y: Tensor) -> Tensor:
     return solver.dpm_solver_fast(y, *ends, len(rho) - 1)  # type: ignore[no-any-return]
 
 
-def _k_adaptive(order: int) -> Callable[[Levels, Tensor], Tensor]:
-    def sampler(levels: Levels, y: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _KAdaptive:
+    """A sampler that chooses its own steps."""
+
+    order: int
+
+    def __call__(self, levels: Levels, y: Tensor) -> Tensor:
         solver = k_diffusion_sampling().DPMSolver(levels.denoise, {})
         first, last = (-levels.rho[[0, -1]].log()).to(y)
-        end, _ = solver.dpm_solver_adaptive(y, first, last, order, levels.rtol, levels.atol)
+        end, _ = solver.dpm_solver_adaptive(y, first, last, self.order, levels.rtol, levels.atol)
         return end  # type: ignore[no-any-return]
-
-    return sampler
 
 
 # diffusers -----------------------------------------------------------------------------------------------------------
@@ -74,33 +87,44 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _in_sigmas(module: str, name: str, vp: bool, **options: Any) -> Callable[[Levels, Tensor], Tensor]:
+@dataclass(frozen=True)
+class _InSigmas:
     """A scheduler that reads its levels from ``sigmas``; its state is y, or with ``vp`` y / sqrt(1 + rho^2)."""
 
-    def sampler(levels: Levels, y: Tensor) -> Tensor:
+    module: str
+    name: str
+    vp: bool
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __call__(self, levels: Levels, y: Tensor) -> Tensor:
+        kind, options = diffusers_scheduler(self.module, self.name), dict(self.options)
+        defaults = inspect.signature(kind.__init__).parameters
+        if not levels.clean and "final_sigmas_type" in defaults:
+            options["final_sigmas_type"] = "sigma_min"  # the path ends there
         with _quiet():
-            scheduler = diffusers_scheduler(module, name)(prediction_type="sample", **options)
+            scheduler = kind(prediction_type="sample", **options)
+        to_zero = getattr(scheduler.config, "final_sigmas_type", "sigma_min") == "zero"
         rho = levels.rho
-        if name == "HeunDiscreteScheduler":  # each level is visited by two evaluations, the first by one
+        if self.name == "HeunDiscreteScheduler":  # each level is visited by two evaluations, the first by one
             rho = torch.cat([rho[:1], rho[1:].repeat_interleave(2)])
-        calls = len(rho) - 1
-        scheduler.sigmas, scheduler.num_inference_steps = rho, calls
-        scheduler.timesteps = torch.arange(calls, 0, -1, dtype=torch.float64)
+        calls, steps = len(rho) - 1, len(rho) - 1 + to_zero
+        scheduler.sigmas = torch.cat([rho, torch.zeros(1).to(rho)]) if to_zero else rho
+        scheduler.num_inference_steps, scheduler.timesteps = steps, torch.arange(steps, 0, -1, dtype=torch.float64)
         scheduler.set_begin_index(0)
         scheduler.is_scale_input_called = True
         if hasattr(scheduler, "get_order_list"):
-            scheduler.order_list = scheduler.get_order_list(calls)
-        scale = (1 + rho**2).rsqrt().tolist() if vp else [1.0] * len(rho)
+            if to_zero and not scheduler.config.lower_order_final:  # as its set_timesteps does
+                scheduler.config.lower_order_final = True
+            scheduler.order_list = scheduler.get_order_list(steps)
+        scale = (1 + rho**2).rsqrt().tolist() if self.vp else [1.0] * len(rho)
         noisy = str(options.get("algorithm_type", "")).startswith("sde")
         x = scale[0] * y
-        for i, t in enumerate(scheduler.timesteps):
+        for i, t in enumerate(scheduler.timesteps[:calls]):
             drawn = {"variance_noise": levels.noise(rho[i], rho[i + 1])} if noisy else {}
             m = levels.denoise(x / scale[i], rho[i])
             with _quiet():
                 x = scheduler.step(m, t, x, **drawn).prev_sample
         return x / scale[-1]
-
-    return sampler
 
 
 def _ddim(levels: Levels, y: Tensor) -> Tensor:
@@ -111,7 +135,7 @@ def _ddim(levels: Levels, y: Tensor) -> Tensor:
     return x / alpha[-1]
 
 
-def _pndm(levels: Levels, y: Tensor) -> Tensor:
+def _plms(levels: Levels, y: Tensor) -> Tensor:
     scheduler, alpha, sigma = _on_chain("scheduling_pndm", "PNDMScheduler", levels, skip_prk_steps=True)
     n = len(levels.rho) - 1
     x = alpha[0] * y
@@ -164,53 +188,52 @@ def _peers() -> dict[str, Foreign]:
         made[description.name] = Foreign(description, sampler, package, **more)
 
     k = functools.partial(add, "k-diffusion")
-    k("euler", _k("sample_euler"), 1)
-    k("heun", _k("sample_heun"), 2, 2)
-    k("dpm-2", _k("sample_dpm_2"), 2, 2)
-    k("lms", _k("sample_lms"), None)
-    k("dpmpp-2m", _k("sample_dpmpp_2m"), 2)
-    k("dpmpp-2s", _k("sample_dpmpp_2s_ancestral", eta=0.0), 2, 2)
-    k("dpmpp-3m", _k("sample_dpmpp_3m_sde", noise=True, eta=0.0), None)
+    k("euler", _K("sample_euler"), 1)
+    k("heun", _K("sample_heun"), 2, 2)
+    k("dpm-2", _K("sample_dpm_2"), 2, 2)
+    k("lms", _K("sample_lms"), None)
+    k("dpmpp-2m", _K("sample_dpmpp_2m"), 2)
+    k("dpmpp-2s", _K("sample_dpmpp_2s_ancestral", eta=0.0), 2, 2)
+    k("dpmpp-3m", _K("sample_dpmpp_3m_sde", noise=True, eta=0.0), None)
     k("dpm-fast", _k_fast, None)
-    k("dpm-12", _k_adaptive(2), None, None, rtol=0.05, atol=0.0078)
-    k("dpm-23", _k_adaptive(3), None, None, rtol=0.05, atol=0.0078)
-    k("euler-a", _k("sample_euler_ancestral", noise=True), 1, noisy=True)
-    k("dpm-2-a", _k("sample_dpm_2_ancestral", noise=True), 1, 2, noisy=True)
-    k("dpmpp-2s-a", _k("sample_dpmpp_2s_ancestral", noise=True), 1, 2, noisy=True)
-    k("dpmpp-sde", _k("sample_dpmpp_sde", noise=True), 1, 2, noisy=True)
-    k("dpmpp-2m-sde", _k("sample_dpmpp_2m_sde", noise=True), 1, noisy=True)
-    k("dpmpp-3m-sde", _k("sample_dpmpp_3m_sde", noise=True), 1, noisy=True)
+    k("dpm-12", _KAdaptive(2), None, None, rtol=0.05, atol=0.0078)
+    k("dpm-23", _KAdaptive(3), None, None, rtol=0.05, atol=0.0078)
+    k("euler-a", _K("sample_euler_ancestral", noise=True), 1, noisy=True)
+    k("dpm-2-a", _K("sample_dpm_2_ancestral", noise=True), 1, 2, noisy=True)
+    k("dpmpp-2s-a", _K("sample_dpmpp_2s_ancestral", noise=True), 1, 2, noisy=True)
+    k("dpmpp-sde", _K("sample_dpmpp_sde", noise=True), 1, 2, noisy=True)
+    k("dpmpp-2m-sde", _K("sample_dpmpp_2m_sde", noise=True), 1, noisy=True)
+    k("dpmpp-3m-sde", _K("sample_dpmpp_3m_sde", noise=True), 1, noisy=True)
 
     d = functools.partial(add, "diffusers")
     d("ddim", _ddim, 1)
-    d("pndm", _pndm, None)
+    d("plms", _plms, None)
     d("ipndm", _ipndm, None)
-    d("euler", _in_sigmas("scheduling_euler_discrete", "EulerDiscreteScheduler", False), 1)
-    d("heun", _in_sigmas("scheduling_heun_discrete", "HeunDiscreteScheduler", False), 2, 2)
-    d("lms", _in_sigmas("scheduling_lms_discrete", "LMSDiscreteScheduler", False), None)
-    multistep = functools.partial(_in_sigmas, "scheduling_dpmsolver_multistep", "DPMSolverMultistepScheduler", True)
-    multistep = functools.partial(multistep, lower_order_final=False, final_sigmas_type="sigma_min")
+    d("euler", _InSigmas("scheduling_euler_discrete", "EulerDiscreteScheduler", False), 1)
+    d("heun", _InSigmas("scheduling_heun_discrete", "HeunDiscreteScheduler", False), 2, 2)
+    d("lms", _InSigmas("scheduling_lms_discrete", "LMSDiscreteScheduler", False), None)
+
+    def finishes(name: str, module: str, scheduler: str, order: int | None, zero: bool = True, **options: Any) -> None:
+        """The scheduler at its defaults, and with the order kept to the end."""
+        d(name, _InSigmas(module, scheduler, True, tuple(options.items())), order)
+        options |= {"lower_order_final": False, **({"final_sigmas_type": "sigma_min"} if zero else {})}
+        d(f"{name}-same", _InSigmas(module, scheduler, True, tuple(options.items())), order)
+
+    multistep = "scheduling_dpmsolver_multistep", "DPMSolverMultistepScheduler"
+    single = "scheduling_dpmsolver_singlestep", "DPMSolverSinglestepScheduler"
+    deis = "scheduling_deis_multistep", "DEISMultistepScheduler"
+    unipc = "scheduling_unipc_multistep", "UniPCMultistepScheduler"
     for order in (2, 3):
-        d(f"dpmpp-{order}m", multistep(solver_order=order), order if order == 2 else None)
-        d(f"dpm-{order}m", multistep(solver_order=order, algorithm_type="dpmsolver"), order if order == 2 else None)
-    d("dpmpp-2m-heun", multistep(solver_type="heun"), 2)
-    d("sde-dpmpp-2m", multistep(algorithm_type="sde-dpmsolver++"), 1, noisy=True)
-    single = functools.partial(_in_sigmas, "scheduling_dpmsolver_singlestep", "DPMSolverSinglestepScheduler", True)
-    deis = functools.partial(_in_sigmas, "scheduling_deis_multistep", "DEISMultistepScheduler", True)
-    unipc = functools.partial(_in_sigmas, "scheduling_unipc_multistep", "UniPCMultistepScheduler", True)
-    for order in (2, 3):
-        d(
-            f"dpmpp-{order}s",
-            single(solver_order=order, lower_order_final=True, final_sigmas_type="sigma_min"),
-            None,
-        )
-        d(f"deis-{order}", deis(solver_order=order, lower_order_final=False), order if order == 2 else None)
+        claimed = order if order == 2 else None
+        finishes(f"dpmpp-{order}m", *multistep, claimed, solver_order=order)
+        ends: dict[str, Any] = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}  # it takes no other end
+        finishes(f"dpm-{order}m", *multistep, claimed, solver_order=order, **ends)
+        d(f"dpmpp-{order}s", _InSigmas(*single, True, (("solver_order", order),)), None)
+        finishes(f"deis-{order}", *deis, claimed, zero=False, solver_order=order)
         for kind in ("bh1", "bh2"):
-            d(
-                f"unipc-{order}-{kind}",
-                unipc(solver_order=order, solver_type=kind, lower_order_final=False, final_sigmas_type="sigma_min"),
-                None,
-            )
+            finishes(f"unipc-{order}-{kind}", *unipc, None, solver_order=order, solver_type=kind)
+    d("dpmpp-2m-heun", _InSigmas(*multistep, True, (("solver_type", "heun"),)), 2)
+    d("sde-dpmpp-2m", _InSigmas(*multistep, True, (("algorithm_type", "sde-dpmsolver++"),)), 1, noisy=True)
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor
 
 from scoresde.base.files import replacing
+from scoresde.comparison.file import to_json
 from scoresde.comparison.records import Records
 from scoresde.comparison.report import figures, tables
+from scoresde.comparison.report.order_plots import by_order
 from scoresde.comparison.report.page import page
-from scoresde.comparison.report.series import named, styles
+from scoresde.comparison.report.series import styles, titles
 from scoresde.plots import save
 
 if TYPE_CHECKING:
@@ -36,8 +39,9 @@ def write(
 
     Always ``comparison.json``, ``records.csv``, ``table.md`` and ``index.html``. Where there are numbers, ``work-precision``
     as PNG and SVG for the first metric, and ``work-precision-<metric>`` for the others. Where solvers declare orders and the
-    error at the end was measured, ``orders.png``. Where there are traces, ``trajectories.png`` for the first problem
-    with them, and ``trajectories-<problem>.png`` for the others.
+    error at the end was measured at two numbers of steps, ``orders.png`` for the first problem, and ``orders-<SDE>.png`` for
+    each further SDE that it is on. Where there are traces, ``trajectories.png`` for the first problem with them, and
+    ``trajectories-<problem>.png`` for the others.
 
     Args:
         comparison: of which.
@@ -63,7 +67,7 @@ def write(
     html = page(comparison, title, highlight=highlight)
     folder = Path(folder)
     texts = {
-        "comparison.json": tables.to_json(comparison),
+        "comparison.json": to_json(comparison),
         "records.csv": tables.to_csv(comparison),
         "table.md": tables.markdown(comparison),
         "index.html": html,
@@ -74,26 +78,36 @@ def write(
             temporary.write_text(text, encoding="utf-8", newline="")
         written.append(folder / name)
     for name, figure in _figures(comparison, highlight):
-        save(figure, folder / name)
-        written.append(folder / name)
+        path = _free(folder / name, written)
+        save(figure, path)
+        written.append(path)
     return written
 
 
+def _free(path: Path, taken: Collection[Path]) -> Path:
+    """``path``, or with a number where names that differ made the same one."""
+    names = itertools.chain([path], (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(2)))
+    return next(name for name in names if name not in taken)
+
+
 def _figures(comparison: Records, highlight: Collection[str]) -> Iterator[tuple[str, Figure]]:
-    drawable = [m for m in named(comparison, "metric") if any(math.isfinite(r.value) for r in comparison.select(metric=m))]
+    drawable = [m for m in comparison.named("metric") if any(math.isfinite(r.value) for r in comparison.select(metric=m))]
     for i, metric in enumerate(drawable):
         figure = figures.work_precision(comparison, metric, highlight=highlight)
         for suffix in (".png", ".svg"):
             yield (f"work-precision-{_file(metric)}" if i else "work-precision") + suffix, figure
-    described = comparison.about.get("solvers", {})
-    if "rms" in drawable and any(described.get(s, {}).get("order") for s in named(comparison, "solver")):
-        yield "orders.png", figures.orders(comparison, "rms", highlight=highlight)
+    called = titles(comparison)
+    first = comparison.records[0].problem
+    ordered = [sde for problem, sde in called if problem == first and by_order(comparison, "rms", first, sde)]
+    for i, sde in enumerate(ordered):
+        name = f"orders-{_file(sde)}.png" if i else "orders.png"
+        yield name, figures.orders(comparison, "rms", first, sde, highlight=highlight)
     style = styles(comparison, highlight)
-    for i, problem in enumerate(dict.fromkeys(trace.problem for trace in comparison.traces)):
-        traces = [trace for trace in comparison.traces if trace.problem == problem]
+    for i, panel in enumerate(dict.fromkeys((trace.problem, trace.sde) for trace in comparison.traces)):
+        traces = [trace for trace in comparison.traces if (trace.problem, trace.sde) == panel]
         traces.sort(key=lambda trace: style[trace.solver, trace.path].rank)
-        name = f"trajectories-{_file(problem)}.png" if i else "trajectories.png"
-        yield name, figures.trajectories(traces, _samples(problem), style=style)
+        name = f"trajectories-{_file(called[panel])}.png" if i else "trajectories.png"
+        yield name, figures.trajectories(traces, _samples(panel[0]), style=style, title=called[panel])
 
 
 def _file(name: str) -> str:

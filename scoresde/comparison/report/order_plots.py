@@ -4,23 +4,58 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from scoresde.comparison.records import Records
+from scoresde.comparison.records import Record, Records
 from scoresde.comparison.report import statistics
 from scoresde.comparison.report.line_labels import finish
 from scoresde.comparison.report.panels import draw, grid, known
-from scoresde.comparison.report.series import Line, coloured, labels, lines, styles
+from scoresde.comparison.report.series import Line, coloured, labels, lines, styles, titles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["orders"]
+__all__ = ["by_order", "orders"]
+
+
+def by_order(comparison: Records, metric: str, problem: str, sde: str | None = None) -> dict[float, list[Line]]:
+    """The lines of a panel whose solvers declare an order and that have two points or more, by that order.
+
+    Example:
+        >>> from scoresde.comparison.records import Record
+        >>> records = [Record("ring", "ddim", "lam", n, n, n, "rms", 1 / n, 1 / n, 1 / n) for n in (5, 10)]
+        >>> found = Records(tuple(records), {"solvers": {"ddim": {"order": 1}}})
+        >>> {order: [line.solver for line in group] for order, group in by_order(found, "rms", "ring").items()}
+        {1.0: ['ddim']}
+    """
+    described = comparison.about.get("solvers", {})
+    groups: dict[float, list[Line]] = {}
+    for line in lines(comparison, problem, metric, sde):
+        order = described.get(line.solver, {}).get("order")
+        if order and len({r.steps for r in _moved(comparison, line)}) > 1:
+            groups.setdefault(float(order), []).append(line)
+    return groups
+
+
+def _moved(comparison: Records, line: Line) -> list[Record]:
+    """The points with steps of the solver's own, beside the last move."""
+    return [r for r in line.points if r.steps > _last(comparison)]
+
+
+def _last(comparison: Records) -> int:
+    """The move to sigma = 0, which is the same for all: one, unless the path stops before."""
+    return 0 if comparison.about.get("end") == "stop" else 1
 
 
 def orders(
-    comparison: Records, metric: str | None = None, problem: str | None = None, *, highlight: Collection[str] = ()
+    comparison: Records,
+    metric: str | None = None,
+    problem: str | None = None,
+    sde: str | None = None,
+    *,
+    highlight: Collection[str] = (),
 ) -> Figure:
     """How the error falls as the *steps* grow in number: one panel for each declared order, with a triangle of that slope.
 
@@ -30,34 +65,36 @@ def orders(
 
     Args:
         comparison: of which; ``about["solvers"]`` says the order that each declares.
-        metric, problem: by default the first.
+        metric, problem, sde: by default the first.
         highlight: solvers to draw in colour.
 
     Raises:
-        ValueError: for a problem or metric that the comparison has not, or where no deterministic solver declares an order.
+        ValueError: for a problem, metric or SDE that the comparison has not, or where no solver that declares an order has
+            two numbers of steps.
     """
     metric, problem = known(comparison, "metric", metric), known(comparison, "problem", problem)
+    on = next(r.sde for r in comparison.records if r.problem == problem) if sde is None else known(comparison, "sde", sde)
     style, names = styles(comparison, highlight), dict(labels(comparison))
-    described = comparison.about.get("solvers", {})
     measured = statistics.orders(comparison, metric)
-    groups: dict[float, list[Line]] = {}
-    for line in lines(comparison, problem, metric):
-        order = described.get(line.solver, {}).get("order")
-        if order and len(line.points) > 1:
-            groups.setdefault(float(order), []).append(line)
-            found = measured.get((problem, *line.key))
-            if found is not None and math.isfinite(found.order):
-                names[line.key] += f" ({found.order:.1f})"
+    groups = by_order(comparison, metric, problem, on)
     if not groups:
-        raise ValueError("got no solver that declares an order; expected about['solvers'][name]['order'] of at least one")
-    last = 0 if comparison.about.get("end") == "stop" else 1
+        raise ValueError(
+            f"got no solver with an order and two numbers of steps by {metric!r} on {problem!r}; expected two budgets or "
+            "more, and about['solvers'][name]['order'] of at least one solver"
+        )
+    for line in (line for group in groups.values() for line in group):
+        found = measured.get(statistics.Curve(problem, *line.key, on))
+        if found is not None and math.isfinite(found.order):
+            names[line.key] += f" ({found.order:.1f})"
+    last = _last(comparison)
     figure, axes = grid(len(groups), 4, 4.0, 3.8, sharey=True)
     for i, (ax, order) in enumerate(zip(axes, sorted(groups), strict=True)):
         ax.set_title(f"declared order {order:g}", fontsize=10)
-        draw(ax, groups[order], coloured(groups[order], style, highlight, "lower"), style, lambda r: r.steps - last)
+        group = [replace(line, points=tuple(_moved(comparison, line))) for line in groups[order]]
+        draw(ax, group, coloured(group, style, highlight, "lower"), style, lambda r: r.steps - last)
         ax.set_xlabel("steps")
         if i == 0:
-            ax.set_ylabel(f"{metric}, {problem}")
+            ax.set_ylabel(f"{metric}, {titles(comparison)[problem, on]}")
     for ax, order in zip(axes, sorted(groups), strict=True):
         _triangle(ax, order)
     finish(figure, axes, {names[key]: s for key, s in style.items()}, names)

@@ -15,7 +15,7 @@ from importlib import resources
 from typing import Any
 
 from scoresde.comparison.records import Records
-from scoresde.comparison.report.series import DASHES, FEW, MARKERS, MOST, better, labels, named, styles
+from scoresde.comparison.report.series import DASHES, FEW, MARKERS, MOST, better, labels, styles, titles
 from scoresde.plots import PALETTE
 
 __all__ = ["page"]
@@ -54,30 +54,33 @@ def page(comparison: Records, title: str = "Records of solvers", *, highlight: C
 def _data(comparison: Records, highlight: Collection[str]) -> dict[str, Any]:
     style, names = styles(comparison, highlight), labels(comparison)
     packages = {(r.solver, r.path): r.package for r in comparison.records}
-    metrics = named(comparison, "metric")
+    metrics, panels = comparison.named("metric"), titles(comparison)
+    place = {panel: i for i, panel in enumerate(panels)}
     described = comparison.about.get("metrics", {})
     errors = list(dict.fromkeys(["", *(r.error for r in comparison.records)]))
     places = {
-        "problem": {name: i for i, name in enumerate(named(comparison, "problem"))},
         "metric": {name: i for i, name in enumerate(metrics)},
         "error": {text: i for i, text in enumerate(errors)},
     }
     columns: dict[str, list[Any]] = {k: [at[getattr(r, k)] for r in comparison.records] for k, at in places.items()}
     columns |= {k: [getattr(r, k) for r in comparison.records] for k in ("budget", "steps", "evaluations")}
     columns |= {k: [_rounded(getattr(r, k)) for r in comparison.records] for k in ("value", "low", "high")}
+    columns["panel"] = [place[r.problem, r.sde] for r in comparison.records]
     columns["line"] = [style[r.solver, r.path].rank for r in comparison.records]
     return {
         "about": [[k, _text(v)] for k, v in comparison.about.items() if k not in DESCRIBED],
-        "problems": list(places["problem"]),
+        "problems": comparison.named("problem"),
+        "sdes": comparison.named("sde"),
+        "panels": [{"problem": problem, "sde": sde, "title": title} for (problem, sde), title in panels.items()],
         "metrics": [{**_words(described.get(m, {})), "name": m, "better": better(comparison, m)} for m in metrics],
-        "paths": named(comparison, "path"),
-        "solvers": named(comparison, "solver"),
+        "paths": comparison.named("path"),
+        "solvers": comparison.named("solver"),
         "lines": [
             {
                 "solver": key[0],
                 "path": key[1],
                 "label": names[key],
-                "package": packages[key],
+                "package": packages.get(key, "scoresde"),
                 "filled": s.filled,
                 "chosen": key[0] in highlight,
             }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scoresde.comparison.records import Record, Records
-from scoresde.comparison.report.series import DASHES, MARKERS, Line, Style, drawn, log_scale, named
+from scoresde.comparison.report.series import DASHES, MARKERS, Line, Style, drawn, log_scale
 from scoresde.plots import PALETTE, new_figure
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def known(comparison: Records, attribute: str, name: str | None) -> str:
     Raises:
         ValueError: for one that the comparison has not.
     """
-    names = named(comparison, attribute)
+    names = comparison.named(attribute)
     if not names or (name is not None and name not in names):
         raise ValueError(
             f"got {attribute} {name!r}; expected one of the comparison: {', '.join(names) or 'it has no records'}"

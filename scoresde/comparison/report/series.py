@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from scoresde.comparison.records import Record, Records
+from scoresde.comparison.records import Record, Records, Trace
 
 __all__ = [
     "DASHES",
@@ -24,8 +24,8 @@ __all__ = [
     "labels",
     "lines",
     "log_scale",
-    "named",
     "styles",
+    "titles",
 ]
 
 MOST = 12
@@ -41,6 +41,10 @@ DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (7, 2, 1.5, 2),
 """Lengths of strokes and gaps in units of the line's width, the first without gaps."""
 
 Key = tuple[str, str]
+"""A solver and a path: what makes a line."""
+
+Panel = tuple[str, str]
+"""A problem and an SDE: what makes a panel."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Line:
-    """What one solver on one path makes of one problem by one metric: its finite numbers, by growing evaluations."""
+    """What one solver on one path makes of one panel by one metric: its finite numbers, by growing evaluations."""
 
     solver: str
     path: str
@@ -69,24 +73,40 @@ class Line:
         return self.solver, self.path
 
 
-def lines(comparison: Records, problem: str, metric: str) -> list[Line]:
+def titles(comparison: Records) -> dict[Panel, str]:
+    """What each panel is called: its problem, with the SDE where the problem is on several.
+
+    Example:
+        >>> records = [Record("ring", "a", "lam", 5, 5, 5, "rms", 0.1, 0.1, 0.1, sde=sde) for sde in ("VP", "VE")]
+        >>> titles(Records(tuple(records)))
+        {('ring', 'VP'): 'ring, VP', ('ring', 'VE'): 'ring, VE'}
+    """
+    items: tuple[Record | Trace, ...] = (*comparison.records, *comparison.traces)
+    panels = dict.fromkeys((item.problem, item.sde) for item in items)
+    count = Counter(problem for problem, _ in panels)
+    return {panel: panel[0] if count[panel[0]] == 1 else f"{panel[0]}, {panel[1]}" for panel in panels}
+
+
+def lines(comparison: Records, problem: str, metric: str, sde: str | None = None) -> list[Line]:
     """The lines of one panel, in the order of the records; where two budgets end at equal evaluations, the first counts.
+
+    Args:
+        comparison: of which.
+        problem, metric: by name.
+        sde: by name; by default the first that the problem is on.
 
     Example:
         >>> records = [Record("ring", s, "lam", n, n, n, "rms", 1 / n, 1 / n, 1 / n) for s in ("a", "b") for n in (20, 10)]
         >>> [(line.key, [r.value for r in line.points]) for line in lines(Records(tuple(records)), "ring", "rms")]
         [(('a', 'lam'), [0.1, 0.05]), (('b', 'lam'), [0.1, 0.05])]
     """
+    if sde is None:
+        sde = next((r.sde for r in comparison.records if r.problem == problem), "")
     found: dict[Key, dict[int, Record]] = {}
     for r in comparison.records:
-        if r.problem == problem and r.metric == metric and math.isfinite(r.value):
+        if (r.problem, r.sde, r.metric) == (problem, sde, metric) and math.isfinite(r.value):
             found.setdefault((r.solver, r.path), {}).setdefault(r.evaluations, r)
     return [Line(*key, tuple(points[n] for n in sorted(points))) for key, points in found.items()]
-
-
-def named(comparison: Records, attribute: str) -> list[str]:
-    """The problems, solvers, paths or metrics of a comparison, in the order of the records."""
-    return list(dict.fromkeys(getattr(r, attribute) for r in comparison.records))
 
 
 def better(comparison: Records, metric: str) -> str:
@@ -135,8 +155,12 @@ def front(panel: Collection[Line], direction: str = "lower") -> Counter[Key]:
 
 
 def labels(comparison: Records) -> dict[Key, str]:
-    """What each line is called: its solver, with the path where the solver has several."""
-    keys = dict.fromkeys((r.solver, r.path) for r in comparison.records)
+    """What each line is called: its solver, with the path where the solver has several.
+
+    Solvers that left a trace and no number have a name as well.
+    """
+    items: tuple[Record | Trace, ...] = (*comparison.records, *comparison.traces)
+    keys = dict.fromkeys((item.solver, item.path) for item in items)
     count = Counter(solver for solver, _ in keys)
     return {key: key[0] if count[key[0]] == 1 else f"{key[0]}, {key[1]}" for key in keys}
 
@@ -151,21 +175,21 @@ def styles(comparison: Records, highlight: Collection[str] = ()) -> dict[Key, St
     unknown = set(highlight) - {solver for solver, _ in names}
     if unknown:
         raise ValueError(
-            f"got {sorted(unknown)} to highlight; expected solvers of the comparison: {named(comparison, 'solver')}"
+            f"got {sorted(unknown)} to highlight; expected solvers of the comparison: {comparison.named('solver')}"
         )
     if sum(solver in highlight for solver, _ in names) > MOST:
         raise ValueError(f"got more than {MOST} lines to highlight; expected fewer solvers, or fewer paths")
-    panels: dict[tuple[str, str], dict[Key, list[Record]]] = {}
+    panels: dict[tuple[str, str, str], dict[Key, list[Record]]] = {}
     packages = {}
     for r in comparison.records:
         packages[r.solver, r.path] = r.package
         if math.isfinite(r.value):
-            panels.setdefault((r.problem, r.metric), {}).setdefault((r.solver, r.path), []).append(r)
+            panels.setdefault((r.problem, r.sde, r.metric), {}).setdefault((r.solver, r.path), []).append(r)
     wins = Counter[Key]()
-    for (_, metric), panel in panels.items():
+    for (_, _, metric), panel in panels.items():
         wins += front([Line(*key, tuple(points)) for key, points in panel.items()], better(comparison, metric))
     ranked = sorted(names, key=lambda key: (key[0] not in highlight, -wins[key]))
-    return {key: Style(rank, packages[key] == "scoresde") for rank, key in enumerate(ranked)}
+    return {key: Style(rank, packages.get(key, "scoresde") == "scoresde") for rank, key in enumerate(ranked)}
 
 
 def coloured(panel: list[Line], style: Mapping[Key, Style], highlight: Collection[str], direction: str) -> list[Line]:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from scoresde.analysis.convergence import Convergence, Measurement, _judge
+from scoresde.analysis.convergence import Convergence, Measurement, judge
 from scoresde.comparison.records import Record, Records
 from scoresde.comparison.report.series import better, cost
-from scoresde.solvers import Description, RowSolver
 
-__all__ = ["Rank", "Ratio", "best_ratio", "evaluations_to_reach", "orders", "pareto", "ranking"]
+__all__ = ["Curve", "Rank", "Ratio", "best_ratio", "evaluations_to_reach", "orders", "pareto", "ranking"]
 
-Curve = tuple[str, str, str]
-"""A problem, a solver and a path, by name."""
+
+class Curve(NamedTuple):
+    """What a line is drawn of: a problem, a solver, a path and an SDE, by name."""
+
+    problem: str
+    solver: str
+    path: str
+    sde: str
 
 
 def _curves(comparison: Records, metric: str) -> dict[Curve, list[Record]]:
@@ -26,7 +32,7 @@ def _curves(comparison: Records, metric: str) -> dict[Curve, list[Record]]:
         raise ValueError(f"got metric {metric!r}; expected one of those compared: {', '.join(sorted(known))}")
     for record in comparison.select(metric=metric):
         if math.isfinite(record.value):
-            curve = found.setdefault((record.problem, record.solver, record.path), {})
+            curve = found.setdefault(Curve(record.problem, record.solver, record.path, record.sde), {})
             curve.setdefault(record.evaluations, record)
     return {curve: sorted(records.values(), key=lambda r: r.evaluations) for curve, records in found.items()}
 
@@ -49,23 +55,26 @@ def orders(
     Example:
         >>> from scoresde import compare
         >>> found = compare("gaussian", ["ddim"], [40, 80, 160], metrics=["rms"], n=16, progress=False)
-        >>> orders(found)["gaussian", "ddim", "lam"].verdict
+        >>> orders(found)["gaussian", "ddim", "lam", "VP"].verdict
         'confirmed'
     """
     solvers: Mapping[str, Mapping[str, object]] = comparison.about.get("solvers", {})
     last = 0 if comparison.about.get("end") == "stop" else 1  # the move to sigma = 0 is the same for all
+    direction = better(comparison, metric)
     judged = {}
     for curve, records in _curves(comparison, metric).items():
-        declared = solvers.get(curve[1], {}).get("order")
-        measured = [Measurement(r.steps - last, r.evaluations, r.value) for r in records if r.steps > last]
+        declared = solvers.get(curve.solver, {}).get("order")
+        errors = {r.steps - last: Measurement(r.steps - last, r.evaluations, cost(r.value, direction)) for r in records}
+        measured = [errors[n] for n in sorted(errors) if n > 0]
         if isinstance(declared, int | float) and len(measured) >= 3:
-            method = RowSolver(Description(curve[1], "", "", order=int(declared)), lambda path: [])
-            judged[curve] = _judge(method, float(declared), measured, [], floor, confidence)
+            judged[curve] = judge(curve.solver, float(declared), measured, (), floor, confidence)
     return judged
 
 
-def pareto(comparison: Records, problem: str, metric: str = "rms") -> tuple[Record, ...]:
+def pareto(comparison: Records, problem: str, metric: str = "rms", sde: str | None = None) -> tuple[Record, ...]:
     """The records of a problem that no other beats in both evaluations and error, by growing evaluations.
+
+    Where the problem is on several SDEs, all of them count, unless ``sde`` names one.
 
     Example:
         >>> def record(solver, calls, error):
@@ -74,7 +83,8 @@ def pareto(comparison: Records, problem: str, metric: str = "rms") -> tuple[Reco
         >>> [(r.solver, r.evaluations) for r in pareto(both, "ring")]
         [('b', 10), ('b', 20)]
     """
-    records = itertools.chain(*(r for curve, r in _curves(comparison, metric).items() if curve[0] == problem))
+    curves = _curves(comparison, metric).items()
+    records = itertools.chain(*(r for c, r in curves if c.problem == problem and sde in (None, c.sde)))
     direction = better(comparison, metric)
     front: list[Record] = []
     for record in sorted(records, key=lambda r: (r.evaluations, cost(r.value, direction))):
@@ -91,7 +101,7 @@ def evaluations_to_reach(comparison: Records, error: float, metric: str = "rms")
         >>> def record(calls, error):
         ...     return Record("ring", "a", "lam", calls, calls, calls, "rms", error, error, error)
         >>> found = evaluations_to_reach(Records((record(10, 1e-1), record(40, 1e-3))), 1e-2)
-        >>> round(found["ring", "a", "lam"], 6)
+        >>> round(found["ring", "a", "lam", ""], 6)
         20.0
     """
     if not error > 0:
@@ -130,7 +140,8 @@ class Rank:
 def ranking(comparison: Records, metric: str = "rms", *, resamples: int = 1000, seed: int = 0) -> tuple[Rank, ...]:
     """All solvers, each on each path, by their mean rank; those without a value share the last rank.
 
-    The interval is a percentile bootstrap over problems: what is asked is how the solvers would rank on others of the kind.
+    A problem on another SDE counts as another problem. The interval is a percentile
+    bootstrap over problems: what is asked is how the solvers would rank on others of the kind.
 
     Example:
         >>> def record(problem, solver, error):
@@ -146,13 +157,13 @@ def ranking(comparison: Records, metric: str = "rms", *, resamples: int = 1000, 
     if not records:
         raise ValueError(f"got no records of metric {metric!r}; expected one of those compared")
     names = list(dict.fromkeys((r.solver, r.path) for r in records))
-    problems = list(dict.fromkeys(r.problem for r in records))
+    problems = list(dict.fromkeys((r.problem, r.sde) for r in records))
     cells = sorted({r.budget for r in records})
     values = np.full((len(problems), len(cells), len(names)), np.inf)
     direction = better(comparison, metric)
     for r in records:
         if math.isfinite(r.value):
-            place = problems.index(r.problem), cells.index(r.budget), names.index((r.solver, r.path))
+            place = problems.index((r.problem, r.sde)), cells.index(r.budget), names.index((r.solver, r.path))
             values[place] = cost(r.value, direction)
     ranks = rankdata(values, axis=2).mean(1)  # (problems, names)
     drawn = np.random.default_rng(seed).integers(len(problems), size=(resamples, len(problems)))
@@ -163,13 +174,14 @@ def ranking(comparison: Records, metric: str = "rms", *, resamples: int = 1000, 
 
 @dataclass(frozen=True)
 class Ratio:
-    """The best of this package beside the best peer, on one problem within one budget; ``ratio`` is the first's error over
-    the second's."""
+    """The best of this package beside the best peer, on one problem and SDE within one budget; ``ratio`` is the error of
+    the first over that of the second."""
 
     problem: str
     budget: int
     ours: Record
     peer: Record
+    sde: str = ""
 
     @property
     def ratio(self) -> float:
@@ -178,22 +190,23 @@ class Ratio:
 
 
 def best_ratio(comparison: Records, metric: str = "rms") -> tuple[Ratio, ...]:
-    """For every problem and budget at which there are both, the best solver of this package and the best peer.
+    """For every problem, SDE and budget at which there are both, the best solver of this package and the best peer.
 
     Raises:
         ValueError: for a comparison without peers.
     """
     direction = better(comparison, metric)
-    best: dict[tuple[str, int, bool], Record] = {}
+    best: dict[tuple[str, str, int, bool], Record] = {}
     for record in comparison.select(metric=metric):
-        key = (record.problem, record.budget, record.package == "scoresde")
+        key = (record.problem, record.sde, record.budget, record.package == "scoresde")
         if math.isfinite(record.value) and (
             key not in best or cost(record.value, direction) < cost(best[key].value, direction)
         ):
             best[key] = record
-    pairs: Iterable[tuple[str, int]] = dict.fromkeys((p, b) for p, b, _ in best)
     found = [
-        Ratio(p, b, best[p, b, True], best[p, b, False]) for p, b in pairs if {(p, b, True), (p, b, False)} <= set(best)
+        Ratio(problem, budget, record, best[problem, sde, budget, False], sde)
+        for (problem, sde, budget, ours), record in best.items()
+        if ours and (problem, sde, budget, False) in best
     ]
     if not found:
         raise ValueError("got a comparison without peers; expected compare(..., peers=True), with the packages installed")

@@ -1,26 +1,19 @@
-"""A comparison as a table: Markdown for people, CSV for spreadsheets, JSON to be read back as it was."""
+"""A comparison as a table: Markdown for people, CSV for spreadsheets."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import io
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, get_type_hints
+from collections.abc import Iterable, Sequence
 
-import torch
-from torch import Tensor
+from scoresde.comparison.records import Record, Records
+from scoresde.comparison.report.series import better, cost, labels, titles
 
-from scoresde.comparison.records import Record, Records, Trace
-from scoresde.comparison.report.series import better, cost, labels, named
+__all__ = ["markdown", "number", "to_csv"]
 
-__all__ = ["from_json", "markdown", "number", "to_csv", "to_json"]
-
-FORMAT = 1
 COLUMNS = tuple(field.name for field in dataclasses.fields(Record))
-TYPES = get_type_hints(Record)
 
 
 def number(value: float, low: float | None = None, high: float | None = None) -> str:
@@ -39,7 +32,7 @@ def number(value: float, low: float | None = None, high: float | None = None) ->
 def markdown(
     comparison: Records, problem: str | Iterable[str] | None = None, metric: str | Iterable[str] | None = None
 ) -> str:
-    """A table for each problem and metric: a row for each solver, the best on average first, a column for each budget.
+    """A table for each problem, SDE and metric: a row for each solver, the best on average first, a column for each budget.
 
     The best of a column is bold, with all that print the same; a confidence interval follows its number as ±; where there is
     no number, a footnote says why.
@@ -68,15 +61,16 @@ def markdown(
         <BLANKLINE>
     """
     problems, metrics = (_chosen(comparison, "problem", problem), _chosen(comparison, "metric", metric))
-    groups: dict[tuple[str, str], list[Record]] = {}
+    groups: dict[tuple[str, str, str], list[Record]] = {}
     for r in comparison.records:
-        groups.setdefault((r.problem, r.metric), []).append(r)
-    tables = [_table(comparison, groups[p, m]) for p in problems for m in metrics if (p, m) in groups]
+        groups.setdefault((r.problem, r.sde, r.metric), []).append(r)
+    panels = [panel for panel in titles(comparison) if panel[0] in problems]
+    tables = [_table(comparison, groups[*p, m]) for p in panels for m in metrics if (*p, m) in groups]
     return "\n".join([*tables, "Columns: evaluations of the model allowed.\n"])
 
 
 def _chosen(comparison: Records, attribute: str, wanted: str | Iterable[str] | None) -> list[str]:
-    known = named(comparison, attribute)
+    known = comparison.named(attribute)
     chosen = known if wanted is None else [wanted] if isinstance(wanted, str) else list(wanted)
     for name in chosen:
         if name not in known:
@@ -85,7 +79,7 @@ def _chosen(comparison: Records, attribute: str, wanted: str | Iterable[str] | N
 
 
 def _table(comparison: Records, records: Sequence[Record]) -> str:
-    problem, metric = records[0].problem, records[0].metric
+    panel, metric = (records[0].problem, records[0].sde), records[0].metric
     direction = better(comparison, metric)
     names = labels(comparison)
     columns = sorted({r.budget for r in records})
@@ -102,7 +96,7 @@ def _table(comparison: Records, records: Sequence[Record]) -> str:
             best[budget] = number(cells[min(finite)[1], budget].value)
     notes: dict[str, int] = {}
     out = [
-        f"### {problem}: {metric}",
+        f"### {_escaped(titles(comparison)[panel])}: {_escaped(metric)}",
         "",
         f"| solver | {' | '.join(map(str, columns))} |",
         "|---" + "|---:" * len(columns) + "|",
@@ -140,70 +134,3 @@ def to_csv(comparison: Records) -> str:
     writer.writerow(COLUMNS)
     writer.writerows([getattr(r, name) for name in COLUMNS] for r in comparison.records)
     return out.getvalue()
-
-
-# JSON ----------------------------------------------------------------------------------------------------------------
-
-
-def to_json(comparison: Records) -> str:
-    """All of it; NaN and infinities, which JSON has not, become ``{"float": "nan"}``.
-
-    Example:
-        >>> one = Records((Record("ring", "ddim", "lam", 5, 5, 5, "rms", 0.1, 0.09, 0.2),), {"seed": 0})
-        >>> from_json(to_json(one)) == one
-        True
-    """
-    whole = {
-        "format": FORMAT,
-        "about": comparison.about,
-        "columns": COLUMNS,
-        "records": [[getattr(r, name) for name in COLUMNS] for r in comparison.records],
-        "traces": [{**vars(trace), "x": _from_tensor(trace.x)} for trace in comparison.traces],
-    }
-    return json.dumps(_plain(whole), allow_nan=False, ensure_ascii=False)
-
-
-def _from_tensor(x: Tensor) -> dict[str, Any]:
-    return {"dtype": str(x.dtype).removeprefix("torch."), "shape": list(x.shape), "values": x.detach().flatten().tolist()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": str(value)}
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value
-
-
-def from_json(text: str) -> Records:
-    """The comparison of which :func:`to_json` made ``text``; lists in its ``about`` stay lists.
-
-    Raises:
-        ValueError: for a text that is cut short, or is none of a comparison.
-    """
-    try:
-        whole = json.loads(text, object_hook=lambda d: float(d["float"]) if d.keys() == {"float"} else d)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"got a text that is not JSON ({error}); expected a whole comparison.json: is it cut short?"
-        ) from None
-    if not isinstance(whole, dict) or whole.get("format") != FORMAT:
-        raise ValueError(f"got JSON of another format than {FORMAT}; expected a comparison written by this version")
-    return Records(tuple(_records(whole)), whole["about"], tuple(_traces(whole)))
-
-
-def _records(whole: Mapping[str, Any]) -> Iterator[Record]:
-    columns = whole["columns"]
-    if set(columns) - set(COLUMNS):
-        raise ValueError(f"got columns {columns}; expected those of a record: {list(COLUMNS)}")
-    for row in whole["records"]:
-        read: dict[str, Any] = {name: TYPES[name](v) for name, v in zip(columns, row, strict=True)}
-        yield Record(**read)
-
-
-def _traces(whole: Mapping[str, Any]) -> Iterator[Trace]:
-    for trace in whole["traces"]:
-        x = torch.tensor(trace["x"]["values"], dtype=getattr(torch, trace["x"]["dtype"])).reshape(trace["x"]["shape"])
-        yield Trace(**{**trace, "times": tuple(trace["times"]), "x": x})

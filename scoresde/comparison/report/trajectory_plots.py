@@ -1,4 +1,4 @@
-"""The ways of samples in the plane."""
+"""Trajectories of samples in the plane."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ def trajectories(
     *,
     style: Mapping[tuple[str, str], Style] | None = None,
     columns: int = 4,
+    title: str | None = None,
 ) -> Figure:
-    """The ways of a few samples in the plane from noise to data, one panel for each solver, over samples of the data.
+    """Draw the trajectories of a few samples from noise to data, one panel for each solver, over samples of the data.
 
     Args:
         traces: of one problem, at most twelve: the first are drawn.
         background: samples of the data, ``(n, 2)``, drawn in grey.
         style: from the solver and the path to a style; by default in the order of the traces.
         columns: panels side by side.
+        title: what the problem is called; by default its name.
 
     Raises:
         ValueError: for no traces, or states that are not in the plane.
@@ -64,5 +66,5 @@ def trajectories(
         ax.set(xlim=(x0, x1), ylim=(y0, y1), aspect="equal")
         ax.tick_params(labelsize=7, labelbottom=i + columns >= len(traces))
         ax.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{traces[0].problem}: from noise to data (markers)", fontsize=10)
+    figure.suptitle(f"{title or traces[0].problem}: from noise to data (markers)", fontsize=10)
     return figure

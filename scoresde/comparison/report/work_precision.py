@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from scoresde.comparison.records import Records
 from scoresde.comparison.report.line_labels import finish
 from scoresde.comparison.report.panels import draw, grid, known
-from scoresde.comparison.report.series import better, coloured, labels, lines, named, styles
+from scoresde.comparison.report.series import better, coloured, labels, lines, styles, titles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +24,7 @@ def work_precision(
     highlight: Collection[str] = (),
     columns: int = 3,
 ) -> Figure:
-    """What each solver makes of each number of evaluations: one panel for each problem, the better the lower left.
+    """What each solver makes of each number of evaluations: one panel for each problem and SDE, the better the lower left.
 
     Both axes are logarithmic; vertical bars are confidence intervals. Where lines are many, those on the front (no other is
     as accurate with as few evaluations) and those to highlight are in colour, at most twelve, and the others grey.
@@ -41,15 +41,16 @@ def work_precision(
     """
     metric = known(comparison, "metric", metric)
     style, names = styles(comparison, highlight), labels(comparison)
-    wanted = named(comparison, "problem") if problems is None else [known(comparison, "problem", p) for p in problems]
-    panels = {p: panel for p in wanted if (panel := lines(comparison, p, metric))}
+    wanted = comparison.named("problem") if problems is None else [known(comparison, "problem", p) for p in problems]
+    called = {title: (p, sde) for (p, sde), title in titles(comparison).items() if p in wanted}
+    panels = {title: panel for title, (p, sde) in called.items() if (panel := lines(comparison, p, metric, sde))}
     if not panels:
         raise ValueError(f"got no finite number of {metric!r}; expected at least one: see the errors of the records")
     figure, axes = grid(len(panels), columns, 4.4, 3.6)
     direction = better(comparison, metric)
     unit = comparison.about.get("metrics", {}).get(metric, {}).get("unit", "")
-    for i, (ax, (problem, panel)) in enumerate(zip(axes, panels.items(), strict=True)):
-        ax.set_title(problem, fontsize=10)
+    for i, (ax, (title, panel)) in enumerate(zip(axes, panels.items(), strict=True)):
+        ax.set_title(title, fontsize=10)
         chosen = coloured(panel, style, highlight, direction)
         draw(ax, panel, chosen, style, lambda r: r.evaluations, direction)
         ax.set_xlabel("evaluations of the model")
