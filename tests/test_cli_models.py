@@ -93,6 +93,32 @@ def save(model: ScoreModel, path: Path) -> None:
     scoresde.save(model, path, event=(2,))
 
 
+def test_class_names_travel_from_folders_to_samples(tmp_path):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for name in ("train/2", "train/10", "train/1", "val/1", "val/10"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / "photos" / name / "a.png")
+    call = ("train", "--data", f"{tmp_path / 'photos'}:train", "--labels", "--out", tmp_path / "run", "--steps", 2)
+    done = invoke(*call, "--batch-size", 2, "--width", 4, "--no-progress")
+    assert done.exit_code == 0, done.output
+    found = []
+    for label in ("10", "2", "1,1"):
+        out = tmp_path / "x.npy"
+        done = invoke("sample", tmp_path / "run", "-n", 1, "--steps", 2, "--label", label, "--out", out, "--no-progress")
+        assert done.exit_code == 0, done.output
+        found.append(np.load(out))
+    loaded = scoresde.load(tmp_path / "run")
+    for x, label in zip(found, (2, 1, 0), strict=True):  # of 1, 2, 10
+        expected = scoresde.sample(
+            loaded, (1, 1, 8, 8), "dpmpp-2m", 2, seed=0, progress=False, end="denoise", conditions={"label": [label]}
+        ).x
+        assert np.allclose(x, expected.numpy(), atol=1e-5)
+    done = invoke("sample", tmp_path / "run", "--label", "3", "--no-progress")
+    assert done.exit_code == 2 and "got --label '3'; expected one of 1, 2, 10, or a number from 0 to 2" in done.stderr
+
+
 # What is opened ------------------------------------------------------------------------------------------------------
 
 

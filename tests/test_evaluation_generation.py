@@ -215,7 +215,7 @@ def test_features_are_code_of_the_user(files, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("absent.npy", "--against", "digits"), "found no file 'absent.npy'"),
+        (("absent.npy", "--against", "digits"), "got data 'absent.npy'; expected one of digits, or a file"),
         (("FAR", "--against", "digits"), "expected one shape"),
         (("FAR", "--against", "REAL", "--split", "test"), "which has no parts"),
         (("FAR", "--against", "REAL", "--features", "x"), "package.module:name or file.py:name"),

@@ -15,7 +15,7 @@ from scoresde import data, metrics, plots
 from scoresde.cli import options
 from scoresde.cli.errors import reported
 from scoresde.cli.sample import write
-from scoresde.cli.source import open_data
+from scoresde.cli.source import Limit, open_data
 from scoresde.objectives import OBJECTIVES, LabelDropout, Objective
 from scoresde.objectives import objective as named
 from scoresde.sampling import sample as draw
@@ -52,6 +52,7 @@ def train(
     out: options.Out,
     size: Annotated[int | None, typer.Option(help="Height and width to which image files are scaled and cropped.")] = None,
     unreadable: options.Unreadable = "raise",
+    limit: Limit = None,
     flips: Annotated[bool, typer.Option("--flips/--no-flips", help="Add the mirror image of each image.")] = False,
     labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Give the network the labels of the data.")] = False,
     label_dropout: Annotated[float, typer.Option(help="Probability of hiding a label, for guidance.")] = 0.1,
@@ -88,7 +89,7 @@ def train(
             f"got out={str(out)!r}, inside the folder {str(folder)!r} of the data; expected a place outside of it: what is "
             "written there would be taken for data the next time"
         )
-    source, x, classes = _opened(data_name, labels, size=size, flips=flips, unreadable=unreadable)
+    source, x, classes = _opened(data_name, labels, size=size, flips=flips, unreadable=unreadable, limit=limit)
     model = _model(x, sde, predicts, network, width, classes, method.augmentation is not None, sigma_data, method.seed)
     trainer = Trainer(
         model,
@@ -122,7 +123,7 @@ def _opened(name: str, labels: bool, **how: Any) -> tuple[Tensor | data.Dataset,
         raise ValueError(
             f"got --labels for {name!r}, which has none; expected sub-folders, an array y or a column of labels"
         )
-    return found, x, int(found.labels.max()) + 1
+    return found, x, found.num_classes
 
 
 def _model(
