@@ -438,11 +438,11 @@ class Pair(nn.Module):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((1,), "this Pair: it also holds p1"),
-        ((1, 2, 3), "it lacks p2"),
-        ((1, 3), r"it has in another shape p1 \(2,\) for \(3,\)"),
-        ((3,), r"it also holds p1; it has in another shape p0 \(1,\) for \(3,\)"),
-        ((1, 2, *[1] * 9), "it lacks p10, p2, p3, p4 and 5 more"),
+        ((1,), "this Pair: it also holds net.p1"),
+        ((1, 2, 3), "it lacks net.p2"),
+        ((1, 3), r"it has in another shape net.p1 \(2,\) for \(3,\)"),
+        ((3,), r"it also holds net.p1; it has in another shape net.p0 \(1,\) for \(3,\)"),
+        ((1, 2, *[1] * 9), "it lacks net.p10, net.p2, net.p3, net.p4 and 5 more"),
     ],
 )
 def test_load_names_the_tensors_that_do_not_fit(sizes: tuple[int, ...], message: str, tmp_path: Path) -> None:
