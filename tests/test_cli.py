@@ -206,7 +206,7 @@ def test_a_missing_truncated_or_pickled_checkpoint_is_refused(run, tmp_path):
         (["--data", "digit"], "did you mean 'digits'?"),
         (["--data", "half.npy"], "cannot read 'half.npy', which may be truncated"),
         (["--sde", "vpp"], "got SDE 'vpp'; expected one of vp, cosine, subvp, ve, edm, flow, ddpm; did you mean"),
-        (["--predicts", "epsilon"], "got --predicts epsilon; expected one of eps"),
+        (["--predicts", "epsilon"], "got prediction 'epsilon'; expected one of eps"),
         (["--objective", "ddmp"], "did you mean 'ddpm'?"),
         (["--steps", 0], "got --steps 0; expected a whole number of at least 1"),
         (["--batch-size", 0], "got --batch-size 0; expected a whole number of at least 1"),

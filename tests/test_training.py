@@ -70,7 +70,11 @@ def small(seed: int = 0) -> ScoreModel:
 
 
 def quiet(model: ScoreModel, data: Any, **arguments: Any) -> FitResult:
-    steps, truth, made = arguments.pop("steps"), arguments.pop("truth", None), divided({"log": False, **arguments})
+    steps, truth, made = (
+        arguments.pop("steps"),
+        arguments.pop("truth", None),
+        divided({"log": False, "progress": False, "batch_size": 16, **arguments}),
+    )
     return fit(model, data, steps=steps, truth=truth, **made)
 
 
@@ -173,7 +177,7 @@ def test_each_step_has_dropout_of_its_own_which_depends_on_the_seed_alone() -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lr": 0.25}, r"training.lr=0.001 \(here 0.25\); pass resume=False"),
+        ({"lr": 0.25}, r"training.lr=0.001 \(here 0.25\); to go on .* pass accept=lr; to start afresh .* resume=False"),
         ({"objective": "edm"}, "training.objective="),
         ({"seed": 3}, r"training.seed=0 \(here 3\)"),
         ({"batch_size": 8}, r"training.batch_size=16 \(here 8\)"),
@@ -399,7 +403,7 @@ def test_load_asks_for_what_a_file_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"a function of its own for the time; pass it as time=\.\."):
         load(tmp_path / "model")
     with pytest.raises(CheckpointError, match=r"linear.Linear, which scoresde cannot build; pass one as net=\.\."):
-        load(tmp_path / "model", time=torch.log)
+        load(tmp_path / "model", time=torch.log, sde=own)
     with pytest.raises(
         CheckpointError, match=r"under FunctionSDE, an SDE of your own, .* load\(\.\., sde=FunctionSDE\(\.\.\)\)"
     ):
@@ -434,11 +438,11 @@ class Pair(nn.Module):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((1,), "this Pair: it also holds p1"),
-        ((1, 2, 3), "it lacks p2"),
-        ((1, 3), r"it has in another shape p1 \(2,\) for \(3,\)"),
-        ((3,), r"it also holds p1; it has in another shape p0 \(1,\) for \(3,\)"),
-        ((1, 2, *[1] * 9), "it lacks p10, p2, p3, p4 and 5 more"),
+        ((1,), "this Pair: it also holds net.p1"),
+        ((1, 2, 3), "it lacks net.p2"),
+        ((1, 3), r"it has in another shape net.p1 \(2,\) for \(3,\)"),
+        ((3,), r"it also holds net.p1; it has in another shape net.p0 \(1,\) for \(3,\)"),
+        ((1, 2, *[1] * 9), "it lacks net.p10, net.p2, net.p3, net.p4 and 5 more"),
     ],
 )
 def test_load_names_the_tensors_that_do_not_fit(sizes: tuple[int, ...], message: str, tmp_path: Path) -> None:

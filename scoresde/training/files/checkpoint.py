@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from scoresde.base.files import replacing
 from scoresde.base.version import __version__
+from scoresde.score import ScoreModel
 from scoresde.training.files.description import CheckpointError, check
 
 __all__ = [
@@ -223,12 +224,12 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: str | os.PathLi
     if missing or surplus or reshaped:
         shapes = [f"{name} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}" for name in reshaped]
         listed = (("lacks", missing), ("also holds", surplus), ("has in another shape", shapes))
-        kind = type(getattr(module, "net", module)).__name__
+        kind = type(module.net if isinstance(module, ScoreModel) else module).__name__
         problems = "; it ".join(f"{what} {_some(names)}" for what, names in listed if names)
         raise CheckpointError(f"{path} is of another architecture than this {kind}: it {problems}")
     module.load_state_dict({name: tensors[plain] for name, plain in names.items()}, assign=assign)
 
 
 def _some(names: Collection[str]) -> str:
-    ordered = sorted(name.removeprefix("net.") for name in names)
+    ordered = sorted(names)
     return ", ".join(ordered[:4]) + (f" and {len(ordered) - 4} more" if len(ordered) > 4 else "")
