@@ -1,9 +1,11 @@
-"""Distances between samples, errors against a truth, what they cost; and a classifier of images, in whose features
-distances mean more than in pixels.
+"""Metrics: distances between samples, errors against a known truth, time and memory, and a small classifier of images.
+
+Distances between the classifier's features of two images mean more than distances between their pixels.
 
 A distance takes two tensors, ``(n, *event)`` and ``(m, *event)``, computes in float64 on the device of its inputs and
-returns a tensor without dimensions; its ``_estimate`` returns an :class:`Estimate`, the value with its confidence interval.
-The distance of two independent sets of real data is the floor that a distance of generated data is to be compared with.
+returns a tensor without dimensions. The function of the same name with ``_estimate`` returns an :class:`Estimate`, the value
+with its confidence interval. Compare the distance of generated data from real data with the distance of two independent
+samples of real data, the floor that no generator can be expected to beat.
 """
 
 from scoresde.metrics.classifier import Classifier, train_classifier

@@ -1,4 +1,4 @@
-"""What every distance of samples does first: check the pair, flatten it, and go to float64."""
+"""The first step of every distance: check the two samples, flatten them, and convert them to float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHUNK = 2**22  # numbers of a temporary matrix: 32 MiB in float64
 
 
 def check_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sets as float64 matrices ``(n, d)`` and ``(m, d)``."""
+    """Return both samples as float64 matrices ``(n, d)`` and ``(m, d)``."""
     if check_batch(x).shape[1:] != check_batch(y).shape[1:] or min(len(x), len(y)) < 2:
         raise ValueError(
             f"got samples of shapes {tuple(x.shape)} and {tuple(y.shape)}; expected (n, *event) and (m, *event) with "
@@ -23,5 +23,5 @@ def check_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rows_at_once(columns: int) -> int:
-    """How many rows of a temporary matrix fit."""
+    """Return the number of rows of a temporary matrix that fit in the memory allowed for it."""
     return max(1, CHUNK // columns)

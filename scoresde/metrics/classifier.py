@@ -1,4 +1,4 @@
-"""A small classifier of images, in whose features distances mean more than in pixels."""
+"""A small classifier of images, whose features give distances that mean more than distances between pixels."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ class Classifier(nn.Module):
     """A small convolutional classifier of images, whose last hidden layer serves as features.
 
     Args:
-        channels: of the images, which may have any height and width of at least 2.
+        channels: the number of channels of the images, which may have any height and width of at least 2.
         classes: the number of labels.
-        width: of the first convolution; ``dim``: the number of features.
+        width: the number of channels of the first convolution.
+        dim: the number of features.
         generator: the only source of the initial weights.
     """
 
@@ -46,26 +47,27 @@ class Classifier(nn.Module):
                 nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
 
     def features(self, images: Tensor) -> Tensor:
-        """The last hidden layer, shape ``(batch, dim)``."""
+        """Return the last hidden layer, shape ``(batch, dim)``."""
         out: Tensor = self.body(images)
         return out
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, shape ``(batch, classes)``."""
+        """Return the logits, shape ``(batch, classes)``."""
         out: Tensor = self.head(self.features(images))
         return out
 
 
 def train_classifier(images: Tensor, labels: Tensor, *, seed: int = 0, epochs: int = 12, batch: int = 64) -> Classifier:
-    """Train a :class:`Classifier` on the spot, by Adam with a learning rate that falls to zero.
+    """Train a :class:`Classifier` by Adam with a learning rate that falls to zero.
 
-    The result depends on the arguments alone, not on the global random state, and lies on the device of ``images``.
+    The result depends on the arguments only, not on the global random state, and is on the device of ``images``.
 
     Args:
         images: shape ``(n, c, h, w)``, float32, in [-1, 1].
         labels: shape ``(n,)``, whole numbers from 0.
-        seed: of the initial weights and the order of the images.
-        epochs, batch: passes over the images, and images a step.
+        seed: the seed of the initial weights and of the order of the images.
+        epochs: the number of passes over the images.
+        batch: the number of images in a step.
 
     Raises:
         ValueError: for shapes that do not fit, labels that are not whole numbers from 0, or ``epochs`` below 1.

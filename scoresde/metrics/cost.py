@@ -1,4 +1,4 @@
-"""What a computation costs: its time for each evaluation, and the memory that it holds at most."""
+"""The cost of a computation: its time for each evaluation, and its peak memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ __all__ = ["PeakMemory", "peak_memory", "seconds_per_evaluation"]
 
 
 def seconds_per_evaluation(seconds: Sequence[float], evaluations: int, confidence: float = 0.95) -> Estimate:
-    """The median time of several runs, for each of their evaluations, with an interval of order statistics.
+    """Return the median time for one evaluation over several runs, with an interval of order statistics.
 
-    Times are never shorter than the work and at times much longer, so that their mean tells of the machine. Fewer than six
-    runs are too few for an interval of 95 %, which then spans all of them.
+    Times are never shorter than the work and sometimes much longer, so the mean depends on what else the machine does. With
+    fewer than six runs there is no interval at 95 % confidence, and the range of all runs is returned.
+
+    Raises:
+        ValueError: without a run or an evaluation.
 
     Example:
         >>> seconds_per_evaluation([1.0, 1.2, 5.0], 10)
@@ -35,23 +38,23 @@ def seconds_per_evaluation(seconds: Sequence[float], evaluations: int, confidenc
 
 
 class PeakMemory:
-    """What :func:`peak_memory` measures: ``bytes``, the most held at once beyond what was there before."""
+    """The result of :func:`peak_memory`: ``bytes``, the largest memory held at once beyond what was held before."""
 
     bytes: int = 0
 
 
 @contextlib.contextmanager
 def peak_memory(device: torch.device | str = "cpu") -> Iterator[PeakMemory]:
-    """Measure the memory of the tensors that the block makes, and holds at the same time.
+    """Measure the peak memory of the tensors that are made in a ``with`` block.
 
-    On a GPU it is what the allocator counts. On the CPU, where nothing counts, every operation is watched, which costs time:
-    measure memory and time in different runs. Memory that an operation takes and gives back within itself is not seen there.
+    On a GPU this is what the allocator counts. On the CPU every operation is traced, which costs time: measure memory and
+    time in different runs. Temporary memory inside an operation is not counted on the CPU.
 
     Example:
         >>> with peak_memory() as peak:
         ...     for _ in range(3):
         ...         x = torch.zeros(1000)
-        >>> peak.bytes  # the third is made while the second is held, and the first is gone
+        >>> peak.bytes  # the third tensor is made while the second is held, and the first is freed
         8000
     """
     device, found = torch.device(device), PeakMemory()
@@ -71,7 +74,7 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[PeakMemory]:
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type it
-    """Counts the bytes of all storages that operations return, as long as they live."""
+    """A dispatch mode that counts the bytes of all storages that operations return, until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Errors against a truth that is known exactly: an end point, moments, the weights of modes, a density."""
+"""Errors against a truth that is known exactly: end points, moments, weights of modes, or a density."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def _errors(x: Tensor, reference: Tensor) -> Tensor:
-    """The mean square error of each sample over its coordinates, shape ``(n,)``, float64."""
+    """Return the mean square error of each sample over its coordinates, shape ``(n,)``, float64."""
     if check_batch(x).shape != reference.shape or len(x) < 2:
         raise ValueError(
             f"got samples of shape {tuple(x.shape)} and their references of shape {tuple(reference.shape)}; expected the "
@@ -39,14 +39,16 @@ def _errors(x: Tensor, reference: Tensor) -> Tensor:
 
 
 def rms_error(x: Tensor, reference: Tensor, confidence: float = 0.95) -> Estimate:
-    """The root mean square distance of each sample from its own reference, over samples and coordinates.
+    """Return the root mean square distance of the samples from their references, over samples and coordinates.
 
-    Against the end of the flow from the same start it is the end-point error of a deterministic solver; against a much finer
-    run on the same Brownian path, the strong error of a stochastic one. The interval is that of the mean over starts, for
-    the logarithm by the delta method; where a few starts make most of the error it is too short, and quantiles tell more.
+    If the reference is the end of the flow from the same start, this is the end-point error of a deterministic solver. If it
+    is a much finer run on the same Brownian path, this is the strong error of a stochastic solver. The interval is that of
+    the mean over starts, for the logarithm by the delta method. If a few starts contribute most of the error, the interval
+    is too short and :func:`error_quantile` is more informative.
 
     Args:
-        x, reference: shape ``(n, *event)``, one for one.
+        x, reference: samples and their references, shape ``(n, *event)``, in the same order.
+        confidence: the level of the interval.
 
     Example:
         >>> import torch
@@ -57,7 +59,7 @@ def rms_error(x: Tensor, reference: Tensor, confidence: float = 0.95) -> Estimat
 
 
 def error_quantile(x: Tensor, reference: Tensor, q: float = 0.5, confidence: float = 0.95) -> Estimate:
-    """The ``q``-quantile over samples of the root mean square error over coordinates, with an interval of order statistics.
+    """Return the ``q``-quantile over samples of the root mean square error, with an interval of order statistics.
 
     Example:
         >>> import torch
@@ -71,7 +73,7 @@ def error_quantile(x: Tensor, reference: Tensor, q: float = 0.5, confidence: flo
 
 
 def _moments(x: Tensor, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """The samples less the mean of the truth, ``(n, d)``, and its covariance, ``(d, d)``."""
+    """Return the samples minus the true mean, ``(n, d)``, and the true covariance, ``(d, d)``."""
     d = check_batch(x)[0].numel()
     if mean.numel() != d or covariance.shape != (d, d) or len(x) < 2:
         raise ValueError(
@@ -86,15 +88,15 @@ def _root(squared: Estimate, scale: float) -> Estimate:
 
 
 def mean_error(x: Tensor, mean: Tensor, covariance: Tensor, confidence: float = 0.95) -> Estimate:
-    r"""How far the mean of the samples is from the true one, in units of the data's size: :math:`\|E X - \mu\| /
-    \sqrt{\operatorname{tr} C}`.
+    r"""Return the relative error of the mean of the samples, :math:`\|E X - \mu\| / \sqrt{\operatorname{tr} C}`.
 
-    The square is estimated without bias, so that samples from the truth give zero on average, whatever their number; the
-    root of an estimate below zero is zero.
+    The square is estimated without bias, so samples from the truth give zero on average, whatever their number. If the
+    estimate of the square is negative, the result is zero.
 
     Args:
         x: samples ``(n, *event)``.
-        mean, covariance: of the truth, shapes ``event`` and ``(d, d)``.
+        mean, covariance: the true moments, shapes ``event`` and ``(d, d)``.
+        confidence: the level of the interval.
 
     Example:
         >>> import torch
@@ -107,7 +109,7 @@ def mean_error(x: Tensor, mean: Tensor, covariance: Tensor, confidence: float = 
 
 
 def covariance_error(x: Tensor, mean: Tensor, covariance: Tensor, confidence: float = 0.95) -> Estimate:
-    r"""How far the second moments about the true mean are from the covariance C of the truth, relative to it.
+    r"""Return the relative error of the second moments of the samples about the true mean.
 
     .. math:: \| E[(X - \mu) (X - \mu)^T] - C \|_F \, / \, \|C\|_F
 
@@ -115,7 +117,8 @@ def covariance_error(x: Tensor, mean: Tensor, covariance: Tensor, confidence: fl
 
     Args:
         x: samples ``(n, *event)``.
-        mean, covariance: of the truth, shapes ``event`` and ``(d, d)``.
+        mean, covariance: the true moments, shapes ``event`` and ``(d, d)``.
+        confidence: the level of the interval.
 
     Example:
         >>> import torch
@@ -138,14 +141,16 @@ def covariance_error(x: Tensor, mean: Tensor, covariance: Tensor, confidence: fl
 
 
 def mode_weight_error(responsibilities: Tensor, weights: Tensor, confidence: float = 0.95) -> Estimate:
-    r"""The total variation distance of the weights of the modes, :math:`\tfrac12 \sum_k |\hat w_k - w_k|`.
+    r"""Return the total variation distance of the weights of the modes, :math:`\tfrac12 \sum_k |\hat w_k - w_k|`.
 
-    Zero where every mode has its weight, one where all samples went to modes that do not exist. It is not unbiased: compare
-    sets of the same size; the interval, by the jackknife, is that of its expectation for a set of this size.
+    It is zero if every mode has its true weight, and one if all samples are in modes of weight zero. The estimate is biased
+    upwards, so compare samples of the same size. The interval, by the jackknife, is for its expectation at this size.
 
     Args:
-        responsibilities: shape ``(n, K)``: the probability of each mode given each sample, whose mean is the weight found.
-        weights: shape ``(K,)``: the true ones.
+        responsibilities: the probability of each mode given each sample, shape ``(n, K)``; its mean over samples is the
+            estimated weight.
+        weights: the true weights, shape ``(K,)``.
+        confidence: the level of the interval.
 
     Example:
         >>> import torch
@@ -165,14 +170,15 @@ def mode_weight_error(responsibilities: Tensor, weights: Tensor, confidence: flo
 def negative_log_likelihood(
     log_prob: Callable[[Tensor], Tensor], x: Tensor, truth: Tensor | None = None, confidence: float = 0.95
 ) -> Estimate:
-    """The negative log-likelihood of the samples under the true density, in nats per coordinate.
+    """Return the negative log-likelihood of the samples under the true density, in nats per coordinate.
 
-    It is lowest for samples that all lie at the highest mode, so its distance from the entropy is what counts: with exact
-    samples ``truth`` theirs is taken away, and zero is best. The interval is that of the means.
+    It is smallest for samples that are all at the highest mode, so it should be compared with the entropy. If exact samples
+    ``truth`` are given, their negative log-likelihood is subtracted, and zero is best. The interval is that of the means.
 
     Args:
-        log_prob: ``(n, *event) -> (n,)``, in nats.
+        log_prob: the true log-density in nats, ``(n, *event) -> (n,)``.
         x, truth: samples ``(n, *event)`` and ``(m, *event)``.
+        confidence: the level of the interval.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""The Fréchet distance: of two Gaussians, and of the Gaussians with the moments of two sets of samples."""
+"""The Fréchet distance between two Gaussians, and between two samples by their means and covariances."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["frechet_distance", "frechet_estimate", "gaussian_frechet_distance"]
 
 
 def gaussian_frechet_distance(mean_x: Tensor, covariance_x: Tensor, mean_y: Tensor, covariance_y: Tensor) -> Tensor:
-    r"""The Fréchet (squared 2-Wasserstein) distance of two Gaussians, for means ``(d,)`` and covariances ``(d, d)``.
+    r"""Return the Fréchet (squared 2-Wasserstein) distance of two Gaussians, for means ``(d,)`` and covariances ``(d, d)``.
 
     .. math:: \|\mu_x - \mu_y\|^2 + \operatorname{tr} \left( C_x + C_y - 2 (C_x C_y)^{1/2} \right)
 
-    The trace of the root is the sum of the singular values of :math:`C_x^{1/2} C_y^{1/2}`, which needs no product of
-    covariances and stays accurate where they are singular.
+    The trace of the root is computed as the sum of the singular values of :math:`C_x^{1/2} C_y^{1/2}`, which is accurate for
+    singular covariances too.
 
     Source: Dowson and Landau, "The Fréchet distance between multivariate normal distributions", 1982,
     https://doi.org/10.1016/0047-259X(82)90077-X.
@@ -33,20 +33,20 @@ def gaussian_frechet_distance(mean_x: Tensor, covariance_x: Tensor, mean_y: Tens
 
 
 def _half(covariance: Tensor) -> Tensor:
-    """A matrix A with A A^T = C."""
+    """Return a matrix A with A A^T = C."""
     values, vectors = torch.linalg.eigh(covariance)
     half: Tensor = vectors * values.clamp(min=0).sqrt()
     return half
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> Tensor:
-    """The Fréchet distance of Gaussians with the means and (unbiased) covariances of ``x`` and ``y``.
+    """Return the Fréchet distance of Gaussians with the means and (unbiased) covariances of ``x`` and ``y``.
 
-    In the features of a classifier it is the family of scores to which FID belongs. It is biased upwards, by an amount
-    that falls with the number of samples: compare sets of the same size.
+    On Inception features this is FID. It is biased upwards by an amount that falls with the number of samples, so compare
+    samples of the same size.
 
     Source: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", 2017,
-    https://arxiv.org/abs/1706.08500, equation (6), in any features.
+    https://arxiv.org/abs/1706.08500, equation (6).
 
     Example:
         >>> x = torch.tensor([[0.0], [2.0]])
@@ -54,13 +54,13 @@ def frechet_distance(x: Tensor, y: Tensor) -> Tensor:
         9.0
     """
     x, y = check_pair(x, y)
-    # The covariance of vectors of one number is a number, which the reshape makes a matrix again.
+    # torch.cov returns a number for one-dimensional vectors; the reshape makes it a matrix again.
     moments = [(z.mean(0), z.T.cov().reshape(z.shape[1], z.shape[1])) for z in (x, y)]
     return gaussian_frechet_distance(*moments[0], *moments[1])
 
 
 def frechet_estimate(x: Tensor, y: Tensor, confidence: float = 0.95) -> Estimate:
-    """:func:`frechet_distance` with the interval of its expectation for sets of these sizes, by the jackknife.
+    """Return :func:`frechet_distance` with a jackknife interval for its expectation at these sample sizes.
 
     Example:
         >>> x = torch.randn(400, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Estimates: a number with the interval in which it lies, at 95 % confidence unless another level is asked for."""
+"""Estimates: numbers with confidence intervals, at 95 % by default."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Estimate", "jackknife", "mean_estimate", "quantile_estimate"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A ``value`` and its confidence interval from ``low`` to ``high``, which is the value itself where that is exact."""
+    """A ``value`` and its confidence interval from ``low`` to ``high``; all three are equal for a number known exactly."""
 
     value: float
     low: float
@@ -22,7 +22,7 @@ class Estimate:
 
     @classmethod
     def exact(cls, value: float) -> Estimate:
-        """A number that is known.
+        """Return the estimate of a number that is known exactly.
 
         Example:
             >>> Estimate.exact(2.0)
@@ -31,7 +31,7 @@ class Estimate:
         return cls(value, value, value)
 
     def map(self, function: Callable[[float], float]) -> Estimate:
-        """A growing ``function`` of the number, and of both ends.
+        """Apply an increasing ``function`` to the value and both ends of the interval.
 
         Example:
             >>> Estimate(4.0, 1.0, 9.0).map(math.sqrt)
@@ -41,19 +41,19 @@ class Estimate:
 
 
 def check_confidence(confidence: float) -> None:
-    """Refuse a level of confidence that is not between 0 and 1."""
+    """Raise a ValueError for a level of confidence that is not between 0 and 1."""
     if not 0 < confidence < 1:
         raise ValueError(f"got confidence={confidence}; expected a number between 0 and 1")
 
 
 def normal_quantile(confidence: float) -> float:
-    """How many standard deviations a two-sided normal interval reaches."""
+    """Return the half-width of a two-sided normal interval in standard deviations."""
     check_confidence(confidence)
     return float(torch.special.ndtri(torch.tensor(0.5 + 0.5 * confidence, dtype=torch.float64)))
 
 
 def student_quantile(confidence: float, degrees: int) -> float:
-    """The same of Student's t with ``degrees`` of freedom."""
+    """Return the half-width of a two-sided interval of Student's t with ``degrees`` of freedom."""
     from scipy.special import stdtrit
 
     check_confidence(confidence)
@@ -61,14 +61,14 @@ def student_quantile(confidence: float, degrees: int) -> float:
 
 
 def check_values(values: Tensor) -> Tensor:
-    """``values`` in float64, if they are a vector of at least two."""
+    """Return ``values`` in float64, and raise a ValueError unless they are a vector of at least two."""
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"got values of shape {tuple(values.shape)}; expected (n,), one for each of at least two samples")
     return values.to(torch.float64)
 
 
 def mean_estimate(values: Tensor, confidence: float = 0.95) -> Estimate:
-    """The mean of independent ``values``, shape ``(n,)``, with Student's interval.
+    """Return the mean of independent ``values``, shape ``(n,)``, with Student's interval.
 
     Example:
         >>> mean_estimate(torch.tensor([1.0, 2.0, 3.0])).value
@@ -81,10 +81,10 @@ def mean_estimate(values: Tensor, confidence: float = 0.95) -> Estimate:
 
 
 def positive_mean_estimate(values: Tensor, confidence: float = 0.95) -> Estimate:
-    """The mean of values that are not negative, with an interval for its logarithm by the delta method.
+    """Return the mean of non-negative values, with an interval for its logarithm by the delta method.
 
-    Where a few samples hold most of the mean this covers better than an interval that is symmetric about it, and it never
-    reaches below zero.
+    If a few samples contribute most of the mean, the coverage is better than that of a symmetric interval. The lower end is
+    never below zero.
     """
     values = check_values(values)
     mean = float(values.mean())
@@ -95,11 +95,11 @@ def positive_mean_estimate(values: Tensor, confidence: float = 0.95) -> Estimate
 
 
 def quantile_estimate(values: Tensor, q: float, confidence: float = 0.95) -> Estimate:
-    """The ``q``-quantile of independent ``values``, shape ``(n,)``, between two of them.
+    """Return the ``q``-quantile of independent ``values``, shape ``(n,)``, with an interval of order statistics.
 
-    How many of n values lie below the quantile is binomial, whatever their distribution; the interval goes from one order
-    statistic to another so that the probability of either miss is at most (1 - confidence) / 2. Where there are too few
-    values for that it has no end.
+    The number of values below the quantile is binomial, whatever their distribution. The ends of the interval are order
+    statistics, chosen so that each is on the wrong side of the quantile with probability at most (1 - confidence) / 2. If
+    there are too few values, an end is infinite.
 
     Source: Conover, "Practical Nonparametric Statistics", 1999, section 3.2.
 
@@ -124,19 +124,20 @@ def quantile_estimate(values: Tensor, q: float, confidence: float = 0.95) -> Est
 def jackknife(
     statistic: Callable[..., Tensor], *samples: Tensor, groups: int = 20, confidence: float = 0.95, variance: float = 0.0
 ) -> Estimate:
-    r"""Any smooth ``statistic(*samples)`` of independent sets of samples, by leaving out one of ``groups`` at a time.
+    r"""Return a smooth ``statistic(*samples)`` of independent samples with its jackknife interval.
 
-    With :math:`\theta_g` the statistic without the g-th part of every set, its variance is estimated by
-    :math:`\frac{G-1}{G} \sum_g (\theta_g - \bar\theta)^2`, and the interval is Student's with G - 1 degrees of freedom. It
-    holds the expectation of the statistic for sets of these sizes: a bias, if there is one, is not part of it.
+    With :math:`\theta_g` the statistic without the g-th part of every sample, its variance is estimated by
+    :math:`\frac{G-1}{G} \sum_g (\theta_g - \bar\theta)^2`, and the interval is Student's with G - 1 degrees of freedom. The
+    interval is for the expectation of the statistic at these sample sizes; it does not correct a bias.
 
     Source: Efron, "The Jackknife, the Bootstrap and Other Resampling Plans", 1982, chapter 3.
 
     Args:
-        statistic: of as many tensors as there are samples.
-        samples: each ``(n, ...)`` with n of its own, in no particular order.
-        groups: how many parts; the cost is that many evaluations and one.
-        variance: what else the statistic varies by, to be added.
+        statistic: a function of as many tensors as there are ``samples``, which returns a number.
+        samples: each of shape ``(n, ...)`` with its own n, in any order.
+        groups: the number G of parts; the cost is G + 1 evaluations of the statistic.
+        confidence: the level of the interval.
+        variance: a variance from another source, which is added to the estimated one.
 
     Example:
         >>> x = torch.arange(40.0)
@@ -155,13 +156,13 @@ def jackknife(
 
 
 def _without(x: Tensor, group: int, groups: int) -> Tensor:
-    """All samples but every ``groups``-th one from ``group`` on."""
+    """Return all samples except every ``groups``-th one, counted from ``group``."""
     keep = torch.arange(len(x), device=x.device) % groups != group
     return x[keep]
 
 
 def combined(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
-    """A weighted sum of independent estimates with symmetric intervals."""
+    """Return the weighted sum of independent estimates with symmetric intervals."""
     value = math.fsum(w * e.value for w, e in zip(weights, estimates, strict=True))
     half = math.hypot(*(w * (e.high - e.value) for w, e in zip(weights, estimates, strict=True)))
     return Estimate(value, value - half, value + half)

@@ -1,22 +1,24 @@
-r"""Distances of samples that are sums over pairs: the energy distance and the maximum mean discrepancy (MMD).
+r"""Distances between samples by kernels: the energy distance and the maximum mean discrepancy (MMD).
 
-For a kernel k and independent :math:`X, X' \sim P` and :math:`Y, Y' \sim Q` all of them are
+For a kernel k and independent :math:`X, X' \sim P` and :math:`Y, Y' \sim Q` these distances are
 
 .. math:: E\,k(X, X') + E\,k(Y, Y') - 2\, E\,k(X, Y),
 
-with :math:`k(x, y) = -\|x - y\|` for the energy distance. The estimates are unbiased (U-statistics: no sample is compared
-with itself), so they are about zero, of either sign, for two sets from one distribution. Hoeffding's decomposition gives
-their variance exactly,
+where :math:`k(x, y) = -\|x - y\|` for the energy distance. The estimates are unbiased U-statistics, in which no sample is
+compared with itself. They are near zero, of either sign, for two samples of one distribution. Hoeffding's decomposition
+gives their variance exactly,
 
 .. math:: \frac{4 \zeta_x}{n} + \frac{4 \zeta_y}{m} + \frac{2 \tau_{xx}}{n (n - 1)} + \frac{2 \tau_{yy}}{m (m - 1)}
           + \frac{4 \tau_{xy}}{n m},
 
-with :math:`\zeta_x` the variance of :math:`E\,k(x, X') - E\,k(x, Y)` and :math:`\tau` the mean square of the kernel less its
-means over either argument, all estimated from sums over the rows of the kernel matrices, which are made once, in chunks.
-As the distributions approach each other :math:`\zeta` falls in proportion to the distance :math:`\theta`, and the other
-terms remain. So the interval holds all :math:`\theta` from which the estimate is at most z standard deviations away, with
-:math:`\zeta` in the proportion that is found: it is right far from zero, and at zero, where an interval about the estimate
-would be much too long.
+where :math:`\zeta_x` is the variance of :math:`E\,k(x, X') - E\,k(x, Y)` and :math:`\tau` the mean square of the kernel
+minus its means over either argument. All are estimated from row sums of the kernel matrices, which are computed once, in
+chunks.
+
+As the distributions approach each other, :math:`\zeta` falls in proportion to the distance :math:`\theta`, and the other
+terms remain. The interval therefore consists of all :math:`\theta` from which the estimate is at most z standard deviations
+away, with :math:`\zeta` proportional to :math:`\theta`. It has the right coverage far from zero and at zero, where an
+interval about the estimate would be much too long.
 """
 
 from __future__ import annotations
@@ -38,11 +40,11 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
-    r"""The energy distance :math:`2 E\|X - Y\| - E\|X - X'\| - E\|Y - Y'\|`, zero only for equal distributions.
+    r"""Return the energy distance :math:`2 E\|X - Y\| - E\|X - X'\| - E\|Y - Y'\|`, zero only for equal distributions.
 
-    This is the unbiased estimate (a U-statistic: no sample is compared with itself), so its mean does not depend on
-    the sizes of the sets, and it is about zero, of either sign, for two sets from one distribution. Memory is bounded;
-    time grows as (n + m)^2.
+    This is the unbiased estimate (a U-statistic, in which no sample is compared with itself). Its mean does not depend on
+    the sample sizes, and it is near zero, of either sign, for two samples of one distribution. Memory is bounded; time grows
+    as (n + m)^2.
 
     Source: Székely and Rizzo, "Energy statistics: A class of statistics based on distances", 2013,
     https://doi.org/10.1016/j.jspi.2013.03.018. In one dimension it is twice the squared L2 distance of the
@@ -57,7 +59,7 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 def energy_estimate(x: Tensor, y: Tensor, confidence: float = 0.95) -> Estimate:
-    """:func:`energy_distance` with a normal interval; see the module.
+    """Return :func:`energy_distance` with its confidence interval, which :mod:`scoresde.metrics.kernels` explains.
 
     Example:
         >>> x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -69,11 +71,11 @@ def energy_estimate(x: Tensor, y: Tensor, confidence: float = 0.95) -> Estimate:
 
 
 def mmd(x: Tensor, y: Tensor, kernel: str = "gaussian", widths: Sequence[float] | None = None) -> Tensor:
-    r"""The squared maximum mean discrepancy of two sets of samples, unbiased.
+    r"""Return the unbiased estimate of the squared maximum mean discrepancy of two samples.
 
-    ``kernel="gaussian"`` is :math:`\sum_h \exp(-\|x - y\|^2 / 2 h^2)` over the ``widths`` h, by default one: the median
-    distance within ``y``, the samples that others are compared with, so that it does not move with ``x``.
-    ``kernel="polynomial"`` is :math:`(x \cdot y / d + 1)^3`: among features of images, the kernel distance KID.
+    ``kernel="gaussian"`` is :math:`\sum_h \exp(-\|x - y\|^2 / 2 h^2)` over the ``widths`` h. The default is one width, the
+    median distance within ``y``, which does not depend on ``x``. ``kernel="polynomial"`` is :math:`(x \cdot y / d + 1)^3`;
+    on Inception features this is KID, the kernel distance.
 
     Source: Gretton et al., "A Kernel Two-Sample Test", 2012, https://jmlr.org/papers/v13/gretton12a.html, and Bińkowski et
     al., "Demystifying MMD GANs", 2018, https://arxiv.org/abs/1801.01401, for the polynomial kernel.
@@ -81,10 +83,10 @@ def mmd(x: Tensor, y: Tensor, kernel: str = "gaussian", widths: Sequence[float] 
     Args:
         x, y: samples ``(n, *event)`` and ``(m, *event)``.
         kernel: "gaussian" or "polynomial".
-        widths: of the Gaussians.
+        widths: the widths of the Gaussian kernel.
 
     Raises:
-        ValueError: for an unknown kernel, or widths that are not positive or belong to no Gaussian.
+        ValueError: for an unknown kernel, for widths that are not positive, and for widths of a polynomial kernel.
 
     Example:
         >>> x, y = torch.tensor([[0.0], [0.0]]), torch.tensor([[1.0], [1.0]])
@@ -98,7 +100,7 @@ def mmd(x: Tensor, y: Tensor, kernel: str = "gaussian", widths: Sequence[float] 
 def mmd_estimate(
     x: Tensor, y: Tensor, kernel: str = "gaussian", widths: Sequence[float] | None = None, confidence: float = 0.95
 ) -> Estimate:
-    """:func:`mmd` with a normal interval; see the module.
+    """Return :func:`mmd` with its confidence interval, which :mod:`scoresde.metrics.kernels` explains.
 
     Example:
         >>> x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -111,7 +113,7 @@ def mmd_estimate(
 
 
 def median_distance(x: Tensor, most: int = 1000) -> float:
-    """The median distance between two of ``x``, shape ``(n, d)``, or between two of ``most`` of them, evenly chosen.
+    """Return the median distance between pairs of ``x``, shape ``(n, d)``, or of at most ``most`` evenly chosen samples.
 
     Example:
         >>> median_distance(torch.tensor([[0.0], [1.0], [3.0]]))
@@ -122,17 +124,18 @@ def median_distance(x: Tensor, most: int = 1000) -> float:
 
 
 def kernel_distance_estimate(x: Tensor, kernel: Kernel, confidence: float = 0.95) -> Estimate:
-    r"""The squared length of the mean of features of ``x``, given their inner products, with a normal interval.
+    r"""Return the squared norm of the mean feature of ``x``, from inner products of features, with its interval.
 
-    For features :math:`\phi` that are zero on average under the truth, :math:`\|E \phi(X)\|^2`, unbiased, is how far the
-    samples are from it: the case of one set of samples and exact expectations in place of the other.
+    If the features :math:`\phi` have mean zero under the truth, :math:`\|E \phi(X)\|^2` is a squared distance of the samples
+    from the truth. It is the MMD with exact expectations in place of the second sample. The estimate is unbiased.
 
     Args:
         x: samples ``(n, d)``.
-        kernel: ``kernel(a, b)``: the inner products of the features of ``a``, ``(i, d)``, and ``b``, ``(j, d)``.
+        kernel: ``kernel(a, b)`` returns the inner products of the features of ``a``, ``(i, d)``, and ``b``, ``(j, d)``.
+        confidence: the level of the interval.
 
     Example:
-        >>> x = torch.tensor([[1.0], [2.0], [3.0]])  # of mean zero, if they were right
+        >>> x = torch.tensor([[1.0], [2.0], [3.0]])  # the true mean is zero
         >>> round(kernel_distance_estimate(x, lambda a, b: a @ b.T).value, 12)  # (1 2 + 1 3 + 2 3) / 3
         3.666666666667
     """
@@ -144,7 +147,7 @@ def kernel_distance_estimate(x: Tensor, kernel: Kernel, confidence: float = 0.95
 
 
 def _interval(value: float, slope: float, floor: float, confidence: float) -> Estimate:
-    """All distances t with (value - t)^2 <= z^2 (slope t + floor), where that holds the variance if the distance is t."""
+    """Return all distances t with (value - t)^2 <= z^2 (slope t + floor); slope t + floor is the variance at distance t."""
     z2 = normal_quantile(confidence) ** 2
     centre = value + 0.5 * z2 * slope
     half = math.sqrt(max(z2 * (slope * value + floor) + (0.5 * z2 * slope) ** 2, 0.0))
@@ -180,7 +183,7 @@ def _kernel(y: Tensor, kernel: str, widths: Sequence[float] | None) -> Kernel:
 
 @dataclass(frozen=True)
 class _Within:
-    """The kernel among one set: the means of its rows without the diagonal and with it, and tau."""
+    """Statistics of the kernel within one sample: row means without and with the diagonal, and tau."""
 
     n: int
     means: Tensor
@@ -210,13 +213,13 @@ class _Within:
 
     @property
     def floor(self) -> float:
-        """The variance that the mean over pairs has by itself."""
+        """The part of the variance that comes from the pairs, 2 tau / (n (n - 1))."""
         return 2 * self.tau / (self.n * (self.n - 1))
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The kernel among two sets and between them."""
+    """Statistics of the kernel within two samples and between them."""
 
     x: _Within
     y: _Within
@@ -243,7 +246,7 @@ class _Pairs:
 
     def estimate(self, confidence: float) -> Estimate:
         n, m = self.x.n, self.y.n
-        # The biased sums are those of two distributions, the empirical ones, so that their distance is above zero.
+        # The biased sums give the distance of the two empirical distributions, which is not negative.
         of_x, of_y = self.x.biased - self.rows, self.y.biased - self.columns
         biased = float(of_x.mean() + of_y.mean())
         slope = 4 * float(of_x.var() / n + of_y.var() / m) / biased if biased > 0 else 0.0

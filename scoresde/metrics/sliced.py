@@ -1,4 +1,4 @@
-"""The sliced Wasserstein distance of two sets of samples."""
+"""The sliced Wasserstein distance of two samples."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["sliced_wasserstein", "sliced_wasserstein_estimate"]
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 128, *, generator: torch.Generator) -> Tensor:
-    r"""The sliced Wasserstein distance of order 1: the mean of :math:`W_1` over random directions.
+    r"""Return the sliced Wasserstein distance of order 1, the mean of :math:`W_1` over random directions.
 
-    On a line :math:`W_1 = \int |F_x - F_y|`, here exact for sets of any two sizes. Not unbiased: compare sets of the
-    same size.
+    On a line :math:`W_1 = \int |F_x - F_y|`, which is computed exactly for samples of any two sizes. The estimate is biased
+    upwards, so compare samples of the same size.
 
     Source: Bonneel et al., "Sliced and Radon Wasserstein Barycenters of Measures", 2015,
     https://doi.org/10.1007/s10851-014-0506-3.
@@ -37,9 +37,9 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 128, *, generato
 def sliced_wasserstein_estimate(
     x: Tensor, y: Tensor, projections: int = 128, *, generator: torch.Generator, confidence: float = 0.95
 ) -> Estimate:
-    """:func:`sliced_wasserstein` with the interval of its expectation for sets of these sizes.
+    """Return :func:`sliced_wasserstein` with an interval for its expectation at these sample sizes.
 
-    By the jackknife, on the same directions throughout, and with the variance of the mean over directions.
+    The variance is that of the jackknife, on the same directions throughout, plus that of the mean over directions.
 
     Example:
         >>> x = torch.randn(200, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -49,7 +49,7 @@ def sliced_wasserstein_estimate(
     """
     x, y = check_pair(x, y)
     directions = _directions(x, projections, generator)
-    # On a line there is one direction, and one alone tells nothing of the others.
+    # On a line there is only one direction; with a single projection the variance over directions is unknown.
     several = min(x.shape[1], projections) > 1
     spread = float(_on_directions(x, y, directions).var()) / projections if several else 0.0
     return jackknife(lambda a, b: _on_directions(a, b, directions).mean(), x, y, confidence=confidence, variance=spread)
@@ -64,13 +64,13 @@ def _directions(x: Tensor, projections: int, generator: torch.Generator) -> Tens
 
 
 def _on_directions(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
-    """W_1 along each direction, shape ``(projections,)``."""
+    """Return W_1 along each direction, shape ``(projections,)``."""
     parts = torch.split(directions, rows_at_once(len(x) + len(y)))
     return torch.cat([_wasserstein(d @ x.T, d @ y.T) for d in parts])
 
 
 def _wasserstein(x: Tensor, y: Tensor) -> Tensor:
-    """W_1 of each row of ``x``, shape ``(rows, n)``, from that of ``y``, shape ``(rows, m)``."""
+    """Return W_1 between each row of ``x``, shape ``(rows, n)``, and the same row of ``y``, shape ``(rows, m)``."""
     x, y = x.sort(1).values, y.sort(1).values
     points = torch.cat([x, y], 1).sort(1).values
     left = points[:, :-1].contiguous()

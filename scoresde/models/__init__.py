@@ -1,4 +1,4 @@
-"""Networks ``net(x, t, **conditions)``; nothing here knows an SDE or a solver."""
+"""Networks ``net(x, t, **conditions)``, which are independent of SDEs and solvers."""
 
 from scoresde.models.dit import DiT
 from scoresde.models.labels import Label

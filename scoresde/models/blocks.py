@@ -1,4 +1,4 @@
-"""The blocks of which the U-Nets are made: residual blocks, attention, and changes of resolution."""
+"""The blocks of the U-Nets: residual blocks, attention, and changes of resolution."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 @dataclass(frozen=True)
 class Style:
-    """What all blocks of one network share."""
+    """The settings that all blocks of one network share."""
 
     dims: int
     embedding: int
@@ -36,7 +36,7 @@ class Style:
     context: int | None
 
     def norm(self, channels: int) -> nn.GroupNorm:
-        """Group normalization in ``groups`` groups, or as many as have ``group_size`` channels."""
+        """Return a group normalization in ``groups`` groups, or in fewer groups of at least ``group_size`` channels."""
         groups = max(1, min(self.groups, channels // self.group_size))
         if channels % groups:
             raise ValueError(
@@ -46,24 +46,24 @@ class Style:
         return nn.GroupNorm(groups, channels, eps=self.eps)
 
     def conv(self, c_in: int, c_out: int, size: int = 3, stride: int = 1, padding: int | None = None) -> nn.Module:
-        """A convolution of ``size`` that keeps the resolution unless told otherwise."""
+        """Return a convolution of kernel size ``size``, which by default keeps the resolution."""
         module = _CONV[self.dims](c_in, c_out, size, stride, size // 2 if padding is None else padding)
         return cast(nn.Module, module)
 
     def resample(self, *, up: bool) -> Resample:
-        """The change of resolution without parameters."""
+        """Return the parameter-free layer that doubles the resolution, or halves it unless ``up``."""
         return Resample(self.dims, up=up, fir=self.fir)
 
     def add(self, x: Tensor, h: Tensor) -> Tensor:
-        """x + h, over the square root of 2 where the variance is to be kept."""
+        """Return x + h, divided by the square root of 2 if the network rescales its sums."""
         return (x + h) * math.sqrt(0.5) if self.rescale else x + h
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), told the embedding between its two convolutions.
+    """A residual block, x + conv(silu(norm(conv(silu(norm(x)))))), conditioned on the embedding.
 
-    The embedding is added before the second normalization, or scales and shifts its result where the style is
-    ``adaptive``. With ``up`` or ``down`` both branches change the resolution, the residual one after its first
+    The embedding is added before the second normalization; in an ``adaptive`` style it scales and shifts the result of that
+    normalization instead. With ``up`` or ``down`` both branches change the resolution, the residual branch after its first
     nonlinearity (Brock et al., "Large Scale GAN Training", 2019, https://arxiv.org/abs/1809.11096).
     """
 
@@ -79,7 +79,7 @@ class ResidualBlock(nn.Module):
         self.skip = style.conv(c_in, c_out, 1) if projected else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """The block at ``x`` of shape ``(batch, c_in, *axes)`` and ``embedding``, ``(batch, style.embedding)``."""
+        """Apply the block to ``x`` of shape ``(batch, c_in, *axes)`` with ``embedding``, ``(batch, style.embedding)``."""
         h = self.conv1(self.resample(F.silu(self.norm1(x))))  # (batch, c_out, *axes)
         told = self.modulation(embedding)
         if self.style.adaptive:
@@ -91,7 +91,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """x + the self-attention of its points."""
+    """A residual self-attention layer over the points of an image."""
 
     def __init__(self, channels: int, style: Style) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer at ``x`` of shape ``(batch, channels, *axes)``."""
+        """Apply the layer to ``x`` of shape ``(batch, channels, *axes)``."""
         h = self.norm(x).flatten(2).transpose(1, 2)  # (batch, points, channels)
         q, k, v = self.qkv(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (batch, heads, points, c)
         h = F.scaled_dot_product_attention(q, k, v)
@@ -110,7 +110,7 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """x + the attention of its points to a context sequence."""
+    """A residual cross-attention layer from the points of an image to a context sequence."""
 
     def __init__(self, channels: int, style: Style) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class CrossAttention(nn.Module):
         self.output = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """The layer at ``x`` of shape ``(batch, channels, *axes)`` and ``context``, ``(batch, tokens, features)``."""
+        """Apply the layer to ``x`` of shape ``(batch, channels, *axes)`` and ``context``, ``(batch, tokens, features)``."""
         h = self.norm(x).flatten(2).transpose(1, 2)  # (batch, points, channels)
         q = self.q(h).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (batch, heads, points, c)
         k, v = self.kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (batch, heads, tokens, c)
@@ -143,7 +143,7 @@ def _heads(channels: int, style: Style) -> int:
 
 
 class _PadLast(nn.Module):
-    """One more point at the end of each axis: what a convolution of size 3 and stride 2 lacks."""
+    """A layer that pads each axis at its end by one zero, which a convolution of size 3 and stride 2 needs."""
 
     def __init__(self, dims: int) -> None:
         super().__init__()
@@ -154,10 +154,11 @@ class _PadLast(nn.Module):
 
 
 class Resampled(nn.Module):
-    """A convolution and a change of resolution in one, whose image is padded once, before both.
+    """A convolution together with a change of resolution; the image is padded once, before both.
 
-    The filter comes first, down at full resolution, where the convolution has stride 2. Without a filter, the resolution
-    changes by the stride alone or by the nearest neighbour; ``asymmetric`` then pads the last border only, as DDPM does.
+    With a filter, the filter is applied first. On the way down it is applied at full resolution, and the convolution has
+    stride 2. Without a filter the resolution changes by the stride or by nearest neighbours; ``asymmetric`` then pads the
+    last border only, as DDPM does.
     """
 
     def __init__(self, c_in: int, c_out: int, style: Style, *, up: bool, asymmetric: bool = True) -> None:
@@ -173,12 +174,15 @@ class Resampled(nn.Module):
         self.conv = style.conv(c_in, c_out, stride=1 if up else 2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` of shape ``(batch, c_in, *axes)`` with c_out channels at the other resolution."""
+        """Return ``x`` of shape ``(batch, c_in, *axes)`` with c_out channels at the new resolution."""
         return cast(Tensor, self.conv(self.resample(x)))
 
 
 def initialize(module: nn.Module) -> None:
-    """DDPM's initialisation: uniform of variance 2 / (inputs + outputs), no bias, residual branches silent."""
+    """Initialise a network as DDPM does.
+
+    Weights are uniform with variance 2 / (inputs + outputs). Biases and the last layers of residual branches are zero.
+    """
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             nn.init.xavier_uniform_(part.weight)

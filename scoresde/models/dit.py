@@ -1,4 +1,4 @@
-"""A transformer over patches of an image, told the time through its normalizations."""
+"""The diffusion transformer (DiT), a transformer over patches of an image with adaptive normalizations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ __all__ = ["DiT"]
 
 
 def _positions(features: int, rows: int, columns: int) -> Tensor:
-    """Sines and cosines of the place of each patch, one half of them by column and one by row: (patches, features)."""
+    """Return sines and cosines of the position of each patch, half of them for the column and half for the row.
+
+    The shape is (patches, features).
+    """
     quarter = features // 4
     frequencies = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
@@ -27,12 +30,12 @@ def _positions(features: int, rows: int, columns: int) -> Tensor:
 
 
 def _modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """(1 + scale) h + shift for h of shape (batch, patches, width) and the others (batch, width)."""
+    """Return (1 + scale) h + shift for h of shape (batch, patches, width) and the others (batch, width)."""
     return torch.addcmul(shift[:, None], h, 1 + scale[:, None])
 
 
 class _Block(nn.Module):
-    """Attention, then a perceptron, each behind a normalization and before a gate that the embedding sets."""
+    """Attention and a perceptron, each after an adaptive normalization and before a gate that the embedding sets."""
 
     def __init__(self, width: int, heads: int, ratio: float, embedding: int) -> None:
         super().__init__()
@@ -61,26 +64,27 @@ class DiT(nn.Module):
     Peebles and Xie, "Scalable Diffusion Models with Transformers", 2023, https://arxiv.org/abs/2212.09748.
 
     Args:
-        channels: of an image.
-        size: its height and width, or the one number that is both; multiples of ``patch``.
+        channels: number of channels of an image.
+        size: height and width of an image, or one number for both; multiples of ``patch``.
         patch: height and width of a patch.
-        width: features of a token, a multiple of 4 and of ``heads``.
+        width: number of features of a token, a multiple of 4 and of ``heads``.
         depth: number of blocks.
-        heads: of the attention.
-        ratio: hidden features of the perceptron over ``width``.
-        out_channels: of the output; ``None`` for those of an image.
-        time: "octaves", for all times in an interval; "positional", for the steps of a chain; or "fourier": the features of
-            time, as of :class:`UNet`.
-        time_features: their number.
-        time_scale: the unit of time, as of :class:`UNet`: 1 for octaves of times in [0, 1] and for positional features of
+        heads: number of attention heads.
+        ratio: number of hidden features of the perceptron, divided by ``width``.
+        out_channels: number of channels of the output; ``None`` for the number of channels of an image.
+        time: the kind of time features, as in :class:`UNet`: "octaves", for all times in an interval; "positional", for the
+            steps of a chain; or "fourier".
+        time_features: number of time features.
+        time_scale: the unit of time, as in :class:`UNet`: 1 for octaves of times in [0, 1] and for positional features of
             the steps of a chain.
-        num_classes: number of class labels; ``None`` for a network without.
-        unconditional: whether a network with classes knows "no label", index ``num_classes``; without, it needs its label.
+        num_classes: number of class labels; ``None`` for an unconditional network.
+        unconditional: whether a network with classes also accepts "no label", index ``num_classes``. If not, every call
+            needs a label.
 
-    The output starts at zero. :attr:`config` holds the arguments, as plain values.
+    The output is zero at initialisation. :attr:`config` holds the arguments as plain values.
 
     Raises:
-        ValueError: for sizes that are not positive or do not divide.
+        ValueError: for sizes that are not positive, or that are not the required multiples.
 
     Example:
         >>> net = DiT(1, 8, width=32, depth=2, heads=4, num_classes=10)
@@ -137,7 +141,7 @@ class DiT(nn.Module):
             if isinstance(part, nn.Linear):
                 nn.init.xavier_uniform_(part.weight)
                 nn.init.zeros_(part.bias)
-        # A patch is one vector to the first layer, and its fans are counted so.
+        # The first layer takes a patch as one vector, so its fan-in and fan-out are those of a linear layer.
         nn.init.xavier_uniform_(self.stem.weight.view(self.stem.out_channels, -1))
         nn.init.zeros_(cast(Tensor, self.stem.bias))
         for part in (self.embedding.layer1, self.embedding.layer2):
@@ -148,7 +152,7 @@ class DiT(nn.Module):
         zero(self.output)
 
     def forward(self, x: Tensor, t: Tensor, label: Label | None = None) -> Tensor:
-        """The output at images ``x``, with ``t`` and ``label`` of shape ``(batch,)``: ``(batch, out_channels, ..)``."""
+        """Return the output ``(batch, out_channels, ..)`` at images ``x``, for ``t`` and ``label`` of shape ``(batch,)``."""
         if x.shape[1:] != self.shape:
             raise ValueError(
                 f"got x of shape {tuple(x.shape)}; expected (batch, {', '.join(map(str, self.shape))}): a DiT has the size "

@@ -1,4 +1,4 @@
-"""The embedding of time, label and augmentation: what all networks are told beside the sample."""
+"""The embedding of time, label and augmentation, on which all networks are conditioned."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ __all__ = [
 
 
 class Waves(nn.Module):
-    r"""Features :math:`\cos, \sin(\omega_k (t - t_0) / s)`: what the features of time have in common.
+    r"""Base of the time features, :math:`\cos, \sin(\omega_k (t - t_0) / s)`.
 
     Args:
         frequencies: f_k, shape ``(features / 2,)``.
-        turn: the angle of one unit of frequency: :math:`\omega_k = \mathrm{turn} \cdot f_k`.
+        turn: the angle of one unit of frequency, :math:`\omega_k = \mathrm{turn} \cdot f_k`.
         time_scale, time_shift: s and t_0.
         kept: whether the frequencies are stored with the weights.
     """
@@ -52,11 +52,11 @@ class Waves(nn.Module):
 
     @property
     def features(self) -> int:
-        """How many there are."""
+        """The number of features."""
         return 2 * len(self.frequencies)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Waves:
-        """Follow the network to another device, but never below float32: half of it would turn 999 cycles into 1000."""
+        """Follow the network to another device, and stay in float32 at least: bfloat16 would round 999 cycles to 1000."""
         before = self.frequencies
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.frequencies.dtype.itemsize < torch.float32.itemsize:
@@ -64,7 +64,7 @@ class Waves(nn.Module):
         return self
 
     def forward(self, t: Tensor) -> Tensor:
-        """Features of ``t``, shape ``(batch,)``, in float32 or, for float64 times, float64: shape ``(batch, features)``."""
+        """Return the features of ``t``, shape ``(batch,)``, as ``(batch, features)`` in float32; float64 if ``t`` is."""
         if t.ndim != 1:
             raise ValueError(f"got t of shape {tuple(t.shape)}; expected one time per sample, shape (batch,)")
         unit = (t.to(torch.promote_types(t.dtype, torch.float32)) - self.time_shift) / self.time_scale
@@ -81,13 +81,13 @@ def _half(features: int) -> int:
 class TimeFeatures(Waves):
     r"""Features :math:`\cos, \sin(2 \pi f_k (t - t_0) / s)` with frequencies spaced evenly over nine octaves.
 
-    They run from 1/8 to 64 cycles per ``time_scale``, so that times which are a hundredth of it apart differ plainly, and
-    are not random, so that a network is determined by its arguments and its weights alone.
+    The frequencies run from 1/8 to 64 cycles per ``time_scale``, so that times a hundredth of it apart are well separated.
+    They are not random: a network is determined by its arguments and its weights.
 
     Args:
-        features: how many, an even number of at least 4.
-        time_scale: s, about the length of the interval that t runs through: 1 for times in [0, 1] and for the logarithm
-            of EDM's noise level, n for the steps of a chain of n.
+        features: the number of features, even and at least 4.
+        time_scale: s, about the length of the interval of times: 1 for times in [0, 1] and for the logarithm of the noise
+            level of EDM, n for the steps of a chain of n.
         time_shift: t_0.
 
     Example:
@@ -103,13 +103,13 @@ class TimeFeatures(Waves):
 class PositionalFeatures(Waves):
     r"""Features :math:`\cos, \sin(f_k (t - t_0) / s)` with :math:`f_k = 10000^{-k / n}` for k = 0..m-1, 2m of them.
 
-    n is m - 1 with ``endpoint``, so that the lowest frequency is 1/10000, and m without. Vaswani et al., "Attention Is
-    All You Need", 2017, https://arxiv.org/abs/1706.03762; without endpoint in improved DDPM and its successors.
+    n is m, or m - 1 with ``endpoint``, which makes 1/10000 the lowest frequency. Source: Vaswani et al., "Attention Is All
+    You Need", 2017, https://arxiv.org/abs/1706.03762. Improved DDPM and its successors have no endpoint.
 
     Args:
-        features: how many, an even number of at least 4.
-        endpoint: as above.
-        time_scale: s, the unit of time: 1 for the steps of a chain, 1/999 for times in [0, 1] that stand for them;
+        features: the number of features, even and at least 4.
+        endpoint: whether n is m - 1.
+        time_scale: s, the unit of time: 1 for the steps of a chain, 1/999 for times in [0, 1] that stand for 1000 steps;
             negative for a network that counts backwards.
         time_shift: t_0.
 
@@ -128,11 +128,11 @@ class FourierFeatures(Waves):
     r"""Features :math:`\cos, \sin(2 \pi f_k (t - t_0) / s)` with frequencies drawn once from :math:`N(0, 16^2)`.
 
     Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains", 2020,
-    https://arxiv.org/abs/2006.10739. The frequencies are kept with the weights; a network starts with those of seed 0.
-    The published networks get for t the logarithm of the noise level.
+    https://arxiv.org/abs/2006.10739. The frequencies are stored with the weights; a new network draws them with seed 0. The
+    published networks take the logarithm of the noise level for t.
 
     Args:
-        features: how many, an even number of at least 4.
+        features: the number of features, even and at least 4.
         time_scale: s, the unit of time.
         time_shift: t_0.
 
@@ -142,7 +142,7 @@ class FourierFeatures(Waves):
     """
 
     def __init__(self, features: int, *, time_scale: float = 1.0, time_shift: float = 0.0) -> None:
-        # On the CPU whatever the default device: the draw is the same everywhere.
+        # Drawn on the CPU whatever the default device, so that the draw is the same everywhere.
         draw = torch.randn(_half(features), generator=torch.Generator("cpu").manual_seed(0), device="cpu")
         super().__init__(16 * draw.to(torch.empty(0).device), 2 * math.pi, time_scale, time_shift, kept=True)
 
@@ -154,11 +154,11 @@ TIME_FEATURES: Table[Callable[..., Waves]] = Table(
     check=callable,
     expects="a class or a function of the number of features, time_scale and time_shift",
 )
-"""The features of time by the names that the networks know them by."""
+"""The time features by name, the values of the argument ``time`` of the networks."""
 
 
 def time_features(time: str, features: int, *, endpoint: bool = False, time_scale: float, time_shift: float = 0.0) -> Waves:
-    """The features called ``time``, a key of :data:`TIME_FEATURES`; ``endpoint`` is for the positional ones.
+    """Return the time features called ``time``, a key of :data:`TIME_FEATURES`; only positional ones use ``endpoint``.
 
     Raises:
         ValueError: for an unknown name, a number of features that is odd or below 4, and a ``time_scale`` of 0.
@@ -176,19 +176,19 @@ def time_features(time: str, features: int, *, endpoint: bool = False, time_scal
 
 
 class NoiseEmbedding(nn.Module):
-    """silu(linear(silu(linear(features of time)))), joined by the embeddings of label and augmentation.
+    """The embedding of time, silu(linear(silu(linear(features)))), to which label and augmentation are added.
 
     Args:
-        features: of time.
-        width: of the embedding.
-        num_classes, unconditional: of :class:`LabelTable`; ``num_classes=None`` for a network without labels.
-        early_label: add the label's embedding to the features of time, and not to the result of the second layer.
-        augment: size of a vector that describes how a sample was augmented, added to the features of time; 0 for none.
+        features: the time features.
+        width: number of features of the embedding.
+        num_classes, unconditional: arguments of :class:`LabelTable`; ``num_classes=None`` for a network without labels.
+        early_label: add the embedding of the label to the time features, and not to the result of the second layer.
+        augment: size of the augmentation vector, whose embedding is added to the time features; 0 for none.
 
     Example:
         >>> embedding = NoiseEmbedding(TimeFeatures(8), 16, num_classes=3)
         >>> t = torch.rand(2)
-        >>> torch.equal(embedding(t), embedding(t, torch.tensor([3, 3])))  # no label is the one past the last
+        >>> torch.equal(embedding(t), embedding(t, torch.tensor([3, 3])))  # index num_classes is "no label"
         True
     """
 
@@ -212,9 +212,9 @@ class NoiseEmbedding(nn.Module):
         self.augment = nn.Linear(augment, n, bias=False) if augment else None
 
     def forward(self, t: Tensor, label: Label | None = None, augment: Tensor | None = None) -> Tensor:
-        """Embed times ``(batch,)``, labels ``(batch,)`` and descriptions ``(batch, augment)``: ``(batch, width)``.
+        """Embed times ``(batch,)``, labels ``(batch,)`` and augmentation vectors ``(batch, augment)``: ``(batch, width)``.
 
-        The features of time have the precision of ``t``, float32 at least; what follows has that of the weights.
+        The time features have the precision of ``t``, float32 at least; the layers have the precision of the weights.
         """
         if label is not None and self.label is None:
             raise ValueError("got a label for a network without classes; build it with num_classes")

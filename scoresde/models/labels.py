@@ -1,4 +1,4 @@
-"""Class labels as networks take them: numbers, lists, arrays or tensors, one for each sample."""
+"""Class labels of a batch, given as numbers, lists, arrays or tensors, and their embedding."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch.nn import functional as F
 __all__ = ["Label", "LabelTable", "label_tensor"]
 
 Label = Tensor | np.ndarray[Any, Any] | Sequence[int] | int
-"""One label for each sample, or one for all of them: whole numbers in a tensor, an array, a list, or alone."""
+"""A class label for each sample, as a tensor, an array or a list of whole numbers, or one number for all samples."""
 
 
 def label_tensor(label: Label, batch: int) -> Tensor:
     """Return labels as an int64 tensor of shape ``(batch,)``, on the device they come from.
 
     Args:
-        label: whole numbers of any integer type; a single one stands for the whole batch.
+        label: whole numbers of any integer type; a single number is used for the whole batch.
         batch: the number of samples.
 
     Raises:
-        ValueError: for labels that are no whole numbers, or not one for each sample.
+        ValueError: for labels that are not whole numbers, or whose number is not that of the samples.
 
     Example:
         >>> label_tensor(7, 3), label_tensor(np.array([1, 2], dtype=np.uint8), 2)
@@ -59,18 +59,17 @@ def _short(value: object) -> str:
 
 
 class LabelTable(nn.Module):
-    """The embedding of class labels, with a last row for "no label" where the network knows that case.
+    """The embedding of class labels, whose last row stands for "no label" if the network is unconditional as well.
 
-    To learn that row, train with :class:`~scoresde.objectives.LabelDropout`, which puts ``num_classes`` in the place of
-    some labels.
+    To learn that row, train with :class:`~scoresde.objectives.LabelDropout`, which replaces some labels by ``num_classes``.
 
-    Labels are checked against the number of classes where they are on the CPU, be the network where it may. Those already
-    on a GPU are not, since that would make the CPU wait for the GPU: there a label out of range ends in CUDA's own error.
+    Labels on the CPU are checked against the number of classes. Labels on a GPU are not, because the check would make the
+    CPU wait for the GPU; a label out of range there raises an error of CUDA.
 
     Args:
-        num_classes: number of labels.
-        width: of the embedding.
-        unconditional: whether there is a row for "no label", index ``num_classes``; without, the network needs its label.
+        num_classes: number of class labels.
+        width: number of features of the embedding.
+        unconditional: whether there is a row for "no label", index ``num_classes``. If not, every call needs a label.
 
     Example:
         >>> LabelTable(10, 4).weight.shape, LabelTable(10, 4, unconditional=False).weight.shape
@@ -91,7 +90,8 @@ class LabelTable(nn.Module):
         """Embed labels, one for each time of ``t``, shape ``(batch,)``, or ``None``: shape ``(batch, width)``.
 
         Raises:
-            ValueError: for a label that is missing, out of range or no whole number, and for more or fewer than samples.
+            ValueError: for labels that are missing, out of range or not whole numbers, or whose number is not that of the
+                samples.
         """
         if label is None:
             if not self.unconditional:

@@ -23,13 +23,17 @@ class MLP(nn.Module):
         features: number of components of a sample; an event of any shape is flattened to a vector.
         hidden: width of each hidden layer.
         time_features: number of :class:`~scoresde.models.embedding.TimeFeatures`.
-        time_scale: about the length of the interval of the times it gets: 1 for times in [0, 1], n for the steps of a
-            chain of n, 1 for EDM's noise level.
-        num_classes: number of class labels; ``None`` for a network without.
-        unconditional: whether a network with classes knows "no label", index ``num_classes``; without, it needs its label.
-        dropout: probability, in training, of zeroing a hidden feature.
+        time_scale: about the length of the interval of the times: 1 for times in [0, 1] and for the logarithm of the noise
+            level of EDM, n for the steps of a chain of n.
+        num_classes: number of class labels; ``None`` for an unconditional network.
+        unconditional: whether a network with classes also accepts "no label", index ``num_classes``. If not, every call
+            needs a label.
+        dropout: probability of zeroing a hidden feature in training.
 
-    The output layer starts at zero. :attr:`config` holds the arguments, as plain values.
+    The output is zero at initialisation. :attr:`config` holds the arguments as plain values.
+
+    Raises:
+        ValueError: for sizes that are not positive.
 
     Example:
         >>> net = MLP(2, hidden=(64, 64))
@@ -71,11 +75,12 @@ class MLP(nn.Module):
         self.output = zero(nn.Linear(sizes[-1], features))
 
     def forward(self, x: Tensor, t: Tensor, label: Label | None = None) -> Tensor:
-        """The output at ``x`` of shape ``(batch, *event)``, ``t`` and ``label`` of shape ``(batch,)``; shape of x."""
+        """Return the output at ``x`` of shape ``(batch, *event)`` for ``t`` and ``label`` of ``(batch,)``; shape of x."""
         h = x.flatten(1)  # (batch, features)
         if h.shape[1] != self.features:
             raise ValueError(
-                f"got x of shape {tuple(x.shape)}, {h.shape[1]} components a sample, for an MLP of {self.features}"
+                f"got x of shape {tuple(x.shape)}, {h.shape[1]} components a sample, for an MLP of {self.features}; "
+                f"expected {self.features} a sample: build MLP({h.shape[1]}, ..) for these data"
             )
         embedding = self.embedding(t, label)
         for layer, modulation in zip(self.layers, self.modulations, strict=True):

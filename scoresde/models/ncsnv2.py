@@ -1,4 +1,4 @@
-"""The RefineNet of NCSNv2: convolutions that see far by dilation, refined from coarse to fine."""
+"""The RefineNet of NCSNv2: dilated convolutions with large receptive fields, refined from coarse to fine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["NCSNv2"]
 
 
 class _InstanceNorm(nn.Module):
-    """Instance normalization that keeps, normalized too, what it takes away: the means of the channels (InstanceNorm++)."""
+    """Instance normalization that adds back the means of the channels, normalized over channels (InstanceNorm++)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -37,7 +37,10 @@ def _conv(c_in: int, c_out: int, dilation: int = 1, bias: bool = True) -> nn.Con
 
 
 class _Residual(nn.Module):
-    """x + conv(elu(norm(conv(elu(norm(x)))))); one that enters a stage halves the resolution or, dilated, keeps it."""
+    """A residual block, x + conv(elu(norm(conv(elu(norm(x)))))).
+
+    The first block of a stage halves the resolution or, if it is dilated, keeps it.
+    """
 
     def __init__(self, c_in: int, c_out: int, dilation: int, *, enters: bool) -> None:
         super().__init__()
@@ -55,7 +58,7 @@ class _Residual(nn.Module):
 
 
 class _Units(nn.Module):
-    """``n`` residual units of two convolutions without normalization."""
+    """A sequence of ``n`` residual units of two convolutions without normalization."""
 
     def __init__(self, channels: int, n: int) -> None:
         super().__init__()
@@ -68,7 +71,7 @@ class _Units(nn.Module):
 
 
 class _Refine(nn.Module):
-    """Join the features of a stage with what was refined so far, and pool them over wider and wider windows."""
+    """A refinement block, which adds the features of a stage to the refined ones and pools over growing windows."""
 
     def __init__(self, c_in: Sequence[int], c_out: int, *, last: bool) -> None:
         super().__init__()
@@ -78,7 +81,7 @@ class _Refine(nn.Module):
         self.output = _Units(c_out, 3 if last else 1)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Refine ``inputs``, of which the first has the resolution of the result."""
+        """Refine ``inputs``; the result has the resolution of the first one."""
         h, *coarser = [adapt(x) for adapt, x in zip(self.adapt, inputs, strict=True)]
         if coarser:
             size = h.shape[2:]
@@ -93,19 +96,19 @@ class _Refine(nn.Module):
 
 
 class NCSNv2(nn.Module):
-    r"""The RefineNet of NCSNv2, which is not told the time: f(x) estimates the noise at every level alike.
+    r"""The RefineNet of NCSNv2, which is not conditioned on the time: f(x) estimates the noise at every noise level.
 
-    The score is f(x) over the noise level, up to the sign that ``predicts="eps"`` gives it: technique 3 of Song and
-    Ermon, "Improved Techniques for Training Score-Based Generative Models", 2020, https://arxiv.org/abs/2006.09011. The
-    defaults are the network for CIFAR-10.
+    The score is -f(x) divided by the noise level, as ``predicts="eps"`` computes it. This is technique 3 of Song and Ermon,
+    "Improved Techniques for Training Score-Based Generative Models", 2020, https://arxiv.org/abs/2006.09011. The defaults
+    are the network for CIFAR-10.
 
     Args:
-        channels: of an image.
-        width: channels that the stages multiply.
-        stages: the multiplier and the dilation of each. A stage of dilation 1, other than the first, halves the
-            resolution; a dilated one keeps it.
+        channels: number of channels of an image.
+        width: number of channels that the multipliers of the stages multiply.
+        stages: the multiplier and the dilation of each stage. A stage of dilation 1, other than the first, halves the
+            resolution; a dilated stage keeps it.
 
-    :attr:`config` holds the arguments, as plain values.
+    :attr:`config` holds the arguments as plain values.
 
     Example:
         >>> net = NCSNv2(1, 8, ((1, 1), (2, 1), (2, 2)))
@@ -145,10 +148,10 @@ class NCSNv2(nn.Module):
         self.norm, self.output = _InstanceNorm(sizes[0]), _conv(sizes[0], channels)
 
     def forward(self, x: Tensor, t: Tensor, label: Label | None = None) -> Tensor:
-        """f at images ``x``; the times ``t``, shape ``(batch,)``, are not used. Shape of ``x``.
+        """Return f at images ``x``, shape of ``x``; the times ``t``, shape ``(batch,)``, are not used.
 
         Raises:
-            ValueError: for images of another number of channels or size, and for a label, which it knows nothing of.
+            ValueError: for images of a wrong number of channels or size, and for a label, as the network has no classes.
         """
         if label is not None:
             raise ValueError("got a label for an NCSNv2, a network without classes; leave label=.. out")

@@ -1,4 +1,4 @@
-"""The networks of the papers: their arguments, their number of parameters, and where both are stated."""
+"""The networks of the papers: their arguments, their numbers of parameters, and the sources of both."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class PublishedNetwork:
     """A published network.
 
     Args:
-        network: its class.
-        parameters: how many it has.
-        source: the paper or code that states it.
+        network: the class of the network.
+        parameters: the number of parameters.
+        source: the paper or code in which they are given.
         config: the arguments of ``network``.
     """
 
@@ -34,7 +34,7 @@ class PublishedNetwork:
     config: Mapping[str, Any] = field(repr=False)
 
     def build(self, **changes: Any) -> nn.Module:
-        """The network, with ``changes`` to its arguments.
+        """Build the network with ``changes`` to its arguments.
 
         Example:
             >>> net = NETWORKS["ddpm-cifar10"].build(width=32)
@@ -53,7 +53,7 @@ _NCSNV2 = "Song and Ermon, 2020, https://arxiv.org/abs/2006.09011; models/ncsnv2
 _DIT = "Peebles and Xie, 2023, https://arxiv.org/abs/2212.09748, table 4; models.py of facebookresearch/DiT"
 
 _RGB: dict[str, Any] = {"channels": 3}
-# What most of them share, in so far as it is not the default.
+# The arguments that most of them share and that are not the defaults.
 _published = _RGB | {
     "width": 128,
     "multipliers": (1, 2, 2, 2),
@@ -167,10 +167,10 @@ NETWORKS: Table[PublishedNetwork] = Table(
 
 
 def build(name: str, **changes: Any) -> nn.Module:
-    """The published network ``name`` of :data:`NETWORKS`, with ``changes`` to its arguments.
+    """Build the published network ``name`` of :data:`NETWORKS`, with ``changes`` to its arguments.
 
     Raises:
-        ValueError: for an unknown name, with the nearest ones.
+        ValueError: for an unknown name; the error names the nearest ones.
 
     Example:
         >>> sum(p.numel() for p in build("ddpm-cifar10").parameters())

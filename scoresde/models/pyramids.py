@@ -1,4 +1,4 @@
-"""Pyramids: the shrunken input that enters each level of a U-Net, and the output that each level contributes to."""
+"""Pyramids: the downsampled input that enters each level of a U-Net, and the output to which each level contributes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from scoresde.models.blocks import Resampled, Style
 __all__ = ["PYRAMIDS", "InputPyramid", "OutputPyramid"]
 
 PYRAMIDS = ("none", "skip", "residual")
-"""The kinds of both."""
+"""The kinds of input and output pyramids."""
 
 
 class InputPyramid(nn.Module):
-    """The image at the next resolution, joined to what the network made of it.
+    """The input pyramid, which adds the downsampled image to the features of a level.
 
-    "skip": the shrunken image through a 1x1 convolution, added. "residual": shrunken by a convolution, added, and the sum
-    is the image that is shrunken next.
+    "skip" downsamples the image, applies a 1x1 convolution and adds the result. "residual" downsamples the image by a
+    convolution and adds the result; the sum is the image that the next level downsamples.
     """
 
     def __init__(self, kind: str, c_image: int, c: int, style: Style) -> None:
@@ -27,7 +27,7 @@ class InputPyramid(nn.Module):
         self.conv = style.conv(c_image, c, 1) if kind == "skip" else nn.Identity()
 
     def forward(self, h: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The features ``h`` of a level joined by the ``image`` of the one above, and the image of this level."""
+        """Return the features ``h`` of a level with the ``image`` of the level above added, and the image of this level."""
         image = self.shrink(image)
         if self.kind == "skip":
             return h + self.conv(image), image
@@ -36,10 +36,11 @@ class InputPyramid(nn.Module):
 
 
 class OutputPyramid(nn.Module):
-    """The output of the resolutions so far, joined by this one's.
+    """The output pyramid, which adds the contribution of a resolution to the output of the lower resolutions.
 
-    "skip": the enlarged output plus a convolution of this resolution's features. "residual": enlarged by a convolution
-    and added to the features, which go on with the sum. The first, at the lowest resolution, has nothing to enlarge.
+    "skip" upsamples the output and adds a convolution of the features at this resolution. "residual" upsamples the output by
+    a convolution and adds it to the features; the network continues with the sum. At the lowest resolution there is no
+    output yet.
     """
 
     def __init__(self, kind: str, c_before: int | None, c: int, c_out: int, style: Style) -> None:
@@ -54,7 +55,7 @@ class OutputPyramid(nn.Module):
         self.conv = style.conv(c, c_out if kind == "skip" else c) if writes else None
 
     def forward(self, h: Tensor, output: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The features ``h`` with which the network goes on, and the ``output`` of the levels so far and this one."""
+        """Return the features with which the network continues, and the ``output`` including this level."""
         if self.norm is not None and self.conv is not None:
             written = self.conv(F.silu(self.norm(h)))
             return h, written if output is None or self.enlarge is None else self.enlarge(output) + written

@@ -1,4 +1,4 @@
-"""Halving and doubling the resolution of series, images and videos: by a box or by a binomial filter."""
+"""Layers that halve or double the resolution of series, images and videos, by a box or a binomial filter."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 class Resample(nn.Module):
-    r"""Halve or double every axis of ``(batch, channels, *axes)``, with no parameters.
+    r"""A parameter-free layer that halves or doubles every axis of ``(batch, channels, *axes)``.
 
-    With ``fir``, the filter is (1, 3, 3, 1) / 8 along each axis, zero outside the image: Karras et al., "Analyzing and
-    Improving the Image Quality of StyleGAN", 2020, https://arxiv.org/abs/1912.04958. Without, it is the box: the mean
-    of two neighbours down, the nearest neighbour up.
+    With ``fir`` the filter is (1, 3, 3, 1) / 8 along each axis, and the image is zero outside: Karras et al., "Analyzing and
+    Improving the Image Quality of StyleGAN", 2020, https://arxiv.org/abs/1912.04958. Otherwise it is the box filter: the
+    mean of two neighbours on the way down, the nearest neighbour on the way up.
 
     Args:
         dims: number of axes, 1 to 3.
-        up: double, not halve.
-        fir: filter as above.
-        stride: of the filter; 1 applies it and leaves the resolution as it is.
-        padding: of the filter, on both sides; other than 1 it adds or leaves out points at the border.
+        up: double the axes; otherwise halve them.
+        fir: use the binomial filter.
+        stride: the stride of the filter; 1 filters without a change of resolution.
+        padding: the padding of the filter on both sides; values other than 1 add or remove points at the border.
 
     Example:
         >>> halve = Resample(1, up=False)
@@ -47,7 +47,7 @@ class Resample(nn.Module):
         self.register_buffer("kernel", kernel[None, None], persistent=False)  # (1, 1, 4, ..)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` of shape ``(batch, channels, *axes)`` with each axis halved or doubled."""
+        """Return ``x`` of shape ``(batch, channels, *axes)`` with each axis halved or doubled."""
         if not self.fir:
             return F.interpolate(x, scale_factor=2.0) if self.up else _POOL[self.dims](x, 2)
         channels = x.shape[1]

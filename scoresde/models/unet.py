@@ -1,4 +1,4 @@
-"""The U-Net: one family, from the published diffusion models to a lean one for CPUs."""
+"""The U-Net: one family that contains the networks of the published diffusion models and a lean one for CPUs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _CHOICES = {"resample": ("conv", "block"), "input_pyramid": PYRAMIDS, "output_py
 
 
 class _Stage(nn.Module):
-    """A residual block, then self-attention and attention to the context where asked for.
+    """A residual block, optionally followed by self-attention and cross-attention to the context.
 
-    With ``merge``, a pointwise convolution brings the channels to those of the block before it and not in it.
+    With ``merge`` a pointwise convolution before the block changes the number of channels, and not the block itself.
     """
 
     def __init__(self, c_in: int, c_out: int, style: Style, *, attention: bool, merge: bool = False) -> None:
@@ -45,7 +45,7 @@ class _Stage(nn.Module):
 
 
 class _Level(nn.Module):
-    """All that happens at one resolution, in one direction, and the way to the next."""
+    """The stages at one resolution in one direction, and the change to the next resolution."""
 
     def __init__(self, stages: list[_Stage], resample: nn.Module | None, pyramid: nn.Module | None) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class _Level(nn.Module):
         self.resample, self.pyramid = resample, pyramid
 
     def change(self, h: Tensor, embedding: Tensor) -> Tensor:
-        """``h`` at the next resolution."""
+        """Return ``h`` at the next resolution."""
         assert self.resample is not None
         return cast(Tensor, self.resample(h, embedding) if isinstance(self.resample, ResidualBlock) else self.resample(h))
 
@@ -61,53 +61,56 @@ class _Level(nn.Module):
 class UNet(nn.Module):
     r"""The U-Net of DDPM, DDPM++, NCSN++ and ADM, in one, two or three dimensions, and a lean one for CPUs.
 
-    Each level has ``blocks`` residual blocks on the way down and one more on the way up, where each takes one skip
-    connection; between levels the resolution is halved. After Ho et al., 2020, https://arxiv.org/abs/2006.11239; Song et
+    Each level has ``blocks`` residual blocks on the way down and one more on the way up, where each block takes one skip
+    connection. Between levels the resolution is halved. Sources: Ho et al., 2020, https://arxiv.org/abs/2006.11239; Song et
     al., 2021, https://arxiv.org/abs/2011.13456; Dhariwal and Nichol, 2021, https://arxiv.org/abs/2105.05233; and Karras
-    et al., 2022, https://arxiv.org/abs/2206.00364. :data:`~scoresde.models.NETWORKS` holds the published points of it.
+    et al., 2022, https://arxiv.org/abs/2206.00364. :data:`~scoresde.models.NETWORKS` holds the published configurations.
 
     Args:
-        channels: of a sample of shape ``(channels, *axes)``.
-        width: channels that ``multipliers`` multiply; also the number of time features, and a quarter of the embedding.
-        multipliers: one per level, from the full resolution down.
+        channels: number of channels of a sample of shape ``(channels, *axes)``.
+        width: number of channels that ``multipliers`` multiply; also the number of time features, and a quarter of the
+            width of the embedding.
+        multipliers: one multiplier per level, from the full resolution down.
         dims: number of axes: 1 for series, 2 for images, 3 for videos and volumes.
-        lean: about half the arithmetic: as many blocks on the way up as down, skip connections from these alone, each
-            merged by a pointwise convolution before its block; none between the two directions; and the resolution changes
-            without weights, so that ``resample`` and what belongs to it say nothing.
-        out_channels: of the output; ``None`` for those of a sample.
-        stem: channels of the first convolution; ``None`` for those of the first level.
-        blocks: residual blocks per level.
-        attention: the levels with self-attention, 0 for the full resolution, -1 for the lowest; unless the network is lean,
-            there always is one between the two directions.
-        last_attention: on the way up, only after the last block of a level, and not after each.
-        heads, head_channels: of the attention: their number, or, if given, their size.
-        context: number of features of a context sequence, to which every attention is followed by cross-attention;
-            ``None`` for none.
+        lean: build a network with about half the arithmetic. It has as many blocks on the way up as on the way down; a skip
+            connection from each of the latter, merged by a pointwise convolution; no blocks between the two directions; and
+            changes of resolution without weights, so ``resample`` and its options have no effect.
+        out_channels: number of channels of the output; ``None`` for that of a sample.
+        stem: number of channels of the first convolution; ``None`` for that of the first level.
+        blocks: number of residual blocks per level.
+        attention: the levels with self-attention, 0 for the full resolution, -1 for the lowest. A network that is not lean
+            always has attention between the two directions as well.
+        last_attention: on the way up, apply attention after the last block of a level only, and not after each.
+        heads: number of attention heads.
+        head_channels: number of channels of an attention head; if given, it determines the number of heads.
+        context: number of features of a context sequence. Each self-attention is then followed by cross-attention to this
+            sequence. ``None`` for a network without context.
         resample: "conv", a strided convolution and the nearest neighbour, or "block", a residual block that resamples.
         fir: resample with a binomial filter and not with a box.
         project_skips: give a block that resamples a convolution in its skip connection even if its channels agree.
-        asymmetric: pad strided convolutions at the last border alone, as DDPM does.
-        input_pyramid: "none", "skip" or "residual": how the shrunken input enters each level.
-        output_pyramid: likewise, how each level contributes to the output.
-        adaptive: the embedding scales and shifts normalized features, and is not added before the normalization.
+        asymmetric: pad strided convolutions at the last border only, as DDPM does.
+        input_pyramid: how the downsampled input enters each level: "none", "skip" or "residual".
+        output_pyramid: how each level contributes to the output: "none", "skip" or "residual".
+        adaptive: let the embedding scale and shift normalized features, instead of adding it before the normalization.
         rescale: divide each sum of a skip connection and its branch by the square root of 2.
-        time: "octaves", for all times in an interval (:class:`~scoresde.models.embedding.TimeFeatures`); "positional", for
-            the steps of a chain; or "fourier".
-        endpoint: of :class:`~scoresde.models.embedding.PositionalFeatures`.
-        time_scale, time_shift: the unit of time and its zero; the features are those of (t - time_shift) / time_scale. The
-            unit of octaves is the length of the interval of times: 1 for [0, 1], n for the steps of a chain of n. That of
-            positional features is 1 for the steps of a chain, and 1/999 for times in [0, 1] that stand for 1000 of them.
-        num_classes: number of class labels; ``None`` for a network without.
-        unconditional: whether a network with classes knows "no label", its last row, index ``num_classes``; see
-            :class:`~scoresde.objectives.LabelDropout`. Without, it needs its label.
-        early_label: add the label's embedding to the features of time, and not to the embedding.
-        augment: size of a vector that describes how a sample was augmented; 0 for none.
-        groups, group_size: of the normalizations: their number, or fewer, so that each has ``group_size`` channels.
-        eps: of the normalizations.
-        dropout: probability, in training, of zeroing a feature of a residual block.
+        time: the kind of time features: "octaves", for all times in an interval
+            (:class:`~scoresde.models.embedding.TimeFeatures`); "positional", for the steps of a chain; or "fourier".
+        endpoint: an option of :class:`~scoresde.models.embedding.PositionalFeatures`.
+        time_scale, time_shift: the unit of time and its zero; the features are those of (t - time_shift) / time_scale. For
+            octaves the unit is the length of the interval of times: 1 for [0, 1], n for the steps of a chain of n. For
+            positional features it is 1 for the steps of a chain, and 1/999 for times in [0, 1] that stand for 1000 steps.
+        num_classes: number of class labels; ``None`` for an unconditional network.
+        unconditional: whether a network with classes also accepts "no label", index ``num_classes``; see
+            :class:`~scoresde.objectives.LabelDropout`. If not, every call needs a label.
+        early_label: add the embedding of the label to the time features, and not to the final embedding.
+        augment: size of the augmentation vector, which describes how a sample was augmented; 0 for none.
+        groups: number of groups of each normalization.
+        group_size: the least number of channels of a group; if given, narrow layers have fewer than ``groups`` groups.
+        eps: the constant added to the variance in the normalizations.
+        dropout: probability of zeroing a feature of a residual block in training.
 
-    The last convolutions of residual branches and the output start at zero. :attr:`config` holds the arguments, as plain
-    values.
+    The last convolutions of residual branches and the output are zero at initialisation. :attr:`config` holds the arguments
+    as plain values.
 
     Raises:
         ValueError: for sizes that are not positive, channels that groups or heads do not divide, and unknown choices.
@@ -189,7 +192,7 @@ class UNet(nn.Module):
         return Resampled(c, c, style, up=up, asymmetric=self.config["asymmetric"])
 
     def _way_down(self, sizes: list[int], style: Style) -> tuple[nn.ModuleList, list[int]]:
-        """The levels from the full resolution to the lowest, and the channels of the skip connections."""
+        """Return the levels from the full resolution to the lowest, and the channels of the skip connections."""
         levels = nn.ModuleList()
         c = self.config["stem"] or sizes[0]
         c_image, kind = self.channels, self.config["input_pyramid"]
@@ -211,7 +214,7 @@ class UNet(nn.Module):
         return levels, skips
 
     def _way_up(self, sizes: list[int], skips: list[int], style: Style) -> nn.ModuleList:
-        """The levels from the lowest resolution to the full one."""
+        """Return the levels from the lowest resolution to the full one."""
         levels = nn.ModuleList()
         c, kind, blocks = sizes[-1], self.config["output_pyramid"], self.config["blocks"] + (not self.lean)
         c_out = self.config["out_channels"] or self.channels
@@ -253,18 +256,18 @@ class UNet(nn.Module):
         context: Tensor | None = None,
         augment: Tensor | None = None,
     ) -> Tensor:
-        """The output at ``x`` of shape ``(batch, channels, *axes)``.
+        """Return the output at ``x``.
 
         Args:
-            x: samples.
+            x: samples, shape ``(batch, channels, *axes)``.
             t: times, shape ``(batch,)``.
             label: integers, one per sample or one for all, for a network with classes; see :data:`~scoresde.models.Label`.
             context: sequences, shape ``(batch, tokens, features)``, for a network with context.
-            augment: descriptions of the augmentation, shape ``(batch, augment)``, for a network with them; ``None``
-                stands for samples as they are.
+            augment: augmentation vectors, shape ``(batch, augment)``, for a network with them; ``None`` for samples that
+                were not augmented.
 
         Returns:
-            Shape ``(batch, out_channels, *axes)``.
+            The output, shape ``(batch, out_channels, *axes)``.
         """
         self._check_input(x, context)
         embedding = self.embedding(t, label, augment)
@@ -296,7 +299,7 @@ class UNet(nn.Module):
 
 
 def _embedding(config: dict[str, Any]) -> NoiseEmbedding:
-    """The embedding of time, label and augmentation of a network with these arguments."""
+    """Return the embedding of time, label and augmentation of a network with these arguments."""
     n = config["width"] * (2 if config["time"] == "fourier" else 1)
     of_time = {name: config[name] for name in ("endpoint", "time_scale", "time_shift")}
     rest = {name: config[name] for name in ("num_classes", "unconditional", "early_label", "augment")}
@@ -304,7 +307,7 @@ def _embedding(config: dict[str, Any]) -> NoiseEmbedding:
 
 
 def _check(config: dict[str, Any]) -> None:
-    """Refuse what no network can be built from."""
+    """Refuse arguments from which no network can be built."""
     multipliers, width = config["multipliers"], config["width"]
     levels = len(multipliers)
     sizes = [config[name] for name in ("channels", "width", "blocks", "heads", "groups", "group_size")]

@@ -1,7 +1,8 @@
-"""Figures: losses, images in time, grids of samples. Each function returns a figure of Matplotlib, :func:`save` writes it.
+"""Figures of losses, of images along a trajectory, and of grids of samples.
 
-They are drawn without pyplot: no display is needed and no global state is touched. A notebook shows a figure that is the
-value of a cell. Colours are those of Okabe and Ito ("Color Universal Design", 2008), which the colour-blind can tell apart.
+Each function returns a Matplotlib figure, and :func:`save` writes it to a file. The figures are drawn without pyplot, so no
+display is needed and no global state changes. A notebook shows a figure that is the value of a cell. The colours are those
+of Okabe and Ito ("Color Universal Design", 2008), which colour-blind readers can tell apart.
 """
 
 from scoresde.plots.curves import losses, scatter

@@ -1,4 +1,4 @@
-"""Pictures of numbers: losses, and points in the plane."""
+"""Figures of losses, and of points in the plane."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["losses", "scatter"]
 
 
 def _smooth(values: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
-    """The mean over the ``width`` values up to each, fewer at the start."""
+    """Return the mean over the last ``width`` values up to each value, over fewer at the start."""
     total = np.concatenate([[0.0], np.cumsum(values)])
     end = np.arange(1, len(values) + 1)
     start = np.maximum(end - width, 0)
@@ -26,12 +26,13 @@ def _smooth(values: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
 
 
 def losses(history: Sequence[tuple[int, float]], edges: Tensor, loss: Tensor, excess: Tensor | None = None) -> Figure:
-    """The loss against the steps of training, and the loss per bin of time, with the excess where it is known.
+    """Plot the loss against the steps of training, and the loss in each bin of time.
 
     Args:
         history: pairs of a step and the loss of its batch.
-        edges: times between the bins, shape ``(bins + 1,)``.
-        loss, excess: of the trained model in each bin, shape ``(bins,)``.
+        edges: the edges of the bins of time, shape ``(bins + 1,)``.
+        loss: the loss of the trained model in each bin, shape ``(bins,)``.
+        excess: the loss above the smallest possible one in each bin, shape ``(bins,)``, if it is known.
     """
     figure = new_figure(9.0, 3.4)
     left, right = figure.subplots(1, 2)
@@ -60,11 +61,11 @@ def losses(history: Sequence[tuple[int, float]], edges: Tensor, loss: Tensor, ex
 
 
 def scatter(clouds: Mapping[str, Tensor], *, title: str = "") -> Figure:
-    """Points in the plane, one panel for each cloud, all with the same axes.
+    """Plot points in the plane, one panel for each cloud, all with the same axes.
 
     Args:
-        clouds: title -> points, shape ``(n, 2)``.
-        title: above all.
+        clouds: the title of each panel and its points, shape ``(n, 2)``.
+        title: the title of the figure.
     """
     for points in clouds.values():
         if points.ndim != 2 or points.shape[1] != 2:

@@ -1,4 +1,4 @@
-"""The figures that all pictures are drawn on: without pyplot, and shown by a notebook as they are returned."""
+"""Matplotlib figures without pyplot, which a notebook shows when they are returned."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 __all__ = ["PALETTE", "new_figure", "save"]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's colours, the most distinct first."""
+"""The colours of Okabe and Ito, the most distinct first."""
 
 _DPI = 130
 
 
 def save(figure: Figure, path: str | os.PathLike[str], dpi: int = _DPI) -> None:
-    """Write ``figure`` to ``path``, whose suffix is the format; the file is whole or not there."""
+    """Write ``figure`` atomically to ``path``, whose suffix is the format."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=dpi, facecolor="white")
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of this size in inches, which a notebook shows as a picture.
+    """Return an empty figure of this size in inches, which a notebook shows as an image.
 
     Example:
         >>> new_figure(1, 1)._repr_png_()[1:4]
@@ -36,7 +36,7 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    # What pyplot gives the figures of a notebook, these have of their own: IPython asks an object for it by this name.
+    # IPython looks up this method to show an object; pyplot would add it to its own figures only.
     figure._repr_png_ = functools.partial(_png, figure)  # type: ignore[attr-defined]
     return figure
 

@@ -1,4 +1,4 @@
-"""Pictures of images: laid out in grids, and in time."""
+"""Figures of images, in grids and along trajectories."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def _check_images(images: Tensor) -> Tensor:
 
 
 def tile(images: Tensor, columns: int, border: int = 1) -> Tensor:
-    """Lay images out row by row, ``columns`` a row, with NaN in the borders between them and where there is no image.
+    """Lay out images row by row in one image, with NaN in the borders between them and where there is no image.
 
     Args:
         images: shape ``(n, c, h, w)`` with one channel or three.
-        columns: images per row.
-        border: pixels between images.
+        columns: the number of images per row.
+        border: the number of pixels between images.
 
     Returns:
         One image, shape ``(c, rows (h + border) - border, columns (w + border) - border)``.
@@ -56,7 +56,7 @@ def tile(images: Tensor, columns: int, border: int = 1) -> Tensor:
 
 
 def _show(axes: Axes, page: Tensor) -> None:
-    """An image in [-1, 1]: ink on paper for one channel, colours for three."""
+    """Draw an image in [-1, 1]: dark on light for one channel, RGB for three."""
     if page.shape[0] == 1:
         axes.imshow(page[0].numpy(), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
     else:
@@ -81,12 +81,12 @@ def _strip(axes: Axes, images: Tensor, times: Sequence[float] | None, label: str
 
 
 def strips(processes: Mapping[str, Tensor], times: Sequence[float], title: str = "") -> Figure:
-    """Images in time: one row per image, one column per time; several processes below one another.
+    """Draw images along their trajectories: one row per image, one column per time, several processes below one another.
 
     Args:
-        processes: label -> images, shape ``(len(times), n, c, h, w)``.
-        times: of the columns.
-        title: above all.
+        processes: the label of each process and its images, shape ``(len(times), n, c, h, w)``.
+        times: the times of the columns.
+        title: the title of the figure.
     """
     for images in processes.values():
         if images.ndim != 5 or len(images) != len(times):
@@ -103,13 +103,13 @@ def strips(processes: Mapping[str, Tensor], times: Sequence[float], title: str =
 
 
 def panels(grids: Mapping[str, Tensor], *, columns: int = 8, across: int = 5, title: str = "") -> Figure:
-    """Grids of images side by side, each with its title.
+    """Draw grids of images side by side, each with its title.
 
     Args:
-        grids: title -> images, shape ``(n, c, h, w)``.
-        columns: images per row of a grid.
-        across: grids per row of the figure.
-        title: above all.
+        grids: the title of each grid and its images, shape ``(n, c, h, w)``.
+        columns: the number of images per row of a grid.
+        across: the number of grids per row of the figure.
+        title: the title of the figure.
     """
     down, across = -(-len(grids) // across), min(across, len(grids))
     pages = [tile(images, columns) for images in grids.values()]
@@ -131,7 +131,7 @@ def panels(grids: Mapping[str, Tensor], *, columns: int = 8, across: int = 5, ti
 def overview(
     processes: Mapping[str, Tensor], times: Sequence[float], grids: Mapping[str, Tensor], columns: int = 8
 ) -> Figure:
-    """One picture for a first page: :func:`strips` of processes above a row of :func:`panels`."""
+    """Draw one figure for an overview: :func:`strips` of processes above a row of :func:`panels`."""
     width, rows = 9.0, sum(images.shape[1] for images in processes.values())
     heights = [width / (len(times) + 0.5) * rows + 0.55, width / len(grids) + 0.25]
     figure = new_figure(width, sum(heights))

@@ -1,4 +1,4 @@
-"""Sampling: noise becomes data, with any model, solver and path; and the likelihood of data."""
+"""Sampling with any score model, solver and path, and the likelihood of data."""
 
 from scoresde.sampling.likelihood import Likelihood, log_likelihood
 from scoresde.sampling.samples import NonFiniteError, Samples, sample

@@ -1,4 +1,4 @@
-"""A model as solvers see it: conditions bound, network calls counted, in evaluation mode."""
+"""The form in which solvers use a model: with its conditions bound, its network calls counted, and in evaluation mode."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ __all__ = ["Counted", "evaluation_mode"]
 
 
 class Counted:
-    """The data prediction of a model at a time, for a batch and its conditions, with the calls of networks counted.
+    """The data prediction of a model for a batch and its conditions, which counts the network calls.
 
     Args:
         model: any score model.
-        conditions: those of the batch.
-        grads: whether a backward pass may evaluate again, long after sampling left the network in the mode it was in.
+        conditions: the conditions of the batch.
+        grads: whether a backward pass may evaluate the model again after sampling has ended. The network is then in its
+            original mode, so each evaluation sets the evaluation mode itself.
 
     Attributes:
-        evaluations: data predictions for the whole batch so far.
-        forward, backward: calls of networks that they cost, by what the model states.
+        evaluations: the number of data predictions for the whole batch so far.
+        forward, backward: the number of network calls that they cost, according to ``model.calls``.
     """
 
     def __init__(self, model: ScoreModel, conditions: Conditions, *, grads: bool = False) -> None:
@@ -36,12 +37,12 @@ class Counted:
 
     @property
     def forward(self) -> int:
-        """The network calls so far, forward."""
+        """The number of forward calls of the network so far."""
         return self.evaluations * self.model.calls.forward
 
     @property
     def backward(self) -> int:
-        """The network calls so far, backward."""
+        """The number of backward calls of the network so far."""
         return self.evaluations * self.model.calls.backward
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class Counted:
             return _checked(self.model.x0(x, t, **self.conditions.repeated(copies)), x)
 
     def at(self, times: Tensor, *, device: torch.device, dtype: torch.dtype) -> Sequence[Callable[[Tensor], Tensor]]:
-        """Bind the model to ``times``: see :meth:`scoresde.ScoreModel.at`."""
+        """Bind the model to ``times``, as :meth:`scoresde.ScoreModel.at` does."""
         bound = self.model.at(times, device=device, dtype=dtype, **self.conditions.values)
         return [
             Evaluation(self._counted(f.output), f.of_x, f.of_output) if isinstance(f, Evaluation) else self._checking(f)
@@ -79,7 +80,7 @@ class Counted:
 
 
 def _checked(m: Tensor, x: Tensor) -> Tensor:
-    """The data prediction of a model, which is not a network's output and so not checked yet."""
+    """Return the data prediction ``m`` of a subclass of ScoreModel after a check of its shape and dtype."""
     if not isinstance(m, Tensor) or m.shape != x.shape or m.dtype != x.dtype:
         found = f"shape {tuple(m.shape)} and {m.dtype}" if isinstance(m, Tensor) else f"a {type(m).__name__}"
         raise ValueError(
@@ -93,12 +94,12 @@ def _checked(m: Tensor, x: Tensor) -> Tensor:
 
 _LOCK = threading.Lock()
 _USERS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-"""How many samplers run each module that was in training mode before the first of them came."""
+"""For each module that was in training mode when its first sampler started, the number of samplers that use it now."""
 
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and leave it in the mode it was in when the last of several threads is done."""
+    """Put a model into evaluation mode, and restore its modes when the last of several threads has finished."""
     with _LOCK:
         mine = [m for m in model.modules() if m.training or m in _USERS]
         for module in mine:

@@ -1,8 +1,8 @@
-r"""The likelihood of data under a score model: the density that the probability flow gives them.
+r"""The likelihood of data under a score model, by the change of variables along the probability flow.
 
-The flow carries a density along: in :math:`w = x / (\alpha + \sigma)` and :math:`u = \sigma / (\alpha + \sigma)`, which stay
-finite at both ends of time, it is :math:`dw = (\epsilon - m)\, du` with the noise prediction :math:`\epsilon` and the data
-prediction m, and
+In the variables :math:`w = x / (\alpha + \sigma)` and :math:`u = \sigma / (\alpha + \sigma)`, which are finite at both ends
+of time, the flow is :math:`dw = (\epsilon - m)\, du`, where :math:`\epsilon` is the noise prediction and m the data
+prediction. The density changes along it by
 
 .. math:: \log p_{t_{min}}(x) = \log p_{t_{max}}(x_T) + d \log \frac{\alpha_T + \sigma_T}{\alpha_0 + \sigma_0}
           + \int_{u_0}^{u_T} \nabla_w \cdot (\epsilon - m)\, du .
@@ -32,12 +32,12 @@ __all__ = ["Likelihood", "log_likelihood"]
 
 
 class Likelihood(NamedTuple):
-    """What :func:`log_likelihood` returns.
+    """The result of :func:`log_likelihood`.
 
     Args:
         log_prob: the log-density in nats, shape ``(batch,)``, float64.
-        latent: where the flow takes the data, at ``t_max``; shape of the data.
-        evaluations: calls of the network, each with its share of the divergence.
+        latent: the end of the flow at ``t_max``, shape of the data.
+        evaluations: the number of evaluations of the model, each with the divergence at the same point.
     """
 
     log_prob: Tensor
@@ -57,25 +57,27 @@ def log_likelihood(
     t_min: float | None = None,
     conditions: Mapping[str, Any] | None = None,
 ) -> Likelihood:
-    r"""The log-density of ``x`` in nats by the probability flow, integrated by the Runge-Kutta method of order 4.
+    r"""Return the log-density of ``x`` in nats by the probability flow, integrated by the Runge-Kutta method of order 4.
 
-    It is the density at ``t_min``, that of samples drawn along the flow with ``end="stop"``. The divergence is exact, or an
-    unbiased estimate :math:`v^T J v` with the same probes v all the way; then so is the result, up to the steps. Bytes have
-    no density: see :func:`scoresde.objectives.bits_per_dim`.
+    This is the density at ``t_min`` of samples drawn along the flow with ``end="stop"``. The divergence is exact, or an
+    unbiased estimate :math:`v^T J v` with the same probes v along the whole trajectory; the result is then unbiased up to
+    the error of the steps. Data on a grid, such as bytes, have no density: use :func:`scoresde.objectives.bits_per_dim`.
 
     Args:
         model: the score model.
         x: data of shape ``(batch, *event)``, floating point.
-        steps, path, t_min: as of :func:`scoresde.sample`; a step costs four evaluations.
-        trace: "hutchinson", a backward pass per probe, or "exact", one per number of an event.
-        probes: vectors of random signs per sample.
-        seed: of the probes, as of :func:`scoresde.sample`: those of a sample depend on its own seed alone.
-        conditions: what the model is told, as of :func:`scoresde.sample`.
+        steps, path, t_min: the same as in :func:`scoresde.sample`; a step costs four evaluations.
+        trace: ``"hutchinson"`` takes one backward pass per probe, ``"exact"`` one per dimension of the data.
+        probes: the number of probes, vectors of random signs, for each sample.
+        seed: the seed or seeds of the probes, as in :func:`scoresde.sample`. The probes of a sample depend on its own seed
+            only.
+        conditions: the values on which the model is conditioned, as in :func:`scoresde.sample`.
 
     Raises:
-        ValueError: for a wrong shape or type of ``x``, no sample or numbers that are not finite, a path that does not lead
-            from the prior down to a time with some noise, unknown choices, and a model whose predictions are cut off from
-            ``x`` (it detaches them), so that there is no divergence to integrate.
+        TypeError: if ``model`` is not a score model.
+        ValueError: for ``x`` of a wrong shape or dtype, without samples or with numbers that are not finite; for a path that
+            does not lead from the prior down to a time with some noise; for unknown choices; and for a model that detaches
+            its predictions from ``x``, which has no divergence to integrate.
 
     Example:
         >>> from scoresde import VP, problems
@@ -96,7 +98,7 @@ def log_likelihood(
         )
     model.check_convertible()
     told = Conditions.of(conditions, len(x), device=x.device, dtype=x.dtype).values
-    # Gradients are on whatever the caller's mode is: a divergence that is off would be zero, and silently so.
+    # Gradients are enabled whatever the caller's mode is; without them the divergence would silently be zero.
     with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model):
         return _integrated(model, x.detach().clone(), steps, path, trace, probes, seed, t_min, told)
 
@@ -132,7 +134,7 @@ def _integrated(
 
 
 def _grid(sde: GaussianSDE, falling: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Rising times with one between each two, the middle of their u; and their u."""
+    """Return the times in rising order, with one more at the midpoint in u of each interval, and their u."""
     ends = torch.tensor(falling, dtype=torch.float64).flip(0)
     if bool((ends.diff() <= 0).any()) or not sde.sigma(ends[0]) > 0 or ends[-1] < sde.span[1] * (1 - 1e-6):
         raise ValueError(
@@ -150,7 +152,7 @@ def _grid(sde: GaussianSDE, falling: Sequence[float]) -> tuple[Tensor, Tensor]:
 def _flow(
     model: ScoreModel, w: Tensor, t: Tensor, r: Tensor, directions: Tensor, trace: str, conditions: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """eps - m at w, and its divergence with respect to w, shape ``(batch,)``."""
+    """Return eps - m at w, and its divergence with respect to w, shape ``(batch,)``."""
     c = model.coefficients(t)
     of_x, of_output = (float(eps - x0) for eps, x0 in zip(c.eps, c.x0, strict=True))
     x = (float(r) * w).detach().requires_grad_()
@@ -161,7 +163,7 @@ def _flow(
 
 
 def _refuse_if_detached(model: ScoreModel, x: Tensor, t: Tensor, conditions: Mapping[str, Any]) -> None:
-    """A prediction without a graph has no divergence, which is right where it is constant in x alone."""
+    """Refuse a prediction that carries no gradient although it depends on ``x``."""
     output = model(x.clone().requires_grad_().clone(), t, **conditions)
     if not output.requires_grad and not torch.equal(model(1.01 * x + 0.01, t, **conditions), output):
         raise ValueError(
@@ -171,7 +173,7 @@ def _refuse_if_detached(model: ScoreModel, x: Tensor, t: Tensor, conditions: Map
 
 
 def _signs(x: Tensor, probes: int, seed: int | Sequence[int]) -> Tensor:
-    """Random signs, shape ``(probes, *x.shape)``."""
+    """Draw random signs, shape ``(probes, *x.shape)``."""
     noise = FreshNoise(sample_seeds(seed, len(x)), x.device)
     draws = [noise.normal(torch.empty_like(x)) for _ in range(probes)]
     return torch.where(torch.stack(draws) < 0, -1.0, 1.0).to(x)

@@ -1,4 +1,4 @@
-"""The path and the rows of a run, which the next call with the same arguments takes from here."""
+"""The plan of a run, its path and rows, kept for the next call with the same arguments."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def plan(
     t_min: float | None,
     end: str,
 ) -> Plan:
-    """Return the path, and the rows of a solver that makes rows.
+    """Return the path, and the rows if the solver makes rows.
 
-    They are kept for the next call where all of it is named or plain: a solver and a spacing of the tables on a published
-    SDE. A solver object, a function or an SDE of one's own may compute something else next time.
+    They are kept for the next call if the solver and the spacing are given by name and the SDE is a published one. A solver
+    object, a function or a user's SDE may compute something else next time.
 
     Args:
-        given: the solver as it was asked for; ``method``: the solver itself.
-        sde: that of the model.
-        path, steps, t_max, t_min, end: as of :func:`scoresde.sample`.
+        given: the solver as the user gave it; ``method``: the solver object.
+        sde: the SDE of the model.
+        path, steps, t_max, t_min, end: the same as in :func:`scoresde.sample`.
     """
     key = _key(given, sde, path, (steps, t_max, t_min, end))
     with _LOCK:

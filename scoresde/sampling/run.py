@@ -1,4 +1,4 @@
-"""One run: a solver on a path from a start, and how a state that stops being finite is found."""
+"""One run of a solver on a path from a start, and the search for the step at which a state stops being finite."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["Last", "NonFiniteError", "Run", "bar", "checked", "finite"]
 
 
 class NonFiniteError(FloatingPointError):
-    """A state became infinite or NaN.
+    """The error for a state that became infinite or NaN.
 
     Attributes:
         solver: its name.
         last_finite: the last state that was finite.
-        step, t: the step that left it, and the time at which it ended.
+        step, t: the step in which it became non-finite, and the time at which that step ends.
     """
 
     def __init__(self, solver: str, step: int, t: float, last_finite: Tensor) -> None:
@@ -42,7 +42,7 @@ class NonFiniteError(FloatingPointError):
 
 
 class Last(NamedTuple):
-    """The last state of a run, what was reported with it, and how many points of the path were reached (None: all)."""
+    """The last state of a run, the info reported with it, and the number of points of the path reached (None: all)."""
 
     x: Tensor
     info: Mapping[str, Any] | None = None
@@ -51,7 +51,7 @@ class Last(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """A solver on a path from ``x``, run by ``loop``, or where that is ``None`` by a loop of its own."""
+    """A solver on a path from ``x``, run by the driver ``loop`` or, if that is ``None``, by the solver's own loop."""
 
     method: Solver
     loop: Driver | None
@@ -63,17 +63,20 @@ class Run:
     project: Project | None
 
     def steps(self) -> int | None:
-        """How many there will be; ``None`` where the solver decides."""
+        """Return the number of steps, or ``None`` if the solver chooses its own."""
         return None if self.rows is None else sum(row.ends_step for row in self.rows)
 
     def states(self) -> Iterator[State]:
-        """The states, one after the other."""
+        """Yield the states, one after another."""
         if self.loop is None or self.rows is None:
             return self.method.states(self.path, self.model, self.x, self.noise)
         return cast(Iterator[State], self.loop(self.rows, self.model, self.x, self.noise, project=self.project))
 
     def last(self, callback: Callable[[State], object] | None, on_step: Callable[[int], None]) -> Last:
-        """The last state, with ``on_step`` told of every step and ``callback`` of every state, which may stop there."""
+        """Return the last state, after calls of ``on_step`` at every step and of ``callback`` at every state.
+
+        The run stops where ``callback`` returns something true.
+        """
         if self.rows is not None and self.loop is not None and not self.loop.shows_states:
             overwrite = cast(Callable[..., Tensor], self.loop)
             return Last(overwrite(self.rows, self.model, self.x, self.noise, on_step, project=self.project))
@@ -89,14 +92,18 @@ class Run:
         return last
 
     def lastchecked(self) -> Last:
-        """The same with every state checked, to say where it became non-finite: only a failure costs that."""
+        """Run again with every state checked, to find the step of a failure; runs that succeed do not pay for this."""
         last = Last(self.x)
         for state in checked(self.states(), self.x, self.method.name):
             last = Last(state.x, state.info)
         return last
 
     def again(self, drawn: bool) -> Run:
-        """The run from the beginning, its noise too, of which the start took the first numbers if it was drawn."""
+        """Return the same run from the beginning, with the same noise.
+
+        Args:
+            drawn: whether the start was drawn, in which case it took the first random numbers.
+        """
         noise = self.noise if isinstance(self.noise, BrownianNoise) else FreshNoise(self.noise.seeds, self.x.device)
         if drawn:
             noise.normal(torch.empty_like(self.x))
@@ -104,7 +111,7 @@ class Run:
 
 
 def checked(states: Iterator[State], x: Tensor, solver: str) -> Iterator[State]:
-    """The states, or an error at the first that is not finite."""
+    """Yield the states, and raise NonFiniteError at the first one that is not finite."""
     for state in states:
         if not finite(state.x):
             raise NonFiniteError(solver, state.step, state.point.t, x)
@@ -114,7 +121,7 @@ def checked(states: Iterator[State], x: Tensor, solver: str) -> Iterator[State]:
 
 @contextlib.contextmanager
 def bar(progress: bool, name: str, total: Callable[[], int | None]) -> Iterator[Callable[[int], None]]:
-    """A progress bar, where one is wanted: yields what tells it the number of steps done."""
+    """Show a progress bar if ``progress``, and yield a function that sets the number of steps done."""
     if not progress:
         yield lambda step: None
         return
@@ -125,5 +132,5 @@ def bar(progress: bool, name: str, total: Callable[[], int | None]) -> Iterator[
 
 
 def finite(x: Tensor) -> bool:
-    """Whether no number of ``x`` is infinite or NaN: by the sum of all, and only where that overflows one by one."""
+    """Return whether all numbers of ``x`` are finite; the sum decides, and each number only if the sum is not finite."""
     return bool(torch.isfinite(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)))) or bool(torch.isfinite(x).all())

@@ -1,4 +1,4 @@
-"""The front door: :func:`sample` turns noise into data with any model, solver and path."""
+"""The function :func:`sample`, which turns noise into data with any model, solver and path."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ Transform = Callable[[Tensor, Any], Tensor]
 
 @dataclass(frozen=True)
 class Samples:
-    """What :func:`sample` returns.
+    """The result of :func:`sample`.
 
     Attributes:
         x: the samples, shape ``(batch, *event)``.
-        evaluations: how often a network was called for the batch, as counted: a guided model calls its network twice.
+        evaluations: the number of network calls for the batch; a guided model makes two for each prediction.
         seconds: wall time of the solver.
-        seeds: the seed of each sample; ``sample(..., seed=seeds[i:i+1])`` draws the i-th one again.
+        seeds: the seed of each sample; ``sample(..., seed=seeds[i:i+1])`` draws the i-th sample again.
         solver: the name of the solver.
-        times: the times of the path, as far as it was followed.
-        info: what the driver or the solver reports of itself: ``sweeps`` of the parallel driver, ``accepted`` and
-            ``rejected`` steps of an adaptive solver for each sample.
-        backward: how often it was called backward, by a model that needs gradients.
+        times: the times of the path up to the last one reached.
+        info: reports of the driver or the solver: ``sweeps`` of the parallel driver, ``accepted`` and ``rejected`` steps of
+            an adaptive solver for each sample.
+        backward: the number of backward calls of the network, by a model that needs gradients.
     """
 
     x: Tensor
@@ -92,45 +92,46 @@ def sample(
     Args:
         model: a score model; on an SDE without marginals, ``ScoreModel(score, sde)``, or its reverse process
             ``sde.reverse(score)``.
-        shape_or_start: ``(batch, *event)``, whose start is drawn from the prior; or a tensor to start from, which is left
-            as it is.
+        shape_or_start: the shape ``(batch, *event)`` of a start drawn from the prior, or a tensor to start from, which is
+            not changed.
         solver: a name of ``scoresde.solvers.SOLVERS`` or a solver object.
         steps: number of steps; each costs the solver's evaluations per step.
         path: "t", "quadratic", "lam", "karras"; a spacing function; times from noise to data; or a ``Path``.
-        seed: one integer, from which every sample's own seed derives, or a seed per sample; ``None`` for a new one. A
-            sample depends on its own seed and not on the batch it is drawn in.
-        noise: where the solver's noise comes from, with the seeds of the samples, in place of ``seed``: a
-            :class:`~scoresde.solvers.BrownianNoise` that several calls share. By default fresh noise.
-        t_min: the smallest time but zero, by default the SDE's. What it costs: the last move takes away, or with
-            ``end="stop"`` leaves, noise of variance ``sigma(t_min)^2``. A 1000-step "ddpm" chain on data of variance 1,
-            which it reproduces exactly otherwise, loses 1.1e-4 of it at VP's default of 1e-3 and 1.0e-6 at 1e-5. A
-            smaller one costs steps: they go to where there is little noise, away from where few matter more.
-        t_max: where to start, by default the end of the SDE's span.
-        end: how the last step ends. ``"denoise"``: at sigma = 0, by returning the data prediction D (Tweedie's formula);
-            ``"flow"``: at sigma = 0, by following the flow there, (x / alpha + D) / 2, closer for smooth densities and worse
-            for data on a manifold, such as images; ``"stop"``: at ``t_min``, with its noise.
-        progress: a progress bar.
-        callback: called with every :class:`~scoresde.solvers.State` (step, point, x); sampling stops there if it returns
-            something true.
-        transform: applied to each data prediction, ``transform(m, t)``: clipping, thresholding. ``t`` is a number, or a
-            tensor of shape ``(batch,)`` where samples have times of their own (adaptive solvers, the parallel driver).
-        project: applied to the state at the end of each step, ``project(x, t)``: a constraint.
-        driver: the loop that runs the solver's rows. ``"auto"``: ``"fast"``, or ``"readable"`` where there is a callback;
-            ``"compiled"``, ``"cuda-graph"``, ``"parallel"``, ``"differentiable"``: see :mod:`scoresde.solvers.drivers`; or
-            a driver with its options set, ``scoresde.solvers.Parallel(window=8)``. ``"differentiable"`` is the only one of
-            them through which gradients flow.
-        device, dtype: of the start, where it is drawn; by default those of the model's parameters.
-        conditions: what the model is told, by name, ``{"label": labels}``: a tensor, an array or a list with an entry for
-            each sample; a number for all of them; or :class:`scoresde.Shared`, passed on as it is.
+        seed: one integer, from which the seed of every sample is derived; a seed for each sample; or ``None`` for a random
+            one. A sample depends on its own seed and not on the batch it is drawn in.
+        noise: a source of the solver's noise, used with the seeds of its samples in place of ``seed``, such as a
+            :class:`~scoresde.solvers.BrownianNoise` that several calls share. By default the noise is fresh.
+        t_min: the smallest time above zero, by default the SDE's. The last step removes noise of variance
+            ``sigma(t_min)^2``, or leaves it in the samples with ``end="stop"``. A small value moves steps to times with
+            little noise.
+        t_max: the time at which sampling starts, by default the end of the SDE's span.
+        end: how the last step ends. ``"denoise"`` returns the data prediction D, Tweedie's formula, at sigma = 0.
+            ``"flow"`` follows the flow to sigma = 0, (x / alpha + D) / 2, which is closer for smooth densities and worse for
+            data on a manifold, such as images. ``"stop"`` ends at ``t_min``, with the noise at that time.
+        progress: whether to show a progress bar.
+        callback: a function called with every :class:`~scoresde.solvers.State` (step, point, x); sampling stops if it
+            returns something true.
+        transform: a function ``transform(m, t)`` applied to each data prediction, for clipping or thresholding. ``t`` is a
+            number, or a tensor of shape ``(batch,)`` where samples have different times (adaptive solvers, the parallel
+            driver).
+        project: a function ``project(x, t)`` applied to the state at the end of each step, for constraints.
+        driver: the loop that runs the solver's rows: ``"fast"``, ``"readable"``, ``"compiled"``, ``"cuda-graph"``,
+            ``"parallel"`` or ``"differentiable"``, see :mod:`scoresde.solvers.drivers`; or a driver with its options set,
+            ``scoresde.solvers.Parallel(window=8)``. ``"auto"`` is ``"fast"``, or ``"readable"`` if there is a callback.
+            Gradients flow through ``"differentiable"`` only.
+        device, dtype: device and dtype of a start that is drawn; by default those of the model's parameters.
+        conditions: the values on which the model is conditioned, by name, ``{"label": labels}``: a tensor, an array or a
+            list with an entry for each sample; a number for all samples; or :class:`scoresde.Shared`, passed on unchanged.
 
     Returns:
-        :class:`Samples`.
+        The samples and how they were computed, see :class:`Samples`.
 
     Raises:
+        TypeError: if ``model`` is not a score model or a reverse process, or ``solver`` is not a name or a solver.
         ValueError: for a wrong shape, an unknown solver, path or driver, ``steps=0``, a path that does not start at the
-            prior, a callback or a projection that the driver cannot honour, conditions of another length than the batch, a
-            network whose output has not the shape and dtype of its input, or which writes into that.
-        NonFiniteError: where a state becomes infinite or NaN; it carries the last finite one.
+            prior, a callback or a projection that the driver cannot run, conditions of another length than the batch, and a
+            network that writes into its input or whose output has another shape or dtype.
+        NonFiniteError: if a state becomes infinite or NaN; it carries the last finite state.
 
     Example:
         >>> import scoresde
@@ -184,7 +185,7 @@ def sample(
 def _loop(
     method: Solver, driver: str | Driver, callback: Callable[[State], object] | None, project: Project | None
 ) -> Driver | None:
-    """The driver to run the rows of ``method`` with, or ``None`` for a solver that has a loop of its own."""
+    """Return the driver that runs the rows of ``method``, or ``None`` for a solver that has its own loop."""
     loop = None if driver == "auto" else driver_of(driver)
     if not isinstance(method, RowSolver):
         if loop not in (None, readable):
@@ -209,11 +210,11 @@ def _loop(
 
 
 def _refuse_without_marginals(given: Mapping[str, Any]) -> None:
-    """Refuse what only a score model, and a step that is a row, have a use for."""
+    """Refuse arguments that need a score model with Gaussian marginals and a solver that makes rows."""
     if names := [name for name, value in given.items() if value is not None and value is not False]:
         raise ValueError(
-            f"got {', '.join(names)} for an SDE without marginals, of which there are a drift and a diffusion but no rows, "
-            "and no data predictions; expected none of these"
+            f"got {', '.join(names)} for an SDE without marginals, whose solvers use a drift and a diffusion, and make no "
+            "rows and no data predictions; expected none of these arguments"
         )
 
 
@@ -221,7 +222,7 @@ def _check_prior(path: Path, sde: GaussianSDE) -> None:
     if path.times[0] < sde.span[1] * (1 - 1e-6):
         raise ValueError(
             f"got a path that starts at t={path.times[0]:.6g}, while the prior is at t={sde.span[1]:.6g}; expected "
-            "a start tensor noised to that time (sde.perturb), or a path from the prior on"
+            "a start tensor noised to that time (sde.perturb), or a path that starts at the prior"
         )
 
 
@@ -238,7 +239,7 @@ def _integrate(
     callback: Callable[[State], object] | None,
     conditions: Mapping[str, Any] | None,
 ) -> Samples:
-    """Samples of an SDE without marginals, of which a drift and a diffusion are all there is."""
+    """Draw samples of an SDE without marginals, which has only a drift and a diffusion."""
     calls = 1
     mode: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if isinstance(model, ScoreModel):

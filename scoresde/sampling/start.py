@@ -1,4 +1,4 @@
-"""Where sampling starts: a tensor that is given, or noise drawn from the prior."""
+"""The start of sampling: a given tensor, or noise drawn from the prior."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def start(
     dtype: torch.dtype | None,
     grads: bool = False,
 ) -> tuple[Tensor, FreshNoise]:
-    """Return the start, given or drawn with standard deviation ``prior_std``, and the noise that goes on from there.
+    """Return the start, given or drawn from the prior, and the source of the noise that the solver draws after it.
 
     Args:
-        shape_or_start: ``(batch, *event)``, or the start itself.
-        model: whose device and dtype a drawn start has, where they are not given.
+        shape_or_start: the shape ``(batch, *event)`` of a start to draw, or the start itself.
+        model: the model whose device and dtype a drawn start has by default.
         seed: one integer, one for each sample, or ``None``.
-        prior_std: of a drawn start.
-        device, dtype: of the start.
-        grads: keep the graph of a start that is given.
+        prior_std: the standard deviation of a drawn start.
+        device, dtype: device and dtype of the start.
+        grads: whether to keep the graph of a start that is given.
 
     Raises:
-        ValueError: for a shape that is none.
+        ValueError: for a shape that is not made of positive whole numbers, at least two of them.
     """
     if isinstance(shape_or_start, Tensor):
         x = check_batch(shape_or_start if grads else shape_or_start.detach()).clone()  # a network may write into it

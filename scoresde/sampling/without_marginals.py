@@ -1,4 +1,4 @@
-"""What there is to sample of an SDE without marginals: times, and a drift that counts its calls."""
+"""Sampling of an SDE without marginals: its times, and its dynamics with counted calls of the drift."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["CountedDynamics", "falling_times"]
 def falling_times(
     span: tuple[float, float], path: PathLike, steps: int, t_max: float | None, t_min: float | None
 ) -> list[float]:
-    """The times of a path, which without a lam are evenly spaced or given.
+    """Return the times of a path on an SDE without lam, evenly spaced or given as a list.
 
     Raises:
-        ValueError: for a spacing other than "t", ``steps=0``, times that do not fall, or an end below the span.
+        ValueError: for a spacing other than "t", ``steps=0``, times that do not fall, or times outside the span.
     """
     low, high = span
     if isinstance(path, Tensor | list | tuple):
@@ -39,7 +39,7 @@ def falling_times(
 
 
 class CountedDynamics:
-    """The dynamics of a reverse process, whose drifts are counted."""
+    """The dynamics of a reverse process, which count the calls of the drift."""
 
     def __init__(self, reverse: ReverseSDE) -> None:
         self.reverse, self.calls = reverse, 0
@@ -53,5 +53,5 @@ class CountedDynamics:
         return 0.25 * self.reverse.eta * self.reverse.forward.diffusion_divergence(x, t)
 
     def dynamics(self) -> Dynamics:
-        """As the solvers take them."""
+        """Return the drift and the diffusion in the form that the solvers take."""
         return Dynamics(self._drift, self.reverse.diffusion, self._conversion, self.reverse.eta)

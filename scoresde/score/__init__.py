@@ -1,4 +1,4 @@
-"""Score models: the seam between what estimates a score and all that uses one."""
+"""Score models: the interface between everything that estimates a score and everything that uses one."""
 
 from scoresde.score.conditions import Conditions, Shared
 from scoresde.score.model import Calls, Evaluation, ScoreModel

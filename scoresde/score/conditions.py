@@ -1,4 +1,4 @@
-"""Conditions: what a model is told beside the state and the time, by name."""
+"""Conditions: the named inputs of a model other than the state and the time, such as labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Entries = TypeVar("Entries", Tensor, list[Any])
 
 @dataclass(frozen=True)
 class Shared:
-    """A condition that is one for all samples and reaches the network as it is, whatever its shape.
+    """A condition that belongs to no single sample and is passed to the network unchanged, whatever its shape.
 
     Example:
         >>> import torch
@@ -32,14 +32,14 @@ class Shared:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Conditions of a batch, checked.
+    """The checked conditions of a batch.
 
-    A tensor, an array or a list has one entry for each sample; a number is the same for all samples; anything else, and
-    whatever stands in :class:`Shared`, belongs to the batch as a whole and is passed on as it is.
+    A tensor, an array or a list has one entry for each sample. A number is the same for all samples. Any other value, and
+    any value in :class:`Shared`, belongs to the batch as a whole and is passed on unchanged.
 
     Attributes:
-        values: what the network gets, by name.
-        per_sample: the names of those with an entry for each sample.
+        values: the values passed to the network, by name.
+        per_sample: the names of the conditions with one entry for each sample.
         batch: the number of samples.
     """
 
@@ -56,13 +56,13 @@ class Conditions:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Conditions:
-        """Check ``given`` for a batch of ``batch`` samples, and bring it to ``device``.
+        """Check the conditions ``given`` for ``batch`` samples, and move them to ``device``.
 
         Integers of any kind become int64; Python and NumPy floats become ``dtype``.
 
         Raises:
-            TypeError: if ``given`` is no mapping from names.
-            ValueError: for a condition with another number of entries than samples, by name.
+            TypeError: if ``given`` is not a mapping from names to values.
+            ValueError: for a condition whose number of entries differs from the number of samples.
 
         Example:
             >>> found = Conditions.of({"label": [3, 1], "scale": 2.0, "prompt": "a cat"}, 2)
@@ -93,14 +93,14 @@ class Conditions:
         return cls(values, frozenset(per_sample), batch)
 
     def repeated(self, copies: int) -> Mapping[str, Any]:
-        """Return the values for ``copies`` of the batch after one another."""
+        """Return the values for ``copies`` of the batch, one copy after another."""
         if copies == 1:
             return self.values
         return {name: _repeat(v, copies) if name in self.per_sample else v for name, v in self.values.items()}
 
 
 def _entries(name: str, value: Any, batch: int, dtype: torch.dtype) -> Tensor | list[Any] | None:
-    """One entry for each sample; ``None`` for what belongs to the batch as a whole."""
+    """Return a tensor with one entry for each sample, or ``None`` for a value that belongs to the batch as a whole."""
     if isinstance(value, Shared | str | bytes | Mapping) or value is None:
         return None
     if isinstance(value, numbers.Number | np.generic):

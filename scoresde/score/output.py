@@ -1,4 +1,4 @@
-"""The network's output: one tensor of the shape of the state, taken from whatever a network returns, or refused."""
+"""The output of a network: one tensor of the shape of the state, extracted from what the network returns and checked."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def evaluate(
     """Call ``net(x, t, **conditions)`` and return its prediction, of the shape and dtype of ``x``.
 
     The output may be a tensor, a tuple or list whose first entry is one, or a mapping or an object with ``sample``, as
-    diffusers' networks return. A floating-point output of less precision than ``x``, which autocast makes, is converted.
+    the networks of diffusers return. A floating-point output of lower precision than ``x``, as under autocast, is converted.
 
     Args:
         net: the network.
-        x: its input, shape ``(batch, *event)``.
-        t: its times, shape ``(batch,)``.
-        conditions: its further arguments, by name.
-        doubled: whether it returns twice the channels, as for a learned variance.
+        x: the state, shape ``(batch, *event)``.
+        t: the time inputs, shape ``(batch,)``.
+        conditions: the further arguments of the network, by name.
+        doubled: whether the network returns twice the channels, as for a learned variance.
 
     Raises:
-        TypeError: for any other output.
+        TypeError: if no tensor is found in the output.
         ValueError: for another shape, an integer, complex or more precise output, and a network that wrote into ``x``.
 
     Example:
@@ -75,6 +75,6 @@ def _tensor(output: Any) -> Tensor:
 
 
 def halves(output: Tensor) -> tuple[Tensor, Tensor]:
-    """Split twice the channels into the prediction and the fraction of a learned variance, from [-1, 1] to [0, 1]."""
+    """Split an output of twice the channels into the prediction and the learned variance, scaled from [-1, 1] to [0, 1]."""
     prediction, second = output.chunk(2, dim=1)
     return prediction, 0.5 * (second + 1)

@@ -1,4 +1,4 @@
-r"""What a network may predict: the conversion of its output, and the output it is trained towards.
+r"""The quantities that a network may predict: how its output is converted, and the target on which it is trained.
 
 With :math:`x = \alpha x_0 + \sigma \epsilon`, a prediction of any one of
 
@@ -13,8 +13,8 @@ score       :math:`\nabla \log p_t(x) = -\epsilon / \sigma`     Song and Ermon, 
 edm         F of the preconditioned denoiser, eq. (7)           Karras et al., 2022
 ==========  ==================================================  ===========================================
 
-determines the others. Each conversion is linear in ``x`` and the output, with the coefficients written in the form that
-does not cancel, in float64.
+determines the others. Each conversion is linear in ``x`` and the output. The coefficients are float64, in a form without
+cancellation.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Coefficients:
-    """x0 = ``x0[0]`` x + ``x0[1]`` n and eps = ``eps[0]`` x + ``eps[1]`` n for an output n of the network at ``c_in`` x."""
+    """Coefficients of x0 = ``x0[0]`` x + ``x0[1]`` n and eps = ``eps[0]`` x + ``eps[1]`` n, where n = net(``c_in`` x)."""
 
     x0: Pair
     eps: Pair
@@ -44,16 +44,18 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class Parametrization:
-    r"""One kind of prediction: how its output n is converted, and what n should be.
+    r"""A kind of prediction: how the output n of the network is converted, and its target.
 
     Args:
-        coefficients: the conversion at (alpha, sigma, sigma_data), float64 tensors of one shape and a number.
-        target: the factors (a, b) of the output :math:`n^* = a x_0 + b\, \epsilon` that is right about both. By default
-            derived from ``coefficients`` by least squares, which is exact where they are finite.
+        coefficients: a function of (alpha, sigma, sigma_data), two float64 tensors of one shape and a number, that returns
+            the :class:`Coefficients` of the conversion.
+        target: a function of the same arguments that returns the factors (a, b) of the target
+            :math:`n^* = a x_0 + b\, \epsilon`. By default they are derived from ``coefficients`` by least squares, which is
+            exact where the coefficients are finite.
 
     Example:
         >>> one, half = torch.tensor(0.8), torch.tensor(0.6)
-        >>> mine = Parametrization(PREDICTIONS["v"].coefficients)  # without a target of its own
+        >>> mine = Parametrization(PREDICTIONS["v"].coefficients)  # the target is derived
         >>> [round(float(factor), 6) for factor in mine.factors(one, half, 0.5)]  # v = alpha eps - sigma x0
         [-0.6, 0.8]
     """
@@ -62,7 +64,7 @@ class Parametrization:
     target: Callable[[Tensor, Tensor, float], Pair] | None = None
 
     def factors(self, alpha: Tensor, sigma: Tensor, sigma_data: float) -> Pair:
-        """Return the factors of x0 and eps in the output that is right about both."""
+        """Return the factors of x0 and eps in the target."""
         if self.target is not None:
             return self.target(alpha, sigma, sigma_data)
         c = self.coefficients(alpha, sigma, sigma_data)
@@ -120,13 +122,13 @@ PREDICTIONS: Table[Parametrization] = Table(
     check=lambda value: isinstance(value, Parametrization),
     expects="a Parametrization",
 )
-"""What a network may predict, by name."""
+"""The predictions by name."""
 
 
 def target(predicts: str, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
-    r"""Return the output with which a network that predicts ``predicts`` would be right about ``x0`` and ``eps``.
+    r"""Return the target of a network that predicts ``predicts``: the output for given ``x0`` and ``eps``.
 
-    For EDM's F it is :math:`(\sigma x_0 / \sigma_d - \alpha \sigma_d\, \epsilon) / r` with
+    The target of EDM's F is :math:`(\sigma x_0 / \sigma_d - \alpha \sigma_d\, \epsilon) / r` with
     :math:`r^2 = \sigma^2 + \alpha^2 \sigma_d^2`.
 
     Args:
