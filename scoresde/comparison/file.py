@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from scoresde.base.reading import decode_json, open_regular
 from scoresde.comparison.records import Record, Records, Trace
 
 __all__ = ["checked", "from_json", "parsed", "plain", "read", "to_json"]
@@ -111,17 +111,15 @@ def _restored(value: Any) -> Any:
     return [_restored(v) for v in value] if isinstance(value, list) else value
 
 
-def parsed(text: str | bytes, what: str) -> Any:
+def parsed(content: bytes, what: str) -> Any:
     """Plain values from JSON in which NaN and infinities are as :func:`to_json` writes them.
 
     Raises:
-        ValueError: for a text that is not JSON, or nested too deep to be of ours.
+        ValueError: for a content that is not JSON, or nested too deeply to be of ours.
     """
-    import msgspec
-
     try:
-        return _restored(msgspec.json.decode(text))
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        return _restored(decode_json(content, Any))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"cannot read {what}, which is not JSON ({error}); is it cut short?") from None
 
 
@@ -140,15 +138,9 @@ def checked(value: Any, kind: type[T], what: str) -> T:
 
 
 def read(path: Path) -> bytes:
-    """The content of a regular file.
-
-    Raises:
-        ValueError: for a pipe or a device, which might never end.
-        FileNotFoundError: where there is none.
-    """
-    if path.exists() and not path.is_file():
-        raise ValueError(f"got {os.fspath(path)!r}, which is no regular file; expected one that a comparison wrote")
-    return path.read_bytes()
+    """The content of a regular file; a pipe, which might never end, is refused."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 def from_json(text: str | bytes, what: str = "the text") -> Records:
@@ -157,7 +149,7 @@ def from_json(text: str | bytes, what: str = "the text") -> Records:
     Raises:
         ValueError: for a text that is cut short, or is none of a comparison; ``what`` is it called there.
     """
-    whole = parsed(text, what)
+    whole = parsed(text.encode(errors="surrogatepass") if isinstance(text, str) else text, what)
     if not isinstance(whole, dict) or whole.get("format") != FORMAT:
         raise ValueError(
             f"cannot read {what}: it is JSON of another format than {FORMAT}; expected a comparison written by this version"

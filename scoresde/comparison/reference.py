@@ -176,13 +176,14 @@ def in_double(model: ScoreModel, start: Tensor, conditions: Mapping[str, Any] | 
     """The model, or a copy of it, in float64."""
     if any(p.is_floating_point() and p.dtype != torch.float64 for p in (*model.parameters(), *model.buffers())):
         model = copy.deepcopy(model).double()
-    with torch.no_grad():
+    with torch.no_grad(), evaluation_mode(model):
         t = torch.full((len(start),), model.sde.span[1], dtype=torch.float64, device=start.device)
-        dtype = model(start.double(), t, **(conditions or {})).dtype
-    if dtype != torch.float64:
+        # States that are no shorter numbers: an output that is one all the same, and no constant, was rounded.
+        found, other = (model(scale * start.double(), t, **(conditions or {})) for scale in (1 + 1e-9 / 3, 2.0))
+    if torch.equal(found, found.float().double()) and not torch.equal(found, other):
         raise ValueError(
-            f"got a network that returns {str(dtype).removeprefix('torch.')} for states in float64, too coarse for a "
-            "reference; expected one that computes in the dtype of its input"
+            "got a network that computes in float32 or less for states in float64, too coarse for a reference; expected one "
+            "that computes in the dtype of its input"
         )
     return model
 

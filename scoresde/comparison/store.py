@@ -74,7 +74,7 @@ class Store:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        wanted = parsed(json.dumps(plain(arguments())), "the arguments")
+        wanted = parsed(json.dumps(plain(arguments())).encode(), "the arguments")
         lines, whole = _lines(self.path)
         if lines:
             first = lines[0]
