@@ -426,12 +426,10 @@ def test_starts_at_alpha_zero() -> None:
         first, second = method.rows(path)[:2]
         assert isinstance(first, Row) and isinstance(second, Row)
         assert first.ends_step and first.w == pytest.approx((path.points[1].alpha,)) and second.w[1:] == ()
-    with pytest.raises(ValueError, match="cannot start at alpha = 0"):
-        solvers.dpmpp_3m("exact", "high-order").rows(path)
-    with pytest.raises(ValueError, match="cannot start at alpha = 0"):
-        solvers.unipc(3, prediction="noise").rows(path)
-    with pytest.raises(ValueError, match="cannot start at alpha = 0"):
-        solvers.pndm().rows(path)
+    first, second = solvers.unipc(3, prediction="noise").rows(path)[:2]
+    assert (first.p, first.q) == (0, 1) and second.p != 0 and second.w[1:] == (), "from there in the data prediction"
+    stages = solvers.dpmpp_3m("exact", "high-order").rows(path)[:2]
+    assert [row.ends_step for row in stages] == [False, True] and stages[0].p != 0, "in Velocity, where there is a middle"
 
 
 # Peers -----------------------------------------------------------------------------------------------------

@@ -41,6 +41,10 @@ def test_spacings_are_what_their_names_say() -> None:
     assert root.diff().std() < 1e-12
     lam = torch.tensor([p.lam for p in make_path(sde, "lam", 10, end="stop").points], dtype=F64)
     assert lam.diff().std() < 1e-12
+    for each in SDES.values():
+        inner = make_path(each, "karras", 12, end="stop", t_max=0.9 * each.span[1]).points
+        level = torch.tensor([math.exp(-p.lam / 7) for p in inner], dtype=F64)
+        assert level.diff().std() < 1e-9 * level.max(), "equidistant in (sigma / alpha)^(1/7) on every SDE"
     # Karras et al., 2022, equation (5), on their own SDE
     got = [p.sigma for p in make_path(EDM(), "karras", 18).points]
     i = torch.arange(18, dtype=F64)
@@ -66,7 +70,7 @@ def test_points_carry_the_marginals_of_their_times() -> None:
         (lambda: make_path(VP(), "t", 5, t_max=1.5), "t_max <= 1.0 on VP"),
         (lambda: Path.from_times(VP(), [0.0, 1.0]), "not its noisiest point"),
         (lambda: Path.from_times(VP(), [0.5]), "expected at least two"),
-        (lambda: Path.from_times(VP(), [1.0, 1.0]), "not its noisiest point"),
+        (lambda: Path.from_times(VP(), [1.0, 1.0]), "equal or nearly so, t=1.0 and t=1.0"),
         (lambda: Path.from_times(VP(), [1.0, 0.0, 0.5]), "sigma = 0 before the end"),
         (lambda: Path.from_times(VP(), [1.2, 0.5]), "VP is defined for 0 <= t <= 1"),
         (lambda: Path.from_times(VP(), [math.nan, 0.5]), "expected a vector of finite times"),

@@ -17,7 +17,7 @@ from scoresde.solvers import scalar, stencil
 from scoresde.solvers.coefficients import lagrange_integrals, moments
 from scoresde.solvers.path import Path, Point
 from scoresde.solvers.prediction import Prediction
-from scoresde.solvers.rows import forward_move, last_move, newest_first, stencil_rows
+from scoresde.solvers.rows import apart, forward_move, last_move, newest_first, stencil_rows
 from scoresde.solvers.stencil import Stencil
 from scoresde.solvers.updates import Row
 
@@ -114,12 +114,13 @@ def multistep_rows(
             known, since, fresh = [], 0, False
             continue
         step = prediction if isinstance(prediction, Prediction) else prediction(u, v)
-        step.check(u)
         if not fresh:
             known, evaluated = [(evaluated, u), *known[: depth - 1]], evaluated + 1
         shape = _opened(opening, since, u, v)
         since += 1
-        if len(shape) > 1:
+        if len(shape) == 1:
+            step = step.starting_at(u)
+        else:
             # A singlestep method looks back on its own step only, so that its rows are the same anywhere.
             rows += stencil_rows(step, shape, Path(path.sde, (u, v), "stop"))
             evaluated += len(shape) - 1
@@ -157,7 +158,8 @@ def _predicted(
 ) -> Row:
     count, rule = method
     # The newest node, and those before it which a polynomial can pass through: not one at infinite lam.
-    nodes = [node for i, node in enumerate(known) if i == 0 or scalar.isfinite(node[1].lam)][:count]
+    nodes = [node for i, node in enumerate(known) if i == 0 or scalar.isfinite(node[1].lam)]
+    nodes = [nodes[i] for i in apart([point.lam for _, point in nodes], v.lam - u.lam)][:count]
     w = rule(step, u, v, [point for _, point in nodes])
     p, q = step.mix(at) if at is not None else (0.0, 1.0)
     s = step.noise(u, v)

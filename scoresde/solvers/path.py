@@ -64,6 +64,12 @@ class Point(NamedTuple):
 
 ENDS = ("denoise", "flow", "stop")
 
+CLOSEST = 1e-6
+"""How near in lam the ends of a step towards the data may be: rounding of the state is divided by it."""
+
+BEYOND = 1e-6
+"""By what part of the span a time may lie outside it: a few roundings of float32, in which time grids are often made."""
+
 CLEAN = Point(0.0, 0.0, -math.inf, 0.0, math.inf, 0.0)
 """The data themselves: alpha = 1 and sigma = 0."""
 
@@ -81,7 +87,8 @@ class Path:
     """The points to visit, from noise to data, on one SDE; ``end`` says how the last move reaches sigma = 0, if it does.
 
     Raises:
-        ValueError: for fewer than two points, a start that is not the noisiest point, or sigma = 0 before the end.
+        ValueError: for fewer than two points, two consecutive ones that are equal or nearly so, a start that is not the
+            noisiest point, or sigma = 0 before the end.
 
     Example:
         >>> from scoresde import EDM
@@ -100,12 +107,19 @@ class Path:
         if len(self.points) < 2:
             raise ValueError(f"got a path of {len(self.points)} points; expected at least two, a start and an end")
         lams = [scalar.value(p.lam) for p in self.points]
+        for i, (one, other) in enumerate(itertools.pairwise(lams)):
+            if one == other or 0 < other - one < CLOSEST:
+                u, v = (scalar.value(p.t) for p in self.points[i : i + 2])
+                raise ValueError(
+                    f"got two consecutive times that are equal or nearly so, t={u!r} and t={v!r} (points {i} and {i + 1} of "
+                    f"the path); expected them at least {CLOSEST:g} apart in lam = log(alpha / sigma): leave one of them out"
+                )
         if any(math.isnan(lam) for lam in lams):
             raise ValueError(
                 f"got a path that leaves the SDE: {self.sde!r} has no marginal at "
                 f"t={next(p.t for p, lam in zip(self.points, lams, strict=True) if math.isnan(lam))}"
             )
-        if lams[0] != min(lams) or lams[0] == lams[1]:
+        if lams[0] != min(lams):
             raise ValueError(
                 f"got a path that starts at t={scalar.value(self.points[0].t):.6g}, which is not its noisiest point; "
                 "expected times from noise to data, that is, falling"
@@ -123,11 +137,13 @@ class Path:
         t = torch.as_tensor(times, dtype=torch.float64, device="cpu")
         if t.ndim != 1 or not bool(torch.isfinite(t).all()):
             raise ValueError(f"got times of shape {tuple(t.shape)}; expected a vector of finite times")
-        if bool((t < 0).any()) or bool((t > sde.span[1]).any()):
+        inside = t.clamp(0.0, sde.span[1])
+        if bool((t - inside).abs().max() > BEYOND * sde.span[1]):
             raise ValueError(
                 f"got times between {float(t.detach().min()):.6g} and {float(t.detach().max()):.6g}; {type(sde).__name__} "
                 f"is defined for 0 <= t <= {sde.span[1]:.6g}"
             )
+        t = torch.where(t == inside, t, inside)  # so that no gradient is lost but at the ends
         clean = len(t) > 1 and bool(t[-1] == 0)
         return cls(sde, (*points(sde, t[:-1] if clean else t), *([CLEAN] if clean else [])), end)
 
@@ -227,6 +243,8 @@ def make_path(
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"got steps={steps!r}; expected a whole number of at least 1")
     start, stop = sde.span[1] if t_max is None else t_max, sde.span[0] if t_min is None else t_min
+    if sde.span[1] < start <= sde.span[1] * (1 + BEYOND):
+        start = sde.span[1]
     if not 0 <= stop < start <= sde.span[1]:
         raise ValueError(
             f"got t_max={start} and t_min={stop}; expected 0 <= t_min < t_max <= {sde.span[1]} on {type(sde).__name__}"

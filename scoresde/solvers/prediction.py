@@ -72,13 +72,18 @@ class Prediction(ABC):
         """The rate k of the integral of e^{k s} dW_s that the noise of a step is, as seen from its end."""
         return 0.0
 
-    def check(self, u: Point) -> None:
-        """Refuse by name a start that this prediction cannot carry."""
-        if u.log_alpha == -math.inf and not self.carries_zero_alpha:
-            raise ValueError(
-                f"{type(self).__name__} prediction cannot start at alpha = 0 (t={scalar.value(u.t):.6g}), where it divides "
-                "by alpha; take a solver in Data or Velocity prediction (ddim, dpmpp-2m, euler), or a smaller t_max"
-            )
+    def starting_at(self, u: Point, inner: bool = False) -> Prediction:
+        """Return the prediction of a step that starts at ``u``: this one, or where alpha = 0 there one that can.
+
+        That is Data of the same eta, which takes the data prediction to be constant over the step; or, for a step of the
+        flow with ``inner`` stages, which need a clock that is finite there, Velocity.
+        """
+        if u.log_alpha != -math.inf:
+            return self
+        eta = getattr(self, "eta", 0.0)
+        if inner and not eta:
+            return self if self.carries_zero_alpha and scalar.isfinite(self.clock(u)) else Velocity()
+        return self if self.carries_zero_alpha else Data(eta)
 
 
 @dataclass(frozen=True)

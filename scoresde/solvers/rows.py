@@ -6,14 +6,27 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
+import torch
+from torch import Tensor
+
 from scoresde.solvers import scalar
 from scoresde.solvers.coefficients import lagrange_integrals
 from scoresde.solvers.path import Path, Point, points
-from scoresde.solvers.prediction import Prediction
-from scoresde.solvers.stencil import Stage, Stencil
+from scoresde.solvers.prediction import Data, Prediction
+from scoresde.solvers.stencil import Stage, Stencil, euler
 from scoresde.solvers.updates import Row
 
-__all__ = ["each_step", "forward_move", "kernel_of_decay", "last_move", "newest_first", "one_step", "stencil_rows"]
+__all__ = [
+    "apart",
+    "each_step",
+    "first_move",
+    "forward_move",
+    "kernel_of_decay",
+    "last_move",
+    "newest_first",
+    "one_step",
+    "stencil_rows",
+]
 
 
 def one_step(
@@ -49,6 +62,13 @@ def forward_move(u: Point, v: Point) -> Row:
     return Row(to=v, at=None, a=a, s=(v.sigma * scalar.sqrt(-scalar.expm1(2 * (v.lam - u.lam))),), draw=(u, v))
 
 
+def first_move(u: Point, v: Point, eta: float = 0.0) -> Row:
+    """The move from alpha = 0 at ``u``: the data prediction, constant over it, with the noise of ``Data(eta)``."""
+    prediction = Data(eta)
+    s = prediction.noise(u, v)
+    return one_step(u, v, a=prediction.carry(u, v), w=v.alpha, s=s, kernel=prediction.kernel if s else 0.0)
+
+
 def each_step(rule: Callable[[Point, Point], Row], path: Path) -> list[Row]:
     """A one-step rule along a path; moves towards the noise and the last move to sigma = 0 are the same for all."""
     return [last_move(path) if v.sigma == 0 else forward_move(u, v) if v.lam < u.lam else rule(u, v) for u, v in path.moves]
@@ -68,11 +88,10 @@ def stencil_rows(prediction: Prediction, stencil: Stencil | list[Stencil], path:
         )
     moves = path.moves[:-1] if path.ends_clean else path.moves
     up = [(u, v) for u, v in moves if v.lam > u.lam]
-    shapes = [stencils[min(i, len(stencils) - 1)] for i in range(len(up))]
-    for u, _ in up:
-        prediction.check(u)
-    inner = iter(_inner_points(prediction, shapes, path, up))
-    shape = iter(shapes)
+    begun = [_begun(prediction, stencils[min(i, len(stencils) - 1)], u) for i, (u, _) in enumerate(up)]
+    kinds, shapes = [step for step, _ in begun], [shape for _, shape in begun]
+    inner = iter(_inner_points(kinds, shapes, path, up))
+    steps = iter(begun)
 
     rows: list[Row] = []
     starts: list[tuple[int, float]] = []  # of each step so far: the number of its first evaluation, and its clock
@@ -82,52 +101,59 @@ def stencil_rows(prediction: Prediction, stencil: Stencil | list[Stencil], path:
             rows.append(forward_move(u, v))
             starts = []
             continue
-        starts.append((evaluated, prediction.clock(u)))
+        step, stages = next(steps)
+        starts.append((evaluated, step.clock(u)))
         at, here, pieces = u, [starts[-1]], [u]
-        stages = next(shape)
         for stage, target in zip(stages, [*next(inner), v], strict=True):
             evaluated += 1
-            nodes = _nodes(stage.nodes, here, starts)
-            draw, s = _noise(prediction, pieces, target)
-            p, q = prediction.mix(at)
+            nodes = _nodes(stage.nodes, here, starts, step.clock(target))
+            draw, s = _noise(step, pieces, target)
+            p, q = step.mix(at)
             rows.append(
                 Row(
                     to=target,
                     at=at,
-                    a=prediction.carry(u, target),
-                    w=newest_first(_weights(prediction, u, target, nodes, stage), [n for n, _ in nodes], evaluated),
+                    a=step.carry(u, target),
+                    w=newest_first(_weights(step, u, target, nodes, stage), [n for n, _ in nodes], evaluated),
                     s=s,
                     p=p,
                     q=q,
                     draw=draw,
-                    kernel=prediction.kernel if draw else 0.0,
+                    kernel=step.kernel if draw else 0.0,
                     ends_step=len(here) == len(stages),
                 )
             )
-            here.append((evaluated, prediction.clock(target)))
+            here.append((evaluated, step.clock(target)))
             at = target
+        if step is not prediction:
+            starts = []  # what it interpolated is something else
     if path.ends_clean:
         rows.append(last_move(path))
     return rows
 
 
+def _begun(prediction: Prediction, shape: Stencil, u: Point) -> tuple[Prediction, Stencil]:
+    """The prediction and the stencil of a step from ``u``: those given, unless alpha = 0 there."""
+    step = prediction.starting_at(u, inner=len(shape) > 1)
+    kept = scalar.isfinite(step.clock(u)) or (step is prediction and len(shape) == 1)
+    return step, shape if kept else euler
+
+
 def _inner_points(
-    prediction: Prediction, shapes: list[Stencil], path: Path, steps: list[tuple[Point, Point]]
+    kinds: Sequence[Prediction], shapes: Sequence[Stencil], path: Path, steps: list[tuple[Point, Point]]
 ) -> list[list[Point]]:
-    """The points of all stages but the last, for all steps: one call of the SDE's functions."""
-    clocks: list[float] = []
-    for shape, (u, v) in zip(shapes, steps, strict=True):
-        start, end = prediction.clock(u), prediction.clock(v)
-        if len(shape) > 1 and not scalar.isfinite(start):
-            raise ValueError(
-                f"a solver with inner stages in {type(prediction).__name__} prediction cannot start at alpha = 0, where lam "
-                "is infinite and has no middle; take a multistep solver (dpmpp-2m, ddim), or a smaller t_max"
-            )
-        clocks += [start + stage.c * (end - start) for stage in shape[:-1]]
-    if not clocks:
+    """The points of all stages but the last, for all steps: one call of the SDE's functions for each kind of prediction."""
+    times: list[Tensor] = []
+    for kind, group in itertools.groupby(zip(kinds, shapes, steps, strict=True), key=lambda step: step[0]):
+        clocks: list[float] = []
+        for _, shape, (u, v) in group:
+            start, end = kind.clock(u), kind.clock(v)
+            clocks += [start + stage.c * (end - start) for stage in shape[:-1]]
+        if clocks:
+            times.append(kind.time(path.sde, scalar.vector(clocks)))
+    if not times:
         return [[] for _ in steps]
-    times = prediction.time(path.sde, scalar.vector(clocks)).clamp(0.0, path.sde.span[1])
-    flat = iter(points(path.sde, times))
+    flat = iter(points(path.sde, torch.cat(times).clamp(0.0, path.sde.span[1])))
     # A stage at c = 0 or 1 is an end of the step itself, not its round trip through the clock.
     return [
         [{0.0: u, 1.0: v}.get(stage.c, point) for stage, point in zip(shape[:-1], flat, strict=False)]
@@ -135,10 +161,36 @@ def _inner_points(
     ]
 
 
-def _nodes(wanted: Sequence[int], here: list[tuple[int, float]], starts: list[tuple[int, float]]) -> list[tuple[int, float]]:
+def _nodes(
+    wanted: Sequence[int], here: list[tuple[int, float]], starts: list[tuple[int, float]], end: float
+) -> list[tuple[int, float]]:
     """The nodes that exist: (number of the evaluation, clock). A past node at an infinite clock carries no information."""
     found = [here[n] if n >= 0 else starts[n - 1] for n in wanted if n >= 0 or len(starts) >= 1 - n]
-    return [n for i, n in enumerate(found) if i == 0 or scalar.isfinite(n[1])]
+    found = [n for i, n in enumerate(found) if i == 0 or scalar.isfinite(n[1])]
+    if all(n >= 0 for n in wanted):
+        return found
+    return [found[i] for i in apart([clock for _, clock in found], end - here[0][1])]
+
+
+NEAREST = 1e-3
+"""How near, in units of the step, an older node may be to the one after it: what differs between them is divided by it."""
+
+
+def apart(nodes: Sequence[float], step: float) -> list[int]:
+    """Return the numbers of the nodes, newest first, that are far enough apart for a step of this length.
+
+    Of two nodes that all but coincide the newer one is kept, since a difference of predictions at both, which may be no more
+    than rounding or the error of a predicted state, would be multiplied by the ratio of the step to their distance.
+
+    Example:
+        >>> apart([0.0, -1e-9, -1.0], 1.0)
+        [0, 2]
+    """
+    kept = [0]
+    for i in range(1, len(nodes)):
+        if abs(scalar.value(nodes[i] - nodes[kept[-1]])) >= NEAREST * abs(scalar.value(step)):
+            kept.append(i)
+    return kept
 
 
 def _weights(prediction: Prediction, u: Point, target: Point, nodes: list[tuple[int, float]], stage: Stage) -> list[float]:
@@ -172,7 +224,7 @@ def _noise(
     return draw, tuple(prediction.noise(a, b) * prediction.carry(b, target) for a, b in reversed(pairs))
 
 
-def newest_first(w: list[float], numbers: list[int], evaluated: int) -> tuple[float, ...]:
+def newest_first(w: Sequence[float], numbers: list[int], evaluated: int) -> tuple[float, ...]:
     """Place the factors of evaluations, given by their numbers, in a row made after ``evaluated`` of them."""
     slots = [0.0] * (evaluated - min(numbers))
     for weight, number in zip(w, numbers, strict=True):

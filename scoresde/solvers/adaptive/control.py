@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -26,7 +27,8 @@ from scoresde.sde import GaussianSDE
 from scoresde.solvers.drivers import Denoiser, State
 from scoresde.solvers.noise.fresh import FreshNoise
 from scoresde.solvers.path import Path, Point
-from scoresde.solvers.rows import last_move
+from scoresde.solvers.path import points as points_at
+from scoresde.solvers.rows import first_move, last_move
 from scoresde.solvers.solver import Solver
 
 __all__ = ["Controller", "OwnSteps", "Progress", "as_it_is", "bounded", "scaled_error", "smooth"]
@@ -49,13 +51,14 @@ def smooth(factor: Tensor, again: Tensor) -> Tensor:
 
 class Progress(NamedTuple):
     """Of each sample, shape ``(batch,)``: the length of its next attempt, the error of the last accepted one, whether the
-    newest attempt was rejected, and how many were accepted and rejected."""
+    newest attempt was rejected, how many were accepted and rejected, and how often there was no finite error lately."""
 
     length: Tensor
     before: Tensor
     again: Tensor
     accepted: Tensor
     rejected: Tensor
+    broken: Tensor
 
     @property
     def info(self) -> dict[str, Tensor]:
@@ -99,12 +102,15 @@ class Controller:
         if not 0 < length < math.inf:
             raise ValueError(f"got first_step={length}; expected a positive length")
         none = torch.zeros_like(like, dtype=torch.int64)
-        return Progress(torch.full_like(like, length), torch.ones_like(like), none.bool(), none, none)
+        return Progress(torch.full_like(like, length), torch.ones_like(like), none.bool(), none, none, none)
 
     def judge(self, progress: Progress, error: Tensor, taken: Tensor, active: Tensor) -> tuple[Tensor, Progress]:
         """Which samples accept an attempt of length ``taken``, all of shape ``(batch,)``, and their progress after it."""
         good = active & (error <= self.accepts)
         bad = active & ~good
+        # One short step between them, from which a controller without bounds leaps ahead again, is no success.
+        recovered = torch.where(good & ~progress.again, 0, progress.broken)
+        broken = torch.where(bad & ~torch.isfinite(error), progress.broken + 1, recovered)
         # An error that is not a number is as bad as can be, and none at all is no measure of what is to come.
         error = torch.nan_to_num(error, nan=1e10).clamp(1e-30, 1e10)
         factor = self.safety * error**-self.integral * progress.before**self.proportional
@@ -114,6 +120,7 @@ class Controller:
             bad,
             progress.accepted + good,
             progress.rejected + bad,
+            broken,
         )
 
 
@@ -125,30 +132,73 @@ def scaled_error(low: Tensor, y: Tensor, before: Tensor, rtol: float, atol: floa
 
 @dataclass(frozen=True, repr=False)
 class OwnSteps(Solver):
-    """Interface of the solvers that choose their own steps from one end of the path to the other."""
+    """Interface of the solvers that choose their own steps from one end of the path to the other.
+
+    In half precision rounding would be most of the error that decides on the steps: there the states are kept in float32,
+    and the tolerances are no smaller than what the network, which is called in its own precision, rounds to.
+    """
 
     def states(self, path: Path, model: Denoiser, x: Tensor, noise: FreshNoise) -> Iterator[State]:
         """Between the ends as :meth:`run` has it; the move to sigma = 0 is that of every solver."""
-        points = path.points[:-1] if path.ends_clean else path.points
-        if points[0].log_alpha == -math.inf:
-            raise ValueError(
-                f"solver {self.name!r} cannot start at alpha = 0 (t={points[0].t:.6g}), where it divides by alpha; take a "
-                "smaller t_max or a solver in Data prediction"
-            )
         if any(v.lam < u.lam for u, v in path.moves):
             raise ValueError(
                 f"got a path that goes back towards the noise, while solver {self.name!r} chooses its own steps from one "
                 "end to the other; take a solver that makes rows (dpmpp-2m, heun)"
             )
+        if x.dtype in (torch.float16, torch.bfloat16):
+            for state in self._above(torch.finfo(x.dtype).eps)._states(path, _InHalf(model, x.dtype), x.float(), noise):
+                yield state._replace(x=state.x.to(x.dtype))
+        else:
+            yield from self._states(path, model, x, noise)
+
+    def _above(self, eps: float) -> Self:
+        """The same solver with tolerances of at least ``eps``, the precision of a network that rounds."""
+        at_least: Any = {name: max(getattr(self, name), eps) for name in ("rtol", "atol")}
+        return replace(self, **at_least)
+
+    def _states(self, path: Path, model: Denoiser, x: Tensor, noise: FreshNoise) -> Iterator[State]:
+        points = path.points[:-1] if path.ends_clean else path.points
         state = State(0, points[0], x)
+        if points[0].log_alpha == -math.inf and len(points) > 1:
+            points, state = self._begin(path.sde, points, model, x, noise)
+            if state.step:
+                yield state
+        done = state.step
         if len(points) > 1:
-            for state in self.run(path.sde, points, model, x, noise):
+            for found in self.run(path.sde, points, model, state.x, noise):
+                state = found._replace(step=found.step + done)
                 yield state
         if path.ends_clean:
             last = last_move(path)
             m = model(state.x, torch.tensor(points[-1].t, dtype=torch.float64))
             x = torch.add(last.a * state.x, m, alpha=last.w[0])
             yield State(state.step + 1, path.points[-1], x, state.info)
+
+    def _begin(
+        self, sde: GaussianSDE, points: tuple[Point, ...], model: Denoiser, x: Tensor, noise: FreshNoise
+    ) -> tuple[tuple[Point, ...], State]:
+        """Move from alpha = 0, where lam is infinite, to where the error of a constant prediction, of the size of e^{2 lam},
+        is a tenth of the tolerance; or to the next point, if that comes before. Return the points from there on."""
+        lam = 0.5 * math.log(0.1 * min(0.1, self.tolerance))
+        inner = points_at(sde, sde.time(torch.tensor([lam], dtype=torch.float64)))[0]
+        ends = inner.lam >= points[1].lam
+        to = points[1] if ends else inner
+        row = first_move(points[0], to, self.noise_share)
+        m = model(x, torch.tensor(points[0].t, dtype=torch.float64))
+        x = torch.add(row.a * x, m, alpha=row.w[0])
+        if row.s:
+            x = torch.add(x, noise(points[0], to, torch.empty_like(x), row.kernel), alpha=row.s[0])
+        return (to, *points[2 if ends else 1 :]), State(int(ends), to, x)
+
+    @property
+    @abstractmethod
+    def tolerance(self) -> float:
+        """The smaller of the tolerances."""
+
+    @property
+    def noise_share(self) -> float:
+        """The eta of the process that is followed: 0 for the probability flow."""
+        return 0.0
 
     @abstractmethod
     def run(
@@ -164,6 +214,29 @@ class OwnSteps(Solver):
             "tolerances, or float64"
         )
 
-    def no_arrival(self, attempts: int) -> ArithmeticError:
-        """The error to raise after too many attempts."""
-        return ArithmeticError(f"solver {self.name!r} made {attempts} attempts and has not arrived; take larger tolerances")
+    def no_arrival(self, attempts: int, t: float) -> ArithmeticError:
+        """The error to raise after too many attempts, the slowest sample being at ``t``."""
+        return ArithmeticError(
+            f"solver {self.name!r} made {attempts} attempts and has come no farther than t={t:.6g}; take larger tolerances, "
+            "or more max_attempts"
+        )
+
+    def not_finite(self, t: float) -> ArithmeticError:
+        """The error to raise where the error of a sample is no number twice in a row, at ``t``."""
+        return ArithmeticError(
+            f"the error of solver {self.name!r} was not finite in two attempts in a row, at t={t:.6g}. Check that the "
+            "network is finite there"
+        )
+
+
+class _InHalf:
+    """A model in half precision, for states in float32."""
+
+    def __init__(self, model: Denoiser, dtype: torch.dtype) -> None:
+        self.model, self.dtype = model, dtype
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.model(x.to(self.dtype), t).float()
+
+    def at(self, times: Tensor, *, device: torch.device, dtype: torch.dtype) -> Sequence[Callable[[Tensor], Tensor]]:
+        return [partial(self, t=t) for t in times]

@@ -83,6 +83,10 @@ class Adaptive(OwnSteps):
         if self.before not in ("state", "estimate"):
             raise ValueError(f"got before={self.before!r}; expected 'state' or 'estimate'")
 
+    @property
+    def tolerance(self) -> float:
+        return min(self.rtol, self.atol)
+
     def run(
         self, sde: GaussianSDE, points: tuple[Point, ...], model: Denoiser, x: Tensor, noise: FreshNoise
     ) -> Iterator[State]:
@@ -105,7 +109,10 @@ class Adaptive(OwnSteps):
             here = Here(u, torch.where(moved, there.x, here.x), torch.where(moved, there.slope, here.slope))
             before = here.x if self.before == "state" else torch.where(moved, low, before)
             # The one wait for the device in each attempt.
-            some, going, failed = torch.stack([good.any(), (u.lam < end).any(), stuck.any()]).tolist()
+            broken = progress.broken > 1
+            some, going, lost, failed = torch.stack([good.any(), (u.lam < end).any(), broken.any(), stuck.any()]).tolist()
+            if lost:
+                raise self.not_finite(float(u.t[broken][0]))
             if failed:
                 raise self.no_progress(float(u.t[stuck][0]), x, self.rtol, self.atol)
             if some and not self.pair.reuses_last and (going or between.waiting):
@@ -115,7 +122,7 @@ class Adaptive(OwnSteps):
             if not going:
                 yield State(len(points) - 1, points[-1], here.x, progress.info)
                 return
-        raise self.no_arrival(self.max_attempts)
+        raise self.no_arrival(self.max_attempts, float(here.u.t.max()))
 
     def _error(self, low: Tensor, there: Here, before: Tensor, here: Here) -> Tensor:
         """The error of each sample in units of the tolerance, shape ``(batch,)``."""

@@ -66,6 +66,14 @@ class AdaptiveSDE(OwnSteps):
         if not self.eta > 0:
             raise ValueError(f"got eta={self.eta}; expected a positive number (for the probability flow take bs3 or dopri5)")
 
+    @property
+    def tolerance(self) -> float:
+        return min(self.rtol or self.atol, self.atol)
+
+    @property
+    def noise_share(self) -> float:
+        return self.eta
+
     def run(
         self, sde: GaussianSDE, points: tuple[Point, ...], model: Denoiser, x: Tensor, noise: FreshNoise
     ) -> Iterator[State]:
@@ -86,7 +94,10 @@ class AdaptiveSDE(OwnSteps):
 
             moved = expand(good, x)
             x, before, u = torch.where(moved, y, x), torch.where(moved, low, before), torch.where(good, v, u)
-            some, going, failed = torch.stack([good.any(), (u > end).any(), stuck.any()]).tolist()
+            broken = progress.broken > 1
+            some, going, lost, failed = torch.stack([good.any(), (u > end).any(), broken.any(), stuck.any()]).tolist()
+            if lost:
+                raise self.not_finite(float(u[broken][0]))
             if failed:
                 raise self.no_progress(float(u[stuck][0]), x, self.rtol, self.atol)
             if not going:
@@ -94,7 +105,7 @@ class AdaptiveSDE(OwnSteps):
                 return
             if some:
                 slope = torch.where(moved, reverse.drift(x, u), slope)
-        raise self.no_arrival(self.max_attempts)
+        raise self.no_arrival(self.max_attempts, float(u.max()))
 
 
 @dataclass(frozen=True)

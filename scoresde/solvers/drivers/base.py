@@ -74,13 +74,15 @@ class Custom(Driver):
     Example:
         >>> import scoresde
         >>> from scoresde.solvers import readable
-        >>> def reported(rows, model, x, noise, *, project=None):
+        >>> seen = []
+        >>> def recorded(rows, model, x, noise, *, project=None):
         ...     for state in readable(rows, model, x, noise, project=project):
-        ...         print(state.step, end=" ")
+        ...         seen.append(state.step)
         ...         yield state
         >>> model = scoresde.problems.ring().model(scoresde.VP())
-        >>> end = scoresde.sample(model, (4, 2), "ddim", 3, driver=Custom(reported), progress=False)
-        1 2 3
+        >>> end = scoresde.sample(model, (4, 2), "ddim", 3, driver=Custom(recorded), progress=False)
+        >>> seen
+        [1, 2, 3]
     """
 
     function: Callable[..., Any]

@@ -6,14 +6,15 @@ eps the noise prediction at u; xi is standard normal.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
 from scoresde.solvers import scalar, stencil
 from scoresde.solvers.methods import drift_diffusion
 from scoresde.solvers.path import Path, Point
-from scoresde.solvers.prediction import Data, Noise, Time
-from scoresde.solvers.rows import each_step, forward_move, last_move, one_step, stencil_rows
+from scoresde.solvers.prediction import Data, Time
+from scoresde.solvers.rows import each_step, first_move, forward_move, last_move, one_step, stencil_rows
 from scoresde.solvers.solver import Description, RowSolver, compose
 from scoresde.solvers.updates import LearnedNoise, Row, Update
 
@@ -104,10 +105,11 @@ def analytic_dpm(squared_score: Callable[[float], float], eta: float = 1.0) -> R
         raise ValueError(f"got eta={eta}; expected a number between 0 (deterministic mean) and 1 (DDPM's noise)")
 
     def rule(u: Point, v: Point) -> Row:
-        Noise().check(u)
         lower = eta**2 * v.sigma**2 * -scalar.expm1(-2 * (v.lam - u.lam))
         a = scalar.sqrt(v.sigma**2 - lower) / u.sigma
         w = v.alpha - a * u.alpha
+        if u.log_alpha == -math.inf:  # where the score says nothing of the data
+            return first_move(u, v, eta)
         spread = min(max(1 - u.sigma**2 * float(squared_score(u.t)), 0.0), 1.0)
         return one_step(u, v, a=a, w=w, s=scalar.sqrt(lower + (w * u.sigma / u.alpha) ** 2 * spread))
 
@@ -151,7 +153,9 @@ def sde_heun(eta: float = 1.0) -> RowSolver:
             if v.sigma == 0 or v.lam < u.lam:
                 out.append(last_move(path) if v.sigma == 0 else forward_move(u, v))
                 continue
-            drift.check(u)
+            if u.log_alpha == -math.inf:
+                out.append(first_move(u, v, eta))
+                continue
             step, (p, q), (p_end, q_end) = v.t - u.t, drift.mix(u), drift.mix(v)
             there, back = drift.noise(u, v), drift.noise(v, u)
             out += [
@@ -174,6 +178,8 @@ def reverse_diffusion() -> RowSolver:
     """
 
     def rule(u: Point, v: Point) -> Row:
+        if u.log_alpha == -math.inf:
+            return first_move(u, v, 1.0)
         a = scalar.exp(u.log_alpha - v.log_alpha)
         b = u.sigma**2 * -scalar.expm1(-2 * (v.lam - u.lam))
         # N is the score, (alpha m - x) / sigma^2.

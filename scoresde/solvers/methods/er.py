@@ -2,13 +2,14 @@ r"""ER-SDE-Solver: the reverse SDE with a noise given by a function of rho = sig
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 
 from scoresde.solvers import scalar
 from scoresde.solvers.path import Path, Point
-from scoresde.solvers.prediction import Noise
-from scoresde.solvers.rows import forward_move, kernel_of_decay, last_move
+from scoresde.solvers.rows import apart, first_move, forward_move, kernel_of_decay, last_move, newest_first
 from scoresde.solvers.solver import Description, RowSolver
 from scoresde.solvers.updates import Row
 
@@ -65,10 +66,13 @@ def er_sde_solver(order: int = 3, scale: Scale = _fifth, variant: str = "publish
             elif v.lam < u.lam:
                 out.append(forward_move(u, v))
                 past = []
+            elif u.log_alpha == -math.inf:
+                out.append(first_move(u, v, 1.0))
             else:
-                Noise().check(u)
                 past = [scalar.exp(-u.lam), *past[: order - 1]]
-                out.append(_row(u, v, past, scale, variant))
+                nodes = apart(past, scalar.exp(-v.lam) - past[0])
+                row = _row(u, v, [past[i] for i in nodes], scale, variant)
+                out.append(replace(row, w=newest_first(row.w, [-i for i in nodes], 1)))
         return out
 
     weak = min(order, 2) if variant == "exact" else 1

@@ -7,6 +7,7 @@ eps the noise prediction at u; xi is standard normal.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -246,7 +247,9 @@ def dpm_fast(
 
 def _even(path: Path, start: Point, to: Point, n: int) -> list[Point]:
     """The ends of ``n`` steps of equal length in lam."""
-    lams = torch.linspace(float(start.lam), float(to.lam), n + 1, dtype=torch.float64)
+    # From alpha = 0, lam has infinitely far to go: as for the spacing "lam".
+    low = float(start.lam) if math.isfinite(start.lam) else -abs(float(to.lam)) - 1
+    lams = torch.linspace(low, float(to.lam), n + 1, dtype=torch.float64)
     return [*points(path.sde, path.sde.time(lams[1:-1])), to]
 
 

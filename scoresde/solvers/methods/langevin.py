@@ -13,7 +13,7 @@ from scoresde.solvers import scalar
 from scoresde.solvers.methods.ancestral import reverse_diffusion
 from scoresde.solvers.path import Path, Point
 from scoresde.solvers.prediction import Noise
-from scoresde.solvers.rows import forward_move, last_move, one_step
+from scoresde.solvers.rows import first_move, forward_move, last_move, one_step
 from scoresde.solvers.solver import Description, RowSolver
 from scoresde.solvers.updates import Langevin, Row, Update
 
@@ -183,7 +183,6 @@ def annealed_langevin(steps_per_level: int = 5, step: float = 0.2) -> RowSolver:
         raise ValueError(f"got step={step}; expected a number between 0 and 4, beyond which Langevin dynamics diverge")
 
     def rows(path: Path) -> list[Update]:
-        Noise().check(path.points[0])
         out: list[Update] = []
         for u, v in path.moves:
             correction = one_step(
@@ -200,6 +199,8 @@ def annealed_langevin(steps_per_level: int = 5, step: float = 0.2) -> RowSolver:
                 out.append(last_move(path))
             elif v.lam < u.lam:
                 out.append(forward_move(u, v))
+            elif u.log_alpha == -math.inf:
+                out.append(first_move(u, v))
             elif v.log_alpha != u.log_alpha:
                 out.append(Row(to=v, at=None, a=scalar.exp(v.log_alpha - u.log_alpha)))
         return out

@@ -93,6 +93,8 @@ def _polynomial_in_t(path: Path) -> Rule:
     powers_of = dict(zip(moves, _powers_of_t(path.sde, moves), strict=True)) if moves else {}
 
     def rule(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point]) -> list[float]:
+        if not scalar.isfinite(u.lam):
+            return [constant_weight(prediction, u, v)]
         theta = [(node.t - u.t) / (v.t - u.t) for node in nodes]
         return [prediction.gain(v) * w for w in lagrange_weights(theta, powers_of[u, v][: len(nodes)])]
 
@@ -242,8 +244,6 @@ def pndm() -> RowSolver:
 
     def rows(path: Path) -> list[Row]:
         up = [(u, v) for u, v in path.moves if v.sigma > 0 and v.lam > u.lam]
-        for u, _ in up:
-            Rho().check(u)
         middles = points(path.sde, scalar.vector([(u.t + v.t) / 2 for u, v in up])) if up else []
         steps = {move: _pseudo_rk4(*move, middle) for move, middle in zip(up, middles, strict=True)}
         return multistep_rows(Rho(), path, (4, _classical), opening=[lambda u, v: steps[u, v]] * 3)
@@ -252,7 +252,8 @@ def pndm() -> RowSolver:
 
 
 def _pseudo_rk4(u: Point, v: Point, middle: Point) -> Stencil:
-    start, half, end = (Rho().clock(point) for point in (u, middle, v))
+    prediction = Rho().starting_at(u, inner=True)
+    start, half, end = (prediction.clock(point) for point in (u, middle, v))
     c = (half - start) / (end - start)
     return (Stage(c, (0,), (c,)), Stage(c, (1,), (c,)), *stencil.rk4[2:])
 

@@ -85,11 +85,12 @@ def overshoot(path: Path, eta: float = 1.0) -> Path:
     .. math:: \rho_{up} = \eta\, \rho_v \sqrt{1 - \rho_v^2 / \rho_u^2}, \qquad
               \rho_{down} = \sqrt{\rho_v^2 - \rho_{up}^2}
 
-    With eta = 1 that is one more h in lam. Never beyond the least noise of the SDE; ``eta=0`` leaves the path as it is.
-    DDIM on this path is DDIM with eta. Source: k-diffusion, ``get_ancestral_step``.
+    With eta = 1 that is one more h in lam. Never beyond the least noise of the SDE, nor, from alpha = 0, beyond the least
+    time of its span but zero; ``eta=0`` leaves the path as it is. DDIM on this path is DDIM with eta. Source: k-diffusion,
+    ``get_ancestral_step``.
 
     Raises:
-        ValueError: for an eta outside [0, 1], or a start at alpha = 0, from where the move would go to sigma = 0.
+        ValueError: for an eta outside [0, 1].
 
     Example:
         >>> from scoresde import EDM
@@ -99,13 +100,10 @@ def overshoot(path: Path, eta: float = 1.0) -> Path:
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"got eta={eta}; expected a number between 0 (the path itself) and 1")
-    if path.points[0].log_alpha == -math.inf:
-        raise ValueError(
-            f"an ancestral path cannot start at alpha = 0 (t={path.points[0].t:.6g}), from where it would go to sigma = 0 "
-            "at once; take a smaller t_max, or a solver without overshoot (ddpm, sde-dpmpp-2m)"
-        )
     up = [(u, v) for u, v in path.moves if eta and v.sigma > 0 and v.lam > u.lam]
     levels = [_rho(v) * scalar.sqrt(1 - eta**2 * -scalar.expm1(2 * (u.lam - v.lam))) for u, v in up]
+    least = math.exp(-float(path.sde.lam(path.sde.span[0])))
+    levels = [level if scalar.isfinite(u.lam) else max(level, least) for level, (u, _) in zip(levels, up, strict=True)]
     beyond = dict(zip(up, _at(path.sde, levels), strict=True))
     there = [[beyond[m], m[1]] if m in beyond and beyond[m].lam > m[1].lam else [m[1]] for m in path.moves]
     return Path(path.sde, (path.points[0], *itertools.chain(*there)), path.end)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from scoresde.solvers.drivers import Denoiser, State
 from scoresde.solvers.methods.drift_diffusion import point_at
 from scoresde.solvers.noise.fresh import FreshNoise
 from scoresde.solvers.path import Path
-from scoresde.solvers.rows import last_move
+from scoresde.solvers.rows import first_move, last_move
 from scoresde.solvers.solver import Description, Dynamics, Solver
 
 if TYPE_CHECKING:
@@ -51,21 +52,28 @@ class _Outside(Solver):
 
     def states(self, path: Path, model: Denoiser, x: Tensor, noise: FreshNoise) -> Iterator[State]:
         eta = 1.0 if self.stochastic else 0.0
-        if eta and path.points[0].log_alpha == -math.inf:
-            raise ValueError(
-                f"solver {self.name!r} cannot start at alpha = 0 (t={path.points[0].t:.6g}), where the diffusion is "
-                "infinite; take a smaller t_max or a solver in Data prediction"
-            )
         times = list(path.times[:-1] if path.ends_clean else path.times)
-        step = 0
+        step = begun = 0
+        if eta and path.points[0].log_alpha == -math.inf and len(times) > 1:  # where the diffusion is infinite
+            x = _begin(path, model, x, noise, eta)
+            step, begun, times = 1, 1, times[1:]
+            yield State(step, path.points[step], x)
         if len(times) > 1:
             for state in self.integrate(affine_dynamics(path.sde, model, eta), x, times, noise):
-                step, x = state.step, state.x
+                step, x = state.step + begun, state.x
                 yield State(step, path.points[step], x)
         if path.ends_clean:
             last = last_move(path)
             m = model(x, torch.tensor(path.points[-2].t, dtype=torch.float64))
             yield State(step + 1, path.points[-1], torch.add(last.a * x, m, alpha=last.w[0]))
+
+
+def _begin(path: Path, model: Denoiser, x: Tensor, noise: FreshNoise, eta: float) -> Tensor:
+    """The first move of a path from alpha = 0, with the data prediction constant over it."""
+    u, v = path.points[:2]
+    row = first_move(u, v, eta)
+    x = torch.add(row.a * x, model(x, torch.tensor(u.t, dtype=torch.float64)), alpha=row.w[0])
+    return torch.add(x, noise(u, v, torch.empty_like(x), row.kernel), alpha=row.s[0])
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,11 +86,16 @@ class SciPy(_Outside):
     Args:
         description: what it claims.
         method, rtol, atol: of ``solve_ivp``.
+        max_evaluations: after which it gives up.
+
+    Raises:
+        ArithmeticError: where the network returns what is no number, or after too many evaluations, with the time.
     """
 
     method: str = "RK45"
     rtol: float = 1e-5
     atol: float = 1e-5
+    max_evaluations: int = 100_000
 
     def integrate(self, dynamics: Dynamics, x: Tensor, times: list[float], noise: FreshNoise) -> Iterator[State]:
         from scipy.integrate import solve_ivp
@@ -90,14 +103,27 @@ class SciPy(_Outside):
         if dynamics.eta:
             raise ValueError(f"solver {self.name!r} integrates the probability flow; pass sde.probability_flow(score)")
 
+        made = itertools.count(1)
+
         def slope(t: float, flat: Any) -> Any:
             state = torch.from_numpy(flat).to(device=x.device, dtype=x.dtype).reshape(x.shape)
-            return dynamics.drift(state, torch.tensor(t, dtype=torch.float64)).double().cpu().numpy().ravel()
+            found = dynamics.drift(state, torch.tensor(t, dtype=torch.float64)).double().cpu().numpy().ravel()
+            if not np.isfinite(found).all():  # SciPy would shorten its step for ever
+                raise ArithmeticError(
+                    f"the slope that solver {self.name!r} follows is not finite at t={t:.6g}. Check that the network is "
+                    "finite there"
+                )
+            if next(made) > self.max_evaluations:
+                raise ArithmeticError(
+                    f"solver {self.name!r} made {self.max_evaluations} evaluations and has come no farther than t={t:.6g}; "
+                    "take larger tolerances, or more max_evaluations"
+                )
+            return found
 
         start = x.detach().double().cpu().numpy().ravel()
         solution = solve_ivp(slope, (times[0], times[-1]), start, method=self.method, rtol=self.rtol, atol=self.atol)
         if not solution.success:
-            raise RuntimeError(f"solve_ivp stopped at t={solution.t[-1]:.6g}: {solution.message}")
+            raise ArithmeticError(f"solver {self.name!r} stopped at t={solution.t[-1]:.6g}: {solution.message}")
         end = torch.from_numpy(solution.y[:, -1]).to(x).reshape(x.shape)
         yield State(len(times) - 1, point_at(times[-1]), end)
 
@@ -196,7 +222,11 @@ def _per_sample_brownian(seeds: list[int], y: Tensor, end: float, levy: str) -> 
 
 
 def rk45(rtol: float = 1e-5, atol: float = 1e-5, method: str = "RK45") -> SciPy:
-    """The probability flow by SciPy's adaptive ``solve_ivp`` with the tolerances of Song et al., 2021."""
+    """The probability flow by SciPy's adaptive ``solve_ivp`` with the tolerances of Song et al., 2021.
+
+    The batch is one system of equations, as the authors have it: the tolerance is met by the batch as a whole, so that a
+    sample depends on its batch within it. :func:`~scoresde.solvers.dormand_prince` is the same pair sample by sample.
+    """
     if not (rtol > 0 and atol > 0):
         raise ValueError(f"got rtol={rtol} and atol={atol}; expected positive tolerances")
     return SciPy(
