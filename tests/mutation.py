@@ -35,6 +35,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "scoresde/sde/chain.py": ("chain", "sde"),
     "scoresde/sde/bridge.py": ("chain",),
     "scoresde/score": ("score_ends", "score", "seam"),
+    "scoresde/score/predictions.py": ("score_ends", "score"),
     "scoresde/problems": ("problems_geometry", "problems", "problems_data", "problems_heavy", "problems_laws"),
     "scoresde/problems/kernel.py": ("problems_geometry",),
     "scoresde/objectives": ("objectives", "variational_bound", "variance_reduction", "dequantization"),

@@ -8,11 +8,14 @@ from typing import Any
 import mpmath as mp
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support import SDES
 from torch import Tensor
 
 from scoresde import DDPM, EDM, CosineVP, RectifiedFlow, ScoreModel, discretize
 from scoresde.score import PREDICTIONS
+from scoresde.score.predictions import Parametrization
 from scoresde.sde import GaussianSDE
 
 F64 = torch.float64
@@ -154,3 +157,23 @@ def test_a_schedule_that_does_not_fall_is_refused_with_the_model() -> None:
 
     with pytest.raises(ValueError, match=r"got a schedule of Backwards .* here it is the other way round"):
         ScoreModel(lambda x, t: x, Backwards())
+
+
+scale = st.floats(0.05, 3)
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+@given(alpha=scale, sigma=scale, sigma_data=st.floats(0.2, 2), x0=st.floats(-2, 2), eps=st.floats(-2, 2))
+def test_the_target_is_the_output_that_is_converted_to_the_data_and_the_noise(
+    kind: str, alpha: float, sigma: float, sigma_data: float, x0: float, eps: float
+) -> None:
+    """Also the one that is derived where a reader's own prediction states none: it is the same as that of the paper."""
+    a, s = torch.tensor([alpha, sigma], dtype=F64)
+    known = PREDICTIONS[kind]
+    derived = Parametrization(known.coefficients).factors(a, s, sigma_data)
+    c, x = known.coefficients(a, s, sigma_data), alpha * x0 + sigma * eps
+    for of_x0, of_eps in (known.factors(a, s, sigma_data), derived):
+        output = float(of_x0) * x0 + float(of_eps) * eps
+        # numbers up to 9 / 0.05 stand in the conversions, and their squares in the derivation
+        assert float(c.x0[0]) * x + float(c.x0[1]) * output == pytest.approx(x0, abs=1e-9)
+        assert float(c.eps[0]) * x + float(c.eps[1]) * output == pytest.approx(eps, abs=1e-9)
