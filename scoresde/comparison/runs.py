@@ -147,7 +147,8 @@ class Bench:
         """What is kept of a run on the path of this name."""
         if outcome.end is None:
             return Result(outcome.steps, outcome.evaluations, outcome.error)
-        reference = None if solver.stochastic else self._reference
+        wanted = any("reference" in m.needs for m in self.arguments.metrics.values())
+        reference = self._reference if wanted and not solver.stochastic else None
         run = Run(
             problem=self.case.problem,
             model=self.case.model,
