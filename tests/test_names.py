@@ -21,6 +21,7 @@ from scoresde.base.names import MOST_LISTED, Table, UnknownNameError
 from scoresde.base.settings import parse
 from scoresde.comparison.peers.modules import missing
 from scoresde.sde.names import process
+from scoresde.training import Method
 from scoresde.training.networks import choice, network
 
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=12)
@@ -235,7 +236,7 @@ def compare(problem: str = "ring", solvers: Any = ("ddim",), **options: Any) -> 
 
 def fit(**options: Any) -> object:
     model = scoresde.ScoreModel(models.MLP(2, hidden=(4,)), scoresde.VP())
-    return scoresde.fit(model, torch.randn(8, 2), steps=1, **{"batch_size": 4, "progress": False, **options})
+    return scoresde.fit(model, torch.randn(8, 2), steps=1, **{"progress": False, **({} if "method" in options else {"batch_size": 4}), **options})
 
 
 DOORS: dict[str, list[Callable[[str], object]]] = {
@@ -275,10 +276,10 @@ DOORS: dict[str, list[Callable[[str], object]]] = {
         lambda name: network(f"{name}: width=8", (3, 32, 32), scoresde.VP(), "eps"),
     ],
     "embedding of time": [lambda name: models.UNet(1, 8, (1,), time=name)],
-    "optimizer": [lambda name: fit(optimizer=name)],
-    "schedule": [lambda name: fit(schedule=name)],
-    "average": [lambda name: fit(ema=f"{name}-0.9"), lambda name: fit(averages=[f"{name}-0.9"], ema=0.5)],
-    "precision": [lambda name: fit(precision=name)],
+    "optimizer": [lambda name: fit(method=Method(optimizer=name, batch_size=4))],
+    "schedule": [lambda name: fit(method=Method(schedule=name, batch_size=4))],
+    "average": [lambda name: fit(ema=f"{name}-0.9"), lambda name: fit(method=Method(averages=(f"{name}-0.9",), ema=0.5, batch_size=4))],
+    "precision": [lambda name: fit(method=Method(precision=name, batch_size=4))],
     "preset": [presets.get],
     "config": [lambda name: weights.load("file.pt", name)],
     "extractor": [lambda name: evaluation.find_features(name)],
