@@ -259,7 +259,10 @@ def test_a_solver_that_fails_is_a_record_that_says_why(error: Exception | None) 
 
 @pytest.mark.parametrize(
     ("net", "says"),
-    [(lambda x, t: x[:, :1], "the network returned shape"), (lambda x, t: x * math.nan, "not finite at t=1, for a state of shape")],
+    [
+        (lambda x, t: x[:, :1], "the network returned shape"),
+        (lambda x, t: x * math.nan, "not finite at t=1, for a state of shape"),
+    ],
 )
 def test_a_model_that_is_wrong_is_refused_before_any_solver_runs(net: Callable[..., Tensor], says: str) -> None:
     with pytest.raises(ValueError, match=says):

@@ -236,7 +236,12 @@ def compare(problem: str = "ring", solvers: Any = ("ddim",), **options: Any) -> 
 
 def fit(**options: Any) -> object:
     model = scoresde.ScoreModel(models.MLP(2, hidden=(4,)), scoresde.VP())
-    return scoresde.fit(model, torch.randn(8, 2), steps=1, **{"progress": False, **({} if "method" in options else {"batch_size": 4}), **options})
+    return scoresde.fit(
+        model,
+        torch.randn(8, 2),
+        steps=1,
+        **{"progress": False, **({} if "method" in options else {"batch_size": 4}), **options},
+    )
 
 
 DOORS: dict[str, list[Callable[[str], object]]] = {
@@ -278,7 +283,10 @@ DOORS: dict[str, list[Callable[[str], object]]] = {
     "embedding of time": [lambda name: models.UNet(1, 8, (1,), time=name)],
     "optimizer": [lambda name: fit(method=Method(optimizer=name, batch_size=4))],
     "schedule": [lambda name: fit(method=Method(schedule=name, batch_size=4))],
-    "average": [lambda name: fit(ema=f"{name}-0.9"), lambda name: fit(method=Method(averages=(f"{name}-0.9",), ema=0.5, batch_size=4))],
+    "average": [
+        lambda name: fit(ema=f"{name}-0.9"),
+        lambda name: fit(method=Method(averages=(f"{name}-0.9",), ema=0.5, batch_size=4)),
+    ],
     "precision": [lambda name: fit(method=Method(precision=name, batch_size=4))],
     "preset": [presets.get],
     "config": [lambda name: weights.load("file.pt", name)],
