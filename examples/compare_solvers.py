@@ -9,6 +9,7 @@ from pathlib import Path
 import scoresde
 from scoresde import problems, solvers
 from scoresde.comparison import evaluations_to_reach, ranking
+from scoresde.comparison.report.statistics import Curve
 
 
 def main() -> None:
@@ -31,7 +32,8 @@ def main() -> None:
     calls = evaluations_to_reach(found, 0.02)
     print(f"{'solver':<16} mean rank   evaluations to an error of 0.02 on three Gaussians")
     for rank in ranking(found):
-        print(f"{rank.solver:<16} {rank.mean:9.1f}   {calls['three Gaussians', rank.solver, rank.path]:.0f}")
+        curve = Curve("three Gaussians", rank.solver, rank.path, "VP")
+        print(f"{rank.solver:<16} {rank.mean:9.1f}   {calls[curve]:.0f}")
     for path in found.report(arguments.out):
         print(path)
 

@@ -108,6 +108,7 @@ def test_it_is_the_published_algorithm(sde: GaussianSDE, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("sde", [VP(), pytest.param(VE(), marks=pytest.mark.slow), RectifiedFlow()], ids=repr)
+@pytest.mark.slow
 def test_the_strong_error_follows_the_tolerance(sde: GaussianSDE) -> None:
     """Against many steps of another solver on the same Brownian path."""
     t, n = finite_start(sde), 4

@@ -32,6 +32,7 @@ def test_examples_are_understood(line):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.slow
 def test_shells_complete_commands(shell):
     words = {
         "COMP_WORDS": "scoresde sa",

@@ -60,6 +60,7 @@ def test_the_floor_is_below_every_solver_of_a_hardly_trained_model(first):
     assert floor.energy < min(e.energy for e in solved)
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_used_again_and_gives_the_same_samples(first):
     out, entries, _ = first
     before, lines = (out / "model.safetensors").read_bytes(), []
@@ -102,6 +103,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_examples_run_and_write_their_figures_where_they_are_told(example, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [example.name, "--quick", "--out", "figures"])

@@ -47,6 +47,7 @@ def run(monkeypatch, capsys, folder, *options):
 
 
 @pytest.mark.parametrize("sde", ["edm", "vp", "ve"])
+@pytest.mark.slow
 def test_the_example_stops_and_continues_and_states_the_floor_of_real_data(sde, folder, monkeypatch, capsys):
     options = ["--sde", sde, "--steps", "2", "--out", str(folder / "run")]
     first = run(monkeypatch, capsys, folder, *options)

@@ -107,8 +107,18 @@ def flow_end(name: str) -> tuple[Tensor, Tensor]:
     return x, sample(mixture().model(sde), x, tight, path=[sde.span[1], float(sde.time(1.0))], progress=False).x
 
 
-@pytest.mark.parametrize("name", FROM_ZERO)
-@pytest.mark.parametrize("solver", SOLVERS)
+# Those that evaluate thousands of times take their time on the hundreds of pieces of a chain.
+LONG = {"gotta-go-fast", "torchsde-euler", "torchsde-milstein", "torchsde-srk", "rk45"}
+
+
+@pytest.mark.parametrize(
+    ("solver", "name"),
+    [
+        pytest.param(s, n, marks=[pytest.mark.slow] if s in LONG and n == "zero-terminal" else [])
+        for s in SOLVERS
+        for n in FROM_ZERO
+    ],
+)
 def test_every_solver_starts_at_alpha_zero(solver: str, name: str) -> None:
     """Deterministic ones follow the flow from there; the moments of the others come near those of the data."""
     sde, method = FROM_ZERO[name](), solvers.get(solver)

@@ -221,6 +221,7 @@ def test_three_more_bits_are_an_eighth_of_the_error():
 # What errors do to solvers --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_with_a_smooth_error_all_solvers_of_the_flow_level_off_at_one_floor():
     sde = VP()
     exact = mixture().model(sde)

@@ -111,6 +111,7 @@ def test_images_in_single_precision_leave_network_and_generator_as_they_were() -
     assert all(p.grad is None for p in net.parameters())
 
 
+@pytest.mark.slow
 def test_bits_of_data_on_a_grid_bound_their_probability() -> None:
     model, width = Gaussian([0.1], [[0.3]]).model(VP()), 0.5
     x = torch.tensor([[-0.5], [0.0], [0.5]], dtype=torch.float64)

@@ -96,6 +96,7 @@ for name, distance in DISTANCES.items():
 
 
 @pytest.mark.parametrize("case", COVERAGE)
+@pytest.mark.slow
 def test_intervals_of_95_percent_hold_the_true_value_95_times_in_a_hundred(case):
     estimate, true = COVERAGE[case]
     g = seeded(1)

@@ -231,7 +231,7 @@ def sample(**options: Any) -> object:
 
 
 def compare(problem: str = "ring", solvers: Any = ("ddim",), **options: Any) -> object:
-    return scoresde.compare(problem, solvers, [2], **{"metrics": ["rms"], "n": 2, "progress": False, **options})
+    return scoresde.compare(problem, solvers, [2], **{"metrics": ["energy"], "n": 8, "progress": False, **options})
 
 
 def fit(**options: Any) -> object:

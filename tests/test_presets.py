@@ -223,6 +223,7 @@ def small(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_every_preset_trains_samples_and_is_evaluated(tmp_path, cifar, features, quick, name):
     base = ["reproduce", name, "--data", f"cifar10:{cifar}", "--features", features, "--no-progress", *small(name)]
     done = invoke(*base, "--out", tmp_path / "run")

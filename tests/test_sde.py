@@ -7,7 +7,7 @@ import math
 import mpmath
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from support import SDES, generator
@@ -105,6 +105,7 @@ def test_time_is_differentiable(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SDES)
+@settings(max_examples=10)  # an integration each, and the equations are linear in the moments
 @given(mean=st.floats(-3, 3), std=st.floats(0.1, 3))
 def test_marginals_solve_the_moment_equations_of_the_sde(name: str, mean: float, std: float) -> None:
     """dm/dt = f m and dv/dt = 2 f v + g^2, integrated by SciPy from one interior time to another."""
@@ -224,7 +225,8 @@ def test_every_affine_sde_is_in_the_table() -> None:
 
     from scoresde.sde.chain import ChainSDE
 
-    assert leaves(GaussianSDE) - {ChainSDE} == {type(sde) for sde in SDES.values()}
+    ours = {cls for cls in leaves(GaussianSDE) if cls.__module__.startswith("scoresde.")}  # tests define some of their own
+    assert ours - {ChainSDE} == {type(sde) for sde in SDES.values()}
 
 
 @pytest.mark.parametrize("kind", [VP, SubVP])

@@ -114,11 +114,11 @@ def test_every_driver_honours_an_override(name: str, driver: str, solver: str) -
 
 @pytest.mark.parametrize("sde", SDES, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("predicts", PREDICTIONS)
-@pytest.mark.parametrize("name", ["by hand", "scaled"])
+@pytest.mark.parametrize("name", ["scaled"])
 def test_every_sde_and_prediction_honours_an_override(name: str, sde: Any, predicts: str) -> None:
     wrapped, one = pair(name, sde, predicts)
     x = float(sde.sigma(sde.span[1])) * start()
-    for solver in ("ddim", "dpmpp-2m", "heun", "ddpm", "dopri5", "rk45", "pc", "torchsde-euler"):
+    for solver in ("ddim", "heun", "ddpm", "dopri5", "pc"):
         got, wanted = (sample(m, x, solver, 4, seed=3, progress=False).x for m in (wrapped, one))
         torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-7)
     times = torch.tensor([0.9, 0.4, 0.7], dtype=F64) * sde.span[1]

@@ -65,10 +65,8 @@ def save(model: ScoreModel, path: str | os.PathLike[str], *, event: Sequence[int
         >>> model = ScoreModel(MLP(2), VP(), predicts="v")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(model, f"{folder}/model.safetensors")
-        ...     load(f"{folder}/model.safetensors")  # doctest: +ELLIPSIS
-        ScoreModel(
-          sde=VP(beta_min=0.1, beta_max=20.0, t_min=0.001, t_max=1.0), predicts='v'
-          (net): MLP(...
+        ...     load(f"{folder}/model.safetensors")
+        ScoreModel(MLP of 157,570 parameters, sde=VP(beta_min=0.1, beta_max=20.0, t_min=0.001, t_max=1.0), predicts='v')
     """
     if not isinstance(model, ScoreModel):
         raise ValueError(f"got a {type(model).__name__} to save; expected a score model and then a path: save(model, path)")
