@@ -22,10 +22,10 @@ from scoresde import data, evaluation, metrics, models, plots
 from scoresde.objectives import DSM, LogNormalTimes
 from scoresde.training import Files, Method, Trainer
 
-# The SDE, the prediction of the network, and the objective. Predicting "edm" keeps the input and the output of the network at
-# a standard deviation of 1 for every noise level: those of EDM and VE reach 80 and 50, while that of the data is 0.6. Half of
-# the noise levels in EDM's published objective, for photographs, are below exp(-1.2) = 0.3; the shape of a digit is determined
-# at higher ones.
+# The SDE, the prediction of the network, and the objective. Predicting "edm" keeps the input and the output of the
+# network at a standard deviation of 1 for every noise level: those of EDM and VE reach 80 and 50, while that of the
+# data is 0.6. Half of the noise levels in EDM's published objective, for photographs, are below exp(-1.2) = 0.3; the
+# shape of a digit is determined at higher ones.
 EDM_OF_STROKES = DSM("edm", LogNormalTimes(-0.6, 1.2))
 LEARN = {
     "edm": (scoresde.EDM(), "edm", EDM_OF_STROKES),

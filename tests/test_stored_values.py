@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -33,8 +34,9 @@ def test_the_first_layer_meets_the_features_of_time_in_the_order_of_diffusers(fl
     }
     if said or (flip, shift) != (True, 0):
         config |= {"flip_sin_to_cos": flip, "freq_shift": shift}
-    net = UNet(**diffusers.network(config))
-    dialect = Dialect("diffusers", sine_first=diffusers._sine_first(config))
+    read = msgspec.convert(config, diffusers.UNet2D)
+    net = UNet(**diffusers.network(read))
+    dialect = Dialect("diffusers", sine_first=diffusers._sine_first(read))
     (first,) = [take for take in takes(net, {}, dialect) if take.ours == "embedding.layer1.weight"]
     assert first.theirs == ("time_embedding.linear_1.weight",)
     theirs = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))

@@ -519,7 +519,7 @@ def test_only_tensors_are_saved(tmp_path: Path) -> None:
         def get_extra_state(self) -> Any:
             return {"anything": object()}
 
-    with pytest.raises(CheckpointError, match="holds _extra_state, not tensors"):
+    with pytest.raises(CheckpointError, match=r"holds net\._extra_state, not tensors"):
         save(ScoreModel(Extra(2, 2), VP()), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
