@@ -21,7 +21,7 @@ from support import BasisNoise, LinearModel, generator, mixture, model_on
 
 from scoresde import EDM, VE, VP, RectifiedFlow, ScoreModel, sample, solvers
 from scoresde.analysis import Measurement, convergence, fingerprint, growth, moments, stability, to_rows
-from scoresde.analysis.convergence import _judge
+from scoresde.analysis.convergence import judge
 from scoresde.analysis.moments import exact
 from scoresde.base.names import Table
 from scoresde.problems import Gaussian
@@ -94,7 +94,7 @@ def test_a_known_law_is_recognised(order: float, constant: float, bend: float, f
     steps = [10 * 2**i for i in range(9)]
     errors = [constant * n**-order * (1 + bend / n) + floor for n in steps]
     measured = [Measurement(n, n, e) for n, e in zip(steps, errors, strict=True)]
-    found = _judge(solvers.get("ddim"), order, measured, [], 3e-11, 0.95)
+    found = judge(solvers.get("ddim"), order, measured, [], 3e-11, 0.95)
     assert found.verdict == "confirmed" and found.order == pytest.approx(order, abs=0.1)
     expected = next((n for n, e in zip(steps, errors, strict=True) if e < 3e-11), None)
     assert found.rounding == expected
@@ -106,10 +106,10 @@ def test_a_known_law_is_recognised(order: float, constant: float, bend: float, f
 def test_errors_that_do_not_settle_are_left_undecided() -> None:
     errors = [1.0, 0.5, 0.4, 0.05, 0.04, 0.001]
     measured = [Measurement(10 * 2**i, 1, e) for i, e in enumerate(errors)]
-    found = _judge(solvers.get("ddim"), 1.0, measured, [], 1e-12, 0.95)
+    found = judge(solvers.get("ddim"), 1.0, measured, [], 1e-12, 0.95)
     assert found.verdict == "undecided" and math.isnan(found.order)
     diverging = [Measurement(n, 1, math.nan) for n in (10, 20, 40)]
-    assert _judge(solvers.get("ddim"), 1.0, diverging, [], 1e-12, 0.95).verdict == "undecided"
+    assert judge(solvers.get("ddim"), 1.0, diverging, [], 1e-12, 0.95).verdict == "undecided"
 
 
 def test_a_model_and_another_sde_are_measured_too() -> None:

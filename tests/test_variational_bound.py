@@ -140,7 +140,7 @@ def test_who_cannot_have_a_learned_variance_says_so() -> None:
         plain.outputs(torch.ones(2, 2), 0.5)
     with pytest.raises(ValueError, match=r"for a model \(LinearModel\) that predicts none"):
         solvers.fast(solvers.ddpm("learned").rows(path), LinearModel(VP(), 0.0, 1.0), torch.ones(1, 4), BasisNoise())  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match=r"twice the channels, \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"expected \(4, 4\); a learned variance needs twice the channels"):
         ScoreModel(lambda x, t: x, VP(), learned_variance=True).score(torch.ones(4, 2), 0.5)
     with pytest.raises(ValueError, match="twice the channels"):
         sample(ScoreModel(lambda x, t: x, VP(), learned_variance=True), (2, 2), "ddim", 3, progress=False)
@@ -378,7 +378,7 @@ def test_noised_data_are_those_of_the_chain() -> None:
         (lambda: VariationalBound("best"), "got variance='best'; expected 'learned', 'lower', 'upper' or a number"),
         (lambda: VariationalBound(1.5), "got variance=1.5"),
         (lambda: VariationalBound(levels=1), "got levels=1; expected at least 2"),
-        (lambda: VariationalBound(times="stpes"), "got times 'stpes'; .* did you mean 'steps'"),
+        (lambda: VariationalBound(times="stpes"), "got distribution of times 'stpes'; .* did you mean 'steps'"),
         (lambda: Hybrid(DSM(noise="control")), "expected 'fresh' noise"),
         (lambda: Hybrid(bound=VariationalBound("upper")), "a 'learned' variance"),
         (lambda: Hybrid(scale=-1.0), "a scale of at least 0"),

@@ -200,7 +200,7 @@ def test_a_step_with_the_learned_variance_is_equation_15(kind: str, k: int) -> N
         "seed": 5,
         "end": "stop",
         "progress": False,
-        **here,
+        "conditions": here,
     }
     lower, learned = (sample(model, x, solvers.ddpm(variance), **arguments).x for variance in ("lower", "learned"))
     noise = (lower - mean) / tilde.sqrt()

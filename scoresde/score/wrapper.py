@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,22 @@ class Wrapper(ScoreModel):
         """The network calls that one prediction costs; by default those of the inner model."""
         return self.model.calls
 
+    def outputs(self, x: Tensor, t: Time, **conditions: Any) -> tuple[Tensor, Tensor]:
+        """Return :meth:`forward`, and the inner model's fraction of the learned variance, both of the shape of ``x``."""
+        return self.forward(x, t, **conditions), self.model.outputs(x, t, **conditions)[1]
+
+    def at_with_variance(
+        self, times: Tensor, *, device: torch.device, dtype: torch.dtype, **conditions: Any
+    ) -> Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        """:meth:`at`, with the inner model's fraction of the learned variance, which costs one more call of it."""
+        inner = self.model.at_with_variance(times, device=device, dtype=dtype, **conditions)
+        own = self.at(times, device=device, dtype=dtype, **conditions)
+
+        def bind(x0: Callable[[Tensor], Tensor], both: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Callable[[Tensor], Any]:
+            return lambda x: (x0(x), both(x)[1])
+
+        return [bind(*each) for each in zip(own, inner, strict=True)]
+
     def x0(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
         """Return the data prediction, by default that of the inner model; shape of ``x``."""
         return self.model.x0(x, t, **conditions)
@@ -81,3 +97,18 @@ class Transformed(Wrapper):
         """Return the transformed data prediction, shape of ``x``."""
         m = self.model.x0(x, t, **conditions)
         return self.transform(m, t if isinstance(t, Tensor) and t.ndim else float(torch.as_tensor(t).detach()))
+
+    def at_with_variance(
+        self, times: Tensor, *, device: torch.device, dtype: torch.dtype, **conditions: Any
+    ) -> Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        """:meth:`at`, with the inner model's fraction of the learned variance, from one call of it."""
+        inner = self.model.at_with_variance(times, device=device, dtype=dtype, **conditions)
+
+        def bind(both: Callable[[Tensor], tuple[Tensor, Tensor]], t: float) -> Callable[[Tensor], Any]:
+            def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
+                m, fraction = both(x)
+                return self.transform(m, t), fraction
+
+            return evaluate
+
+        return [bind(*each) for each in zip(inner, times.tolist(), strict=True)]
