@@ -60,7 +60,7 @@ class UNet2D:
     dropout: float = 0.0
     act_fn: str = "silu"
     attention_head_dim: int | None = 8
-    norm_num_groups: int = 32
+    norm_num_groups: int | None = 32
     attn_norm_num_groups: int | None = None
     norm_eps: float = 1e-5
     resnet_time_scale_shift: str = "default"
@@ -235,7 +235,9 @@ def network(config: UNet2D, source: str = "config") -> dict[str, Any]:
             f"{source} has {len(config.block_out_channels)} block_out_channels for {len(config.down_block_types)} "
             "down_block_types; expected as many"
         )
-    sizes = config.block_out_channels
+    sizes, groups = config.block_out_channels, config.norm_num_groups
+    if groups is None and not skip:  # NCSN++ alone counts its groups by the channels
+        raise WeightsError(f"{source} has no norm_num_groups; expected a whole number, 32 by default")
     fourier = config.time_embedding_type == "fourier"
     return {
         "channels": config.in_channels,
@@ -259,7 +261,7 @@ def network(config: UNet2D, source: str = "config") -> dict[str, Any]:
         "endpoint": bool(config.freq_shift),
         "num_classes": config.num_class_embeds,
         "unconditional": False,
-        "groups": 32 if skip else config.norm_num_groups,
+        "groups": 32 if skip or groups is None else groups,
         "group_size": 4 if skip else 1,
         "eps": config.norm_eps,
         "dropout": config.dropout,
@@ -272,7 +274,7 @@ def _check_sizes(config: UNet2D, source: str) -> None:
         "out_channels": [config.out_channels],
         "block_out_channels": list(config.block_out_channels),
         "layers_per_block": [config.layers_per_block],
-        "norm_num_groups": [config.norm_num_groups],
+        "norm_num_groups": [1 if config.norm_num_groups is None else config.norm_num_groups],
         "attention_head_dim": [config.attention_head_dim or 1],
         "num_class_embeds": [config.num_class_embeds or 1],
     }
