@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from support import SDES, generator
 
-from scoresde import EDM, VE, VP, CosineVP, FunctionSDE, GeneralSDE, RectifiedFlow, SubVP
+from scoresde import DDPM, EDM, VE, VP, CosineVP, FunctionSDE, GeneralSDE, RectifiedFlow, SubVP
 from scoresde.sde import GaussianSDE
 
 F64 = torch.float64
@@ -191,7 +191,10 @@ def test_prior(name: str) -> None:
         (lambda: VP(t_min=0.5, t_max=0.5), "expected 0 <= t_min < t_max, both finite"),
         (lambda: VP(t_min=-0.5), "expected 0 <= t_min < t_max, both finite"),
         (lambda: VP(t_max=math.inf), "expected 0 <= t_min < t_max, both finite"),
-        (lambda: VP(0.1, 20.0, t_max=1000.0), r"got alpha = exp\(-70.*\) at t=.* from VP, which float64 cannot hold"),
+        (
+            lambda: VP(0.1, 20.0, t_max=1000.0),
+            "beta_max=20 and t_max=1000, where alpha is zero in float64",
+        ),
         (lambda: SubVP(beta_max=1e5), "from SubVP, which float64 cannot hold"),
         (lambda: FunctionSDE(lambda t: 0 * t, lambda t: 800 * t), "got sigma = exp.* which float64 cannot hold"),
         (
@@ -230,21 +233,23 @@ def test_every_affine_sde_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("kind", [VP, SubVP])
-@given(stretch=st.floats(0.01, 1e4), fraction=st.floats(1e-6, 1.0))
-def test_linear_rates_may_be_counted_in_any_unit_of_time(kind: type[VP], stretch: float, fraction: float) -> None:
-    """``VP(1e-4, 0.02, t_max=1000)`` is ``VP()`` with its time in steps of DDPM: rates divided, times multiplied."""
-    usual, other = kind(), kind(0.1 / stretch, 20 / stretch, 1e-3 * stretch, stretch)
-    t, s = fraction, min(fraction * stretch, stretch)
-    for quantity in ("log_alpha", "log_sigma", "lam"):
-        got, wanted = (float(getattr(sde, quantity)(at)) for sde, at in ((other, s), (usual, t)))
-        assert got == pytest.approx(wanted, rel=1e-12, abs=1e-15)
-    for rate in ("beta", "d_log_alpha", "diffusion_squared"):
-        got, wanted = (float(getattr(sde, rate)(at)) for sde, at in ((other, s), (usual, t)))
-        assert got * stretch == pytest.approx(wanted, rel=1e-12)
-    assert float(other.time(usual.lam(t))) == pytest.approx(s, rel=1e-11)
-    assert float(other.beta(0.0)) * stretch == pytest.approx(0.1) and float(other.beta(stretch)) * stretch == pytest.approx(
-        20
-    )
+@given(t_max=st.floats(0.01, 3.0), fraction=st.floats(1e-6, 1.0))
+def test_a_span_of_linear_rates_is_a_part_of_one_process(kind: type[VP], t_max: float, fraction: float) -> None:
+    """``t_max`` says where sampling starts, and changes nothing before that: the rates are those at t = 0 and t = 1."""
+    short, whole = kind(t_min=1e-3 * t_max, t_max=t_max), kind(t_max=max(1.0, t_max))
+    for quantity in ("log_alpha", "log_sigma", "lam", "beta", "d_log_alpha", "diffusion_squared"):
+        at = fraction * t_max
+        assert float(getattr(short, quantity)(at)) == float(getattr(whole, quantity)(at))
+    assert float(kind(t_max=1.5).beta(1.0)) == pytest.approx(20, rel=1e-15)
+
+
+@pytest.mark.parametrize("kind", [VP, SubVP])
+@given(n=st.integers(200, 100_000))
+def test_the_betas_of_steps_are_refused_and_what_is_advised_works(kind: type[VP], n: int) -> None:
+    with pytest.raises(ValueError, match=rf"rates at t = 0 and t = 1; .*: {kind.__name__}\(0\.1, 20\) .* DDPM\.linear\(n"):
+        kind(0.1 / n, 20 / n, t_max=n)
+    betas = DDPM.linear(n, 0.1 / n, 20 / n)
+    assert float(kind(0.1, 20).log_alpha(1.0)) == pytest.approx(float(betas.log_alpha[-1]), rel=25 / n)
 
 
 @pytest.mark.parametrize("name", SDES)

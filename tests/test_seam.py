@@ -114,11 +114,11 @@ def test_every_driver_honours_an_override(name: str, driver: str, solver: str) -
 
 @pytest.mark.parametrize("sde", SDES, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("predicts", PREDICTIONS)
-@pytest.mark.parametrize("name", ["scaled"])
+@pytest.mark.parametrize("name", ["scaled", pytest.param("by hand", marks=pytest.mark.slow)])
 def test_every_sde_and_prediction_honours_an_override(name: str, sde: Any, predicts: str) -> None:
     wrapped, one = pair(name, sde, predicts)
     x = float(sde.sigma(sde.span[1])) * start()
-    for solver in ("ddim", "heun", "ddpm", "dopri5", "pc"):
+    for solver in ("ddim", "dpmpp-2m", "heun", "ddpm", "dopri5", "rk45", "pc", "torchsde-euler"):
         got, wanted = (sample(m, x, solver, 4, seed=3, progress=False).x for m in (wrapped, one))
         torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-7)
     times = torch.tensor([0.9, 0.4, 0.7], dtype=F64) * sde.span[1]
@@ -184,6 +184,26 @@ def test_a_model_states_its_backward_calls() -> None:
             return Calls(1, 1)
 
     assert sample(Pulled(network(VP())), start(), "heun", 5, progress=False).backward == 9
+
+
+def test_what_a_learned_variance_costs_is_counted() -> None:
+    seen = []
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(t)
+        return torch.cat([0.5 * x, 0.1 * x], 1)
+
+    learned = ScoreModel(net, scoresde.DDPM.linear(20, 1e-3, 0.3), "x0", learned_variance=True)
+
+    class Mine(ScoreModel):
+        def x0(self, x: Tensor, t: Any, **conditions: Any) -> Tensor:
+            return super().x0(x, t, **conditions)
+
+    models = [learned, Transformed(learned, lambda m, t: m), Scaled(learned), Scaled(Scaled(learned))]
+    for model in [*models, Mine(net, learned.sde, "x0", learned_variance=True)]:
+        seen.clear()
+        drawn = sample(model, start(), solvers.ddpm("learned"), 3, progress=False)
+        assert drawn.evaluations == len(seen), model
 
 
 def test_the_inner_network_is_in_evaluation_mode_and_its_home_is_seen() -> None:

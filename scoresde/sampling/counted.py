@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from scoresde.score import Conditions, Evaluation, ScoreModel
+from scoresde.score import Calls, Conditions, Evaluation, ScoreModel
 
 __all__ = ["Counted", "evaluation_mode"]
 
@@ -26,36 +26,28 @@ class Counted:
             original mode, so each evaluation sets the evaluation mode itself.
 
     Attributes:
-        evaluations: the number of data predictions for the whole batch so far.
-        forward, backward: the number of network calls that they cost, according to ``model.calls``.
+        forward, backward: the number of network calls of the data predictions so far, according to ``model.calls`` and
+            ``model.calls_with_variance``.
     """
 
     def __init__(self, model: ScoreModel, conditions: Conditions, *, grads: bool = False) -> None:
         self.model, self.conditions = model, conditions
         self.mode = evaluation_mode if grads else contextlib.nullcontext
-        self.evaluations = 0
-
-    @property
-    def forward(self) -> int:
-        """The number of forward calls of the network so far."""
-        return self.evaluations * self.model.calls.forward
-
-    @property
-    def backward(self) -> int:
-        """The number of backward calls of the network so far."""
-        return self.evaluations * self.model.calls.backward
+        self.forward = self.backward = 0
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         copies = x.shape[0] // self.conditions.batch  # more than one where a driver stacks several states of the batch
-        self.evaluations += copies
+        self._count(self.model.calls, copies)
         with self.mode(self.model):
             return _checked(self.model.x0(x, t, **self.conditions.repeated(copies)), x)
 
     def at(self, times: Tensor, *, device: torch.device, dtype: torch.dtype) -> Sequence[Callable[[Tensor], Tensor]]:
         """Bind the model to ``times``, as :meth:`scoresde.ScoreModel.at` does."""
-        bound = self.model.at(times, device=device, dtype=dtype, **self.conditions.values)
+        bound, calls = self.model.at(times, device=device, dtype=dtype, **self.conditions.values), self.model.calls
         return [
-            Evaluation(self._counted(f.output), f.of_x, f.of_output) if isinstance(f, Evaluation) else self._checking(f)
+            Evaluation(self._counted(f.output, calls), f.of_x, f.of_output)
+            if isinstance(f, Evaluation)
+            else self._checking(self._counted(f, calls))
             for f in bound
         ]
 
@@ -64,19 +56,22 @@ class Counted:
     ) -> Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]:
         """Bind the model to ``times``, with the fraction of a learned variance beside each prediction."""
         bound = self.model.at_with_variance(times, device=device, dtype=dtype, **self.conditions.values)
-        return [self._counted(f) for f in bound]
+        return [self._counted(f, self.model.calls_with_variance) for f in bound]
 
-    def _counted(self, function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    def _count(self, calls: Calls, copies: int = 1) -> None:
+        self.forward += copies * calls.forward
+        self.backward += copies * calls.backward
+
+    def _counted(self, function: Callable[[Tensor], Any], calls: Calls) -> Callable[[Tensor], Any]:
         def evaluate(x: Tensor) -> Any:
-            self.evaluations += 1
+            self._count(calls)
             with self.mode(self.model):
                 return function(x)
 
         return evaluate
 
     def _checking(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        counted = self._counted(function)
-        return lambda x: _checked(counted(x), x)
+        return lambda x: _checked(function(x), x)
 
 
 def _checked(m: Tensor, x: Tensor) -> Tensor:

@@ -117,20 +117,20 @@ def _integrated(
     times, u = _grid(model.sde, make_path(model.sde, path, steps, t_min=t_min, end="stop").times)
     directions = unit_vectors(x) if trace == "exact" else _signs(x, probes, seed)
     scale = model.sde.alpha(times) + model.sde.sigma(times)
-    _refuse_if_detached(model, x, times[0], conditions)
+    flow = _Flow(model, directions, trace, conditions)
     w, integral = x / float(scale[0]), torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for i in range(0, len(times) - 2, 2):
         h, t, r = float(u[i + 2] - u[i]), times[i : i + 3], scale[i : i + 3]
-        k1, g1 = _flow(model, w, t[0], r[0], directions, trace, conditions)
-        k2, g2 = _flow(model, w + h / 2 * k1, t[1], r[1], directions, trace, conditions)
-        k3, g3 = _flow(model, w + h / 2 * k2, t[1], r[1], directions, trace, conditions)
-        k4, g4 = _flow(model, w + h * k3, t[2], r[2], directions, trace, conditions)
+        k1, g1 = flow(w, t[0], r[0])
+        k2, g2 = flow(w + h / 2 * k1, t[1], r[1])
+        k3, g3 = flow(w + h / 2 * k2, t[1], r[1])
+        k4, g4 = flow(w + h * k3, t[2], r[2])
         w = w + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
         integral = integral + h / 6 * (g1 + 2 * g2 + 2 * g3 + g4)
     latent = w * float(scale[-1])
     volume = x[0].numel() * float(torch.log(scale[-1] / scale[0]))
     prior = model.sde.prior_log_prob(latent).to(torch.float64)
-    return Likelihood(prior + volume + integral, latent, 2 * (len(times) - 1) * model.calls.forward)
+    return Likelihood(prior + volume + integral, latent, flow.predictions * model.calls.forward)
 
 
 def _grid(sde: GaussianSDE, falling: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -149,27 +149,39 @@ def _grid(sde: GaussianSDE, falling: Sequence[float]) -> tuple[Tensor, Tensor]:
     return times, u
 
 
-def _flow(
-    model: ScoreModel, w: Tensor, t: Tensor, r: Tensor, directions: Tensor, trace: str, conditions: Mapping[str, Any]
-) -> tuple[Tensor, Tensor]:
-    """Return eps - m at w, and its divergence with respect to w, shape ``(batch,)``."""
-    c = model.coefficients(t)
-    of_x, of_output = (float(eps - x0) for eps, x0 in zip(c.eps, c.x0, strict=True))
-    x = (float(r) * w).detach().requires_grad_()
-    output = model(x.clone(), t, **conditions)  # no leaf, or what writes into it is not told so in plain words
-    forms = quadratic_forms(output, x, directions, create_graph=False)
-    jacobian = (forms.sum(0) if trace == "exact" else forms.mean(0)).to(torch.float64)
-    return of_x * x.detach() + of_output * output.detach(), float(r) * (of_x * x[0].numel() + of_output * jacobian)
+class _Flow:
+    """The flow eps - m of a model and its divergence, with the number of predictions made for them."""
 
+    def __init__(self, model: ScoreModel, directions: Tensor, trace: str, conditions: Mapping[str, Any]) -> None:
+        self.model, self.directions, self.trace, self.conditions = model, directions, trace, conditions
+        self.predictions = 0
+        self.constant = False  # in x, as far as was seen: a prediction without a graph has no divergence then
 
-def _refuse_if_detached(model: ScoreModel, x: Tensor, t: Tensor, conditions: Mapping[str, Any]) -> None:
-    """Refuse a prediction that carries no gradient although it depends on ``x``."""
-    output = model(x.clone().requires_grad_().clone(), t, **conditions)
-    if not output.requires_grad and not torch.equal(model(1.01 * x + 0.01, t, **conditions), output):
-        raise ValueError(
-            "the model's predictions depend on x but carry no gradient, so that the divergence of the flow would be left "
-            "out; expected a network without no_grad(), inference_mode() or detach() inside"
-        )
+    def __call__(self, w: Tensor, t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        """Return eps - m at w, and its divergence with respect to w, shape ``(batch,)``."""
+        c = self.model.coefficients(t)
+        of_x, of_output = (float(eps - x0) for eps, x0 in zip(c.eps, c.x0, strict=True))
+        x = (float(r) * w).detach().requires_grad_()
+        output = self._predicted(x.clone(), t)  # of no leaf, or what writes into it is not told so in plain words
+        if not output.requires_grad and not self.constant:
+            self._check_constant(x.detach(), t, output)
+        forms = quadratic_forms(output, x, self.directions, create_graph=False)
+        jacobian = (forms.sum(0) if self.trace == "exact" else forms.mean(0)).to(torch.float64)
+        return of_x * x.detach() + of_output * output.detach(), float(r) * (of_x * x[0].numel() + of_output * jacobian)
+
+    def _predicted(self, x: Tensor, t: Tensor) -> Tensor:
+        self.predictions += 1
+        output: Tensor = self.model(x, t, **self.conditions)
+        return output
+
+    def _check_constant(self, x: Tensor, t: Tensor, output: Tensor) -> None:
+        """Refuse a prediction that carries no gradient although it depends on ``x``."""
+        self.constant = torch.equal(self._predicted(1.01 * x + 0.01, t), output)
+        if not self.constant:
+            raise ValueError(
+                "the model's predictions depend on x but carry no gradient, so that the divergence of the flow would be "
+                "left out; expected a network without no_grad(), inference_mode() or detach() inside"
+            )
 
 
 def _signs(x: Tensor, probes: int, seed: int | Sequence[int]) -> Tensor:

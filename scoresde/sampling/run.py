@@ -91,7 +91,7 @@ class Run:
                 return last._replace(reached=state.step + 1)
         return last
 
-    def lastchecked(self) -> Last:
+    def last_checked(self) -> Last:
         """Run again with every state checked, to find the step of a failure; runs that succeed do not pay for this."""
         last = Last(self.x)
         for state in checked(self.states(), self.x, self.method.name):

@@ -174,7 +174,7 @@ def sample(
         whole = finite(last.x)  # the one synchronisation with the device
         seconds, forward, backward = time.perf_counter() - begin, counted.forward, counted.backward
         if not whole:
-            last = run.again(drawn and noise is None).lastchecked()
+            last = run.again(drawn and noise is None).last_checked()
     times = tuple(value(t) for t in where.times[: last.reached])
     return Samples(last.x, forward, seconds, run.noise.seeds, method.name, times, dict(last.info or {}), backward)
 

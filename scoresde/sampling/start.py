@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.base.numbers import is_whole
 from scoresde.base.shape import check_batch
 from scoresde.score import ScoreModel
 from scoresde.solvers.noise.fresh import FreshNoise, sample_seeds
@@ -41,10 +42,11 @@ def start(
         x = check_batch(shape_or_start if grads else shape_or_start.detach()).clone()  # a network may write into it
         x = x.to(device=x.device if device is None else device, dtype=dtype or x.dtype)
         return x, FreshNoise(sample_seeds(seed, x.shape[0]), x.device)
-    shape = tuple(int(n) if isinstance(n, np.integer) else n for n in shape_or_start)
-    if len(shape) < 2 or any(not isinstance(n, int) or n < 1 for n in shape):
+    given = tuple(shape_or_start)
+    shape = tuple(operator.index(n) for n in given if is_whole(n))
+    if len(shape) < max(2, len(given)) or min(shape) < 1:
         raise ValueError(
-            f"got shape {shape}; expected (batch, *event) of positive whole numbers with at least one event dimension: "
+            f"got shape {given}; expected (batch, *event) of positive whole numbers with at least one event dimension: "
             "write scalars as (batch, 1)"
         )
     if device is None:

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from scoresde.base.numbers import whole
 from scoresde.sde import ReverseSDE
 from scoresde.solvers.path import PathLike
 from scoresde.solvers.solver import Dynamics
@@ -27,8 +28,7 @@ def falling_times(
     if isinstance(path, Tensor | list | tuple):
         times = torch.as_tensor(path, dtype=torch.float64).tolist()
     elif path in ("t", "lam"):  # "lam" is the default of sample(), and there is no lam here
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"got steps={steps!r}; expected a whole number of at least 1")
+        steps = whole("steps", steps, 1)
         first, last = high if t_max is None else t_max, low if t_min is None else t_min
         times = torch.linspace(first, last, steps + 1, dtype=torch.float64).tolist()
     else:

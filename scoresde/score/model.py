@@ -157,6 +157,14 @@ class ScoreModel(nn.Module):
         """The network calls that one data prediction costs; a subclass that calls its network twice overrides this."""
         return Calls()
 
+    @property
+    def calls_with_variance(self) -> Calls:
+        """The network calls of a data prediction with the fraction of a learned variance beside it.
+
+        A subclass that overrides :meth:`x0` needs one call more than :attr:`calls`, for the fraction.
+        """
+        return Calls(self.calls.forward + self._derived, self.calls.backward)
+
     # What follows from it --------------------------------------------------------------------------------------------
 
     def eps(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:

@@ -52,6 +52,12 @@ class Wrapper(ScoreModel):
         """The network calls that one prediction costs; by default those of the inner model."""
         return self.model.calls
 
+    @property
+    def calls_with_variance(self) -> Calls:
+        """The network calls of a data prediction, and of the inner model's with its variance beside it for the fraction."""
+        inner = self.model.calls_with_variance
+        return Calls(self.calls.forward + inner.forward, self.calls.backward + inner.backward)
+
     def outputs(self, x: Tensor, t: Time, **conditions: Any) -> tuple[Tensor, Tensor]:
         """Return :meth:`forward`, and the inner model's fraction of the learned variance, both of the shape of ``x``."""
         return self.forward(x, t, **conditions), self.model.outputs(x, t, **conditions)[1]
@@ -59,7 +65,7 @@ class Wrapper(ScoreModel):
     def at_with_variance(
         self, times: Tensor, *, device: torch.device, dtype: torch.dtype, **conditions: Any
     ) -> Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]:
-        """:meth:`at`, with the inner model's fraction of the learned variance, which costs one more call of it."""
+        """Return functions like those of :meth:`at`, with the inner model's fraction of the learned variance beside each."""
         inner = self.model.at_with_variance(times, device=device, dtype=dtype, **conditions)
         own = self.at(times, device=device, dtype=dtype, **conditions)
 
@@ -98,10 +104,15 @@ class Transformed(Wrapper):
         m = self.model.x0(x, t, **conditions)
         return self.transform(m, t if isinstance(t, Tensor) and t.ndim else float(torch.as_tensor(t).detach()))
 
+    @property
+    def calls_with_variance(self) -> Calls:
+        """The network calls of the inner model's prediction with its variance, of which both are made."""
+        return self.model.calls_with_variance
+
     def at_with_variance(
         self, times: Tensor, *, device: torch.device, dtype: torch.dtype, **conditions: Any
     ) -> Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]:
-        """:meth:`at`, with the inner model's fraction of the learned variance, from one call of it."""
+        """Return functions like those of :meth:`at`, with the inner model's fraction of the learned variance beside each."""
         inner = self.model.at_with_variance(times, device=device, dtype=dtype, **conditions)
 
         def bind(both: Callable[[Tensor], tuple[Tensor, Tensor]], t: float) -> Callable[[Tensor], Any]:

@@ -27,10 +27,11 @@ from torch import Tensor
 from scoresde.base.shape import as_time, expand
 from scoresde.sde.base import SDE, Time
 
-__all__ = ["FunctionSDE", "GaussianSDE", "derivative", "log1mexp"]
+__all__ = ["LARGEST_LOG", "FunctionSDE", "GaussianSDE", "derivative", "log1mexp"]
 
 TimeFunction = Callable[[Tensor], Tensor]
-_LARGEST_LOG = 700.0  # exp(700) = 1e304
+LARGEST_LOG = 700.0
+"""The largest size of log alpha and log sigma whose exponential float64 holds: exp(700) = 1e304."""
 
 
 def log1mexp(u: Tensor) -> Tensor:
@@ -171,7 +172,7 @@ class GaussianSDE(SDE):
             )
         # where alpha = 0 or sigma = 0 the logarithm is infinite, which the rest of the code handles
         for name, log in (("alpha", log_alpha), ("sigma", log_sigma)):
-            beyond = torch.isfinite(log) & (log.abs() > _LARGEST_LOG)
+            beyond = torch.isfinite(log) & (log.abs() > LARGEST_LOG)
             if bool(beyond.any()):
                 i = int(beyond.nonzero()[0])
                 raise ValueError(

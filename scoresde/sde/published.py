@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoresde.base.shape import as_time
 from scoresde.sde.base import Time
-from scoresde.sde.gaussian import GaussianSDE, log1mexp
+from scoresde.sde.gaussian import LARGEST_LOG, GaussianSDE, log1mexp
 
 __all__ = ["EDM", "VE", "VP", "CosineVP", "RectifiedFlow", "SubVP"]
 
@@ -28,6 +28,12 @@ class _LinearBeta(GaussianSDE):
         super().__post_init__()
         if not 0 < self.beta_min <= self.beta_max < math.inf:
             raise ValueError(f"got beta_min={self.beta_min} and beta_max={self.beta_max}; expected 0 < beta_min <= beta_max")
+        if self.t_max > 1 and float(self.log_alpha(self.t_max)) < -LARGEST_LOG:
+            raise ValueError(
+                f"got beta_min={self.beta_min:g}, beta_max={self.beta_max:g} and t_max={self.t_max:g}, where alpha is zero "
+                "in float64: these are the rates at t = 0 and t = 1; expected t_max=1 and n times the betas of n steps: "
+                f"{type(self).__name__}(0.1, 20) for 1e-4 to 0.02 in 1000, or the chain itself, DDPM.linear(n, first, last)"
+            )
         self.check_schedule()
 
     @property
@@ -35,12 +41,12 @@ class _LinearBeta(GaussianSDE):
         return self.t_min, self.t_max
 
     def beta(self, t: Time) -> Tensor:
-        """Return the rate beta(t) = beta_min + (t / t_max) (beta_max - beta_min), shape of ``t``."""
+        """Return the rate beta(t) = beta_min + t (beta_max - beta_min), shape of ``t``."""
         return self.beta_min + self.check_time(t) * self._slope
 
     @property
     def _slope(self) -> float:
-        return (self.beta_max - self.beta_min) / self.t_max
+        return self.beta_max - self.beta_min
 
     def log_alpha(self, t: Time) -> Tensor:
         t = self.check_time(t)
@@ -64,8 +70,7 @@ class VP(_LinearBeta):
     Source: Song et al., 2021, https://arxiv.org/abs/2011.13456, equations (11) and (32).
 
     Args:
-        beta_min, beta_max: the rates at t = 0 and at ``t_max``. If time is counted in the steps of DDPM, they are the betas
-            of DDPM: ``VP(1e-4, 0.02, t_max=1000)`` is ``VP()`` with the time stretched.
+        beta_min, beta_max: the rates at t = 0 and t = 1, which are n times the betas of DDPM in n steps.
         t_min: the time at which sampling and training stop. The drift of the reverse process grows as 1/t, so a small value
             costs steps; a large value leaves noise of variance ``sigma(t_min)^2`` in the samples.
         t_max: the time at which sampling starts.

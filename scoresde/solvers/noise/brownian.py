@@ -126,9 +126,7 @@ class BrownianNoise(FreshNoise):
     @property
     def knots(self) -> list[float]:
         """The values of lam at which W is cheap, rising."""
-        if self._knots is None:
-            self._knots = [-32.0, 32.0]
-        return self._knots
+        return [-32.0, 32.0] if self._knots is None else self._knots
 
     def adopt(self, path: Path) -> None:
         """Take the points of ``path`` for knots, where none were given and nothing was drawn yet."""
@@ -154,6 +152,7 @@ class BrownianNoise(FreshNoise):
 
     def _terms(self, u: float, v: float, kernel: float) -> tuple[list[_Cell], list[list[float]]]:
         """The cells that make up u -> v, and the weights of their coefficients in e^{-kernel v} I."""
+        self._knots = self.knots  # from the first draw on they stay
         u, v = self._snapped(u), self._snapped(v)
         for lam in (u, v):
             if not self.knots[0] <= lam <= self.knots[-1]:
