@@ -176,4 +176,4 @@ found = compare("ring", ["ddim"], budgets, sde=sde, n=8, out=sys.argv[3], progre
     for _ in range(2):
         done = run(1.0)
         assert done.returncode == 0, done.stderr
-    assert "holds a comparison with other arguments (problems." in run(2.0).stderr
+    assert "holds a comparison with other arguments (problems.ring on FunctionSDE.model: " in run(2.0).stderr

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
+from scoresde.base.numbers import whole
+
 __all__ = ["Option", "check_options", "option", "options_of"]
 
 
@@ -41,9 +43,8 @@ class Option:
         Raises:
             ValueError: naming the field, the value and the bounds.
         """
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if self.least is not None and not (whole and value >= self.least):
-            raise ValueError(f"got {name}={value!r}; expected a whole number of at least {self.least}")
+        if self.least is not None:
+            whole(name, value, self.least)
         if self.above is not None:
             number = isinstance(value, numbers.Real) and not isinstance(value, bool)
             if not number or math.isnan(value) or not value > self.above:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scoresde.base.identity import digest
+from scoresde.base.numbers import is_whole, whole
 from scoresde.comparison.cases import Case
 from scoresde.comparison.measures import MEASURES, Measure, of_samples
 from scoresde.comparison.peers.modules import missing
@@ -85,8 +86,8 @@ class Arguments:
             _budgets(evaluations),
             _paths(paths),
             _metrics(metrics),
-            _whole(n, "n", 2),
-            _whole(seed, "seed", 0),
+            whole("n", n, 2),
+            whole("seed", seed, 0),
             end,
         )
         made._refuse_what_no_metric_applies_to()
@@ -164,12 +165,6 @@ def _content(case: Case) -> dict[str, Any]:
 # The parts -----------------------------------------------------------------------------------------------------------
 
 
-def _whole(value: Any, name: str, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"got {name}={value!r}; expected a whole number of at least {least}")
-    return value
-
-
 def _solvers(solvers: Solvers, peers: bool) -> dict[str, Solver]:
     listed: list[tuple[str | None, Any]]
     if isinstance(solvers, Mapping):
@@ -207,10 +202,10 @@ def _named(text: str) -> tuple[str, Solver]:
 
 
 def _budgets(evaluations: Any) -> tuple[int, ...]:
-    found = [evaluations] if isinstance(evaluations, int) else list(evaluations)
-    if not found or any(not isinstance(b, int) or b < 1 for b in found):
+    found = [evaluations] if is_whole(evaluations) else list(evaluations)
+    if not found or any(not is_whole(b) or b < 1 for b in found):
         raise ValueError(f"got evaluations={evaluations!r}; expected whole numbers of at least 1, such as 5, 10, 20, 50")
-    return tuple(sorted(set(found)))
+    return tuple(sorted({int(b) for b in found}))
 
 
 def _paths(paths: Any) -> dict[str, Spacing | str]:

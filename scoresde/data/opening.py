@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scoresde.base.names import Table, near
+from scoresde.base.numbers import is_whole
 from scoresde.base.reading import open_regular
 from scoresde.data.arrays import as_labels, as_samples, read
 from scoresde.data.dataset import Arrays, Dataset, Flipped
@@ -73,7 +74,7 @@ def split(n: int, held_out: float = 0.2, seed: int = 0) -> tuple[Tensor, Tensor]
         >>> len(training), len(held_out)
         (8, 2)
     """
-    if not isinstance(n, int) or n < 2 or not 0 < held_out < 1:
+    if not is_whole(n) or n < 2 or not 0 < held_out < 1:
         raise ValueError(
             f"got n={n!r} samples and held_out={held_out}; expected at least 2 samples and a fraction between 0 and 1"
         )

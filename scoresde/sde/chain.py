@@ -445,7 +445,7 @@ class ChainSDE(GaussianSDE):
         return torch.where(torch.isinf(start), from_zero, finite + passed * (end - finite))
 
     def time(self, lam: Time) -> Tensor:
-        """The time at which ``lam(t) = lam``, in closed form on each step; differentiable.
+        """Return the time at which ``lam(t) = lam``, in closed form on each step; differentiable.
 
         By bisection in the first and the last step of a chain that is neither DDPM's nor NCSN's.
         """

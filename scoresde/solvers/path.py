@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from scoresde.base.names import Table
+from scoresde.base.numbers import whole
 from scoresde.sde import GaussianSDE
 from scoresde.solvers import scalar
 
@@ -240,8 +241,7 @@ def make_path(
         return Path.from_times(sde, path)
     if isinstance(path, str):
         path = PATHS[path]
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"got steps={steps!r}; expected a whole number of at least 1")
+    steps = whole("steps", steps, 1)
     start, stop = sde.span[1] if t_max is None else t_max, sde.span[0] if t_min is None else t_min
     if sde.span[1] < start <= sde.span[1] * (1 + BEYOND):
         start = sde.span[1]

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from scoresde.base.numbers import whole
+
 __all__ = ["Stage", "euler", "midpoint", "multistep", "radau", "rk3", "rk4", "trapezoid"]
 
 
@@ -27,8 +29,7 @@ Stencil = tuple[Stage, ...]
 
 def multistep(order: int) -> Stencil:
     """This step's start and the ``order - 1`` before it (Adams-Bashforth)."""
-    if not isinstance(order, int) or order < 1:
-        raise ValueError(f"got order={order!r}; expected a whole number of at least 1")
+    order = whole("order", order, 1)
     return (Stage(1.0, tuple(range(0, -order, -1))),)
 
 

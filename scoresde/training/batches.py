@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scoresde import data as sets
 from scoresde.base import identity
+from scoresde.base.numbers import whole
 from scoresde.base.shape import check_batch
 
 __all__ = ["Batches", "Indexed", "Samplable", "seeded"]
@@ -88,10 +89,8 @@ class Batches:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise ValueError(f"got batch_size={self.batch_size!r}; expected a whole number of at least 1")
-        if not isinstance(self.workers, int) or self.workers < 0:
-            raise ValueError(f"got workers={self.workers!r}; expected a whole number of at least 0")
+        whole("batch_size", self.batch_size, 1)
+        whole("workers", self.workers, 0)
         if self.workers and not isinstance(self.data, sets.Dataset):
             raise ValueError(
                 f"got workers={self.workers} for data of type {type(self.data).__name__}, which needs no reading; expected "

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.base.identity import tell
+from scoresde.base.numbers import whole
 from scoresde.objectives import Objective
 from scoresde.objectives import objective as named
 from scoresde.score import ScoreModel
@@ -397,8 +398,7 @@ class Trainer:
 
 def _check(**numbers: int) -> None:
     for name, value in numbers.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"got {name}={value!r}; expected a whole number of at least 1")
+        whole(name, value, 1)
 
 
 def _first_parameter(model: ScoreModel) -> nn.Parameter:

@@ -82,7 +82,7 @@ def draw(
     values = [drawn(r, direction)[0] for line in panel for r in line.points]
     if log_scale(values):
         ax.set_yscale("log")
-        floor = 0.5 * min(v for v in values if v > 0)
+        floor = max(0.5 * min(v for v in values if v > 0), 1e-250)
         if min(values) <= 0:  # an unbiased estimate of almost nothing may be negative, and is among the best
             ax.axhline(floor, color="0.35", linewidth=0.8, linestyle=":", zorder=0, label="_floor")
     else:

@@ -120,6 +120,9 @@ def cost(value: float, direction: str) -> float:
     return {"higher": -value, "zero": abs(value)}.get(direction, value)
 
 
+_LARGEST = 1e250  # the margins of an axis around larger numbers are no numbers
+
+
 def drawn(record: Record, direction: str) -> tuple[float, float, float]:
     """The number and its interval as they are drawn: without signs where zero is the best.
 
@@ -127,7 +130,7 @@ def drawn(record: Record, direction: str) -> tuple[float, float, float]:
         >>> drawn(Record("ring", "a", "lam", 5, 5, 5, "mmd", -0.1, -0.3, 0.2), "zero")
         (0.1, 0.0, 0.3)
     """
-    value, low, high = record.value, record.low, record.high
+    value, low, high = (min(max(v, -_LARGEST), _LARGEST) for v in (record.value, record.low, record.high))
     if direction != "zero":
         return value, low, high
     return abs(value), 0.0 if low <= 0 <= high else min(abs(low), abs(high)), max(abs(low), abs(high))

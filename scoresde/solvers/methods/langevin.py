@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from scoresde.base.numbers import whole
 from scoresde.solvers import scalar
 from scoresde.solvers.methods.ancestral import reverse_diffusion
 from scoresde.solvers.path import Path, Point
@@ -68,8 +69,7 @@ def _predictor(predictor: RowSolver | None, corrections: int) -> RowSolver:
     base = reverse_diffusion() if predictor is None else predictor
     if not isinstance(base, RowSolver):
         raise ValueError(f"got predictor {base!r}; expected a solver that makes rows (an adaptive or outside one does not)")
-    if not isinstance(corrections, int) or corrections < 1:
-        raise ValueError(f"got corrections={corrections!r}; expected a whole number of at least 1 (or no corrector at all)")
+    whole("corrections", corrections, 1)
     return base
 
 
@@ -177,8 +177,7 @@ def annealed_langevin(steps_per_level: int = 5, step: float = 0.2) -> RowSolver:
     repeated ``steps_per_level`` times, with r = ``step``; x / alpha is kept from level to level. The authors' epsilon is
     r times the square of the smallest level: 2e-5 at 0.01 is r = 0.2. Source: Song and Ermon, 2019, algorithm 1.
     """
-    if not isinstance(steps_per_level, int) or steps_per_level < 1:
-        raise ValueError(f"got steps_per_level={steps_per_level!r}; expected a whole number of at least 1")
+    steps_per_level = whole("steps_per_level", steps_per_level, 1)
     if not 0 < step < 4:
         raise ValueError(f"got step={step}; expected a number between 0 and 4, beyond which Langevin dynamics diverge")
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from scoresde.base.numbers import is_whole
 from scoresde.sde import GaussianSDE
 from scoresde.solvers import scalar, stencil
 from scoresde.solvers.methods.exponential import ddim, dpm_solver
@@ -128,7 +129,7 @@ def restart(path: Path, intervals: Sequence[tuple[float, float, int]]) -> Path:
     inner = [p for p in path.points if p.sigma > 0]
     again: dict[int, list[Point]] = {}
     for low, high, k in intervals:
-        if not 0 < low < high or not isinstance(k, int) or k < 0:
+        if not 0 < low < high or not is_whole(k) or k < 0:
             raise ValueError(f"got the interval {(low, high, k)}; expected levels 0 < low < high and a whole number k >= 0")
         first, last = (min(range(len(inner)), key=lambda i: abs(_rho(inner[i]) - level)) for level in (high, low))
         again[last] = again.get(last, []) + (inner[first : last + 1] * k if first < last else [])

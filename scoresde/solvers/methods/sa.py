@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from scoresde.base.numbers import whole
 from scoresde.solvers.history import constant_weight, exact_rule, multistep_rows
 from scoresde.solvers.methods.exponential_sde import Eta, per_step
 from scoresde.solvers.path import Point
@@ -49,8 +50,7 @@ def sa_solver(predictor: int = 2, corrector: int = 2, tau: Eta = 1.0, variant: s
     Source: Xue et al., "SA-Solver", 2023, algorithm 1.
     """
     for name, value, least in (("predictor", predictor, 1), ("corrector", corrector, 0)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"got {name}={value!r}; expected a whole number of at least {least}")
+        whole(name, value, least)
     if variant not in ("published", "exact"):
         raise ValueError(f"got variant={variant!r}; expected 'published' or 'exact'")
     if not callable(tau) and not tau >= 0:
