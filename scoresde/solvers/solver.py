@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from scoresde.solvers.rows import stencil_rows
 from scoresde.solvers.stencil import Stencil
 from scoresde.solvers.updates import Update
 
-__all__ = ["Description", "Dynamics", "RowSolver", "Solver", "compose"]
+__all__ = ["Description", "Dynamics", "RowSolver", "Solver", "compose", "maker"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,13 @@ class Solver(ABC):
     def __repr__(self) -> str:
         return f"<solver {self.name}>"
 
+    def __reduce__(self) -> Any:
+        made = getattr(self, "_made", None)  # by a function in `maker`
+        if made is None:
+            return super().__reduce__()
+        make, args, options = made
+        return functools.partial(make, *args, **options), ()
+
 
 @dataclass(frozen=True, repr=False)
 class RowSolver(Solver):
@@ -149,3 +157,28 @@ class RowSolver(Solver):
 def compose(description: Description, prediction: Prediction, stencil: Stencil) -> RowSolver:
     """The solver that is a prediction and a stencil: what most named solvers are."""
     return RowSolver(description, lambda path: stencil_rows(prediction, stencil, path))
+
+
+Arguments = ParamSpec("Arguments")
+Made = TypeVar("Made", bound=Solver)
+
+
+def maker(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
+    """Let the solvers that ``make`` returns be pickled, as the call that made them; a decorator of a module's function.
+
+    The rows of a solver are a function inside the function that made it, which the pickle module cannot write.
+
+    Example:
+        >>> import pickle
+        >>> from scoresde.solvers import ddim
+        >>> pickle.loads(pickle.dumps(ddim(eta=0.5))).stochastic
+        True
+    """
+
+    @functools.wraps(make)
+    def remembering(*args: Arguments.args, **options: Arguments.kwargs) -> Made:
+        solver = make(*args, **options)
+        object.__setattr__(solver, "_made", (remembering, args, options))
+        return solver
+
+    return remembering

@@ -24,7 +24,7 @@ from scoresde.solvers.adaptive.pairs import DPM_12, DPM_23, Pair, Where, bogacki
 from scoresde.solvers.drivers import Denoiser, State
 from scoresde.solvers.noise.fresh import FreshNoise
 from scoresde.solvers.path import Point
-from scoresde.solvers.solver import Description
+from scoresde.solvers.solver import Description, maker
 
 __all__ = ["Adaptive", "bogacki_shampine", "dormand_prince", "dpm_adaptive"]
 
@@ -220,6 +220,7 @@ def _hermite(point: Point, before: Here, now: Here) -> Tensor:
     return terms[0] + terms[1] + terms[2] + terms[3]
 
 
+@maker
 def dpm_adaptive(
     order: int = 23, rtol: float = 0.05, atol: float = 0.0078, controller: str = "published", norm: str = "sample"
 ) -> Adaptive:
@@ -265,6 +266,7 @@ def _pi(pair: Pair) -> Controller:
     return Controller(0.7 / pair.order, 0.4 / pair.order, limit=bounded)
 
 
+@maker
 def bogacki_shampine(rtol: float = 1e-3, atol: float = 1e-3, clock: str = "lam") -> Adaptive:
     """Bogacki and Shampine's pair of orders 3 and 2, in ``lam`` or ``rho``: three evaluations an attempt.
 
@@ -274,6 +276,7 @@ def bogacki_shampine(rtol: float = 1e-3, atol: float = 1e-3, clock: str = "lam")
     return Adaptive(Description("bs3", "adaptive", "Bogacki & Shampine 1989", evaluations=None), pair, rtol, atol, _pi(pair))
 
 
+@maker
 def dormand_prince(rtol: float = 1e-5, atol: float = 1e-5, clock: str = "lam") -> Adaptive:
     """Dormand and Prince's pair of orders 5 and 4, in ``lam`` or ``rho``: six evaluations an attempt.
 

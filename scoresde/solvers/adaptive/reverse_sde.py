@@ -30,7 +30,7 @@ from scoresde.solvers.drivers import Denoiser, State
 from scoresde.solvers.noise.brownian import BrownianNoise
 from scoresde.solvers.noise.fresh import FreshNoise
 from scoresde.solvers.path import Point
-from scoresde.solvers.solver import Description
+from scoresde.solvers.solver import Description, maker
 
 __all__ = ["AdaptiveSDE", "gotta_go_fast"]
 
@@ -178,6 +178,7 @@ class _Path:
         self.w = self.w.gather(0, order.reshape(*order.shape, *[1] * (self.w.ndim - 2)).expand(-1, *self.w.shape[1:]))
 
 
+@maker
 def gotta_go_fast(rtol: float = 0.02, atol: float = 0.0078, eta: float = 1.0) -> AdaptiveSDE:
     r"""The reverse SDE with adaptive steps of "Gotta Go Fast": the controller :math:`0.9\, E^{-0.9}`, extrapolation.
 

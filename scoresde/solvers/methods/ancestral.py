@@ -15,7 +15,7 @@ from scoresde.solvers.methods import drift_diffusion
 from scoresde.solvers.path import Path, Point
 from scoresde.solvers.prediction import Data, Time
 from scoresde.solvers.rows import each_step, first_move, forward_move, last_move, one_step, stencil_rows
-from scoresde.solvers.solver import Description, RowSolver, compose
+from scoresde.solvers.solver import Description, RowSolver, compose, maker
 from scoresde.solvers.updates import LearnedNoise, Row, Update
 
 __all__ = ["analytic_dpm", "ancestral", "ddpm", "euler_maruyama", "ncsn", "reverse_diffusion", "sde_heun"]
@@ -26,6 +26,7 @@ KLOEDEN = "Kloeden & Platen 1992"
 SONG_2021 = "Song et al. 2021, arXiv:2011.13456"
 
 
+@maker
 def ancestral(variance: str | float = "lower") -> RowSolver:
     r"""Sample the posterior of the step with the data replaced by their prediction: DDPM's and NCSN's ancestral sampler.
 
@@ -63,18 +64,21 @@ def ancestral(variance: str | float = "lower") -> RowSolver:
     return RowSolver(Description("ancestral", "ancestral", HO, weak_order=1, stochastic=True), rows)
 
 
+@maker
 def ddpm(variance: str | float = "upper") -> RowSolver:
     """:func:`ancestral` as Ho et al. published it, by default with the variance beta of the forward transition."""
     solver = ancestral(variance)
     return replace(solver, description=replace(solver.description, name="ddpm"))
 
 
+@maker
 def ncsn(variance: str | float = "lower") -> RowSolver:
     """:func:`ancestral` as Song et al., 2021, use it for NCSN, by default with the variance of the posterior."""
     solver = ancestral(variance)
     return replace(solver, description=replace(solver.description, name="ncsn", paper=SONG_2021))
 
 
+@maker
 def analytic_dpm(squared_score: Callable[[float], float], eta: float = 1.0) -> RowSolver:
     r"""Analytic-DPM: DDIM with ``eta`` and the variance that is optimal for it, from the mean squared norm of the score.
 
@@ -118,6 +122,7 @@ def analytic_dpm(squared_score: Callable[[float], float], eta: float = 1.0) -> R
     )
 
 
+@maker
 def euler_maruyama(eta: float = 1.0) -> RowSolver:
     r"""The reverse SDE by the Euler-Maruyama method in t.
 
@@ -132,6 +137,7 @@ def euler_maruyama(eta: float = 1.0) -> RowSolver:
     return replace(compose(description, Time(eta), stencil.euler), general=drift_diffusion.euler_maruyama)
 
 
+@maker
 def sde_heun(eta: float = 1.0) -> RowSolver:
     r"""The reverse SDE by the stochastic Heun method in t: Euler-Maruyama, then the average of both drifts and noises.
 
@@ -167,6 +173,7 @@ def sde_heun(eta: float = 1.0) -> RowSolver:
     return RowSolver(Description("sde-heun", "stochastic", KLOEDEN, weak_order=2, evaluations=2, stochastic=True), rows)
 
 
+@maker
 def reverse_diffusion() -> RowSolver:
     r"""Discretize the reverse SDE as the chain discretizes the forward one.
 

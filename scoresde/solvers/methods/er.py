@@ -10,7 +10,7 @@ from functools import cache
 from scoresde.solvers import scalar
 from scoresde.solvers.path import Path, Point
 from scoresde.solvers.rows import apart, first_move, forward_move, kernel_of_decay, last_move, newest_first
-from scoresde.solvers.solver import Description, RowSolver
+from scoresde.solvers.solver import Description, RowSolver, maker
 from scoresde.solvers.updates import Row
 
 __all__ = ["er_sde_solver", "power"]
@@ -29,6 +29,7 @@ def _fifth(rho: float) -> float:
     return rho * (scalar.exp(rho**0.3) + 10)
 
 
+@maker
 def er_sde_solver(order: int = 3, scale: Scale = _fifth, variant: str = "published") -> RowSolver:
     r"""ER-SDE-Solver-1, -2 or -3: with :math:`r = \phi(\rho_v) / \phi(\rho_u)`,
 

@@ -19,7 +19,7 @@ from scoresde.solvers.history import Rule, constant_weight, exact_rule, high_ord
 from scoresde.solvers.path import Path, Point, points
 from scoresde.solvers.prediction import Data, Noise, Prediction
 from scoresde.solvers.rows import each_step, kernel_of_decay, one_step, stencil_rows
-from scoresde.solvers.solver import Description, RowSolver, compose
+from scoresde.solvers.solver import Description, RowSolver, compose, maker
 from scoresde.solvers.stencil import Stencil
 from scoresde.solvers.updates import Row
 
@@ -33,6 +33,7 @@ SINGLESTEP: dict[int, Stencil] = {1: stencil.multistep(1), 2: stencil.midpoint, 
 """The singlestep DPM-Solvers by order."""
 
 
+@maker
 def ddim(eta: float = 0.0) -> RowSolver:
     r"""DDIM: one step with any share ``eta`` of the posterior's noise.
 
@@ -58,6 +59,7 @@ def ddim(eta: float = 0.0) -> RowSolver:
     )
 
 
+@maker
 def dpm_solver(order: int = 2) -> RowSolver:
     r"""DPM-Solver-1, -2 or -3, singlestep: exponential Runge-Kutta methods in the noise prediction.
 
@@ -111,6 +113,7 @@ def _variant(
     )
 
 
+@maker
 def dpmpp_2s() -> RowSolver:
     r"""DPM-Solver++(2S), the singlestep method of order 2 in the data prediction.
 
@@ -122,6 +125,7 @@ def dpmpp_2s() -> RowSolver:
     return compose(Description("dpmpp-2s", "exponential", DPMPP, order=2, evaluations=2), Data(), stencil.midpoint)
 
 
+@maker
 def dpmpp_3s() -> RowSolver:
     r"""DPM-Solver++(3S), the singlestep method of order 3 in the data prediction: DPM-Solver-3 with m for eps.
 
@@ -133,6 +137,7 @@ def dpmpp_3s() -> RowSolver:
     return compose(Description("dpmpp-3s", "exponential", DPMPP, order=3, evaluations=3), Data(), stencil.radau)
 
 
+@maker
 def dpmpp_2m(variant: str = "published") -> RowSolver:
     r"""DPM-Solver++(2M), the two-step method in the data prediction.
 
@@ -146,6 +151,7 @@ def dpmpp_2m(variant: str = "published") -> RowSolver:
     return _variant(description, Data(), 2, variant, "published", _two_nodes)
 
 
+@maker
 def dpmpp_3m(variant: str = "published", start: str = "published") -> RowSolver:
     r"""DPM-Solver++(3M), the three-step method in the data prediction.
 
@@ -169,6 +175,7 @@ def dpmpp_3m(variant: str = "published", start: str = "published") -> RowSolver:
     return _variant(Description("dpmpp-3m", "exponential", DPMPP, order=2), Data(), 3, variant, start, published)
 
 
+@maker
 def dpm_multistep(order: int = 2, variant: str = "published", start: str = "published") -> RowSolver:
     r"""DPM-Solver, multistep: :func:`dpmpp_2m` and :func:`dpmpp_3m` in the noise prediction.
 
@@ -189,6 +196,7 @@ def dpm_multistep(order: int = 2, variant: str = "published", start: str = "publ
     return _variant(Description(f"dpm-{order}m", "exponential", DPM, order=2), Noise(), order, variant, start, published)
 
 
+@maker
 def dpm_fast(
     evaluations: int | None = None, finish: str = "published", *, spacing: str = "path", prediction: Prediction | None = None
 ) -> RowSolver:

@@ -24,7 +24,7 @@ from scoresde.solvers.methods.exponential import _three_nodes, _two_nodes
 from scoresde.solvers.path import Path, Point
 from scoresde.solvers.prediction import Data, Noise, Prediction
 from scoresde.solvers.rows import forward_move, last_move, stencil_rows
-from scoresde.solvers.solver import Description, RowSolver
+from scoresde.solvers.solver import Description, RowSolver, maker
 from scoresde.solvers.stencil import Stencil
 from scoresde.solvers.updates import Row
 
@@ -86,6 +86,7 @@ def _description(name: str, paper: str, weak_order: float, evaluations: int, eta
     return Description(name, "stochastic", paper, weak_order=weak_order, evaluations=evaluations, stochastic=True)
 
 
+@maker
 def sde_dpmpp(kind: str = "2m", eta: Eta = 1.0, variant: str = "published") -> RowSolver:
     r"""SDE-DPM-Solver++ of kind "1", "2s", "2m" or "3m": the reverse SDE in the data prediction.
 
@@ -126,6 +127,7 @@ def sde_dpmpp(kind: str = "2m", eta: Eta = 1.0, variant: str = "published") -> R
     )
 
 
+@maker
 def sde_dpm_solver(order: int = 2, eta: Eta = 1.0, variant: str = "published") -> RowSolver:
     r"""SDE-DPM-Solver-1 or -2M: the reverse SDE in the noise prediction.
 
@@ -145,6 +147,7 @@ def sde_dpm_solver(order: int = 2, eta: Eta = 1.0, variant: str = "published") -
     )
 
 
+@maker
 def seeds(order: int = 3, eta: Eta = 1.0) -> RowSolver:
     r"""SEEDS-1, -2 or -3: the DPM-Solver of that order for the reverse SDE, its stages sharing the noise of the step.
 

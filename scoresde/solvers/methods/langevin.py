@@ -15,7 +15,7 @@ from scoresde.solvers.methods.ancestral import reverse_diffusion
 from scoresde.solvers.path import Path, Point
 from scoresde.solvers.prediction import Noise
 from scoresde.solvers.rows import first_move, forward_move, last_move, one_step
-from scoresde.solvers.solver import Description, RowSolver
+from scoresde.solvers.solver import Description, RowSolver, maker
 from scoresde.solvers.updates import Langevin, Row, Update
 
 __all__ = ["annealed_langevin", "predictor_corrector", "underdamped_corrector"]
@@ -25,6 +25,7 @@ NCSN_2019 = "Song & Ermon 2019, arXiv:1907.05600"
 SONG_2021 = "Song et al. 2021, arXiv:2011.13456"
 
 
+@maker
 def predictor_corrector(
     predictor: RowSolver | None = None, corrections: int = 1, snr: float = 0.16, norm: str = "sample"
 ) -> RowSolver:
@@ -73,6 +74,7 @@ def _predictor(predictor: RowSolver | None, corrections: int) -> RowSolver:
     return base
 
 
+@maker
 def underdamped_corrector(
     predictor: RowSolver | None = None, corrections: int = 3, step: float = 0.4, friction: float = 1.0
 ) -> RowSolver:
@@ -169,6 +171,7 @@ def _later(factors: tuple[float, ...], where: list[int], total: int) -> tuple[fl
     return tuple(slots)
 
 
+@maker
 def annealed_langevin(steps_per_level: int = 5, step: float = 0.2) -> RowSolver:
     r"""Langevin dynamics at each noise level of the path in turn, with the step proportional to the level's variance.
 

@@ -24,7 +24,7 @@ from scoresde.solvers.history import Rule, constant_weight, exact_rule, high_ord
 from scoresde.solvers.path import Path, Point, points
 from scoresde.solvers.prediction import Noise, Prediction, Rho, Velocity
 from scoresde.solvers.rows import stencil_rows
-from scoresde.solvers.solver import Description, RowSolver
+from scoresde.solvers.solver import Description, RowSolver, maker
 from scoresde.solvers.stencil import Stage, Stencil
 from scoresde.solvers.updates import Row
 
@@ -56,6 +56,7 @@ def _exact(prediction: Prediction, order: int, start: str) -> Callable[[Path], l
     return lambda path: stencil_rows(prediction, openings(path, opening, running), path)
 
 
+@maker
 def deis(order: int = 3, clock: str = "lam", start: str = "published") -> RowSolver:
     r"""DEIS, exponential Adams-Bashforth: a polynomial through the newest ``order`` values of eps, integrated exactly.
 
@@ -117,6 +118,7 @@ def _powers_of_t(sde: GaussianSDE, moves: Sequence[tuple[Point, Point]]) -> list
     )
 
 
+@maker
 def lms(order: int = 4, start: str = "published") -> RowSolver:
     r"""Linear multistep (Adams-Bashforth with varying steps) in rho: k-diffusion's LMS, rhoAB-DEIS.
 
@@ -128,6 +130,7 @@ def lms(order: int = 4, start: str = "published") -> RowSolver:
     return RowSolver(description, _exact(Rho(), order, start))
 
 
+@maker
 def velocity(order: int = 2, start: str = "published") -> RowSolver:
     r"""Multistep in the velocity eps - m of a rectified flow, in the clock :math:`\tau = \sigma / (\alpha + \sigma)`.
 
@@ -152,6 +155,7 @@ def _check_order(order: int) -> int:
     return order
 
 
+@maker
 def ipndm(order: int = 4) -> RowSolver:
     r"""iPNDM: a DDIM step with the Adams-Bashforth combination of the newest eps, by the weights of equal steps.
 
@@ -170,6 +174,7 @@ def ipndm(order: int = 4) -> RowSolver:
     )
 
 
+@maker
 def ipndm_v(order: int = 4, variant: str = "published") -> RowSolver:
     r"""iPNDM with weights for varying steps in rho.
 
@@ -221,6 +226,7 @@ def _published_ipndm_v(prediction: Prediction, u: Point, v: Point, nodes: Sequen
     return [constant * factor for factor in w[: len(nodes)]]
 
 
+@maker
 def plms() -> RowSolver:
     r"""PLMS, the pseudo linear multistep method: :func:`ipndm` whose first step is an average of two.
 
@@ -234,6 +240,7 @@ def plms() -> RowSolver:
     )
 
 
+@maker
 def pndm() -> RowSolver:
     r"""PNDM: three steps of the pseudo Runge-Kutta method, then the Adams-Bashforth weights of :func:`ipndm`.
 
@@ -258,6 +265,7 @@ def _pseudo_rk4(u: Point, v: Point, middle: Point) -> Stencil:
     return (Stage(c, (0,), (c,)), Stage(c, (1,), (c,)), *stencil.rk4[2:])
 
 
+@maker
 def gradient_estimation(gamma: float = 2.0) -> RowSolver:
     r"""The gradient-estimation sampler: DDIM with eps extrapolated from the last one.
 

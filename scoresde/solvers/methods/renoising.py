@@ -19,7 +19,7 @@ from scoresde.solvers.methods.exponential import ddim, dpm_solver
 from scoresde.solvers.methods.runge_kutta import heun
 from scoresde.solvers.path import Path, Point, points
 from scoresde.solvers.prediction import Data
-from scoresde.solvers.solver import Description, RowSolver, compose
+from scoresde.solvers.solver import Description, RowSolver, compose, maker
 from scoresde.solvers.updates import Row, Update
 
 __all__ = [
@@ -137,6 +137,7 @@ def restart(path: Path, intervals: Sequence[tuple[float, float, int]]) -> Path:
     return Path(path.sde, tuple(itertools.chain(*there)), path.end)
 
 
+@maker
 def detour(
     solver: RowSolver, transform: Callable[[Path], Path], description: Description | None = None, s_noise: float = 1.0
 ) -> RowSolver:
@@ -157,6 +158,7 @@ def _stochastic(name: str, paper: str, weak_order: int, evaluations: int | None)
     return Description(name, "ancestral", paper, weak_order=weak_order, evaluations=evaluations, stochastic=True)
 
 
+@maker
 def euler_ancestral(eta: float = 1.0, s_noise: float = 1.0) -> RowSolver:
     r"""Euler a: DDIM (Euler in rho) on the path of :func:`overshoot`; the same samples in law as ``ddim(eta)``.
 
@@ -167,11 +169,13 @@ def euler_ancestral(eta: float = 1.0, s_noise: float = 1.0) -> RowSolver:
     return detour(ddim(), lambda path: overshoot(path, eta), _stochastic("euler-a", SONG, 1, 1), s_noise)
 
 
+@maker
 def dpm2_ancestral(eta: float = 1.0, s_noise: float = 1.0) -> RowSolver:
     """DPM2 a: DPM-Solver-2 on the path of :func:`overshoot`. Weak order 2; k-diffusion's ``sample_dpm_2_ancestral``."""
     return detour(dpm_solver(2), lambda path: overshoot(path, eta), _stochastic("dpm2-a", DPM, 2, 2), s_noise)
 
 
+@maker
 def dpmpp_2s_ancestral(eta: float = 1.0, s_noise: float = 1.0) -> RowSolver:
     """DPM++ 2S a: DPM-Solver++(2S), the midpoint in the data prediction, on the path of :func:`overshoot`.
 
@@ -181,6 +185,7 @@ def dpmpp_2s_ancestral(eta: float = 1.0, s_noise: float = 1.0) -> RowSolver:
     return detour(compose(description, Data(), stencil.midpoint), lambda path: overshoot(path, eta), description, s_noise)
 
 
+@maker
 def edm_stochastic(s_churn: float = 40.0, s_tmin: float = 0.05, s_tmax: float = 50.0, s_noise: float = 1.0) -> RowSolver:
     r"""EDM's stochastic sampler: Heun in rho on the path of :func:`churn`, by default with the authors' levels for ImageNet.
 
@@ -193,6 +198,7 @@ def edm_stochastic(s_churn: float = 40.0, s_tmin: float = 0.05, s_tmax: float = 
     return detour(heun("rho"), lambda path: churn(path, s_churn, s_tmin, s_tmax), description, s_noise)
 
 
+@maker
 def restart_heun(intervals: Sequence[tuple[float, float, int]] = ((0.06, 0.3, 2),)) -> RowSolver:
     """Restart sampling: Heun in rho on the path of :func:`restart`. Weak order 2.
 

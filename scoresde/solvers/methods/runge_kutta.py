@@ -12,7 +12,7 @@ from dataclasses import replace
 from scoresde.solvers import stencil
 from scoresde.solvers.methods import drift_diffusion
 from scoresde.solvers.prediction import Prediction, Rho, Time
-from scoresde.solvers.solver import Description, RowSolver, compose
+from scoresde.solvers.solver import Description, RowSolver, compose, maker
 
 __all__ = ["euler", "explicit_midpoint", "heun", "rk3", "rk4"]
 
@@ -28,6 +28,7 @@ def _clock(clock: str) -> Prediction:
     return _CLOCKS[clock]()
 
 
+@maker
 def euler(clock: str = "t") -> RowSolver:
     r"""The probability flow by Euler's method, in ``t``, or in ``rho`` = sigma / alpha (then DDIM).
 
@@ -39,6 +40,7 @@ def euler(clock: str = "t") -> RowSolver:
     return compose(Description("euler", "runge-kutta", SONG_2021, order=1), _clock(clock), stencil.euler)
 
 
+@maker
 def heun(clock: str = "t") -> RowSolver:
     r"""The probability flow by Heun's second-order method: an Euler step, then the average of both slopes.
 
@@ -49,6 +51,7 @@ def heun(clock: str = "t") -> RowSolver:
     return replace(solver, general=drift_diffusion.heun)
 
 
+@maker
 def explicit_midpoint(clock: str = "t") -> RowSolver:
     r"""The probability flow by the explicit midpoint method: half an Euler step, then the whole one with the slope there.
 
@@ -61,11 +64,13 @@ def explicit_midpoint(clock: str = "t") -> RowSolver:
     return compose(description, _clock(clock), stencil.midpoint)
 
 
+@maker
 def rk3(clock: str = "t") -> RowSolver:
     """The probability flow by Kutta's method of order 3, with Simpson's rule for its last stage (Kutta, 1901)."""
     return compose(Description("rk3", "runge-kutta", "Kutta 1901", order=3, evaluations=3), _clock(clock), stencil.rk3)
 
 
+@maker
 def rk4(clock: str = "t") -> RowSolver:
     """The probability flow by the classical Runge-Kutta method of order 4 (Kutta, 1901)."""
     return compose(Description("rk4", "runge-kutta", "Kutta 1901", order=4, evaluations=4), _clock(clock), stencil.rk4)

@@ -9,7 +9,7 @@ from scoresde.solvers.history import constant_weight, exact_rule, multistep_rows
 from scoresde.solvers.methods.exponential_sde import Eta, per_step
 from scoresde.solvers.path import Point
 from scoresde.solvers.prediction import Data, Prediction
-from scoresde.solvers.solver import Description, RowSolver
+from scoresde.solvers.solver import Description, RowSolver, maker
 
 __all__ = ["sa_solver"]
 
@@ -26,6 +26,7 @@ def _published(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point
     return [of_u, slope] if nodes[0] == u else [slope, of_u]
 
 
+@maker
 def sa_solver(predictor: int = 2, corrector: int = 2, tau: Eta = 1.0, variant: str = "published") -> RowSolver:
     r"""SA-Solver: exponential Adams-Bashforth prediction and Adams-Moulton correction in the data prediction.
 

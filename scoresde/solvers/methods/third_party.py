@@ -22,7 +22,7 @@ from scoresde.solvers.methods.drift_diffusion import point_at
 from scoresde.solvers.noise.fresh import FreshNoise
 from scoresde.solvers.path import Path
 from scoresde.solvers.rows import first_move, last_move
-from scoresde.solvers.solver import Description, Dynamics, Solver
+from scoresde.solvers.solver import Description, Dynamics, Solver, maker
 
 if TYPE_CHECKING:
     from torchsde import BaseBrownian
@@ -221,6 +221,7 @@ def _per_sample_brownian(seeds: list[int], y: Tensor, end: float, levy: str) -> 
     return PerSample()
 
 
+@maker
 def rk45(rtol: float = 1e-5, atol: float = 1e-5, method: str = "RK45") -> SciPy:
     """The probability flow by SciPy's adaptive ``solve_ivp`` with the tolerances of Song et al., 2021.
 
@@ -237,6 +238,7 @@ def rk45(rtol: float = 1e-5, atol: float = 1e-5, method: str = "RK45") -> SciPy:
     )
 
 
+@maker
 def torchsde_solver(method: str = "euler") -> TorchSDE:
     """The reverse SDE by ``torchsde.sdeint`` with its Brownian interval: "euler", "milstein" or "srk"."""
     calls = {"euler": 1, "milstein": 1, "srk": 4}

@@ -13,7 +13,7 @@ from scoresde.solvers.history import constant_weight, exact_rule, high_order, mu
 from scoresde.solvers.path import Point
 from scoresde.solvers.prediction import Data, Noise, Prediction
 from scoresde.solvers.rows import stencil_rows
-from scoresde.solvers.solver import Description, RowSolver
+from scoresde.solvers.solver import Description, RowSolver, maker
 from scoresde.solvers.stencil import Stage, Stencil
 
 __all__ = ["exp_adams_moulton", "unipc"]
@@ -30,6 +30,7 @@ def _prediction(name: str) -> Prediction:
     return _PREDICTIONS[name]()
 
 
+@maker
 def unipc(
     order: int = 3, b: str = "bh2", prediction: str = "data", variant: str = "published", start: str = "published"
 ) -> RowSolver:
@@ -80,6 +81,7 @@ def unipc(
     )
 
 
+@maker
 def exp_adams_moulton(order: int = 3, mode: str = "pec", prediction: str = "data", start: str = "published") -> RowSolver:
     r"""Exponential Adams-Bashforth prediction, exponential Adams-Moulton correction, both exact interpolations in lam.
 
