@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from support import SDES, generator
 
-from scoresde import DDPM, EDM, VE, VP, CosineVP, FunctionSDE, GeneralSDE, RectifiedFlow, SubVP
-from scoresde.sde import GaussianSDE
+from scoresde import DDPM, EDM, NCSN, VE, VP, CosineVP, FunctionSDE, GaussianChain, GeneralSDE, RectifiedFlow, SubVP
+from scoresde.sde import Chain, GaussianSDE
+from scoresde.sde.gaussian import derivative
 
 F64 = torch.float64
 
@@ -263,3 +264,54 @@ def test_every_schedule_falls_and_the_same_one_backwards_is_refused(name: str) -
     ):
         with pytest.raises(ValueError, match="expected lam = log_alpha - log_sigma to fall with t: time 0 is the data"):
             wrong()
+
+
+# Slopes --------------------------------------------------------------------------------------------------------------
+
+CHAINS = {
+    "ddpm": DDPM([0.1, 0.3, 0.5]),
+    "to zero": DDPM([0.3, 0.5, 1.0]),
+    "ncsn": NCSN([0.1, 0.5, 4.0]),
+    "general": GaussianChain([0.9, 0.7, 0.2], [0.3, 0.8, 1.5]),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
+def test_the_slopes_of_a_chain_are_those_of_its_logarithms(chain: Chain) -> None:
+    sde = chain.sde()
+    t = torch.tensor([0.05, 0.3, 0.4, 0.6, 0.7, 0.99], dtype=torch.float64)
+    for function, slope in ((sde.log_alpha, sde.d_log_alpha), (sde.log_sigma, sde.d_log_sigma)):
+        wanted = torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
+        torch.testing.assert_close(slope(t), wanted, rtol=1e-12, atol=1e-12)
+    squared = torch.func.jvp(lambda t: (2 * sde.log_sigma(t)).exp(), (t,), (torch.ones_like(t),))[1]
+    torch.testing.assert_close(
+        sde.diffusion_squared(t), squared - 2 * (2 * sde.log_sigma(t)).exp() * sde.d_log_alpha(t), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_a_derivative_is_that_under_every_transform() -> None:
+    t = torch.tensor([0.0, 0.3, 2.0], dtype=torch.float64)
+    rate = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+
+    def function(t: torch.Tensor) -> torch.Tensor:  # at 0 the branch that is not taken has an infinite slope
+        return torch.where(t > 0.1, t.clamp(min=0).sqrt(), t**2)
+
+    wanted = torch.tensor([0.0, 0.5 / 0.3**0.5, 0.5 / 2**0.5], dtype=torch.float64)
+    torch.testing.assert_close(derivative(function, t), wanted)
+    assert derivative(lambda t: torch.ones_like(t), t).tolist() == [0, 0, 0]
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            torch.testing.assert_close(derivative(torch.sin, t), t.cos())
+    assert not derivative(torch.sin, t).requires_grad
+    (second,) = torch.autograd.grad(derivative(torch.sin, t.requires_grad_()).sum(), t)
+    torch.testing.assert_close(second, -t.sin())
+    (of_rate,) = torch.autograd.grad(derivative(lambda t: torch.sin(rate * t), t.detach()).sum(), rate)
+    t = t.detach()
+    torch.testing.assert_close(of_rate, (torch.cos(3 * t) - 3 * t * torch.sin(3 * t)).sum())
+    torch.testing.assert_close(torch.func.vmap(lambda t: derivative(torch.sin, t))(t), t.cos())
+    torch.testing.assert_close(torch.func.grad(lambda t: derivative(torch.sin, t).sum())(t), -t.sin())
+    torch.testing.assert_close(derivative(lambda t: derivative(torch.sin, t), t), -t.sin())
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(t, torch.ones_like(t))
+        found = torch.autograd.forward_ad.unpack_dual(derivative(torch.sin, dual)).tangent
+    torch.testing.assert_close(found, -t.sin())

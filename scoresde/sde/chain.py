@@ -25,7 +25,7 @@ from scoresde.base.identity import Identified
 from scoresde.base.numbers import is_whole, whole
 from scoresde.base.shape import as_time, expand
 from scoresde.sde.base import Time
-from scoresde.sde.gaussian import GaussianSDE, derivative, log1mexp
+from scoresde.sde.gaussian import GaussianSDE, log1mexp
 from scoresde.sde.published import EDM, VE, CosineVP
 
 __all__ = ["DDPM", "NCSN", "Chain", "ChainSDE", "GaussianChain"]
@@ -471,6 +471,12 @@ class ChainSDE(GaussianSDE):
                 return torch.where(inner, (k + passed) / len(self.chain), super().time(wide)).to(lam.dtype)
         return ((k + passed) / len(self.chain)).clamp(0.0, 1.0).to(lam.dtype)
 
+    def d_log_alpha(self, t: Time) -> Tensor:
+        start, end, passed = self._segment(self._knots[0], self.check_time(t))
+        to_zero = torch.isinf(end)
+        slope = torch.where(to_zero, 0.0, end) - torch.where(to_zero, 0.0, start)
+        return len(self.chain) * torch.where(to_zero, -1 / (1 - torch.where(to_zero, passed, 0.0)), slope)
+
     def d_alpha(self, t: Time) -> Tensor:
         # Where the signal falls linearly to zero, its slope is finite and the slope of its logarithm is not.
         t = self.check_time(t)
@@ -481,7 +487,13 @@ class ChainSDE(GaussianSDE):
         t = self.check_time(t)
         if isinstance(self.chain, DDPM):  # sigma^2 = 1 - alpha^2
             return -self.alpha(t) * self.d_alpha(t) * (-2 * self.log_sigma(t)).exp()
-        return derivative(self.log_sigma, t)
+        start, end, passed = self._segment(self._knots[1], t)
+        from_zero = torch.isinf(start)
+        slope = torch.where(from_zero, 0.0, end) - torch.where(from_zero, 0.0, start)
+        return len(self.chain) * torch.where(from_zero, 0.5 / torch.where(from_zero, passed, 1.0), slope)
+
+    def diffusion_squared(self, t: Time) -> Tensor:
+        return 2 * (2 * self.log_sigma(t)).exp() * (self.d_log_sigma(t) - self.d_log_alpha(t))
 
     def config(self) -> dict[str, Any]:
         return self.chain.config()
