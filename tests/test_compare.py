@@ -501,13 +501,14 @@ def test_a_comparison_of_functions_continues_in_a_second_process(tmp_path: Path)
         assert run.returncode == 0, run.stderr
         sizes.append((tmp_path / FILE).stat().st_size)
     assert sizes[0] == sizes[1]
-    other = subprocess.run(
-        [sys.executable, "-c", programme.replace("samples.std()", "samples.mean()")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "metrics.wide" in other.stderr and other.returncode != 0
+    for before, after, named in (
+        ("samples.std()", "samples.mean()", "metrics.wide"),
+        ("scale = 2.0", "scale = 3.0", "problems.ring on FunctionSDE.model"),
+    ):
+        changed = programme.replace(before, after)
+        other = subprocess.run([sys.executable, "-c", changed], capture_output=True, text=True, check=False)
+        assert other.returncode != 0
+        assert "holds a comparison with other arguments" in other.stderr and named in other.stderr
 
 
 def test_a_comparison_shows_a_little_of_itself_in_a_notebook() -> None:

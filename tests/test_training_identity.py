@@ -156,24 +156,3 @@ def test_convergence_finds_the_order_on_an_sde_that_looks_like_another() -> None
     for rate in (1.0, 3.0):  # with the end of the flow of the other rate the error would not fall
         found = analysis.convergence("midpoint", sde=Hidden(rate), steps=(20, 40, 80), few=(5,))
         assert abs(found.order - found.declared) < 0.3
-
-
-def test_a_comparison_on_functions_goes_on_in_another_process(tmp_path: Path) -> None:
-    programme = """
-import sys, torch
-from scoresde import FunctionSDE
-from scoresde.comparison import compare
-a, budgets = float(sys.argv[1]), [int(n) for n in sys.argv[2].split(",")]
-filler = [object() for _ in range(1000 * len(budgets))]
-sde = FunctionSDE(lambda t: -a * t, lambda t: 0.5 * torch.log(-torch.expm1(-2 * a * t)))
-found = compare("ring", ["ddim"], budgets, sde=sde, n=8, out=sys.argv[3], progress=False)
-"""
-
-    def run(a: float) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", programme, str(a), "5", str(tmp_path / "out")]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-
-    for _ in range(2):
-        done = run(1.0)
-        assert done.returncode == 0, done.stderr
-    assert "holds a comparison with other arguments (problems.ring on FunctionSDE.model: " in run(2.0).stderr
