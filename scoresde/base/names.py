@@ -169,16 +169,17 @@ class Table(Mapping[str, T]):
         spelling, settings = parse(text)
         name = self.name(spelling)
         maker = self[name]
-        check_names(f"{self.kind} {name!r}", settings, maker)
-        check_types(f"{self.kind} {name!r}", settings, maker)
-        signature = inspect.signature(maker)
-        try:
-            signature.bind(**settings)
-        except TypeError as error:
-            raise ValueError(f"got {self.kind} {text!r}: {error}; expected '{name}: NAME=VALUE, ..'") from error
+        if settings:
+            check_names(f"{self.kind} {name!r}", settings, maker)
+            check_types(f"{self.kind} {name!r}", settings, maker)
         try:
             return maker(**settings)
         except TypeError as error:
+            signature = inspect.signature(maker)
+            try:
+                signature.bind(**settings)
+            except TypeError as missing:
+                raise ValueError(f"got {self.kind} {text!r}: {missing}; expected '{name}: NAME=VALUE, ..'") from missing
             if not settings:
                 raise
             raise ValueError(f"got {self.kind} {text!r}: {error}; expected settings of the types {signature}") from error

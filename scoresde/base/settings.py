@@ -23,6 +23,8 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         ('adam', {})
     """
     name, _, settings = text.partition(":")
+    if not settings.strip():
+        return name.strip(), {}
     try:
         (read,) = tomllib.loads(f"settings = {{{settings}}}").values()  # not what follows a brace of the text's own
         return name.strip(), read

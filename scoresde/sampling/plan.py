@@ -35,8 +35,8 @@ def plan(
 ) -> Plan:
     """Return the path, and the rows if the solver makes rows.
 
-    They are kept for the next call if the solver and the spacing are given by name and the SDE is a published one. A solver
-    object, a function or a user's SDE may compute something else next time.
+    They are kept for the next call if the solver is given by name, the path by name or in plain numbers, and the SDE is a
+    published one. A solver object, a function or a user's SDE may compute something else next time.
 
     Args:
         given: the solver as the user gave it; ``method``: the solver object.
@@ -59,11 +59,21 @@ def plan(
 
 
 def _key(given: str | Solver, sde: GaussianSDE, path: PathLike, rest: tuple[Any, ...]) -> Any:
-    if not isinstance(given, str) or not isinstance(path, str) or type(sde) not in _PUBLISHED:
+    if not isinstance(given, str) or type(sde) not in _PUBLISHED:
+        return None
+    if isinstance(path, Path):
+        plain = type(path.sde) in _PUBLISHED and all(type(value) is float for point in path.points for value in point)
+        spacing: Any = (path.points, path.end, type(path.sde), tuple(vars(path.sde).values())) if plain else None
+    elif isinstance(path, str):
+        spacing = PATHS.get(path)
+    else:
+        plain = isinstance(path, list | tuple) and all(type(t) is float for t in path)
+        spacing = tuple(path) if plain else None  # type: ignore[arg-type]
+    if spacing is None:
         return None
     name = given.partition(":")[0]
     # The makers themselves, since a name may be registered anew.
-    key = given, SOLVERS[name], PATHS.get(path), type(sde), tuple(vars(sde).values()), type(rest[0]), *rest
+    key = given, SOLVERS[name], spacing, type(sde), tuple(vars(sde).values()), type(rest[0]), *rest
     try:
         hash(key)
     except TypeError:  # a tensor for a number, say

@@ -268,6 +268,8 @@ class ScoreModel(nn.Module):
         if not isinstance(self.sde, GaussianSDE):
             return
         t = self.sde.span[1] if t is None else t
+        if float(self.sde.alpha(t)) > 1e-300:
+            return
         c = self.coefficients(t)
         if not all(bool(torch.isfinite(factor)) for factor in c.x0):
             raise ValueError(

@@ -84,7 +84,8 @@ def _mixed(row: Row, of_x: float, of_output: float) -> Row:
         p = 0.0
     if not isinstance(q, Tensor) and abs(q - 1) <= 4 * ULP:
         q = 1.0
-    return replace(row, p=p, q=q)
+    unchanged = not isinstance(p, Tensor) and not isinstance(q, Tensor) and (p, q) == (row.p, row.q)
+    return row if unchanged else replace(row, p=p, q=q)
 
 
 def _at(rows: Sequence[Update], times: list[float], model: Denoiser, x: Tensor) -> list[Any]:
