@@ -8,6 +8,7 @@ import torch
 
 import scoresde
 from scoresde import ScoreModel, problems, sample, solvers
+from scoresde.base.identity import digest
 from scoresde.base.names import UnknownNameError
 from scoresde.sampling import NonFiniteError
 from scoresde.score import PREDICTIONS
@@ -94,3 +95,11 @@ def test_errors_come_back(error):
     assert type(back) is type(error) and str(back) == str(error)
     for name, value in vars(error).items():
         assert torch.equal(vars(back)[name], value) if isinstance(value, torch.Tensor) else vars(back)[name] == value
+
+
+def test_two_solvers_have_two_digests_and_one_has_one_however_it_was_made():
+    digests = {name: digest(solvers.get(name)) for name in SOLVERS}
+    assert len(set(digests.values())) == len(digests)
+    assert digest(solvers.ddim()) == digest(solvers.ddim(0.0)) == digest(solvers.ddim(eta=0.0)) != digest(solvers.ddim(0.5))
+    assert digest(again(solvers.ddim(0.5))) == digest(solvers.ddim(0.5))
+    assert digest(solvers.sa_solver(tau=lambda lam: 0.2)) != digest(solvers.sa_solver(tau=lambda lam: 0.3))

@@ -22,11 +22,11 @@ from typer.testing import CliRunner
 
 from scoresde import VP, ScoreModel, data
 from scoresde.base.files import leftovers, replacing
+from scoresde.base.lock import Lock
 from scoresde.cli import app
 from scoresde.models import MLP, UNet
 from scoresde.training import CheckpointError, InUseError, PowerAverage, Trainer, load, read_log, reconstruct
 from scoresde.training.files.checkpoint import read
-from scoresde.training.files.lock import Lock
 
 ROOT = Path(__file__).resolve().parents[1]
 POINTS = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
@@ -171,7 +171,7 @@ def test_a_trainer_whose_file_another_has_written_since_is_refused(tmp_path: Pat
 _HOLD = """
 import sys, time
 from pathlib import Path
-from scoresde.training.files.lock import Lock
+from scoresde.base.lock import Lock
 path = Path(sys.argv[1])
 Lock(path, path.with_name(".m.lock")).acquire()
 print("held", flush=True)

@@ -21,7 +21,7 @@ from scoresde.comparison.metadata import about, package, versions
 from scoresde.comparison.records import Record, Trace
 from scoresde.comparison.result import Comparison
 from scoresde.comparison.runs import Bench, Outcome
-from scoresde.comparison.store import Result, Store, StoreError
+from scoresde.comparison.store import Result, Store, StoreError, reserved
 
 __all__ = ["BUDGETS", "OWN", "compare"]
 
@@ -91,6 +91,7 @@ def compare(
             that no solver can keep, a model that returns the wrong shape or values that are not finite, or a folder that
             holds another comparison.
         StoreError: if a result cannot be written; it carries all that was computed.
+        InUseError: if another comparison writes into ``out``.
 
     Example:
         >>> found = compare("ring", ["ddim", "dpmpp-2m"], [10, 20], metrics=["rms"], n=16, progress=False)
@@ -103,25 +104,24 @@ def compare(
     cases = gather(problem, sde, shape, truth, conditions)
     arguments = Arguments.checked(cases, solvers, evaluations, paths, metrics, n, seed, end, peers)
     groups = _groups(arguments)
-    store = Store(out, lambda: {"version": versions()["scoresde"], **arguments.identity()})
-    if references is None and store.path is not None:
-        references = store.path.parent / "references"
-    finished = functools.partial(_comparison, arguments, groups, store, peers)
-    try:
-        with _bar(progress, len(groups) * len(arguments.budgets)) as advance:
-            for names, case in arguments.cases.items():
-                bench = Bench(names[0], case, arguments, references)
-                for group in (g for g in groups if g.case == names):
-                    _fill(group, bench, store, advance)
-    except StoreError as error:
-        error.comparison = finished()
-        raise
-    except KeyboardInterrupt:
-        kept = (
-            f"are in {store.path}; the same comparison continues there" if store.path else "were not kept, without a folder"
-        )
-        raise KeyboardInterrupt(f"{len(store)} runs {kept}") from None
-    return finished()
+    with reserved(out):
+        store = Store(out, lambda: {"version": versions()["scoresde"], **arguments.identity()})
+        if references is None and store.path is not None:
+            references = store.path.parent / "references"
+        finished = functools.partial(_comparison, arguments, groups, store, peers)
+        try:
+            with _bar(progress, len(groups) * len(arguments.budgets)) as advance:
+                for names, case in arguments.cases.items():
+                    bench = Bench(names[0], case, arguments, references)
+                    for group in (g for g in groups if g.case == names):
+                        _fill(group, bench, store, advance)
+        except StoreError as error:
+            error.comparison = finished()
+            raise
+        except KeyboardInterrupt:
+            kept = f"are in {store.path}; the same comparison continues there" if store.path else "were not kept: give out="
+            raise KeyboardInterrupt(f"{len(store)} runs {kept}") from None
+        return finished()
 
 
 # The plan ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -9,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from scoresde.base.lock import Lock
 from scoresde.comparison.file import checked, parsed, plain, read
 
-__all__ = ["Result", "Store", "StoreError"]
+__all__ = ["Result", "Store", "StoreError", "reserved"]
 
 FILE = "records.jsonl"
 
@@ -124,6 +126,25 @@ class Store:
                 f"cannot write to {self.path}: {error.strerror or error}; make room or give another folder, and compare "
                 "again: what is in the file is not computed again, and all of it is on this exception as .comparison",
             ) from error
+
+
+@contextlib.contextmanager
+def reserved(folder: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Hold ``folder`` for one comparison, so that no other writes there at the same time; ``None`` holds nothing.
+
+    Raises:
+        InUseError: if another comparison writes there.
+    """
+    if folder is None:
+        yield
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    lock = Lock(Path(folder) / FILE, what="comparison")
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _lines(path: Path) -> tuple[list[Any], int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -112,7 +113,9 @@ class Solver(ABC):
         if made is None:
             return super().__reduce__()
         make, args, options = made
-        return functools.partial(make, *args, **options), ()
+        call = inspect.signature(make).bind(*args, **options)
+        call.apply_defaults()  # so that one solver is one call, however it was written
+        return _made, (make, call.args, call.kwargs)
 
 
 @dataclass(frozen=True, repr=False)
@@ -161,6 +164,10 @@ def compose(description: Description, prediction: Prediction, stencil: Stencil) 
 
 Arguments = ParamSpec("Arguments")
 Made = TypeVar("Made", bound=Solver)
+
+
+def _made(make: Callable[..., Made], args: tuple[Any, ...], options: dict[str, Any]) -> Made:
+    return make(*args, **options)
 
 
 def maker(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:

@@ -1,7 +1,7 @@
 """Training of score models: fitting, moving averages, logs, checkpoints, reports."""
 
+from scoresde.base.lock import InUseError
 from scoresde.training.files.checkpoint import CheckpointError
-from scoresde.training.files.lock import InUseError
 from scoresde.training.files.logs import Log, read_log
 from scoresde.training.files.models import load, load_companion, save
 from scoresde.training.files.retention import Files

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.base.identity import tell
+from scoresde.base.lock import InUseError
 from scoresde.base.numbers import whole
 from scoresde.objectives import Objective
 from scoresde.objectives import objective as named
@@ -30,7 +31,6 @@ from scoresde.training.batches import Batches, Indexed, Samplable
 from scoresde.training.files import checkpoint
 from scoresde.training.files.checkpoint import CheckpointError
 from scoresde.training.files.description import describe, differences
-from scoresde.training.files.lock import InUseError
 from scoresde.training.files.models import about_samples
 from scoresde.training.files.retention import Files, Places
 from scoresde.training.interrupts import interrupts

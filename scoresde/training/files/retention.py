@@ -16,8 +16,8 @@ from typing import Any
 
 from scoresde.base.files import leftovers, replacing
 from scoresde.base.identity import digest
+from scoresde.base.lock import Lock
 from scoresde.base.options import check_options, option
-from scoresde.training.files.lock import Lock
 from scoresde.training.files.models import check_name
 
 __all__ = ["Files", "Places"]

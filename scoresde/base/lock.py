@@ -1,4 +1,4 @@
-"""A lock on a file that a training writes, which ends with the process that holds it."""
+"""A lock on a file that a training or a comparison writes, which ends with the process that holds it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ __all__ = ["InUseError", "Lock"]
 
 
 class InUseError(OSError):
-    """A file that another training is writing."""
+    """A file that another training or comparison is writing."""
 
 
 class Lock:
-    """A lock on the checkpoint ``path``, held by at most one trainer, in this process or in any other.
+    """A lock on the file ``path``, held by at most one writer, in this process or in any other.
 
     It is a lock of the system (``flock``) on ``file``, by default ``.NAME.lock`` beside ``path``. The system takes it from a
     process that dies, however it dies, so that no lock is ever left behind; processes forked from the holder do not hold it.
     Where the system has no such locks, as on Windows, it holds nothing off.
+
+    Args:
+        path: the file to write.
+        file: the file that carries the lock.
+        what: what writes there, as the error says it.
 
     Example:
         >>> import tempfile
@@ -36,8 +41,9 @@ class Lock:
         in use
     """
 
-    def __init__(self, path: Path, file: Path | None = None) -> None:
+    def __init__(self, path: Path, file: Path | None = None, what: str = "training") -> None:
         self.path = path
+        self.what = what
         self.file = file or path.with_name(f".{path.name}.lock")
         self._handle: int | None = None
 
@@ -59,8 +65,8 @@ class Lock:
                 holder = os.read(handle, 200).decode(errors="replace").strip() or "unknown"
                 os.close(handle)
                 raise InUseError(
-                    f"{self.path} is being written by another training (process {holder}); wait until it ends, or choose "
-                    "another file for this one"
+                    f"{self.path} is being written by another {self.what} (process {holder}); wait until it ends, or choose "
+                    "another place for this one"
                 ) from error
             if not _is(handle, self.file):  # it was removed while this one waited for the system
                 os.close(handle)
