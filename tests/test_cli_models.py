@@ -98,17 +98,18 @@ def test_guidance_is_classifier_free_guidance_towards_the_labels(tmp_path):
     common = ["--n", 4, "--solver", "ddim", "--steps", 3, "--no-progress", "--out", out]
     run = invoke("sample", tmp_path / "model.safetensors", "--label", "1,2", "--guidance", 2.5, *common)
     assert run.exit_code == 0 and "6 evaluations" in run.output, run.output
-    drawn, null = np.load(out), {"label": 5}
+    with np.load(out) as drawn:
+        x, seeds = drawn["x"], drawn["seeds"].tolist()
     wanted = scoresde.sample(
-        ClassifierFree(guided, 2.5, null),
+        ClassifierFree(guided, 2.5, {"label": 5}),
         (4, 2),
         "ddim",
         3,
-        seed=drawn["seeds"].tolist(),
+        seed=seeds,
         conditions={"label": [1, 2, 1, 2]},
         progress=False,
     )
-    np.testing.assert_allclose(drawn["x"], wanted.x, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(x, wanted.x, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
