@@ -130,9 +130,18 @@ def start(n: int = 3) -> Tensor:
 # Samples, counts, gradients, likelihoods -----------------------------------------------------------------------------
 
 
+GUIDED = {name for name, make in WRAPPERS.items() if type(make(network(VP()))).__module__.startswith("scoresde.guidance")}
+
+
 @pytest.mark.parametrize("driver", RUNNABLE)
-@pytest.mark.parametrize("name", WRAPPERS)
-@pytest.mark.parametrize("solver", ["ddim", "unipc-3", "dpm-2", "sde-dpmpp-2m"])
+@pytest.mark.parametrize(
+    ("solver", "name"),
+    [
+        pytest.param(solver, name, marks=pytest.mark.slow if name in GUIDED and solver in ("unipc-3", "dpm-2") else [])
+        for solver in ("ddim", "unipc-3", "dpm-2", "sde-dpmpp-2m")
+        for name in WRAPPERS
+    ],
+)
 def test_every_driver_honours_an_override(name: str, driver: str, solver: str) -> None:
     wrapped, one = pair(name, VP())
     how: dict[str, Any] = {"driver": driver, "progress": False, "seed": 2, "conditions": {"shift": SHIFT}}

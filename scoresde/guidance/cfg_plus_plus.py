@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoresde.base.shape import expand
 from scoresde.guidance.contrast import Factor, Nulled
-from scoresde.guidance.scale import Scale, step_factor
+from scoresde.guidance.scale import Scale, StepFactor
 from scoresde.score import ScoreModel
 from scoresde.solvers.path import PathLike
 
@@ -54,14 +54,14 @@ class CFGPlusPlus(Nulled):
         self,
         model: ScoreModel,
         scale: Scale,
-        null: Mapping[str, Any],
+        null: Mapping[str, Any] | None = None,
         path: PathLike = "lam",
         steps: int = 20,
         *,
         batched: bool = True,
     ) -> None:
         super().__init__(model, scale, null, batched=batched)
-        self.factor = step_factor(model.sde, path, steps)
+        self.factor = StepFactor.of(model.sde, path, steps)
 
     def combined(self, x: Tensor, t: Tensor, strong: Tensor, weak: Tensor, w: Factor) -> Tensor:
         """Return the prediction with which DDIM makes the step of CFG++, shape of ``x``."""

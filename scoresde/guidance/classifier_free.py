@@ -61,7 +61,7 @@ class ClassifierFree(Nulled):
         self,
         model: ScoreModel,
         scale: Scale,
-        null: Mapping[str, Any],
+        null: Mapping[str, Any] | None = None,
         interval: tuple[float, float] | None = None,
         rescale: float = 0.0,
         *,

@@ -76,7 +76,7 @@ class Contrast(Wrapper):
     def x0(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
         """Return the guided data prediction, shape of ``x``."""
         t = self.sde.check_time(t)
-        if t.ndim == 0 and not self._guides(float(t.detach())):
+        if self.interval is not None and t.ndim == 0 and not self._guides(float(t.detach())):
             return self.strong(x, t, conditions)
         strong, weak = self.both(x, t, conditions)
         w = scale_at(self.scale, t, x)
@@ -139,7 +139,7 @@ class Nulled(Contrast):
         self,
         model: ScoreModel,
         scale: Scale,
-        null: Mapping[str, Any],
+        null: Mapping[str, Any] | None = None,
         interval: tuple[float, float] | None = None,
         *,
         batched: bool = True,

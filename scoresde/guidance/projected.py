@@ -53,7 +53,7 @@ class Projected(Nulled):
         self,
         model: ScoreModel,
         scale: Scale,
-        null: Mapping[str, Any],
+        null: Mapping[str, Any] | None = None,
         interval: tuple[float, float] | None = None,
         *,
         parallel: float = 0.0,

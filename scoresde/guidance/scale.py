@@ -2,11 +2,11 @@ r"""The scale of guidance: a number, one for each sample, or a function of time;
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import math
 import numbers
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from scoresde.base.shape import expand
 from scoresde.score import ScoreModel
 from scoresde.sde import GaussianSDE
 from scoresde.solvers.path import PathLike, make_path
+from scoresde.solvers.scalar import value
 
-__all__ = ["Scale", "check_samples", "checked_scale", "gaussian_sde", "scale_at", "step_factor"]
+__all__ = ["Scale", "StepFactor", "check_samples", "checked_scale", "gaussian_sde", "scale_at"]
 
 Scale = float | Tensor | Sequence[float] | Callable[[Tensor], Any]
 """A finite number; a tensor or a list with an entry for each sample; or a function of time, t of shape () or (batch,)."""
@@ -103,8 +104,9 @@ def gaussian_sde(model: ScoreModel) -> GaussianSDE:
     return model.sde
 
 
-def step_factor(sde: GaussianSDE, path: PathLike, steps: int) -> Callable[[Tensor | float], Tensor]:
-    r"""Return the function of time :math:`1 / (1 - e^{-h})`, where h is the step in lam of a path that begins there.
+@dataclass(frozen=True)
+class StepFactor:
+    r"""The function of time :math:`1 / (1 - e^{-h})`, where h is the step in lam of a path that begins there.
 
     Let a DDIM step from u to v use two data predictions, :math:`m + \Delta` for the data and m for the noise:
 
@@ -116,29 +118,37 @@ def step_factor(sde: GaussianSDE, path: PathLike, steps: int) -> Callable[[Tenso
 
     Args:
         sde: the SDE.
-        path, steps: the path, as for :func:`scoresde.sample`.
-
-    Raises:
-        ValueError: for a path with a move towards the noise, on which DDIM is not all there is.
+        factors: the factor of each step.
+        edges: the values of lam between the starts of the steps, rising.
 
     Example:
         >>> from scoresde import EDM
-        >>> factor = step_factor(EDM(), [4.0, 1.0, 0.0], 0)
+        >>> factor = StepFactor.of(EDM(), [4.0, 1.0, 0.0], 0)
         >>> factor(4.0), factor(1.0)  # from sigma = 4 to 1, and from there to 0
         (tensor(1.3333, dtype=torch.float64), tensor(1., dtype=torch.float64))
     """
-    lams = [float(point.lam) for point in make_path(sde, path, steps).points]
-    if any(v <= u for u, v in itertools.pairwise(lams)):
-        raise ValueError(
-            "got a path that goes back towards the noise; expected one that leads from noise to data without a way back"
-        )
-    factors = torch.tensor([1 / -math.expm1(u - v) for u, v in itertools.pairwise(lams)], dtype=torch.float64)
-    edges = torch.tensor([(u + v) / 2 for u, v in itertools.pairwise(lams[:-1])], dtype=torch.float64)
 
-    def factor(t: Tensor | float) -> Tensor:
-        lam = torch.as_tensor(sde.lam(t)).detach()
-        if lam.ndim == 0 and lam.device.type == "cpu":
-            return factors[bisect.bisect_left(edges.tolist(), float(lam))]
-        return factors.to(lam.device)[torch.bucketize(lam.to(torch.float64), edges.to(lam.device))]
+    sde: GaussianSDE
+    factors: tuple[float, ...]
+    edges: tuple[float, ...]
 
-    return factor
+    @classmethod
+    def of(cls, sde: GaussianSDE, path: PathLike, steps: int) -> StepFactor:
+        """Return the factors of a path, given as for :func:`scoresde.sample`.
+
+        Raises:
+            ValueError: for a path with a move towards the noise, on which DDIM is not all there is.
+        """
+        lams = [value(point.lam) for point in make_path(sde, path, steps).points]
+        if any(v <= u for u, v in itertools.pairwise(lams)):
+            raise ValueError(
+                "got a path that goes back towards the noise; expected one that leads from noise to data without a way back"
+            )
+        factors = tuple(1 / -math.expm1(u - v) for u, v in itertools.pairwise(lams))
+        return cls(sde, factors, tuple((u + v) / 2 for u, v in itertools.pairwise(lams[:-1])))
+
+    def __call__(self, t: Tensor | float) -> Tensor:
+        """Return the factor at the times ``t``, float64, shape of ``t``."""
+        lam = torch.as_tensor(self.sde.lam(t)).detach().to(torch.float64)
+        factors, edges = (torch.tensor(row, dtype=torch.float64, device=lam.device) for row in (self.factors, self.edges))
+        return factors[torch.bucketize(lam, edges)]

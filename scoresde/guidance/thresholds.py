@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from scoresde.base.shape import expand
-from scoresde.guidance.scale import gaussian_sde, step_factor
+from scoresde.guidance.scale import StepFactor, gaussian_sde
 from scoresde.score import ScoreModel, Transformed
 from scoresde.solvers.path import PathLike
 
@@ -145,4 +145,4 @@ def _kept(
     threshold: Callable[[Tensor, Any], Tensor], model: ScoreModel, path: PathLike | None, steps: int
 ) -> Callable[[Tensor, Any], Tensor]:
     sde = gaussian_sde(model)
-    return threshold if path is None else _Enlarged(threshold, step_factor(sde, path, steps))
+    return threshold if path is None else _Enlarged(threshold, StepFactor.of(sde, path, steps))
