@@ -70,9 +70,8 @@ def log_right(x: Tensor, t: Tensor) -> Tensor:
     [
         Auto(RIGHT.model(VP()), PAIR.model(VP()), 2.0),
         Classifier(PAIR.model(VP()), log_right, 2.0),
-        Energy(PAIR.model(VP()), lambda x0: -2 * (RIGHT.log_prob(x0) - PAIR.log_prob(x0))),
     ],
-    ids=["product", "potential of x", "potential of x0"],
+    ids=["product", "potential"],
 )
 def test_the_tilted_mixture_is_sampled_where_plain_guidance_is_narrower(model: Any) -> None:
     """Truth 0.0989; plain guidance has 0.0515 by the flow and 0.090 by the reverse SDE."""
@@ -81,6 +80,19 @@ def test_the_tilted_mixture_is_sampled_where_plain_guidance_is_narrower(model: A
     found = moments(feynman_kac(model, (8, 1), 16_384, 60, dtype=F64))
     within(found[0], mean, 0.005)
     within(found[1], variance, 0.002)
+
+
+@pytest.mark.slow
+def test_an_energy_of_the_predicted_data_that_empties_the_modes_by_the_flow_is_corrected() -> None:
+    """E = 2 x^2 on modes at +-1: variance 0.5816, of which the flow leaves 0.034 and the reverse SDE 0.365."""
+    model = Energy(PAIR.model(VP()), lambda x0: 2 * x0[:, 0] ** 2)
+    mean, variance = quadrature(PAIR.log_prob(GRID) - 2 * GRID[:, 0] ** 2, GRID)
+    assert variance == pytest.approx(0.5816, abs=5e-5)
+    plain = scoresde.sample(model, (4000, 1), "dpmpp-2m", 50, progress=False, dtype=F64).x
+    assert float(plain.var()) < 0.1
+    found = moments(feynman_kac(model, (8, 1), 8192, 60, dtype=F64))
+    within(found[0], mean, 0.01)
+    within(found[1], variance, 0.005)
 
 
 @pytest.mark.parametrize("of", ["x", "x0"])
