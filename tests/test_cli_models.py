@@ -1,6 +1,7 @@
 """Commands that open a model: labels by name and number, every kind of file that load reads, and devices."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import scoresde
 from scoresde import VP, ScoreModel
 from scoresde.cli import app
 from scoresde.cli.source import chosen_labels
+from scoresde.guidance import ClassifierFree
 from scoresde.models import MLP, UNet
 
 CLASSES = ("3", "7", "black cat", "a,b", "owl")
@@ -87,6 +89,41 @@ def test_samples_take_the_labels_in_turn_whatever_the_batch(tmp_path):
         assert torch.allclose(found, expected, atol=1e-5)
     refused = invoke(*call[:-2], "12", "--out", tmp_path / "x.npy")
     assert refused.exit_code == 2 and "got --label '12'; expected a number from 0 to 4, or all, or none" in refused.stderr
+
+
+def test_guidance_is_classifier_free_guidance_towards_the_labels(tmp_path):
+    guided = model(num_classes=5)
+    scoresde.save(guided, tmp_path / "model.safetensors", event=[2])
+    out = tmp_path / "x.npz"
+    common = ["--n", 4, "--solver", "ddim", "--steps", 3, "--no-progress", "--out", out]
+    run = invoke("sample", tmp_path / "model.safetensors", "--label", "1,2", "--guidance", 2.5, *common)
+    assert run.exit_code == 0 and "6 evaluations" in run.output, run.output
+    with np.load(out) as drawn:
+        x, seeds = drawn["x"], drawn["seeds"].tolist()
+    wanted = scoresde.sample(
+        ClassifierFree(guided, 2.5, {"label": 5}),
+        (4, 2),
+        "ddim",
+        3,
+        seed=seeds,
+        conditions={"label": [1, 2, 1, 2]},
+        progress=False,
+    )
+    np.testing.assert_allclose(x, wanted.x, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "texts", "sentence"),
+    [
+        ({"num_classes": 5}, [], "got --guidance 2 without --label, .* as in --label 3"),
+        ({}, [], "this model has no classes, so leave --guidance out"),
+        ({"num_classes": 5, "unconditional": False}, ["--label", "1"], "expected one trained with label dropout"),
+    ],
+)
+def test_guidance_without_what_it_needs_is_a_sentence(tmp_path, options, texts, sentence):
+    scoresde.save(model(**options), tmp_path / "model.safetensors", event=[2])
+    run = invoke("sample", tmp_path / "model.safetensors", "--guidance", 2, *texts, "--no-progress")
+    assert run.exit_code != 0 and re.search(sentence, " ".join(run.output.split())), run.output
 
 
 def save(model: ScoreModel, path: Path) -> None:

@@ -34,6 +34,7 @@ HOUSE = (
     "training",
     "plots",
     "analysis",
+    "guidance",
     "sampling",
     "weights",
     "objectives",

@@ -11,7 +11,20 @@ import torch
 from torch import Tensor, nn
 
 import scoresde
-from scoresde import EDM, VE, VP, CosineVP, RectifiedFlow, ScoreModel, SubVP, log_likelihood, problems, sample, solvers
+from scoresde import (
+    EDM,
+    VE,
+    VP,
+    CosineVP,
+    RectifiedFlow,
+    ScoreModel,
+    SubVP,
+    guidance,
+    log_likelihood,
+    problems,
+    sample,
+    solvers,
+)
 from scoresde.comparison import Bias, inject
 from scoresde.score import PREDICTIONS, Calls, Conditions, Parametrization, Shared, Transformed, Wrapper, target
 from scoresde.solvers import DRIVERS
@@ -72,6 +85,11 @@ class AsNetwork(nn.Module):
         return self.model.x0(x, t, **conditions)
 
 
+def log_density(x: Tensor, t: Tensor) -> Tensor:
+    """A smooth function of the state and the time, one number for each sample."""
+    return torch.cos(x.sum(1) + t.to(x)) - 0.1 * x.square().sum(1)
+
+
 def network(sde: Any, predicts: str = "v") -> ScoreModel:
     return ScoreModel(Small(), sde, predicts)
 
@@ -84,6 +102,17 @@ WRAPPERS: dict[str, Callable[[ScoreModel], ScoreModel]] = {
     "transformed": lambda m: Transformed(m, lambda x0, t: x0.clamp(-0.5, 0.5)),
     "nested": lambda m: Scaled(Guided(Transformed(m, lambda x0, t: 0.5 * x0))),
     "erring": lambda m: inject(m, Bias(0.1)),
+    "classifier-free": lambda m: guidance.ClassifierFree(m, 2.0, {"shift": torch.zeros(1)}, rescale=0.3),
+    "projected": lambda m: guidance.Projected(m, 3.0, {"shift": 0.0}, norm=0.4),
+    "cfg++": lambda m: guidance.CFGPlusPlus(m, 0.6, {"shift": 0.0}, steps=5),
+    "auto": lambda m: guidance.Auto(m, Scaled(m), torch.tensor([1.5, 2.0, 0.5])),
+    "composed": lambda m: guidance.Compose({m: 1.5, guidance.Given(m, without="shift"): -0.5}),
+    "mixture": lambda m: guidance.Mixture({m: 0.5, Scaled(m): 0.5}, [log_density, lambda x, t: log_density(x - 0.3, t)]),
+    "given": lambda m: guidance.Given(m, {"shift": torch.ones(3, 1, dtype=F64)}, without="other"),
+    "classifier": lambda m: guidance.Classifier(m, log_density, 0.7),
+    "energy": lambda m: guidance.Energy(m, lambda x0, shift: (x0 - shift).square().sum(1), 0.2, shares="shift"),
+    "static threshold": lambda m: guidance.StaticThreshold(guidance.ClassifierFree(m, 2.0, {"shift": 0.0}), -0.5, 0.5),
+    "dynamic threshold": lambda m: guidance.DynamicThreshold(guidance.ClassifierFree(m, 2.0, {"shift": 0.0}), 0.9, 0.5),
 }
 SHIFT = torch.tensor([[0.3], [-0.2], [0.1]], dtype=F64)
 
@@ -101,9 +130,18 @@ def start(n: int = 3) -> Tensor:
 # Samples, counts, gradients, likelihoods -----------------------------------------------------------------------------
 
 
+GUIDED = {name for name, make in WRAPPERS.items() if type(make(network(VP()))).__module__.startswith("scoresde.guidance")}
+
+
 @pytest.mark.parametrize("driver", RUNNABLE)
-@pytest.mark.parametrize("name", WRAPPERS)
-@pytest.mark.parametrize("solver", ["ddim", "unipc-3", "dpm-2", "sde-dpmpp-2m"])
+@pytest.mark.parametrize(
+    ("solver", "name"),
+    [
+        pytest.param(solver, name, marks=pytest.mark.slow if name in GUIDED and solver in ("unipc-3", "dpm-2") else [])
+        for solver in ("ddim", "unipc-3", "dpm-2", "sde-dpmpp-2m")
+        for name in WRAPPERS
+    ],
+)
 def test_every_driver_honours_an_override(name: str, driver: str, solver: str) -> None:
     wrapped, one = pair(name, VP())
     how: dict[str, Any] = {"driver": driver, "progress": False, "seed": 2, "conditions": {"shift": SHIFT}}

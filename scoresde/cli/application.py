@@ -32,6 +32,7 @@ EXAMPLES: dict[Callable[..., Any], tuple[str, ...]] = {
     sample.sample: (
         "scoresde sample runs/digits -n 64 --solver ddim --steps 50",
         "scoresde sample runs/photos --label cat,dog --out animals.png",
+        "scoresde sample runs/digits --label 3 --guidance 4",
         "scoresde sample model.safetensors --shape 3,32,32 --out samples.npz",
     ),
     evaluate.evaluate: (

@@ -14,7 +14,7 @@ from scoresde.base.devices import as_device
 from scoresde.base.files import replacing
 from scoresde.cli import options
 from scoresde.cli.errors import reported
-from scoresde.cli.source import Labels, chosen_labels, open_model
+from scoresde.cli.source import Labels, chosen_labels, guided, open_model
 from scoresde.sampling import sample as draw
 from scoresde.solvers import get, sample_seeds
 
@@ -61,6 +61,10 @@ def sample(
     end: options.End = "denoise",
     seed: options.Seed = 0,
     label: Labels = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Scale of classifier-free guidance towards --label; 1 is the conditional model, 4 is strong."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help=".png, .npy or .npz; by default samples.png (.npy for vectors) in the run folder."),
@@ -78,6 +82,7 @@ def sample(
     where = as_device(device)
     model, event, classes = open_model(run, shape)
     labels = chosen_labels(label, model, classes)
+    model = guided(model, guidance, labels)
     if out is None:
         folder = run if run.is_dir() else run.parent
         out = folder / ("samples.png" if len(event) == 3 else "samples.npy")

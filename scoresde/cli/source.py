@@ -12,10 +12,11 @@ import typer
 from scoresde import data, weights
 from scoresde.base.names import near
 from scoresde.cli import options
+from scoresde.guidance import ClassifierFree
 from scoresde.score import ScoreModel
 from scoresde.training.files import runs
 
-__all__ = ["Labels", "Limit", "Opened", "chosen_labels", "open_data", "open_model"]
+__all__ = ["Labels", "Limit", "Opened", "chosen_labels", "guided", "open_data", "open_model"]
 
 Limit = Annotated[
     int | None, typer.Option(help="Bytes that one compressed file or image may unpack to; by default 2**30 and 2**28.")
@@ -109,6 +110,26 @@ def chosen_labels(texts: Sequence[str] | None, model: ScoreModel, classes: Seque
             else:
                 raise ValueError(f"got --label {part!r}; expected {_known(count, classes, optional)}{near(part, number)}")
     return tuple(labels)
+
+
+def guided(model: ScoreModel, scale: float | None, labels: Sequence[int] | None) -> ScoreModel:
+    """Return the model under classifier-free guidance towards the labels, or the model itself where no scale is given.
+
+    Raises:
+        ValueError: without labels, and for a network that cannot do without a label.
+    """
+    if scale is None:
+        return model
+    config: dict[str, Any] = getattr(model.net, "config", {})
+    if labels is None:
+        wants = ", as in --label 3" if config.get("num_classes") else "; this model has no classes, so leave --guidance out"
+        raise ValueError(f"got --guidance {scale:g} without --label, towards which to guide; expected both{wants}")
+    if not config.get("unconditional"):
+        raise ValueError(
+            f"got --guidance {scale:g} for a network that cannot do without a label; expected one trained with label "
+            "dropout: scoresde train .. --label-dropout 0.1"
+        )
+    return ClassifierFree(model, scale, {"label": config["num_classes"]})
 
 
 def _known(count: int, classes: Sequence[str], optional: bool) -> str:

@@ -2,11 +2,12 @@
 
 An objective is a loss at given data, time and noise, averaged over a distribution of times. Denoising score matching is a
 weighting and a distribution of times, and nothing else. The other objectives are the variational bound of a chain with its
-learned variance, implicit and sliced score matching, and the likelihood of data on a grid by uniform or learned
-dequantization.
+learned variance, implicit and sliced score matching, the likelihood of data on a grid by uniform or learned
+dequantization, and the classification of noised data.
 """
 
 from scoresde.objectives.bound import Hybrid, VariationalBound
+from scoresde.objectives.classification import Classification
 from scoresde.objectives.dequantization import LearnedDequantization, LogisticNoise, bits_per_dim, dequantize
 from scoresde.objectives.implicit import ImplicitScoreMatching
 from scoresde.objectives.label_dropout import LabelDropout
@@ -32,6 +33,7 @@ __all__ = [
     "WEIGHTINGS",
     "AdaptiveTimes",
     "AutoTimes",
+    "Classification",
     "Hybrid",
     "ImplicitScoreMatching",
     "LabelDropout",

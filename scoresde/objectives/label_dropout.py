@@ -54,6 +54,11 @@ class LabelDropout(Around):
             )
         super().__post_init__()
 
+    @property
+    def dropped(self) -> Mapping[str, Any]:
+        """The null values, also those of an inner objective; none where the probability is 0."""
+        return {**self.wrapped.dropped, **(self.null if self.probability else {})}
+
     def draws(self, x0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw the random numbers of the inner objective, and ``dropped``: which samples lose their conditions."""
         inner = super().draws(x0, generator)

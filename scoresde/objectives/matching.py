@@ -14,6 +14,7 @@ Source: Vincent, "A Connection Between Score Matching and Denoising Autoencoders
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,11 @@ class Objective(ABC):
     def spread(self) -> bool:
         """Whether the times of a batch are stratified; see :func:`quantiles`."""
         return True
+
+    @property
+    def dropped(self) -> Mapping[str, Any]:
+        """The null values of the conditions that are left out of some samples, by name; mostly there are none."""
+        return {}
 
     @property
     def companion(self) -> nn.Module:
@@ -265,6 +271,11 @@ class Around(Objective):
     @property
     def spread(self) -> bool:
         return self.wrapped.spread
+
+    @property
+    def dropped(self) -> Mapping[str, Any]:
+        """The null values of the conditions that the inner objective leaves out of some samples."""
+        return self.wrapped.dropped
 
     @property
     def companion(self) -> nn.Module:

@@ -26,8 +26,8 @@ class Counted:
             original mode, so each evaluation sets the evaluation mode itself.
 
     Attributes:
-        forward, backward: the number of network calls of the data predictions so far, according to ``model.calls`` and
-            ``model.calls_with_variance``.
+        forward, backward: the number of network calls of the data predictions so far, according to ``model.calls_at``
+            (``model.calls`` where samples have different times) and ``model.calls_with_variance``.
     """
 
     def __init__(self, model: ScoreModel, conditions: Conditions, *, grads: bool = False) -> None:
@@ -37,18 +37,19 @@ class Counted:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         copies = x.shape[0] // self.conditions.batch  # more than one where a driver stacks several states of the batch
-        self._count(self.model.calls, copies)
+        self._count(self.model.calls if t.ndim else self.model.calls_at(float(t.detach())), copies)
         with self.mode(self.model):
             return _checked(self.model.x0(x, t, **self.conditions.repeated(copies)), x)
 
     def at(self, times: Tensor, *, device: torch.device, dtype: torch.dtype) -> Sequence[Callable[[Tensor], Tensor]]:
         """Bind the model to ``times``, as :meth:`scoresde.ScoreModel.at` does."""
-        bound, calls = self.model.at(times, device=device, dtype=dtype, **self.conditions.values), self.model.calls
+        bound = self.model.at(times, device=device, dtype=dtype, **self.conditions.values)
+        calls = [self.model.calls_at(t) for t in times.tolist()]
         return [
-            Evaluation(self._counted(f.output, calls), f.of_x, f.of_output)
+            Evaluation(self._counted(f.output, cost), f.of_x, f.of_output)
             if isinstance(f, Evaluation)
-            else self._checking(self._counted(f, calls))
-            for f in bound
+            else self._checking(self._counted(f, cost))
+            for f, cost in zip(bound, calls, strict=True)
         ]
 
     def at_with_variance(

@@ -100,6 +100,7 @@ def log_likelihood(
     told = Conditions.of(conditions, len(x), device=x.device, dtype=x.dtype).values
     # Gradients are enabled whatever the caller's mode is; without them the divergence would silently be zero.
     with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model):
+        model.check_start(x, **told)
         return _integrated(model, x.detach().clone(), steps, path, trace, probes, seed, t_min, told)
 
 
@@ -130,7 +131,7 @@ def _integrated(
     latent = w * float(scale[-1])
     volume = x[0].numel() * float(torch.log(scale[-1] / scale[0]))
     prior = model.sde.prior_log_prob(latent).to(torch.float64)
-    return Likelihood(prior + volume + integral, latent, flow.predictions * model.calls.forward)
+    return Likelihood(prior + volume + integral, latent, flow.evaluations)
 
 
 def _grid(sde: GaussianSDE, falling: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -150,11 +151,11 @@ def _grid(sde: GaussianSDE, falling: Sequence[float]) -> tuple[Tensor, Tensor]:
 
 
 class _Flow:
-    """The flow eps - m of a model and its divergence, with the number of predictions made for them."""
+    """The flow eps - m of a model and its divergence, with the number of network calls made for them."""
 
     def __init__(self, model: ScoreModel, directions: Tensor, trace: str, conditions: Mapping[str, Any]) -> None:
         self.model, self.directions, self.trace, self.conditions = model, directions, trace, conditions
-        self.predictions = 0
+        self.evaluations = 0
         self.constant = False  # in x, as far as was seen: a prediction without a graph has no divergence then
 
     def __call__(self, w: Tensor, t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,7 +171,7 @@ class _Flow:
         return of_x * x.detach() + of_output * output.detach(), float(r) * (of_x * x[0].numel() + of_output * jacobian)
 
     def _predicted(self, x: Tensor, t: Tensor) -> Tensor:
-        self.predictions += 1
+        self.evaluations += self.model.calls_at(float(t)).forward
         output: Tensor = self.model(x, t, **self.conditions)
         return output
 

@@ -166,9 +166,11 @@ def sample(
         noise.adopt(where)
     x, fresh = start(shape_or_start, model, seed, math.exp(value(where.points[0].log_sigma)), device, dtype, grads)
     model.check_convertible(value(where.points[0].t))
-    counted = Counted(model, Conditions.of(conditions, x.shape[0], device=x.device, dtype=x.dtype), grads=grads)
+    told = Conditions.of(conditions, x.shape[0], device=x.device, dtype=x.dtype)
+    counted = Counted(model, told, grads=grads)
     run = Run(method, loop, where, rows, counted, x, fresh if noise is None else noise, project)
     with torch.set_grad_enabled(grads), evaluation_mode(model), bar(progress, method.name, run.steps) as on_step:
+        model.check_start(x, **told.values)
         begin = time.perf_counter()
         last = run.last(callback, on_step)
         whole = finite(last.x)  # the one synchronisation with the device

@@ -21,10 +21,16 @@ Entries = TypeVar("Entries", Tensor, list[Any])
 class Shared:
     """A condition that belongs to no single sample and is passed to the network unchanged, whatever its shape.
 
+    It stays wrapped up to the call of the network, so that a score model around others can tell it from a condition with an
+    entry for each sample.
+
     Example:
-        >>> import torch
-        >>> Conditions.of({"mixing": Shared(torch.eye(4))}, 4).values["mixing"].shape
-        torch.Size([4, 4])
+        >>> import torch, scoresde
+        >>> seen = []
+        >>> model = scoresde.ScoreModel(lambda x, t, mixing: seen.append(mixing.shape) or x, scoresde.VP())
+        >>> _ = model.x0(torch.ones(4, 2), 0.5, mixing=Shared(torch.eye(4)))
+        >>> seen
+        [torch.Size([4, 4])]
     """
 
     value: Any
@@ -38,7 +44,7 @@ class Conditions:
     any value in :class:`Shared`, belongs to the batch as a whole and is passed on unchanged.
 
     Attributes:
-        values: the values passed to the network, by name.
+        values: the values passed to the model, by name; a :class:`Shared` one is still wrapped.
         per_sample: the names of the conditions with one entry for each sample.
         batch: the number of samples.
     """
@@ -86,10 +92,10 @@ class Conditions:
         for name, value in given.items():
             found = _entries(name, value, batch, dtype)
             if found is None:
-                found = value.value if isinstance(value, Shared) else value
+                values[name] = Shared(_moved(value.value, device)) if isinstance(value, Shared) else _moved(value, device)
             else:
                 per_sample.add(name)
-            values[name] = found.to(device) if isinstance(found, Tensor) and device is not None else found
+                values[name] = _moved(found, device)
         return cls(values, frozenset(per_sample), batch)
 
     def repeated(self, copies: int) -> Mapping[str, Any]:
@@ -97,6 +103,10 @@ class Conditions:
         if copies == 1:
             return self.values
         return {name: _repeat(v, copies) if name in self.per_sample else v for name, v in self.values.items()}
+
+
+def _moved(value: Any, device: torch.device | str | None) -> Any:
+    return value.to(device) if isinstance(value, Tensor) and device is not None else value
 
 
 def _entries(name: str, value: Any, batch: int, dtype: torch.dtype) -> Tensor | list[Any] | None:

@@ -90,6 +90,9 @@ class ScoreModel(nn.Module):
         (0.125, False)
     """
 
+    dropped: Mapping[str, Any] | None
+    """The null values of the conditions that training left out at times, by name; ``None`` where no training is known."""
+
     _derived: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -142,6 +145,7 @@ class ScoreModel(nn.Module):
         self.predicts = predicts
         self.sigma_data = sigma_data
         self.learned_variance = learned_variance
+        self.dropped = None
         self._time = time or (sde.index if isinstance(sde, Chain) else self._default_time)
 
     # What a model implements -----------------------------------------------------------------------------------------
@@ -156,6 +160,10 @@ class ScoreModel(nn.Module):
     def calls(self) -> Calls:
         """The network calls that one data prediction costs; a subclass that calls its network twice overrides this."""
         return Calls()
+
+    def calls_at(self, t: float) -> Calls:
+        """Return the network calls of a prediction at one time ``t``; fewer than :attr:`calls` where a model spares some."""
+        return self.calls
 
     @property
     def calls_with_variance(self) -> Calls:
@@ -277,6 +285,16 @@ class ScoreModel(nn.Module):
                 "and the state is all noise, which tells nothing of the data; expected predicts='v', 'velocity' or 'x0', or "
                 f"a smaller t_max on the SDE, {type(self.sde).__name__}(t_max={0.999 * self.sde.span[1]:.6g})"
             )
+
+    def check_start(self, x: Tensor, **conditions: Any) -> None:
+        """Refuse a batch that does not fit the model; called before the first step, with the start and the conditions.
+
+        A subclass overrides this to check what it holds for each sample, such as a guidance scale. The default accepts all.
+
+        Args:
+            x: the start, shape ``(batch, *event)``.
+            conditions: the values on which the model is conditioned.
+        """
 
     @property
     def device(self) -> torch.device:

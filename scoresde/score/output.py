@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.score.conditions import Shared
+
 __all__ = ["evaluate", "halves"]
 
 
@@ -23,7 +25,7 @@ def evaluate(
         net: the network.
         x: the state, shape ``(batch, *event)``.
         t: the time inputs, shape ``(batch,)``.
-        conditions: the further arguments of the network, by name.
+        conditions: the further arguments of the network, by name; of a :class:`~scoresde.score.Shared` one, its value.
         doubled: whether the network returns twice the channels, as for a learned variance.
 
     Raises:
@@ -36,7 +38,8 @@ def evaluate(
         12.0
     """
     version = None if x.is_inference() else x._version
-    output = _tensor(net(x, t, **conditions))
+    given = {name: value.value if isinstance(value, Shared) else value for name, value in conditions.items()}
+    output = _tensor(net(x, t, **given))
     if version is not None and x._version != version:
         raise ValueError(
             "the network wrote into its input, which is the state of the sampler; expected it to leave x as it is: take "

@@ -52,6 +52,19 @@ class Wrapper(ScoreModel):
         """The network calls that one prediction costs; by default those of the inner model."""
         return self.model.calls
 
+    def calls_at(self, t: float) -> Calls:
+        """Return the network calls of a prediction at one time ``t``."""
+        return self.model.calls_at(t) if type(self).calls is Wrapper.calls else self.calls
+
+    def check_convertible(self, t: float | None = None) -> None:
+        """Refuse a prediction of the inner model that does not determine the data where alpha = 0."""
+        super().check_convertible(t)
+        self.model.check_convertible(t)
+
+    def check_start(self, x: Tensor, **conditions: Any) -> None:
+        """Refuse a batch that does not fit the inner model."""
+        self.model.check_start(x, **conditions)
+
     @property
     def calls_with_variance(self) -> Calls:
         """The network calls of a data prediction, and of the inner model's with its variance beside it for the fraction."""

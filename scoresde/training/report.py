@@ -97,7 +97,7 @@ def report(
     """
     if bins < 1 or samples < 1:
         raise ValueError(f"got bins={bins} and samples={samples}; expected at least 1 of each")
-    dsm, on = named(objective), named(objective).weight.on
+    dsm = named(objective)
     edges, _ = dsm.distribution.at(torch.linspace(0, 1, bins + 1, dtype=torch.float64), model.sde)
     if truth is not None:
         _check_same_process(model, truth, 0.5 * (edges[1:] + edges[:-1]))
@@ -121,7 +121,7 @@ def report(
             x = noised(model.sde, x0, t, eps)
             weight = importance * dsm.weight.function(model.sde, t, model.sigma_data)
             eps_true, eps_model = truth.eps(x, t, **given), model.eps(x, t, **given)
-            excess = eps_model - eps_true if on == "eps" else model.x0(x, t, **given) - truth.x0(x, t, **given)
+            excess = eps_model - eps_true if dsm.weight.on == "eps" else model.x0(x, t, **given) - truth.x0(x, t, **given)
             rows[1, bin_] += _mean(weight * _square(excess))
             rows[2, bin_] += _mean(_square(eps_model - eps_true))
             rows[3, bin_] += _mean(_square(eps_true))

@@ -113,6 +113,7 @@ class Trainer:
         )
         check_range(self.batches)
         self.model, self.objective = model, named(objective)
+        model.dropped = {**self.objective.dropped}
         self.processes = launched(device, _first_parameter(model).device)
         if self.batches.batch_size < self.processes.count:
             raise ValueError(

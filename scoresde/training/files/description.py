@@ -82,6 +82,7 @@ class _Description(msgspec.Struct, forbid_unknown_fields=True):
     sigma_data: float = 1.0
     time: typing.Literal["default", "index", "custom"] = "default"
     learned_variance: bool = False
+    dropped: dict[str, Any] | None = None
     averages: list[str] = []
     training: dict[str, Any] = {}
     run: str = ""
@@ -233,6 +234,8 @@ def describe(model: ScoreModel) -> dict[str, Any]:
             "time": _describe_time(model),
             "learned_variance": bool(model.learned_variance),
         }
+    if (dropped := getattr(model, "dropped", None)) is not None:
+        described["dropped"] = {n: null.tolist() if isinstance(null, Tensor) else null for n, null in dropped.items()}
     if type(model) is not ScoreModel:
         described["model"] = {"type": _qualified(model), "identity": _settings(model)}
     return _plain(described)

@@ -122,7 +122,9 @@ def load(
     own = {k: v for k, v in stored.description.items() if k in ("net", "process", "predicts", "sigma_data", "time", "model")}
     own["learned_variance"] = bool(stored.description.get("learned_variance"))
     if model is not None:
-        return _filled(model, own, tensors, path)
+        filled = _filled(model, own, tensors, path)
+        filled.dropped = stored.description.get("dropped")
+        return filled
     if "model" in own:
         name = own["model"]["type"]
         raise CheckpointError(
@@ -135,6 +137,7 @@ def load(
         raise CheckpointError(f"{path} holds a model with a function of its own for the time; pass it as time=..")
     made = _rebuilt(own, stored, tensors, path, net, sde, time)
     fill(made, tensors, path, assign=net is None)
+    made.dropped = stored.description.get("dropped")
     return made.eval()
 
 
@@ -153,9 +156,9 @@ def _filled(model: ScoreModel, own: dict[str, Any], tensors: dict[str, Tensor], 
 
 
 def _fixed(described: dict[str, Any]) -> dict[str, Any]:
-    """A description without what may change between a model and the one that it is loaded into: its code."""
+    """A description without what may differ between a model and the one that it is loaded into: code and training."""
     held = "marginals" in described["process"]
-    kept: dict[str, Any] = {k: v for k, v in described.items() if k != "process"} if held else dict(described)
+    kept = {k: v for k, v in described.items() if k != "dropped" and not (held and k == "process")}
     return {k: {n: e for n, e in v.items() if n != "identity"} if isinstance(v, dict) else v for k, v in kept.items()}
 
 
