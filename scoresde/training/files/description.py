@@ -281,24 +281,36 @@ def check_marginals(rows: Sequence[Sequence[float]], sde: GaussianSDE | Chain, p
 # Building ------------------------------------------------------------------------------------------------------------
 
 
+_ALLOWED = threading.local()
+"""What the network that a thread builds may have: ``count`` more parameters, none of more than ``largest`` numbers."""
+
+
 @contextlib.contextmanager
 def _at_most(tensors: Collection[Tensor]) -> Iterator[None]:
     """Stop the construction of a network that has more parameters than a file has tensors, or larger ones."""
-    count, largest, thread = 0, max((t.numel() for t in tensors), default=0), threading.get_ident()
-
-    def count_one(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal count
-        if threading.get_ident() != thread:  # which builds something else
-            return
-        count += parameter is not None
-        if count > 2 * len(tensors) + 16 or (parameter is not None and parameter.numel() > largest):
-            raise ValueError(f"it takes more tensors than the {len(tensors)} in the file, or larger ones")
-
-    hook = nn.modules.module.register_module_parameter_registration_hook(count_one)
+    _watch()
+    _ALLOWED.count, _ALLOWED.largest = 2 * len(tensors) + 16, max((t.numel() for t in tensors), default=0)
     try:
         yield
     finally:
-        hook.remove()
+        del _ALLOWED.count
+
+
+@functools.cache
+def _watch() -> None:
+    """Look at every parameter that is registered, from now on.
+
+    The hook stays: one that is removed while another thread registers a parameter breaks the construction there.
+    """
+    nn.modules.module.register_module_parameter_registration_hook(_check_parameter)
+
+
+def _check_parameter(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+    if parameter is None or not hasattr(_ALLOWED, "count"):
+        return
+    _ALLOWED.count -= 1
+    if _ALLOWED.count < 0 or parameter.numel() > _ALLOWED.largest:
+        raise ValueError("it takes more tensors than there are in the file, or larger ones")
 
 
 def build_net(described: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str | Path) -> nn.Module:
