@@ -129,7 +129,7 @@ class _Blocks(nn.Module):
         coefficients = basis @ blocks @ basis.T / steps
         rounded = coefficients + (coefficients.round() - coefficients).detach()
         made = (basis.T @ (rounded * steps) @ basis).movedim(-2, -3).reshape(x.shape)
-        return cast(Tensor, (made / 127.5).to(x.dtype))
+        return (made / 127.5).to(x.dtype)
 
 
 _LUMINANCE = (
