@@ -12,6 +12,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from scoresde import problems
 from scoresde.base.identity import digest
 from scoresde.inverse import (
     Blur,
@@ -519,6 +520,15 @@ def test_a_batch_of_observations():
         seen.for_batch(4)
     one = Observation(Mask([True, True, False]), [1, 2], 0.1)
     assert not one.batched and one.select(slice(0, 2)) is one and one.y.tolist() == [1.0, 2.0]
+
+
+def test_the_observation_of_a_posterior():
+    prior = problems.textures(4)
+    seen = observe(Downsample(2, (1, 4, 4)), prior.sample(1, torch.Generator().manual_seed(0))[0], 0.1)
+    found = Observation.of(prior.posterior(seen.operator, seen.y, seen.sigma))
+    assert found.operator is seen.operator and torch.equal(found.y.float(), seen.y) and found.sigma == 0.1
+    with pytest.raises(ValueError, match="no posterior"):
+        Observation.of(prior)
 
 
 @pytest.mark.parametrize(

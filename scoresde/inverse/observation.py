@@ -20,6 +20,7 @@ from torch import Tensor
 
 from scoresde.base.shape import check_batch
 from scoresde.inverse.operators.base import Operator
+from scoresde.inverse.operators.matrix import Matrix
 from scoresde.solvers.noise.fresh import sample_seeds
 
 __all__ = ["Observation", "observe"]
@@ -94,6 +95,28 @@ class Observation:
                     f"got y as low as {float(self.y.min()):.3g} for Poisson noise with background={self.background:g}; "
                     "expected y + background of at least 0, since counts are: for images in [-1, 1] take background=1"
                 )
+
+    @classmethod
+    def of(cls, posterior: Any) -> Observation:
+        """Return the observation that a posterior problem is given.
+
+        Args:
+            posterior: what :meth:`scoresde.problems.Problem.posterior` returned; a matrix becomes a :class:`Matrix`.
+
+        Raises:
+            ValueError: for a problem that is no posterior.
+
+        Example:
+            >>> from scoresde import problems
+            >>> Observation.of(problems.ring().posterior([[1.0, 0.0]], [0.5], 0.1)).y
+            tensor([0.5000], dtype=torch.float64)
+        """
+        given = getattr(posterior, "given", None)
+        if given is None:
+            raise ValueError(f"got {posterior!r}, which is no posterior; expected problem.posterior(operator, y, sigma)")
+        known = isinstance(given.operator, Operator)
+        operator = given.operator if known else Matrix(given.operator, given.prior.event)
+        return cls(operator, given.y.reshape(operator.measured), given.sigma)
 
     @property
     def batched(self) -> bool:
