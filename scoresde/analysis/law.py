@@ -95,6 +95,10 @@ def law(
         options: dict[str, Any] = {"project": project, "conditions": conditions}
         return sample(model, states, method, path=where, noise=noise, progress=False, **options).x.flatten(1)
 
+    def moved(rows: Tensor) -> Tensor:
+        """Return the ends of runs whose starts and draws are rows of standard deviations."""
+        return run(rows[:, :d] @ spread.T, _Units(rows[:, d:].reshape(len(rows), draws, d)))
+
     counting = _Units(torch.zeros(1, 0, d, dtype=torch.float64))
     mean = run(torch.zeros(1, d, dtype=torch.float64), counting)[0]
     draws = counting.draws
@@ -102,11 +106,7 @@ def law(
     generator = torch.Generator().manual_seed(0)
     checks = torch.randn(CHECKS, d * (1 + draws), generator=generator, dtype=torch.float64)
     columns, ends = (
-        torch.cat(
-            [run(part[:, :d] @ spread.T, _Units(part[:, d:].reshape(len(part), draws, d))) for part in rows.split(ROWS)]
-        )  # type: ignore[no-untyped-call]
-        - mean
-        for rows in (inputs, checks)
+        torch.cat([moved(rows[i : i + ROWS]) for i in range(0, len(rows), ROWS)]) - mean for rows in (inputs, checks)
     )
     expected, size = checks @ columns, (checks.abs() @ columns.abs() + mean.abs()).norm()
     error = float((ends - expected).norm() / size) if size > 0 else 0.0
