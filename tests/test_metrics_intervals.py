@@ -126,7 +126,7 @@ def test_the_interval_of_the_wasserstein_distance_holds_its_mean_over_samples(sh
     found = [wasserstein_estimate(draw(g, 60, 2), 1.5 * draw(g, 60, 2) + shift) for _ in range(150)]
     true = math.sqrt(math.fsum(e.value**2 for e in found) / len(found))
     assert all(e.low <= e.value <= e.high for e in found)
-    # Exact intervals hold it 142.5 times, with a standard deviation of 2.7; the potentials of few samples vary a little less.
+    # Exact intervals hold it 142.5 times, with a standard deviation of 2.7; potentials of few samples vary a little less.
     assert 0.85 < sum(e.low <= true <= e.high for e in found) / len(found) < 0.995
 
 

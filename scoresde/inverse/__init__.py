@@ -31,6 +31,7 @@ from scoresde.inverse.operators import (
     Radon,
     Separable,
 )
+from scoresde.inverse.steered import Steered, steered
 from scoresde.inverse.table import METHODS, SAMPLERS
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "PiGDM",
     "Radon",
     "Separable",
+    "Steered",
     "daps",
     "ddnm_plus",
     "ddrm",
@@ -64,4 +66,5 @@ __all__ = [
     "replacement",
     "resampled",
     "smc",
+    "steered",
 ]

@@ -47,9 +47,7 @@ def weighed(operator: Operator, residual: Tensor, signal: Tensor, noise: Tensor,
         variance = signal.reshape(-1, 1) * values**2 + noise.reshape(-1, 1)  # (batch or 1, d)
         gain = torch.where(variance > 0, values / variance.where(variance > 0, 1.0), 0.0)
         return of.to_x(gain.to(residual.dtype) * of.from_y(residual))
-    if noise.ndim <= 1 and not bool(
-        noise.any()
-    ):  # whatever y is: also one of no state
+    if noise.ndim <= 1 and not bool(noise.any()):  # whatever y is: also one of no state
         scale = torch.where(signal > 0, 1 / signal.where(signal > 0, 1.0), 0.0)
         back = operator.pinv(residual)
         return expand(scale, back).to(back.dtype) * back
