@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from affine import F64, law, posterior, wasserstein
 from support import SDES, generator
 from torch import Tensor, nn
 
-from scoresde import VP, CosineVP, RectifiedFlow, ScoreModel, inverse, log_likelihood, problems, sample
+from scoresde import VP, CosineVP, RectifiedFlow, ScoreModel, inverse, log_likelihood, problems, sample, solvers
+from scoresde.analysis import Moments, law
 from scoresde.inverse import (
     DPS,
     METHODS,
@@ -33,6 +33,7 @@ from scoresde.inverse.normal_equations import conjugate_gradients, weighed
 from scoresde.score import Transformed
 from scoresde.solvers import DRIVERS
 
+F64 = torch.float64
 MEAN = torch.tensor([0.3, -0.2, 0.5], dtype=F64)
 COVARIANCE = torch.tensor([[1.0, 0.6, 0.5], [0.6, 1.2, -0.3], [0.5, -0.3, 0.8]], dtype=F64)
 TWO = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], dtype=F64)
@@ -43,8 +44,16 @@ QUIET: dict[str, Any] = {"progress": False}
 RUNNABLE = [name for name in DRIVERS if name not in ("cuda-graph", "compiled")]
 
 
-def truth(matrix: Tensor, sigma: float) -> problems.Gaussian:
-    return problems.Gaussian(*posterior(MEAN, COVARIANCE, matrix, Y, sigma))
+def posterior(matrix: Tensor, sigma: float, covariance: Tensor = COVARIANCE, mean: Tensor = MEAN) -> Moments:
+    """The law of N(mean, covariance) given Y = A x + sigma noise, by the textbook formula."""
+    noise = sigma**2 * torch.eye(len(matrix), dtype=F64)
+    gain = covariance @ matrix.T @ torch.linalg.inv(matrix @ covariance @ matrix.T + noise)
+    return Moments(mean + gain @ (Y[: len(matrix)] - matrix @ mean), covariance - gain @ matrix @ covariance)
+
+
+def truth(matrix: Tensor, sigma: float, covariance: Tensor = COVARIANCE) -> problems.Gaussian:
+    found = posterior(matrix, sigma, covariance)
+    return problems.Gaussian(found.mean, found.covariance)
 
 
 class Small(nn.Module):
@@ -79,7 +88,7 @@ def start(n: int = 3, d: int = 3) -> Tensor:
 def test_the_exact_methods_predict_the_posterior(sde: Any, matrix: Tensor, sigma: float) -> None:
     """On Gaussian data, at every time: cov[x0 | x] is the Jacobian times sigma^2 / alpha."""
     y, x = Y[: len(matrix)], 2 * start(6)
-    exact = problems.Gaussian(*posterior(MEAN, COVARIANCE, matrix, y, sigma)).model(sde)
+    exact = truth(matrix, sigma).model(sde)
     seen = Observation(Matrix(matrix), y, sigma)
     low, high = sde.span
     times = torch.tensor([low + share * (high - low) for share in (0.0, 0.02, 0.2, 0.5, 0.9, 1.0)], dtype=F64)
@@ -93,20 +102,20 @@ def test_the_exact_methods_predict_the_posterior(sde: Any, matrix: Tensor, sigma
 
 
 @pytest.mark.parametrize("sigma", [0.5, 0.1, 0.01])
-@pytest.mark.parametrize("sde", [CosineVP(), RectifiedFlow()], ids=repr)
-@pytest.mark.parametrize("name", ["tmpd", "mmps"])
+@pytest.mark.parametrize("sde", [RectifiedFlow(), pytest.param(CosineVP(), marks=pytest.mark.slow)], ids=repr)
+@pytest.mark.parametrize("name", ["mmps", pytest.param("tmpd", marks=pytest.mark.slow)])
 def test_the_exact_methods_sample_the_posterior(name: str, sde: Any, sigma: float) -> None:
     """On SDEs whose prior is the noised data, so that a hundred steps are all the error there is."""
     seen = Observation(Mask([True, True, False]), Y, sigma)
     found = law(METHODS[name](GAUSSIAN.model(sde), seen), (3,), "dpmpp-2m", 100)
-    assert wasserstein(found, posterior(MEAN, COVARIANCE, TWO, Y, sigma)) < 5e-3
+    assert found.wasserstein(posterior(TWO, sigma)) < 5e-3
 
 
 @pytest.mark.parametrize("sigma", [0.5, 0.0])
 @pytest.mark.parametrize("std", [1.0, 0.3])
 def test_pigdm_is_exact_for_white_data(std: float, sigma: float) -> None:
     sde, x, times = VP(), 2 * start(4), torch.tensor([1.0, 0.5, 0.1, 1e-3], dtype=F64)
-    exact = problems.Gaussian(*posterior(MEAN, std**2 * torch.eye(3, dtype=F64), MIXED, Y, sigma)).model(sde)
+    exact = truth(MIXED, sigma, std**2 * torch.eye(3, dtype=F64)).model(sde)
     model = PiGDM(problems.Gaussian(MEAN, std**2).model(sde), Observation(Matrix(MIXED), Y, sigma), std)
     torch.testing.assert_close(model.x0(x, times), exact.x0(x, times), rtol=1e-8, atol=1e-8)
 
@@ -116,17 +125,19 @@ def test_daps_is_exact_for_white_data(sigma: float) -> None:
     """Each step draws the data given the state, so that the number of steps does not matter."""
     sde = CosineVP()
     seen = Observation(Matrix(MIXED), Y, sigma)
-    found = law(problems.Gaussian(MEAN, 0.25).model(sde), (3,), inverse.daps(seen, std=0.5), 7, draws=8)
-    wanted = posterior(MEAN, 0.25 * torch.eye(3, dtype=F64), MIXED, Y, sigma)
-    assert wasserstein(found, wanted) < 1e-3  # the size of the noise at the last time
+    found = law(problems.Gaussian(MEAN, 0.25).model(sde), (3,), inverse.daps(seen, std=0.5), 7)
+    assert (
+        found.wasserstein(posterior(MIXED, sigma, 0.25 * torch.eye(3, dtype=F64))) < 1e-3
+    )  # the size of the noise at the last time
 
 
 def test_langevin_dynamics_of_daps_draws_what_the_decomposition_does() -> None:
     model = problems.Gaussian(MEAN, 0.25).model(CosineVP())
-    dynamics = inverse.daps(Observation(Blind(MIXED), Y, 0.5), std=0.5, langevin=400, step=0.1, curvature=5.0)
-    found = law(model, (3,), dynamics, 2, draws=2 * 401)
-    wanted = posterior(MEAN, 0.25 * torch.eye(3, dtype=F64), MIXED, Y, 0.5)
-    assert wasserstein(found, wanted) < 0.02  # unadjusted: variances are too large by up to step / 2
+    dynamics = inverse.daps(Observation(Blind(MIXED), Y, 0.5), std=0.5, langevin=300, step=0.1, curvature=5.0)
+    found = law(model, (3,), dynamics, 1)
+    assert (
+        found.wasserstein(posterior(MIXED, 0.5, 0.25 * torch.eye(3, dtype=F64))) < 0.02
+    )  # unadjusted: variances are too large by up to step / 2
 
 
 class Blind(inverse.Operator):
@@ -147,14 +158,14 @@ class Blind(inverse.Operator):
 # Biased elsewhere: what is measured is written down, so that a change is seen --------------------------------------------
 
 BIAS = {  # the Wasserstein distance to the posterior at sigma = 0.5, 0.1, 0.01; two of three correlated numbers measured
-    "pigdm": (0.234, 0.315, 0.280),  # takes the data given the state to be white
-    "diffpir": (0.306, 0.566, 0.580),  # leaves out the Jacobian as well
-    "ddnm": (0.699, 0.573, 0.580),  # and the noise of the measurement
-    "ddrm": (0.357, 0.332, 0.341),  # what is measured passes to the rest by the network alone
-    "ddnm+": (0.357, 0.332, 0.341),  # the same
-    "daps": (0.184, 0.267, 0.268),  # draws the data given the state as if they were white
-    "replacement": (0.394, 0.444, 0.446),  # the rest does not know of later replacements
-    "repaint": (0.374, 0.285, 0.129),  # it is replaced again and again, so that it does, to some extent
+    "pigdm": (0.236, 0.314, 0.283),  # takes the data given the state to be white
+    "diffpir": (0.297, 0.565, 0.580),  # leaves out the Jacobian as well
+    "ddnm": (0.698, 0.573, 0.580),  # and the noise of the measurement
+    "ddrm": (0.391, 0.462, 0.473),  # what is measured passes to the rest by the network alone
+    "ddnm+": (0.391, 0.462, 0.473),  # the same
+    "daps": (0.284, 0.464, 0.475),  # draws the data given the state as if they were white
+    "replacement": (0.544, 0.551, 0.544),  # the rest does not know of later replacements
+    "repaint": (0.544, 0.550, 0.371),  # it is replaced again and again, so that it does, to some extent
 }
 
 
@@ -164,11 +175,11 @@ def test_the_bias_of_the_other_methods_is_what_it_was(name: str) -> None:
     for sigma, wanted in zip((0.5, 0.1, 0.01), BIAS[name], strict=True):
         seen = Observation(Mask([True, True, False]), Y, sigma)
         if name in METHODS:
-            found = law(METHODS[name](model, seen), (3,), "dpmpp-2m", 30)
+            found = law(METHODS[name](model, seen), (3,), "dpmpp-2m", 15)
         else:
             settings = {"resamplings": 5, "jump": 3} if name == "repaint" else {}
-            found = law(model, (3,), SAMPLERS[name](seen, **settings), 30, draws=300 if name == "repaint" else 60)
-        assert wasserstein(found, posterior(MEAN, COVARIANCE, TWO, Y, sigma)) == pytest.approx(wanted, rel=0.02)
+            found = law(model, (3,), SAMPLERS[name](seen, **settings), 15)
+        assert found.wasserstein(posterior(TWO, sigma)) == pytest.approx(wanted, rel=0.02)
 
 
 def test_the_normalised_step_of_dps_does_not_know_the_noise() -> None:
@@ -177,7 +188,7 @@ def test_the_normalised_step_of_dps_does_not_know_the_noise() -> None:
     for sigma, bias in ((0.5, 0.62), (0.01, 0.54)):
         seen = Observation(Mask([True, True, False]), Y, sigma)
         drawn.append(sample(DPS(model, seen, steps=100), (1000, 3), "ddpm", 100, "t", dtype=F64, **QUIET).x)
-        found = wasserstein((drawn[-1].mean(0), drawn[-1].T.cov()), posterior(MEAN, COVARIANCE, TWO, Y, sigma))
+        found = Moments(drawn[-1].mean(0), drawn[-1].T.cov()).wasserstein(posterior(TWO, sigma))
         assert found == pytest.approx(bias, abs=0.05)  # a standard error of a thousand samples is 0.03
     assert torch.equal(*drawn)
 
@@ -348,7 +359,7 @@ def test_gradients_are_there_whatever_the_mode(name: str, mode: Callable[[], Any
     assert again.requires_grad  # to the parameters, where the caller wants it
 
 
-@pytest.mark.parametrize("checkpoint", [True, False])
+@pytest.mark.parametrize("checkpoint", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_flow_through_the_samples(name: str, checkpoint: bool) -> None:
     """Of a function of the samples with respect to the start and a parameter, against differences."""
@@ -370,7 +381,7 @@ def test_gradients_flow_through_the_samples(name: str, checkpoint: bool) -> None
         assert float(got) == pytest.approx((values[0] - values[1]) / 2e-5, rel=2e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_dtype_is_carried(name: str, dtype: torch.dtype) -> None:
     found, wanted = drawn(name, x=start().to(dtype), model=network()), drawn(name)
@@ -445,8 +456,8 @@ def test_a_conditioned_model_has_a_likelihood() -> None:
     """TMPD on Gaussian data is the posterior's own model, so its likelihood is the density of the posterior."""
     sde, x = CosineVP(), start(4)
     model = TMPD(GAUSSIAN.model(sde), Observation(Matrix(MIXED), Y, 0.5))
-    found = log_likelihood(model, x, 30, trace="exact").log_prob
-    torch.testing.assert_close(found, truth(MIXED, 0.5).log_prob(x, sde, sde.span[0]), rtol=0, atol=2e-3)
+    found = log_likelihood(model, x, 15, trace="exact").log_prob
+    torch.testing.assert_close(found, truth(MIXED, 0.5).log_prob(x, sde, sde.span[0]), rtol=0, atol=2e-2)
 
 
 # Refusals ---------------------------------------------------------------------------------------------------------------
@@ -466,8 +477,15 @@ def make(name: str, seen: Any, **settings: Any) -> Any:
 def test_a_nonlinear_operator_is_refused_with_the_methods_for_it(name: str) -> None:
     with pytest.raises(ValueError, match=r"nonlinear operator .* or a method that can carry it: DPS, daps or smc"):
         make(name, CURVED)
-    assert bool(torch.isfinite(sample(DPS(network(), CURVED), start(), "ddim", 3, **QUIET).x).all())
-    assert bool(torch.isfinite(sample(network(), start(), inverse.daps(CURVED), 3, **QUIET).x).all())
+
+
+def test_the_methods_for_nonlinear_operators_carry_them() -> None:
+    for x in (
+        sample(DPS(network(), CURVED, 0.1), start(), "ddim", 3, **QUIET).x,
+        sample(network(), start(), inverse.daps(CURVED, langevin=5), 3, **QUIET).x,
+        smc(network(), CURVED, (4, 3), steps=3).x,
+    ):
+        assert bool(torch.isfinite(x).all())
 
 
 @pytest.mark.parametrize("name", ["ddrm", "ddnm+", "replacement", "repaint"])
@@ -528,6 +546,9 @@ def test_states_and_measurements_that_do_not_fit_are_refused(name: str) -> None:
         (lambda: smc(network(), EXACT, (8, 3)), "got sigma=0 for smc, .* MMPS, TMPD or PiGDM"),
         (lambda: smc(network(), EACH, (8, 3)), "got 8 particles for 3 measurements; expected the same number for each"),
         (lambda: smc(network(), PLAIN, (8, 4)), r"expected states of shape \('batch', 3\)"),
+        (lambda: smc(network(), PLAIN, (8, 3), solvers.ddim()), "got solver <solver ddim> for smc, .* draws noise"),
+        (lambda: smc(network(), PLAIN, (8, 3), solvers.get("sde-dpmpp-2m")), "look back on nothing"),
+        (lambda: smc(network(), PLAIN, (8, 3), "ddpm"), "got solver 'ddpm' for smc"),
         (lambda: smc(network(), PLAIN, (8, 3), threshold=2.0), "got threshold=2.0; expected a number from 0"),
         (lambda: smc(network(), PLAIN, (8, 3), std=0.0), "got std=0.0; expected a positive number"),
     ],
@@ -554,6 +575,10 @@ def test_a_network_that_cuts_the_gradient_is_refused(predicts: str) -> None:
     model = PiGDM(ScoreModel(cut, VP(), predicts), PLAIN)
     with pytest.raises(ValueError, match="depend on x but carry no gradient"):
         sample(model, start(), "ddim", 3, **QUIET)
+    with torch.inference_mode():
+        stuck = network()
+    with pytest.raises(ValueError, match="made in inference mode"):
+        PiGDM(stuck, PLAIN).x0(start(), 0.5)
     constant = PiGDM(ScoreModel(lambda x, t: torch.ones_like(x), VP(), "x0"), PLAIN)  # data of one point: nothing to learn
     torch.testing.assert_close(constant.x0(start(), 0.5), torch.ones(3, 3, dtype=F64))
 

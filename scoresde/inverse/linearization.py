@@ -101,6 +101,11 @@ def _away_from_pure_noise(sde: GaussianSDE, x: Tensor, t: Tensor) -> tuple[Tenso
 
 def _predicted(model: ScoreModel, x: Tensor, t: Tensor, conditions: Mapping[str, Any]) -> Tensor:
     """Return the data prediction with its graph, and refuse a network that cuts it."""
+    if any(p.is_inference() for p in model.parameters()):
+        raise ValueError(
+            "got a model whose parameters were made in inference mode, through which nothing can be differentiated; "
+            "expected one that was made or loaded outside torch.inference_mode()"
+        )
     if type(model).x0 is not ScoreModel.x0:
         m = known = model.x0(x, t, **conditions)
     else:  # the data prediction of a network has a part in x beside the output, which would hide that it is cut

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from scoresde.sampling.counted import evaluation_mode
 from scoresde.sampling.start import start
 from scoresde.score import Conditions, ScoreModel
 from scoresde.sde import GaussianSDE
-from scoresde.solvers import Row, ddim, make_path
+from scoresde.solvers import Path, Point, Row, RowSolver, ddpm, make_path
 from scoresde.solvers.path import PathLike
 
 __all__ = ["smc"]
@@ -31,6 +31,7 @@ def smc(
     model: ScoreModel,
     observation: Observation,
     shape: Sequence[int],
+    solver: RowSolver | None = None,
     steps: int = 100,
     path: PathLike = "lam",
     *,
@@ -45,15 +46,15 @@ def smc(
 ) -> Samples:
     r"""Draw samples of the posterior by sequential Monte Carlo: exact as the number of particles grows.
 
-    The particles follow the ancestral sampler p(x_v | x_u) with a guided data prediction, so their law q is wrong, and are
-    weighed by what it is wrong by. With any positive twist :math:`\tilde p(y \mid x_u)` the weight of a step is
+    The particles follow a sampler p(x_v | x_u) with a guided data prediction, so their law q is wrong, and are weighed by
+    what it is wrong by. With any positive twist :math:`\tilde p(y \mid x_u)` the weight of a step is
 
     .. math:: \frac{p(x_v \mid x_u)}{q(x_v \mid x_u)}\; \frac{\tilde p(y \mid x_v)}{\tilde p(y \mid x_u)}, \qquad
               \tilde p(y \mid x_0) = p(y \mid x_0) .
 
     The products telescope to p(y | x_0) times the law of the unconditional sampler: weighted averages converge to those of
     its posterior, and the average weight to the evidence p(y), with an error that falls with the root of the number of
-    particles. What remains is the error of the ancestral sampler with so many steps. The twist is the measurement's law for
+    particles. What remains is the error of the sampler with so many steps. The twist is the measurement's law for
     data :math:`N(\hat x_0, r^2 I)`, as in :class:`PiGDM`, and the guidance its gradient:
 
     .. math:: \tilde p(y \mid x) = N\big(y;\, A \hat x_0,\, r^2 A A^T + \sigma_y^2 I\big), \qquad
@@ -71,6 +72,8 @@ def smc(
         model: the model of the data.
         observation: one measurement for all particles, or G of them, each for n / G successive particles.
         shape: ``(n, *event)`` with the number n of all particles.
+        solver: the sampler, one whose steps evaluate once and draw noise; by default ``scoresde.solvers.ddpm(0.5)``, between
+            the lower and the upper variance, whose errors have opposite signs.
         steps, path, t_min, seed, device, dtype, conditions: as in :func:`scoresde.sample`. The particles start at the prior.
         std: s, the standard deviation of the data in any direction, for the twist.
         curvature: the size of the squared singular values of the operator's Jacobian, for the twist of operators without
@@ -86,7 +89,8 @@ def smc(
     Raises:
         TypeError: for what is no score model or no observation.
         ValueError: for sigma = 0, where a particle has a weight of zero or infinity; for a number of particles that is no
-            multiple of that of the measurements; for other values; and where all particles of a group lost their weight.
+            multiple of that of the measurements; for a solver with other steps; for other values; and where all particles of
+            a group lost their weight.
 
     Source: Wu et al., "Practical and Asymptotically Exact Conditional Sampling in Diffusion Models", 2023,
     https://arxiv.org/abs/2306.17775, algorithm 1.
@@ -109,19 +113,16 @@ def smc(
     x, noise = start(shape, model, seed, math.exp(where.points[0].log_sigma), device, dtype)
     model.check_convertible(where.points[0].t)
     twist = _Twist(observation, len(x), check_scale("std", std), check_scale("curvature", curvature))
+    rows = _transitions(ddpm(0.5) if solver is None else solver, where)
     weights = _Weights(noise.seeds, twist.groups, threshold, x.device)
     told: Mapping[str, Any] = Conditions.of(conditions, len(x), device=x.device, dtype=x.dtype).values
     begin, evaluations = time.perf_counter(), 0
     pending = torch.zeros(len(x), dtype=torch.float64, device=x.device)  # what a move adds to a weight, but the new twist
     with torch.no_grad(), evaluation_mode(model):
-        for row in ddim(eta=1.0).rows(where):
-            assert isinstance(row, Row)
+        for row in rows:
             xi = noise.normal(torch.empty_like(x)) if row.s else torch.zeros_like(x)
-            if row.at is None:  # a move towards the noise, the same for p and q
-                x = row.a * x + row.s[0] * xi
-                continue
             evaluations += 1
-            m, guided, log_twist = twist(model, x, row.at.t, told)
+            m, guided, log_twist = twist(model, x, cast(Point, row.at).t, told)
             weights.add(pending + log_twist)
             chosen = weights.resample()
             x, m, guided, log_twist = x[chosen], m[chosen], guided[chosen], log_twist[chosen]
@@ -243,6 +244,25 @@ class _Weights:
             )
         ess = torch.stack(self.ess)
         return {"log_evidence": evidence, "ess": ess, "log_weights": (self.logs - total).flatten()}
+
+
+def _transitions(solver: RowSolver, path: Path) -> list[Row]:
+    """Return the rows of a solver whose steps are Gaussian transitions, and refuse others."""
+    rows = list(solver.rows(path)) if isinstance(solver, RowSolver) else []
+    for row in rows:
+        if row.goes_back:
+            raise ValueError(
+                "got a path that goes back to the noise for smc, whose particles would forget the measurement there; "
+                "expected one that falls from noise to data"
+            )
+        if not isinstance(row, Row) or not row.ends_step or row.p or row.q != 1 or len(row.w) > 1 or len(row.s) > 1:
+            rows = []
+    if not rows or not any(cast(Row, row).s for row in rows):
+        raise ValueError(
+            f"got solver {solver!r} for smc, which weighs the Gaussian transitions of a sampler that draws noise; expected "
+            "one whose steps evaluate once, look back on nothing and draw noise: scoresde.solvers.ddpm() or ddim(1.0)"
+        )
+    return cast(list[Row], rows)
 
 
 def _check_model(model: Any) -> None:
