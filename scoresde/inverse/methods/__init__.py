@@ -1,1 +1,3 @@
-"""The methods, a file for each."""
+"""Methods that sample the data given an observation, a file for each."""
+
+__all__: list[str] = []
