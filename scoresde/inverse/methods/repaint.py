@@ -12,7 +12,7 @@ from scoresde.solvers import Description, Path, Point, RowSolver
 __all__ = ["repaint", "resampled"]
 
 
-def repaint(observation: Observation, solver: RowSolver | None = None, resamplings: int = 10, jump: int = 10) -> RowSolver:
+def repaint(observation: Observation, solver: str | RowSolver = "ddpm", resamplings: int = 10, jump: int = 10) -> RowSolver:
     """RePaint: :func:`replacement` on the path of :func:`resampled`.
 
     Going back to the noise and coming again lets the rest of the state adapt to what was replaced. As the number of
@@ -26,7 +26,7 @@ def repaint(observation: Observation, solver: RowSolver | None = None, resamplin
         jump: the length of a stretch in steps.
 
     Raises:
-        TypeError, ValueError: as for :func:`replacement`, and for numbers below 1.
+        ValueError: as for :func:`replacement`, and for numbers below 1.
 
     Source: Lugmayr et al., "RePaint: Inpainting using Denoising Diffusion Probabilistic Models", 2022,
     https://arxiv.org/abs/2201.09865, algorithm 1 and appendix B.

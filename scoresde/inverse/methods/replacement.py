@@ -10,13 +10,13 @@ from torch import Tensor
 
 from scoresde.inverse.conditioned import check_gaussian, check_linear, check_observation, observed
 from scoresde.inverse.observation import Observation
-from scoresde.solvers import Description, Path, Point, RowSolver, Update, ddpm
+from scoresde.solvers import Description, Path, Point, RowSolver, Update, get
 from scoresde.solvers.updates import States
 
 __all__ = ["replacement"]
 
 
-def replacement(observation: Observation, solver: RowSolver | None = None) -> RowSolver:
+def replacement(observation: Observation, solver: str | RowSolver = "ddpm") -> RowSolver:
     r"""Any solver, with what is measured of the state replaced after every step: score_sde's conditional sampling.
 
     .. math:: x \leftarrow x + A^\dagger \big( \alpha_t\, y + \sqrt{\sigma_t^2 - \alpha_t^2 \sigma_y^2}\; A \xi - A x \big)
@@ -33,11 +33,10 @@ def replacement(observation: Observation, solver: RowSolver | None = None) -> Ro
 
     Args:
         observation: the measurement.
-        solver: the solver whose steps are taken, one that makes rows; by default :func:`~scoresde.solvers.ddpm`.
+        solver: the solver whose steps are taken, one that makes rows: a name or a solver object.
 
     Raises:
-        TypeError: for a solver that makes no rows.
-        ValueError: for a nonlinear operator, and for Poisson noise.
+        ValueError: for a nonlinear operator, Poisson noise, and a solver that makes no rows.
 
     Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", 2021,
     https://arxiv.org/abs/2011.13456, appendix I.
@@ -56,16 +55,16 @@ def replacement(observation: Observation, solver: RowSolver | None = None) -> Ro
     return RowSolver(description, lambda path: replaced_rows(observation, base, path))
 
 
-def replaced_base(observation: Observation, solver: RowSolver | None, method: str) -> RowSolver:
+def replaced_base(observation: Observation, solver: str | RowSolver, method: str) -> RowSolver:
     """Return the solver whose steps are taken, and refuse what replacement cannot carry."""
     check_observation(observation, method)
     check_linear(observation, method)
     check_gaussian(observation, method)
-    base = ddpm() if solver is None else solver
+    base = get(solver) if isinstance(solver, str) else solver
     if not isinstance(base, RowSolver):
-        raise TypeError(
-            f"got solver {base!r} for {method}; expected a solver object that makes rows, such as scoresde.solvers.ddpm(), "
-            "ddim() or dpmpp_2m()"
+        raise ValueError(
+            f"got solver {base!r} for {method}; expected one that makes rows, such as 'ddpm', 'ddim' or 'dpmpp-2m': an "
+            "adaptive or outside one has no steps after which a state could be replaced"
         )
     return base
 

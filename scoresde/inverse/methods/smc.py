@@ -21,7 +21,7 @@ from scoresde.sampling.counted import evaluation_mode
 from scoresde.sampling.start import start
 from scoresde.score import Conditions, ScoreModel
 from scoresde.sde import GaussianSDE
-from scoresde.solvers import Path, Point, Row, RowSolver, ddpm, make_path
+from scoresde.solvers import Path, Point, Row, RowSolver, ddpm, get, make_path
 from scoresde.solvers.path import PathLike
 
 __all__ = ["smc"]
@@ -31,7 +31,7 @@ def smc(
     model: ScoreModel,
     observation: Observation,
     shape: Sequence[int],
-    solver: RowSolver | None = None,
+    solver: str | RowSolver | None = None,
     steps: int = 100,
     path: PathLike = "lam",
     *,
@@ -72,8 +72,8 @@ def smc(
         model: the model of the data.
         observation: one measurement for all particles, or G of them, each for n / G successive particles.
         shape: ``(n, *event)`` with the number n of all particles.
-        solver: the sampler, one whose steps evaluate once and draw noise; by default ``scoresde.solvers.ddpm(0.5)``, between
-            the lower and the upper variance, whose errors have opposite signs.
+        solver: the sampler, one whose steps evaluate once and draw noise, a name or a solver object; by default
+            ``ddpm(0.5)``, between the lower and the upper variance, whose errors have opposite signs.
         steps, path, t_min, seed, device, dtype, conditions: as in :func:`scoresde.sample`. The particles start at the prior.
         std: s, the standard deviation of the data in any direction, for the twist.
         curvature: the size of the squared singular values of the operator's Jacobian, for the twist of operators without
@@ -246,9 +246,10 @@ class _Weights:
         return {"log_evidence": evidence, "ess": ess, "log_weights": (self.logs - total).flatten()}
 
 
-def _transitions(solver: RowSolver, path: Path) -> list[Row]:
+def _transitions(solver: str | RowSolver, path: Path) -> list[Row]:
     """Return the rows of a solver whose steps are Gaussian transitions, and refuse others."""
-    rows = list(solver.rows(path)) if isinstance(solver, RowSolver) else []
+    method = get(solver) if isinstance(solver, str) else solver
+    rows = list(method.rows(path)) if isinstance(method, RowSolver) else []
     for row in rows:
         if row.goes_back:
             raise ValueError(
@@ -260,7 +261,7 @@ def _transitions(solver: RowSolver, path: Path) -> list[Row]:
     if not rows or not any(cast(Row, row).s for row in rows):
         raise ValueError(
             f"got solver {solver!r} for smc, which weighs the Gaussian transitions of a sampler that draws noise; expected "
-            "one whose steps evaluate once, look back on nothing and draw noise: scoresde.solvers.ddpm() or ddim(1.0)"
+            "one whose steps evaluate once, look back on nothing and draw noise: 'ddpm', 'ncsn' or 'ddim: eta=1.0'"
         )
     return cast(list[Row], rows)
 
