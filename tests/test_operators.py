@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.fft
 import scipy.ndimage
+import scipy.signal
 import scipy.stats
 import torch
 from torch import Tensor
@@ -235,6 +236,19 @@ def test_average_pooling():
     pixels = torch.arange(16.0, dtype=torch.float64)
     ramp = Downsample(2, (16, 16), "bicubic")(pixels.expand(1, 16, 16))[0, 4, 2:-2]
     assert torch.allclose(ramp, 2 * torch.arange(2, 6, dtype=torch.float64) + 0.5)  # Keys' kernel keeps straight lines
+
+
+@pytest.mark.parametrize("taps", ["bicubic", [0.1, 0.5, 0.3, 0.1], [0.2, 0.1, 0.3, 0.1, 0.2, 0.1]])
+def test_super_resolution_filters_and_keeps_every_second_pixel(taps):
+    x = draw(8, 10)
+    kernel = Downsample(2, (32, 32), taps).rows[8].numpy()  # in the middle, where nothing is reflected
+    at = np.flatnonzero(kernel)[0]
+    kernel = kernel[at : 34 - at]
+    half = len(kernel) // 2
+    wide = np.pad(x.numpy(), half, mode="symmetric")
+    expected = scipy.signal.correlate2d(wide, np.outer(kernel, kernel), mode="valid")[1:, 1:][::2, ::2]
+    assert np.allclose(Downsample(2, (8, 10), taps)(x[None])[0], expected[:4, :5])
+    assert taps == "bicubic" or kernel.tolist() == taps
 
 
 def test_fourier_coefficients_and_their_order():
