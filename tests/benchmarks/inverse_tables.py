@@ -49,8 +49,8 @@ def distance(posterior: Problem, method: str, solver: str) -> str:
 
 
 def written(value: float) -> str:
-    """Return a distance to two digits."""
-    return f"{value:.2g}" if value < 9.5 else f"{value:.0f}"
+    """Return a distance to two digits, and to four places."""
+    return f"{value:.0f}" if value < 5e-5 or value > 9.5 else f"{value:.2g}"
 
 
 def table(name: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -104,10 +104,10 @@ MIXED = ("wasserstein", "mode-weights", "mean", "covariance")
 
 
 def mixtures() -> None:
-    """A ring in two dimensions, and random mixtures in 8 and 64 of which half are measured."""
+    """A ring in two dimensions of which one is measured, and random mixtures in 8 and 64 of which four are."""
     for d, sigmas in ((2, (0.3, 0.1)), (8, (0.5, 0.1)), (64, (0.5, 0.1))):
         prior = problems.ring() if d == 2 else problems.random_mixture(d, 8)
-        matrix = torch.tensor([[1.0, 0.3]]) if d == 2 else torch.eye(d)[: d // 2]
+        matrix = torch.tensor([[1.0, 0.3]]) if d == 2 else torch.eye(d)[:4]
         truth = prior.sample(1, torch.Generator().manual_seed(3), torch.float64)[0]
         for sigma in sigmas:
             noise = torch.randn(len(matrix), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
