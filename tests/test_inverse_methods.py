@@ -44,16 +44,15 @@ QUIET: dict[str, Any] = {"progress": False}
 RUNNABLE = [name for name in DRIVERS if name not in ("cuda-graph", "compiled")]
 
 
-def posterior(matrix: Tensor, sigma: float, covariance: Tensor = COVARIANCE, mean: Tensor = MEAN) -> Moments:
-    """The law of N(mean, covariance) given Y = A x + sigma noise, by the textbook formula."""
+def posterior(matrix: Tensor, sigma: float, covariance: Tensor = COVARIANCE, mean: Tensor = MEAN, y: Tensor = Y) -> Moments:
+    """The law of N(mean, covariance) given y = A x + sigma noise, by the textbook formula."""
     noise = sigma**2 * torch.eye(len(matrix), dtype=F64)
     gain = covariance @ matrix.T @ torch.linalg.inv(matrix @ covariance @ matrix.T + noise)
     return Moments(mean + gain @ (Y[: len(matrix)] - matrix @ mean), covariance - gain @ matrix @ covariance)
 
 
 def truth(matrix: Tensor, sigma: float, covariance: Tensor = COVARIANCE) -> problems.Gaussian:
-    found = posterior(matrix, sigma, covariance)
-    return problems.Gaussian(found.mean, found.covariance)
+    return problems.Gaussian(*vars(posterior(matrix, sigma, covariance)).values())
 
 
 class Small(nn.Module):
@@ -354,6 +353,22 @@ def test_every_driver_gives_the_same_samples(name: str, driver: str) -> None:
     torch.testing.assert_close(got.x.detach(), wanted.x, rtol=1e-8, atol=1e-9)
     if driver == "readable":
         assert (got.evaluations, got.backward) == (wanted.evaluations, wanted.backward)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_compiled_driver_runs_them(name: str) -> None:
+    found = drawn(name, driver=solvers.Compiled("eager"))  # what is compiled, without a compiler
+    torch.testing.assert_close(found.x, drawn(name).x, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("solver", ["dopri5", "rk45", "torchsde-euler", "gotta-go-fast"])
+def test_solvers_with_loops_of_their_own_run_them(solver: str) -> None:
+    """Each sample at a time of its own, with a measurement of its own."""
+    x, how = start(3), {"solver": solver, "steps": 20, **QUIET}
+    found = sample(MMPS(GAUSSIAN.model(VP()), EACH), x, **how, seed=[1, 2, 3]).x
+    for i in range(3):
+        alone = MMPS(GAUSSIAN.model(VP()), EACH.select(slice(i, i + 1)))
+        torch.testing.assert_close(sample(alone, x[i : i + 1], **how, seed=[i + 1]).x[0], found[i], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -13,8 +13,8 @@ method               operator         noise                  calls for a predict
 :class:`MMPS`        linear           any                    backward, one an iteration      exact for Gaussian data
 :class:`DDNM`        linear           left out               no backward                     biased
 :class:`DiffPIR`     linear           any                    no backward                     biased
-:func:`ddrm`         with a SVD       Gaussian               no backward                     biased
-:func:`ddnm_plus`    with a SVD       Gaussian               no backward                     biased
+:func:`ddrm`         with an SVD      Gaussian               no backward                     biased
+:func:`ddnm_plus`    with an SVD      Gaussian               no backward                     biased
 :func:`daps`         any              any with a likelihood  no backward                     exact for white Gaussian data
 :func:`replacement`  linear           Gaussian               no backward                     biased
 :func:`repaint`      linear           Gaussian               no backward                     less biased, the longer

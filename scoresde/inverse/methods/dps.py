@@ -46,9 +46,10 @@ class DPS(Conditioned):
     Args:
         model: the model of the data.
         observation: the measurement.
-        scale: zeta, positive. The paper takes 0.3 to 1 for images in [-1, 1] and 1000 steps.
+        scale: zeta, positive. The paper takes 0.3 to 1 for images in [-1, 1].
         step: ``"normalised"`` or ``"likelihood"``.
-        steps: the number of steps of the sampler whose guidance is taken; for ``"normalised"`` only.
+        steps: the number of steps of the sampler whose guidance is taken, 1000 in the paper; for ``"normalised"`` only. An
+            ancestral sampler with fewer steps overshoots.
 
     Raises:
         ValueError: for other values, and for ``step="likelihood"`` without noise, where there is no likelihood.
@@ -62,7 +63,7 @@ class DPS(Conditioned):
         >>> from scoresde.inverse.operators import Mask
         >>> model = scoresde.problems.ring().model(scoresde.VP())
         >>> seen = Observation(Mask([True, False]), torch.tensor([1.0]), 0.1)
-        >>> samples = scoresde.sample(DPS(model, seen, steps=100), (64, 2), "ddpm", 100, "t", progress=False)
+        >>> samples = scoresde.sample(DPS(model, seen), (64, 2), "ddpm", 100, "t", progress=False)
         >>> samples.evaluations, samples.backward
         (100, 100)
     """
@@ -73,7 +74,7 @@ class DPS(Conditioned):
         observation: Observation,
         scale: float = 1.0,
         step: str = "normalised",
-        steps: int = 1000,
+        steps: int = 100,
     ) -> None:
         super().__init__(model, observation)
         if step not in ("normalised", "likelihood"):
