@@ -166,22 +166,22 @@ class Blind(inverse.Operator):
 
 # Biased elsewhere: what is measured is written down, so that a change is seen --------------------------------------------
 
-BIAS = {  # the Wasserstein distance to the posterior at sigma = 0.5, 0.1, 0.01; two of three correlated numbers measured
-    "pigdm": (0.236, 0.314, 0.283),  # takes the data given the state to be white
-    "diffpir": (0.297, 0.565, 0.580),  # leaves out the Jacobian as well
-    "ddnm": (0.698, 0.573, 0.580),  # and the noise of the measurement
-    "ddrm": (0.391, 0.462, 0.473),  # what is measured passes to the rest by the network alone
-    "ddnm+": (0.391, 0.462, 0.473),  # the same
-    "daps": (0.284, 0.464, 0.475),  # draws the data given the state as if they were white
-    "replacement": (0.544, 0.551, 0.544),  # the rest does not know of later replacements
-    "repaint": (0.544, 0.550, 0.371),  # it is replaced again and again, so that it does, to some extent
+BIAS = {  # the Wasserstein distance to the posterior at sigma = 0.5 and 0.01; two of three correlated numbers measured
+    "pigdm": (0.236, 0.283),  # takes the data given the state to be white
+    "diffpir": (0.297, 0.580),  # leaves out the Jacobian as well
+    "ddnm": (0.698, 0.580),  # and the noise of the measurement
+    "ddrm": (0.391, 0.473),  # what is measured passes to the rest by the network alone
+    "ddnm+": (0.391, 0.473),  # the same
+    "daps": (0.284, 0.475),  # draws the data given the state as if they were white
+    "replacement": (0.544, 0.544),  # the rest does not know of later replacements
+    "repaint": (0.544, 0.371),  # it is replaced again and again, so that it does, to some extent
 }
 
 
 @pytest.mark.parametrize("name", BIAS)
 def test_the_bias_of_the_other_methods_is_what_it_was(name: str) -> None:
     model = GAUSSIAN.model(CosineVP())
-    for sigma, wanted in zip((0.5, 0.1, 0.01), BIAS[name], strict=True):
+    for sigma, wanted in zip((0.5, 0.01), BIAS[name], strict=True):
         seen = Observation(Mask([True, True, False]), Y, sigma)
         if name in METHODS:
             found = law(METHODS[name](model, seen), (3,), "dpmpp-2m", 15)
@@ -355,13 +355,16 @@ def test_every_driver_gives_the_same_samples(name: str, driver: str) -> None:
         assert (got.evaluations, got.backward) == (wanted.evaluations, wanted.backward)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["pigdm", "ddrm", "langevin daps", "replacement"])
 def test_the_compiled_driver_runs_them(name: str) -> None:
     found = drawn(name, driver=solvers.Compiled("eager"))  # what is compiled, without a compiler
     torch.testing.assert_close(found.x, drawn(name).x, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("solver", ["dopri5", "rk45", "torchsde-euler", "gotta-go-fast"])
+SLOW_SOLVERS = [pytest.param(solver, marks=pytest.mark.slow) for solver in ("rk45", "torchsde-euler")]
+
+
+@pytest.mark.parametrize("solver", ["dopri5", *SLOW_SOLVERS])
 def test_solvers_with_loops_of_their_own_run_them(solver: str) -> None:
     """Each sample at a time of its own, with a measurement of its own."""
     x, how = start(3), {"solver": solver, "steps": 20, **QUIET}
@@ -408,7 +411,10 @@ def test_gradients_flow_through_the_samples(name: str, checkpoint: bool) -> None
         assert float(got) == pytest.approx((values[0] - values[1]) / 2e-5, rel=2e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
+HALF = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.bfloat16, torch.float16)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_dtype_is_carried(name: str, dtype: torch.dtype) -> None:
     found, wanted = drawn(name, x=start().to(dtype), model=network()), drawn(name)
