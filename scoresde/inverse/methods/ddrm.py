@@ -81,7 +81,13 @@ def decomposition(observation: Observation, method: str) -> Singular:
     check_observation(observation, method)
     check_linear(observation, method)
     check_gaussian(observation, method)
-    found: Singular = observation.operator.singular()
+    try:
+        found: Singular = observation.operator.singular()
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; or a method that needs no decomposition in place of {method}: PiGDM, TMPD, MMPS, DDNM, DiffPIR, daps "
+            "or smc"
+        ) from error
     return found
 
 
