@@ -30,7 +30,7 @@ class TMPD(Conditioned):
     For Gaussian data this is exact, at any noise. The dependence of V on the state is left out, which is the bias on other
     data. ``covariance="full"`` solves the system as it is; each number of a measurement costs one backward call, so it is
     meant for few. ``covariance="diagonal"`` is the paper's choice for images: in place of :math:`A V A^T` a diagonal matrix
-    with its row sums, :math:`A V A^T 1`, for two backward calls. It is exact where the rows of A V A^T are alike.
+    with its row sums, :math:`A V A^T 1`, for two backward calls. It is exact where A V A^T is diagonal already.
     :class:`MMPS` solves the full system by conjugate gradients.
 
     Linear operators; Gaussian noise of any level, zero too, and Poisson noise by its estimated variance.
