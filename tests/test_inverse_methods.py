@@ -516,7 +516,7 @@ def test_the_methods_for_nonlinear_operators_carry_them() -> None:
     for x in (
         sample(DPS(network(), CURVED, 0.1), start(), "ddim", 3, **QUIET).x,
         sample(network(), start(), inverse.daps(CURVED, langevin=5), 3, **QUIET).x,
-        smc(network(), CURVED, (4, 3), steps=3).x,
+        smc(network(), CURVED, (4, 3), steps=3, progress=False).x,
     ):
         assert bool(torch.isfinite(x).all())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -13,8 +14,11 @@ from torch import Tensor
 
 from scoresde import CosineVP, problems, solvers
 from scoresde.analysis import Moments, law
-from scoresde.inverse import Function, Matrix, Observation, observe, resampled, smc
+from scoresde.inverse import Function, Matrix, Observation, observe, resampled
+from scoresde.inverse import smc as shown_smc
 from scoresde.solvers import make_path
+
+smc = functools.partial(shown_smc, progress=False)
 
 MODES = problems.GaussianMixture(
     torch.tensor([[-1.0, 0.6], [1.0, -0.4], [0.2, 1.2]], dtype=F64),

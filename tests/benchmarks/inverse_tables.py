@@ -123,7 +123,7 @@ def mixture(posterior: Problem, name: str, n: int = 1000, evaluations: int = 200
     cells = {(r.solver, r.metric): written(max(r.value, 0.0)) if not r.error else "none" for r in found.records}
     rows = [[method, *(cells[method, metric] for metric in MIXED)] for method in methods]
     model, dtype = posterior.given.prior.model(VP()), torch.float64
-    end = smc(model, Observation.of(posterior), (n, *event), steps=evaluations // 2, dtype=dtype).x
+    end = smc(model, Observation.of(posterior), (n, *event), steps=evaluations // 2, dtype=dtype, progress=False).x
     truth, other = (posterior.sample(n, torch.Generator().manual_seed(seed), dtype) for seed in (5, 6))
     for label, x in (("smc", end), ("exact samples", other)):
         run = Run(posterior, model, VP(), x, x, evaluations, 0.0, True, torch.Generator().manual_seed(0), truth=truth)

@@ -18,6 +18,7 @@ from scoresde.inverse.normal_equations import singular_or_none
 from scoresde.inverse.observation import Observation
 from scoresde.sampling import Samples
 from scoresde.sampling.counted import evaluation_mode
+from scoresde.sampling.run import bar
 from scoresde.sampling.start import start
 from scoresde.score import Conditions, ScoreModel
 from scoresde.sde import GaussianSDE
@@ -40,6 +41,7 @@ def smc(
     threshold: float = 0.5,
     seed: int | Sequence[int] | None = 0,
     t_min: float | None = None,
+    progress: bool = True,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     conditions: Mapping[str, Any] | None = None,
@@ -74,7 +76,8 @@ def smc(
         shape: ``(n, *event)`` with the number n of all particles.
         solver: the sampler, one whose steps evaluate once and draw noise, a name or a solver object; by default
             ``ddpm(0.5)``, between the lower and the upper variance, whose errors have opposite signs.
-        steps, path, t_min, seed, device, dtype, conditions: as in :func:`scoresde.sample`. The particles start at the prior.
+        steps, path, t_min, seed, progress, device, dtype, conditions: as in :func:`scoresde.sample`. The particles start at
+            the prior.
         std: s, the standard deviation of the data in any direction, for the twist.
         curvature: the size of the squared singular values of the operator's Jacobian, for the twist of operators without
             a decomposition.
@@ -100,7 +103,8 @@ def smc(
         >>> from scoresde.inverse import Observation, smc
         >>> from scoresde.inverse.operators import Mask
         >>> model = scoresde.problems.Gaussian([0.0, 0.0], [[1.0, 0.9], [0.9, 1.0]]).model(scoresde.VP())
-        >>> samples = smc(model, Observation(Mask([True, False]), torch.tensor([1.0]), 0.5), (2048, 2), steps=50)
+        >>> seen = Observation(Mask([True, False]), torch.tensor([1.0]), 0.5)
+        >>> samples = smc(model, seen, (2048, 2), steps=50, progress=False)
         >>> bool((samples.x.mean(0) - torch.tensor([0.8, 0.72])).abs().max() < 0.05)
         True
         >>> exact = -0.5 * (1.0 / 1.25 + math.log(2 * math.pi * 1.25))  # y is N(0, 1 + sigma^2)
@@ -118,10 +122,11 @@ def smc(
     told: Mapping[str, Any] = Conditions.of(conditions, len(x), device=x.device, dtype=x.dtype).values
     begin, evaluations = time.perf_counter(), 0
     pending = torch.zeros(len(x), dtype=torch.float64, device=x.device)  # what a move adds to a weight, but the new twist
-    with torch.no_grad(), evaluation_mode(model):
+    with torch.no_grad(), evaluation_mode(model), bar(progress, "smc", lambda: len(rows)) as on_step:
         for row in rows:
             xi = noise.normal(torch.empty_like(x)) if row.s else torch.zeros_like(x)
             evaluations += 1
+            on_step(evaluations)
             m, guided, log_twist = twist(model, x, cast(Point, row.at).t, told)
             weights.add(pending + log_twist)
             chosen = weights.resample()
