@@ -31,8 +31,8 @@ def ddrm(observation: Observation, eta: float = 0.85, eta_b: float = 1.0) -> Row
               \rho_v > \bar\sigma: &\quad (1 - \eta_b)\, m + \eta_b\, \bar y
                                    + \sqrt{\rho_v^2 - \eta_b^2 \bar\sigma^2}\; \xi .
 
-    It is no change of the data prediction, because the noise of a step depends on the singular value; so it is a solver,
-    which runs on every driver that runs updates one after another. The start is drawn from the prior; with eta_b = 1 the
+    It is a solver, because the noise of a step depends on the singular value and not on the data prediction alone. It runs
+    on every driver that runs updates one after another. The start is drawn from the prior; with eta_b = 1 the
     first step keeps nothing of what is measured. What is measured passes to the rest by the network alone, and the network
     takes the state to be noised data, which it is not: samples are biased.
 

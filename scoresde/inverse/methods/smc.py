@@ -48,8 +48,8 @@ def smc(
 ) -> Samples:
     r"""Draw samples of the posterior by sequential Monte Carlo: exact as the number of particles grows.
 
-    The particles follow a sampler p(x_v | x_u) with a guided data prediction, so their law q is wrong, and are weighed by
-    what it is wrong by. With any positive twist :math:`\tilde p(y \mid x_u)` the weight of a step is
+    The particles follow a sampler p(x_v | x_u) whose data prediction is guided. Weights correct the difference of its law q
+    from p. With any positive twist :math:`\tilde p(y \mid x_u)` the weight of a step is
 
     .. math:: \frac{p(x_v \mid x_u)}{q(x_v \mid x_u)}\; \frac{\tilde p(y \mid x_v)}{\tilde p(y \mid x_u)}, \qquad
               \tilde p(y \mid x_0) = p(y \mid x_0) .
