@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from scoresde import VE, VP, problems, sample, solvers
+from scoresde import VP, problems, sample, solvers
 from scoresde.cli.application import app
 from scoresde.comparison import compare
 from scoresde.inverse import METHODS, SAMPLERS, Observation, Steered, steered
@@ -26,17 +26,16 @@ EVERY = [*(f"{name} + ddim" for name in METHODS), *SAMPLERS]
 @pytest.mark.parametrize("method", EVERY)
 def test_every_method_is_compared_within_its_budget(method):
     metrics = ["wasserstein", "mode-weights", "mean", "covariance"]
-    for sde in (VP(), VE()):
-        found = quick(RING, [method], [60], metrics=metrics, sde=sde).records
-        assert [r.metric for r in found] == metrics
-        assert all(not r.error and math.isfinite(r.value) and 0 < r.evaluations <= 60 for r in found)
+    found = quick(RING, [method], [30], metrics=metrics).records
+    assert [r.metric for r in found] == metrics
+    assert all(not r.error and math.isfinite(r.value) and 0 < r.evaluations <= 30 for r in found)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "dps"])
 def test_evaluations_are_forward_and_backward_calls(method):
     model, solver = steered(f"{method}+heun").on(GAUSSIAN, VP())
     samples = sample(model, (2, 3), solver, 5, progress=False)
-    (found,) = quick(GAUSSIAN, [f"{method} + heun"], [60], metrics=["rms"]).records
+    (found,) = quick(GAUSSIAN, [f"{method} + heun"], [60], metrics=["energy"]).records
     assert found.evaluations == sum(model.calls) * (2 * found.steps - 1)
     assert samples.evaluations + samples.backward == sum(model.calls) * 9
 
@@ -56,9 +55,10 @@ def test_methods_that_are_exact_for_gaussians_end_where_the_exact_model_does(met
 
 
 def test_a_posterior_is_compared_by_the_distance_from_its_flow():
-    found = quick(GAUSSIAN, ["tmpd + dpmpp-2m", "ddnm + dpmpp-2m", "dpmpp-2m"], [200], metrics=["rms"])
+    found = quick(GAUSSIAN, ["tmpd + dpmpp-2m", "ddnm + dpmpp-2m", "dpmpp-2m"], [100], metrics=["rms"], n=4)
+    assert {r.problem for r in found.records} == {"posterior of Gaussian"}
     tmpd, ddnm, exact = (r.value for r in found.records)
-    assert exact < tmpd < 1e-2 < ddnm
+    assert exact < tmpd < 2e-2 < ddnm
 
 
 def test_results_are_kept_by_method_and_measurement(tmp_path):

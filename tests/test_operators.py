@@ -421,7 +421,7 @@ def test_a_function_may_be_a_network():
 
 
 def test_large_operators_without_a_closed_form():
-    operator = Radon(4, (1, 48, 48))
+    operator = Radon(2, (1, 48, 48))
     with pytest.raises(ValueError, match=f"at most {DENSE:,}, or one of Mask"):
         operator.singular()
     y = operator(draw(1, 1, 48, 48))
@@ -511,7 +511,7 @@ def test_the_likelihood_of_counts():
 
 
 def test_noise_has_its_moments_and_belongs_to_its_state():
-    operator, n = Mask([True, False]), 4000
+    operator, n = Mask([True, False]), 1500
     x = torch.tensor([[2.0, 0.0]], dtype=torch.float64).expand(n, 2)
     for seen, variance in [
         (observe(operator, x, 0.5, seed=1), 0.25),

@@ -58,7 +58,7 @@ def test_it_is_bayes_rule(name, rows, sigma):
     assert bool(((posterior.log_prob(x) - expected).abs() <= tolerance).all())
 
 
-@pytest.mark.parametrize("name", ["ring", "moons", "checkerboard"])
+@pytest.mark.parametrize("name", ["ring", "moons"])
 def test_the_evidence_and_the_moments_are_those_of_a_grid(name):
     prior, matrix, sigma = PRIORS[name](), torch.tensor([[0.7, -0.4]], dtype=torch.float64), 0.4
     posterior = prior.posterior(matrix, [0.5], sigma)
@@ -252,7 +252,7 @@ def test_observations_fit():
         (lambda: problems.funnel().posterior([[1.0, 0.0]], [1.0], 0.1), "no posterior in closed form"),
         (lambda: problems.textures(4).posterior(phase_retrieval((1, 4, 4)), draw(64), 0.1), "not linear"),
         (lambda: problems.textures(4).posterior(Grayscale((3, 4, 4)), draw(16), 0.1), "16 columns"),
-        (lambda: Empirical(torch.zeros(2, 6000), 0.1).posterior(torch.zeros(1, 6000), [0.0], 0.1), "std=0"),
+        (lambda: Empirical(torch.zeros(20, 2000), 0.1).posterior(torch.zeros(1, 2000), [0.0], 0.1), "std=0"),
         (lambda: Empirical(torch.zeros(2, 2), weights=[1.0, 0.0]), "expected positive weights"),
         (lambda: Empirical(torch.zeros(2, 2), weights=[1.0]), "weights"),
     ],

@@ -155,7 +155,9 @@ def _called(sde: GaussianSDE | Chain) -> str:
 def _name(item: Any) -> str:
     if isinstance(item, str):
         return PROBLEMS.name(item) if item in PROBLEMS else item  # with settings, the whole text
-    return type(item.problem if isinstance(item, Case) and item.problem is not None else item).__name__
+    item = item.problem if isinstance(item, Case) and item.problem is not None else item
+    given = getattr(item, "given", None)
+    return type(item).__name__ if given is None else f"posterior of {type(given.prior).__name__}"
 
 
 def _cases(

@@ -105,7 +105,7 @@ MIXED = ("wasserstein", "mode-weights", "mean", "covariance")
 
 def mixtures() -> None:
     """A ring in two dimensions of which one is measured, and random mixtures in 8 and 64 of which four are."""
-    for d, sigmas in ((2, (0.3, 0.1)), (8, (0.5, 0.1)), (64, (0.5, 0.1))):
+    for d, sigmas in ((2, (0.3, 0.1)), (8, (0.5, 0.1)), (64, (0.5,))):
         prior = problems.ring() if d == 2 else problems.random_mixture(d, 8)
         matrix = torch.tensor([[1.0, 0.3]]) if d == 2 else torch.eye(d)[:4]
         truth = prior.sample(1, torch.Generator().manual_seed(3), torch.float64)[0]
