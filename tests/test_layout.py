@@ -33,6 +33,7 @@ HOUSE = (
     "presets",
     "training",
     "plots",
+    "inverse",
     "analysis",
     "guidance",
     "sampling",

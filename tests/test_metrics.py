@@ -1,5 +1,6 @@
 """The distances of samples: against SciPy, closed forms and the laws they satisfy; the classifier by its accuracy."""
 
+import itertools
 import math
 
 import numpy as np
@@ -22,6 +23,8 @@ from scoresde.metrics import (
     sliced_wasserstein,
     sliced_wasserstein_estimate,
     train_classifier,
+    wasserstein,
+    wasserstein_estimate,
 )
 from scoresde.problems import gaussian
 
@@ -130,6 +133,28 @@ def test_sliced_wasserstein_on_a_line_is_that_of_scipy(n, m, seed):
     x, y = draw(seed, n, 1).round(decimals=1), 0.5 + 2 * draw(seed + 1, m, 1).round(decimals=1)  # with ties
     expected = stats.wasserstein_distance(x[:, 0], y[:, 0])
     assert sliced_wasserstein(x, y, 3, generator=directions()).item() == pytest.approx(expected, abs=1e-12)
+
+
+@given(st.integers(2, 6), st.integers(1, 3), SEEDS)
+def test_wasserstein_is_the_best_of_all_permutations(n, d, seed):
+    x, y = draw(seed, n, d), draw(seed + 1, n, d)
+    best = min(float((x - y[list(order)]).square().sum()) for order in itertools.permutations(range(n))) / n
+    found = wasserstein_estimate(x, y)
+    assert wasserstein(x, y).item() == found.value == pytest.approx(math.sqrt(best), abs=1e-12)
+    assert wasserstein(x, x[torch.randperm(n, generator=directions())]).item() == 0
+
+
+@given(st.integers(2, 60), SEEDS)
+def test_wasserstein_on_a_line_pairs_in_order(n, seed):
+    x, y = draw(seed, n, 1), 3 * draw(seed + 1, n, 1)
+    assert wasserstein(x, y).item() == pytest.approx(float((x.sort(0).values - y.sort(0).values).square().mean().sqrt()))
+
+
+def test_wasserstein_of_other_sizes_is_refused():
+    with pytest.raises(ValueError, match="of one size"):
+        wasserstein(torch.zeros(3, 1), torch.zeros(4, 1))
+    with pytest.raises(ValueError, match="at most 4,096"):
+        wasserstein(torch.zeros(5000, 1), torch.zeros(5000, 1))
 
 
 @given(SIZES, st.integers(1, 5), SEEDS)

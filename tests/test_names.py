@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import scoresde
-from scoresde import comparison, data, evaluation, models, objectives, presets, solvers, weights
+from scoresde import comparison, data, evaluation, inverse, models, objectives, presets, solvers, weights
 from scoresde.base.names import MOST_LISTED, Table, UnknownNameError
 from scoresde.base.settings import parse
 from scoresde.comparison.peers.modules import missing
@@ -244,6 +244,8 @@ def fit(**options: Any) -> object:
     )
 
 
+SEEN = inverse.Observation(inverse.Mask([True, False]), torch.tensor([1.0]), 0.1)
+
 DOORS: dict[str, list[Callable[[str], object]]] = {
     "solver": [
         lambda name: sample(solver=name),
@@ -291,6 +293,8 @@ DOORS: dict[str, list[Callable[[str], object]]] = {
     "preset": [presets.get],
     "config": [lambda name: weights.load("file.pt", name)],
     "extractor": [lambda name: evaluation.find_features(name)],
+    "method": [lambda name: inverse.METHODS[name](scoresde.problems.ring().model(scoresde.VP()), SEEN)],
+    "sampler": [lambda name: inverse.SAMPLERS[name](SEEN)],
 }
 """What takes the names of each table from a user."""
 

@@ -26,6 +26,7 @@ from scoresde import (
     solvers,
 )
 from scoresde.comparison import Bias, inject
+from scoresde.inverse import DDNM, Mask, Observation, PiGDM
 from scoresde.score import PREDICTIONS, Calls, Conditions, Parametrization, Shared, Transformed, Wrapper, target
 from scoresde.solvers import DRIVERS
 
@@ -113,7 +114,10 @@ WRAPPERS: dict[str, Callable[[ScoreModel], ScoreModel]] = {
     "energy": lambda m: guidance.Energy(m, lambda x0, shift: (x0 - shift).square().sum(1), 0.2, shares="shift"),
     "static threshold": lambda m: guidance.StaticThreshold(guidance.ClassifierFree(m, 2.0, {"shift": 0.0}), -0.5, 0.5),
     "dynamic threshold": lambda m: guidance.DynamicThreshold(guidance.ClassifierFree(m, 2.0, {"shift": 0.0}), 0.9, 0.5),
+    "conditioned": lambda m: PiGDM(m, SEEN),
+    "conditioned without gradients": lambda m: DDNM(m, SEEN),
 }
+SEEN = Observation(Mask([True, False]), torch.tensor([0.3], dtype=F64), 0.5)
 SHIFT = torch.tensor([[0.3], [-0.2], [0.1]], dtype=F64)
 
 

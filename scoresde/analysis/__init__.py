@@ -1,7 +1,8 @@
-"""Numerical analysis of solvers: the order they have, the linear map they are, the moments they produce, their stability."""
+"""Numerical analysis of solvers: the order they have, their linear map, the law they produce, their stability."""
 
 from scoresde.analysis.convergence import Convergence, Measurement, convergence
 from scoresde.analysis.fingerprint import Call, Difference, Fingerprint, Form, fingerprint, to_rows
+from scoresde.analysis.law import law
 from scoresde.analysis.moments import Moments, moments
 from scoresde.analysis.stability import growth, stability
 
@@ -16,6 +17,7 @@ __all__ = [
     "convergence",
     "fingerprint",
     "growth",
+    "law",
     "moments",
     "stability",
     "to_rows",

@@ -17,6 +17,7 @@ from scoresde.comparison.cases import Case
 from scoresde.comparison.measures import MEASURES, Measure, of_samples
 from scoresde.comparison.peers.modules import missing
 from scoresde.comparison.peers.samplers import PEERS
+from scoresde.inverse import Steered, steered
 from scoresde.score import Conditions
 from scoresde.solvers import PATHS, SOLVERS, FreshNoise, Path, Solver, get, make_path, sample_seeds
 from scoresde.solvers.path import ENDS, Spacing
@@ -90,6 +91,7 @@ class Arguments:
             whole("seed", seed, 0),
             end,
         )
+        made._refuse_methods_without_a_measurement()
         made._refuse_what_no_metric_applies_to()
         for (name, _), case in made.cases.items():
             made._probe(name, case)
@@ -123,6 +125,15 @@ class Arguments:
                     f"the model of {name} returned values that are not finite at t={t:.6g}, for a state of shape "
                     f"{tuple(x.shape)} and deviation {float(x.std()):.3g}; expected finite predictions: check it there"
                 )
+
+    def _refuse_methods_without_a_measurement(self) -> None:
+        for label, solver in self.solvers.items():
+            for (name, _), case in self.cases.items():
+                if isinstance(solver, Steered) and getattr(case.problem, "given", None) is None:
+                    raise ValueError(
+                        f"got the method {label!r} for inverse problems on {name}, which is no posterior; expected "
+                        "problem.posterior(operator, y, sigma), or the name \"measured: prior='ring', sigma=0.3\""
+                    )
 
     def _refuse_what_no_metric_applies_to(self) -> None:
         """Refuse a comparison of which no number would come."""
@@ -198,6 +209,9 @@ def _named(text: str) -> tuple[str, Solver]:
         return SOLVERS.name(text), get(text)
     if "/" in text and ":" not in text:
         return PEERS.name(text), PEERS[text]
+    method = steered(text)
+    if method is not None:
+        return method.name, method
     return text, get(text)  # with settings, or unknown
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.inverse import Steered
 from scoresde.solvers import FreshNoise, Path, RowSolver, Solver, evaluations
 
 __all__ = ["adaptive", "count", "ladder", "largest"]
@@ -28,7 +29,8 @@ def adaptive(solver: Solver) -> bool:
         >>> adaptive(solvers.rk45()), adaptive(solvers.heun())
         (True, False)
     """
-    return not isinstance(solver, RowSolver) and getattr(solver, "rtol", None) is not None
+    inner = solver.solver if isinstance(solver, Steered) else solver
+    return not isinstance(inner, RowSolver) and getattr(inner, "rtol", None) is not None
 
 
 def count(solver: Solver, path: Path) -> int:
@@ -99,4 +101,6 @@ def ladder(solver: Any, ratio: float = 10**0.25) -> Iterator[Any]:
     """``solver`` with ever smaller tolerances, from 10 to 1e-12, each ``ratio`` times smaller than the one before."""
     for i in range(int(13 / math.log10(ratio)) + 1):
         tolerance = 10 / ratio**i
-        yield dataclasses.replace(solver, rtol=tolerance, atol=tolerance)
+        inner: Any = solver.solver if isinstance(solver, Steered) else solver
+        tight = dataclasses.replace(inner, rtol=tolerance, atol=tolerance)
+        yield dataclasses.replace(solver, solver=tight) if isinstance(solver, Steered) else tight

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.inverse import Steered
 from scoresde.problems import PROBLEMS
 from scoresde.score import ScoreModel
 from scoresde.sde import VP, Chain, ChainSDE, GaussianSDE
 from scoresde.sde import names as sdes
+from scoresde.solvers import Solver
 
 __all__ = ["Case", "Processes", "gather"]
 
@@ -62,10 +64,9 @@ class Case:
         """The SDE of the model."""
         return self.model.sde
 
-    @property
-    def calls(self) -> int:
-        """How often a prediction of the model calls a network."""
-        return self.model.calls.forward
+    def on(self, solver: Solver) -> tuple[ScoreModel, Solver]:
+        """The model that ``solver`` samples and the solver itself: a method for inverse problems has its own of each."""
+        return solver.on(self.problem, self.sde) if isinstance(solver, Steered) else (self.model, solver)
 
     @property
     def device(self) -> torch.device:
@@ -154,7 +155,9 @@ def _called(sde: GaussianSDE | Chain) -> str:
 def _name(item: Any) -> str:
     if isinstance(item, str):
         return PROBLEMS.name(item) if item in PROBLEMS else item  # with settings, the whole text
-    return type(item.problem if isinstance(item, Case) and item.problem is not None else item).__name__
+    item = item.problem if isinstance(item, Case) and item.problem is not None else item
+    given = getattr(item, "given", None)
+    return type(item).__name__ if given is None else f"posterior of {type(given.prior).__name__}"
 
 
 def _cases(

@@ -236,6 +236,10 @@ def _sliced(run: Run) -> Estimate:
     return metrics.sliced_wasserstein_estimate(*_pair(run), generator=run.generator)
 
 
+def _wasserstein(run: Run) -> Estimate:
+    return metrics.wasserstein_estimate(*_pair(run))
+
+
 def _energy(run: Run) -> Estimate:
     return metrics.energy_estimate(*_pair(run))
 
@@ -280,6 +284,7 @@ _ALL = (
     Measure("mean", _needs("moments"), _mean, "distance of the mean from the true one, relative to the deviation"),
     Measure("covariance", _needs("moments"), _covariance, "distance of the second moments from the true ones, relative"),
     Measure("sliced-wasserstein", _needs("truth"), _sliced, "mean over directions of the Wasserstein distance of order 1"),
+    Measure("wasserstein", _needs("truth"), _wasserstein, "Wasserstein distance of order 2, by an optimal assignment"),
     Measure("energy", _needs("truth"), _energy, "energy distance, unbiased", "zero"),
     Measure("mmd", _needs("truth"), _mmd, "squared maximum mean discrepancy, Gaussian kernel, unbiased", "zero"),
     Measure("kid", _needs("truth"), _kid, "squared maximum mean discrepancy, cubic kernel, unbiased", "zero"),

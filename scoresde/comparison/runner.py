@@ -22,6 +22,7 @@ from scoresde.comparison.records import Record, Trace
 from scoresde.comparison.result import Comparison
 from scoresde.comparison.runs import Bench, Outcome
 from scoresde.comparison.store import Result, Store, StoreError, reserved
+from scoresde.inverse import Steered
 
 __all__ = ["BUDGETS", "OWN", "compare"]
 
@@ -55,13 +56,17 @@ def compare(
 
     A solver takes the largest number of steps whose evaluations, as counted, do not exceed the budget; one that chooses its
     own steps takes, of a ladder of tolerances, the one that comes closest to it. All of it is in float64. Those that draw
-    noise share one Brownian path per sample.
+    noise share one Brownian path per sample. An evaluation is a call of the network, forward or backward.
+
+    On a posterior, ``problem.posterior(operator, y, sigma)``, a solver is given the exact score of the posterior. A method
+    for inverse problems is given that of the prior, and the measurement: ``"tmpd + dpmpp-2m"``, ``"ddrm"``.
 
     Args:
         problem: a name of ``scoresde.problems.PROBLEMS``, a problem, a score model, a :class:`~scoresde.comparison.Case`;
             several of them in a list, or a mapping from the names they are to have.
         solvers: names (of ``scoresde.solvers.SOLVERS``, or of ``scoresde.comparison.PEERS``), solvers, or a mapping from
-            labels to either.
+            labels to either. On posteriors also a method of ``scoresde.inverse.METHODS``, a plus and the name of a solver,
+            or one of ``scoresde.inverse.SAMPLERS``.
         evaluations: the budgets.
         paths: names of ``scoresde.solvers.PATHS``, or spacing functions.
         metrics: names of ``scoresde.comparison.MEASURES``, or functions of the samples, or of the samples and exact ones,
@@ -153,8 +158,8 @@ def _groups(arguments: Arguments) -> list[_Group]:
                 groups.append(_Group(name, label, OWN, {}))
                 continue
             for path in arguments.paths:
-                key = (case.sde, case.calls, label, path)
-                if key not in planned:  # counted once, for all problems on an SDE
+                key = (case.sde, case.model.calls, label, path)
+                if isinstance(solver, Steered) or key not in planned:  # counted once, for all problems on an SDE
                     planned[key] = _plan(arguments, case, path, label)
                 groups.append(_Group(name, label, path, *planned[key]))
         _refuse_beyond_reach(name[0], [g for g in groups if g.case == name], arguments)
@@ -164,8 +169,9 @@ def _groups(arguments: Arguments) -> list[_Group]:
 def _plan(arguments: Arguments, case: Case, path: str, label: str) -> tuple[dict[int, tuple[int, int]], str]:
     make = functools.partial(arguments.path, case, path)
     try:
-        return budgets.largest(arguments.solvers[label], arguments.budgets, make, case.calls), ""
-    except ValueError as error:  # the solver refuses the path
+        model, solver = case.on(arguments.solvers[label])
+        return budgets.largest(solver, arguments.budgets, make, sum(model.calls)), ""
+    except ValueError as error:  # the solver refuses the path, or the method the measurement
         return {}, str(error)
 
 

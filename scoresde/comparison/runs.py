@@ -18,6 +18,7 @@ from scoresde.comparison.cases import Case
 from scoresde.comparison.measures import Measure, Run
 from scoresde.comparison.reference import flow_end
 from scoresde.comparison.store import Result
+from scoresde.inverse import Steered
 from scoresde.metrics import peak_memory
 from scoresde.sampling import Samples, sample
 from scoresde.solvers import BrownianNoise, Path, RowSolver, Solver, State, points
@@ -129,14 +130,19 @@ class Bench:
             return Outcome(None, error=_said(error))
         if not bool(torch.isfinite(found.x).all()):
             return Outcome(None, error=f"solver {solver.name!r} returned values that are not finite")
-        return Outcome(found.x, len(path), found.evaluations, found.seconds, memory, trace=trace if len(trace) > 2 else [])
+        calls = found.evaluations + found.backward
+        return Outcome(found.x, len(path), calls, found.seconds, memory, trace=trace if len(trace) > 2 else [])
 
     def _sample(self, solver: Solver, path: Path, callback: Callable[[State], None] | None) -> Samples:
         start, seeds = self._start
         # New for every run, so that none depends on which were before it.
-        noise = BrownianNoise(seeds, start.device, self._knots) if solver.stochastic else None
+        shares = solver.stochastic and not (
+            isinstance(solver, Steered) and solver.solver is None
+        )  # a sampler's noise is fresh
+        noise = BrownianNoise(seeds, start.device, self._knots) if shares else None
         given: dict[str, Any] = {"seed": seeds, "noise": noise, "conditions": self.case.conditions}
-        return sample(self.case.model, start, solver, path=path, progress=False, callback=callback, **given)
+        model, inner = self.case.on(solver)
+        return sample(model, start, inner, path=path, progress=False, callback=callback, **given)
 
     def climb(self, solver: Solver) -> list[Outcome]:
         """The runs of a solver that chooses its own steps, with ever smaller tolerances, as far as the budgets reach."""

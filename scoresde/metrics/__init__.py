@@ -29,6 +29,7 @@ from scoresde.metrics.kernels import (
     mmd_estimate,
 )
 from scoresde.metrics.sliced import sliced_wasserstein, sliced_wasserstein_estimate
+from scoresde.metrics.wasserstein import wasserstein, wasserstein_estimate
 
 __all__ = [
     "Classifier",
@@ -57,4 +58,6 @@ __all__ = [
     "sliced_wasserstein",
     "sliced_wasserstein_estimate",
     "train_classifier",
+    "wasserstein",
+    "wasserstein_estimate",
 ]

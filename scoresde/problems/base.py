@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from scoresde.base.shape import as_time, check_batch, expand
+from scoresde.problems.conditioning import Given
 from scoresde.score import ScoreModel
 from scoresde.sde import GaussianSDE, Time
 from scoresde.sde.chain import Chain
@@ -48,6 +49,9 @@ class Problem(ABC, Generic[T]):
     ``sample``, ``mean``, ``covariance`` and ``_posterior``. Results have the dtype and device of ``x`` and are
     differentiable in ``x`` and ``t``.
     """
+
+    given: Given | None = None
+    """Of a posterior, the prior, the measurement and the evidence; None for other problems."""
 
     _exact: T  # the parameters as _posterior needs them, on the host
     _cache: dict[tuple[torch.dtype | None, torch.device], T]  # copies that earlier calls needed
@@ -165,6 +169,33 @@ class Problem(ABC, Generic[T]):
             True
         """
         return ExactModel(self, sde)
+
+    def posterior(self, operator: Any, y: Any, sigma: float) -> Problem[Any]:
+        r"""Return the distribution of the data given the measurement :math:`y = A(x) + \sigma \epsilon`, a problem again.
+
+        It has an exact density, score and sampling. Its attribute ``given`` has the prior, the measurement and log p(y).
+
+        Args:
+            operator: A, a linear operator of :mod:`scoresde.inverse.operators` or a matrix, ``(measurements, d)``. An
+                :class:`Empirical` distribution on points takes any function of a batch of data.
+            y: one measurement.
+            sigma: the standard deviation of its noise, at least 0.
+
+        Raises:
+            TypeError: for something else than an operator.
+            ValueError: for a distribution without a posterior in closed form, an operator that is not linear, a measurement
+                of another shape or, with sigma = 0, one that the data cannot give.
+
+        Example:
+            >>> from scoresde.problems import Gaussian
+            >>> posterior = Gaussian([0.0, 0.0], 1.0).posterior([[1.0, 0.0]], [2.0], sigma=1.0)
+            >>> posterior.mean, posterior.covariance.diagonal()
+            (tensor([1., 0.], dtype=torch.float64), tensor([0.5000, 1.0000], dtype=torch.float64))
+        """
+        raise ValueError(
+            f"got {self!r}, which has no posterior in closed form; expected a Gaussian, GaussianMixture, LowRankMixture or "
+            "Empirical distribution"
+        )
 
     def fingerprint(self) -> str:
         """Return a hash of the kind and the parameters, which is equal for equal problems in every process.

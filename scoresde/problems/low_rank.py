@@ -24,6 +24,7 @@ from torch import Tensor
 
 from scoresde.base.numbers import whole
 from scoresde.problems.base import Posterior, Problem, draw, normal, normalised, parameter
+from scoresde.problems.mixture import GaussianMixture, given_measurement
 
 __all__ = ["LowRankMixture"]
 
@@ -128,6 +129,16 @@ class LowRankMixture(Problem[_Tables]):
         for i in range(components):  # one matrix per component, never one per sample
             x[k == i] += along[k == i] @ tables.directions[components + i * rank : components + (i + 1) * rank]
         return x.reshape(n, *self.event).to(dtype or torch.get_default_dtype())
+
+    def posterior(self, operator: Any, y: Any, sigma: float) -> GaussianMixture:
+        """Return the mixture given a linear measurement, with full covariances; the components keep their order.
+
+        See :meth:`scoresde.problems.Problem.posterior`.
+        """
+        isotropic = self._exact.noise.sqrt()[:, None, None] * torch.eye(len(self._exact.centre), dtype=torch.float64)
+        roots = torch.cat([self.factors, isotropic], 2)
+        means, weights = self.means.flatten(1), self._exact.log_weights
+        return given_measurement(GaussianMixture, self, means, roots, weights, operator, y, sigma)
 
     @property
     def _singular(self) -> bool:

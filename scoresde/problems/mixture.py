@@ -23,6 +23,7 @@ from torch import Tensor
 
 from scoresde.base.numbers import whole
 from scoresde.problems.base import Posterior, Problem, draw, normal, normalised, parameter, working_dtype
+from scoresde.problems.conditioning import Given, condition, matrix_of, measurement, reweighted
 
 __all__ = ["Gaussian", "GaussianMixture"]
 
@@ -123,6 +124,16 @@ class GaussianMixture(Problem[_Tables]):
                 x[k == i] += z[k == i] @ tables.basis[i].T
         return x.reshape(n, *self.event).to(dtype or torch.get_default_dtype())
 
+    def posterior(self, operator: Any, y: Any, sigma: float) -> GaussianMixture:
+        """Return the mixture given a linear measurement: every component updated, and weighted by its evidence.
+
+        The components keep their order. See :meth:`scoresde.problems.Problem.posterior`.
+        """
+        means, eigenvalues, basis, log_weights = self._exact
+        roots = torch.diag_embed(eigenvalues.sqrt()) if basis is None else basis * eigenvalues.sqrt()[:, None]
+        kind = Gaussian if isinstance(self, Gaussian) else GaussianMixture
+        return given_measurement(kind, self, means, roots, log_weights, operator, y, sigma)
+
     @property
     def _singular(self) -> bool:
         return bool((self._exact.eigenvalues == 0).any())
@@ -164,6 +175,61 @@ class Gaussian(GaussianMixture):
     def __init__(self, mean: Any, covariance: Any) -> None:
         mean, covariance = parameter(mean, "mean"), parameter(covariance, "covariance")
         super().__init__(mean[None], covariance if covariance.ndim == 0 else covariance[None])
+
+
+def given_measurement(
+    kind: type[GaussianMixture],
+    prior: Problem[Any],
+    means: Tensor,
+    roots: Tensor,
+    log_weights: Tensor,
+    operator: Any,
+    y: Any,
+    sigma: float,
+) -> GaussianMixture:
+    """Return the posterior of a mixture with components of ``means`` and covariances ``roots @ roots.mT``.
+
+    Args:
+        kind: the class of the result.
+        prior: the problem with these components.
+        means: shape ``(K, d)``; ``roots``: ``(K, d, r)``, or ``(1, d, r)`` for all; ``log_weights``: ``(K,)``.
+        operator, y, sigma: the measurement.
+    """
+    components, d = means.shape
+    if components * d * d > MOST:
+        raise ValueError(
+            f"got {prior!r}, whose posterior has {components} covariances of {d} x {d} numbers; expected at most "
+            f"{MOST:,} numbers in all: fewer components or dimensions, or Empirical(data, std=0), whose posterior is on "
+            "points"
+        )
+    matrix = matrix_of(operator, prior.event)
+    flat, rounding = measurement(y, len(matrix), sigma)
+    found = condition(means, roots, matrix, flat, sigma, rounding)
+    weights, log_evidence = reweighted(log_weights, found.log_evidence)
+    made = object.__new__(kind)
+    basis, lengths, _ = torch.linalg.svd(found.roots, full_matrices=True)
+    lengths = torch.where(lengths > d * torch.finfo(torch.float64).eps * lengths.amax(1, keepdim=True), lengths, 0.0)
+    eigenvalues, basis = _padded(lengths**2, d).expand(components, d), basis.expand(components, d, d)
+    tables = _Tables(found.means, eigenvalues, basis, weights.log())
+    covariances = (found.roots @ found.roots.mT).expand(components, d, d)
+    made._store(
+        tables,
+        means=found.means.reshape(components, *prior.event),
+        covariances=covariances,
+        weights=weights,
+        given=Given(prior, operator, flat, float(sigma), log_evidence),
+    )
+    return made
+
+
+MOST = 2**26
+"""The most numbers in the covariances of a posterior."""
+
+
+def _padded(values: Tensor, d: int) -> Tensor:
+    made = torch.zeros(len(values), d, dtype=torch.float64)
+    made[:, : values.shape[1]] = values[:, :d]
+    return made
 
 
 def _decompose(covariances: Tensor, means: Tensor) -> tuple[Tensor, Tensor | None]:

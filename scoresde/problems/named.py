@@ -1,4 +1,4 @@
-"""Problems by name; those that are not images have about unit variance per coordinate."""
+"""Problems by name; but for images and posteriors they have about unit variance per coordinate."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ __all__ = [
     "digits",
     "gaussian",
     "grid",
+    "measured",
     "moons",
     "ppca_digits",
     "random_mixture",
@@ -128,6 +129,34 @@ def random_mixture(d: int = 64, modes: int = 16, rank: int = 4, seed: int = 0, n
     return LowRankMixture(means, directions * ((0.5 - noise) * d * falling / falling.sum()).sqrt(), noise, weights)
 
 
+def measured(prior: str = "ring", numbers: int = 1, sigma: float = 0.3, seed: int = 0) -> Problem[Any]:
+    """Return the posterior of a named problem given noisy measurements of the first ``numbers`` numbers of a sample.
+
+    The sample and the noise are drawn with ``seed``. The result is itself a problem, on which solvers are compared with its
+    exact score and methods for inverse problems with that of the prior.
+
+    Args:
+        prior: the name of a mixture or an empirical distribution by name, with its settings: ``"ring: modes=4"``.
+        numbers: how many numbers of a flattened sample are measured.
+        sigma: the standard deviation of the noise.
+        seed: the seed of the sample and the noise.
+
+    Raises:
+        ValueError: for a problem without a posterior in closed form, and more numbers than a sample has.
+
+    Example:
+        >>> measured("gaussian", sigma=0.5).given.prior
+        Gaussian(components=1, event=(2,))
+    """
+    of = PROBLEMS.make(prior)
+    numbers = whole("numbers", numbers, 1, of.event.numel())
+    generator = torch.Generator().manual_seed(whole("seed", seed, 0))
+    sample = of.sample(1, generator, torch.float64).flatten()
+    noise = torch.randn(numbers, generator=generator, dtype=torch.float64)
+    matrix = torch.eye(of.event.numel(), dtype=torch.float64)[:numbers]
+    return of.posterior(matrix, sample[:numbers] + sigma * noise, sigma)
+
+
 def digits(std: float = 0.05) -> Empirical:
     """Return the empirical distribution of the 1797 images of :func:`scoresde.data.digits`, ``(1, 8, 8)`` in [-1, 1].
 
@@ -165,6 +194,7 @@ PROBLEMS: Table[Callable[..., Problem[Any]]] = Table(
         "spirals": spirals,
         "pinwheel": pinwheel,
         "rings": rings,
+        "measured": measured,
         "digits": digits,
         "ppca_digits": ppca_digits,
     },

@@ -52,8 +52,9 @@ class Driver(ABC):
         """
         if self.needs_linear_rows and not all(row.linear for row in rows):
             raise ValueError(
-                "got rows with Langevin corrections, whose step depends on the state, or with learned noise, so that driver "
-                f"{self.name!r} cannot run all steps at once; take driver='fast', or a solver whose rows are linear"
+                "got rows with Langevin corrections, whose step depends on the state, with learned noise or with a "
+                f"measurement, so that driver {self.name!r} cannot run all steps at once; take driver='fast', or a solver "
+                "whose rows are linear"
             )
         kinds = set() if self.takes_gradients else set(itertools.chain(*(map(type, row.coefficients) for row in rows)))
         if any(issubclass(kind, Tensor) for kind in kinds):
