@@ -154,6 +154,12 @@ def test_class_names_travel_from_folders_to_samples(tmp_path):
         assert np.allclose(x, expected.numpy(), atol=1e-5)
     done = invoke("sample", tmp_path / "run", "--label", "3", "--no-progress")
     assert done.exit_code == 2 and "got --label '3'; expected one of 1, 2, 10, or a number from 0 to 2" in done.stderr
+    call = ("compare", tmp_path / "run", "--solver", "ddim", "--evaluations", 3, "--metric", "rms", "-n", 4, "--no-progress")
+    done = invoke(*call, "--label", "10,2", "--out", tmp_path / "report")
+    assert done.exit_code == 0, done.output
+    assert "label: 2 (2), 10 (2)" in done.output and "label: 2 (2), 10 (2)" in (tmp_path / "report/table.md").read_text()
+    done = invoke("compare", "ring", "--label", "10", "--no-progress")
+    assert done.exit_code == 2 and "got --label 10 for problems, which have no classes" in done.stderr
 
 
 # What is opened ------------------------------------------------------------------------------------------------------

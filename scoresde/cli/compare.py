@@ -10,9 +10,9 @@ import typer
 import scoresde
 from scoresde.cli import options
 from scoresde.cli.errors import reported
-from scoresde.comparison import BUDGETS, DEFAULT_SOLVERS, Comparison, best_ratio, suite
+from scoresde.cli.source import Labels, chosen_labels, open_model
+from scoresde.comparison import BUDGETS, DEFAULT_SOLVERS, Case, Comparison, best_ratio, suite
 from scoresde.sde import names as sdes
-from scoresde.training.files import runs
 
 __all__ = ["compare"]
 
@@ -48,6 +48,7 @@ def compare(
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     end: options.End = "flow",
     shape: options.Shape = None,
+    label: Labels = None,
     peers: Annotated[
         bool, typer.Option("--peers", help="Also the samplers of k-diffusion, diffusers and torchsde.")
     ] = False,
@@ -64,7 +65,7 @@ def compare(
         arguments = suite(suite_name).arguments()
     else:
         arguments = {
-            **_compared(on or ["ring"], sde or ["vp"], shape),
+            **_compared(on or ["ring"], sde or ["vp"], shape, label, n),
             "solvers": _listed(solver),
             "evaluations": _numbers(evaluations),
             "paths": _listed(path),
@@ -77,11 +78,15 @@ def compare(
     _tell(found, out)
 
 
-def _compared(names: list[str], sde: list[str], shape: str | None) -> dict[str, Any]:
-    """The problems of these names or, where there is such a file or folder, the model in it."""
+def _compared(names: list[str], sde: list[str], shape: str | None, label: list[str] | None, n: int) -> dict[str, Any]:
+    """Return the problems of these names or, where there is such a file or folder, the model in it."""
     if len(names) == 1 and Path(names[0]).exists():
-        model, event = runs.open_run(Path(names[0]), options.parse_shape(shape))
-        return {"problem": {Path(names[0]).name: model}, "shape": event}
+        model, event, classes = open_model(Path(names[0]), shape)
+        labels = chosen_labels(label, model, classes)
+        conditions = {} if labels is None else {"label": [labels[i % len(labels)] for i in range(n)]}
+        return {"problem": {Path(names[0]).name: Case(model, event, conditions=conditions, classes=classes)}}
+    if label:
+        raise ValueError(f"got --label {','.join(label)} for problems, which have no classes; expected a run folder")
     return {"problem": names, "sde": sde}
 
 

@@ -38,6 +38,7 @@ class Case:
         n: the number of samples, where it is not that of the comparison.
         conditions: what the network is told beside the state and the time, as for :func:`scoresde.sample`: an entry for each
             sample of the comparison where there is one per sample.
+        classes: the names of the labels, by which reports call them.
 
     Example:
         >>> from scoresde import EDM, problems
@@ -51,6 +52,7 @@ class Case:
     truth: Tensor | None = None
     n: int | None = None
     conditions: Mapping[str, Any] = field(default_factory=dict)
+    classes: Sequence[str] = ()
 
     @classmethod
     def of(cls, problem: Any, sde: GaussianSDE | Chain | None = None, n: int | None = None) -> Case:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from scoresde.base.version import __version__
@@ -38,6 +41,21 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _condition(value: Any, classes: Sequence[str]) -> str:
+    """Describe a condition: its whole numbers with their counts, by the names of the classes where these are known.
+
+    Example:
+        >>> _condition([0, 1, 0], ["cat", "dog"]), _condition(torch.ones(3, 8), ())
+        ('cat (2), dog (1)', 'float32 of shape (3, 8)')
+    """
+    found = np.atleast_1d(value.cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value))
+    if found.ndim > 1 or found.dtype.kind not in "iub":
+        return f"{found.dtype} of shape {found.shape}" if found.dtype != object else type(value).__name__
+    called = {k: classes[k] if 0 <= k < len(classes) else str(k) for k in map(int, found)}
+    counts = Counter(map(int, found))
+    return ", ".join(f"{called[k]} ({counts[k]})" if len(found) > 1 else called[k] for k in sorted(called))
+
+
 def about(arguments: Arguments, peers: bool) -> dict[str, Any]:
     """The description of a comparison: see :class:`~scoresde.comparison.Comparison`."""
     problems: dict[str, dict[str, Any]] = {}
@@ -45,7 +63,7 @@ def about(arguments: Arguments, peers: bool) -> dict[str, Any]:
         told = {"problem": repr(case.problem), "event": list(case.event), "n": case.n or arguments.n, "sdes": {}}
         problems.setdefault(name, told)["sdes"][sde] = repr(case.sde)
         if case.conditions:
-            told["conditions"] = sorted(case.conditions)
+            told["conditions"] = {name: _condition(v, case.classes) for name, v in sorted(case.conditions.items())}
     return {
         "versions": versions(),
         "seed": arguments.seed,

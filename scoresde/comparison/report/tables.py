@@ -98,6 +98,7 @@ def _table(comparison: Records, records: Sequence[Record]) -> str:
     out = [
         f"### {_escaped(titles(comparison)[panel])}: {_escaped(metric)}",
         "",
+        *_conditions(comparison, records[0].problem),
         f"| solver | {' | '.join(map(str, columns))} |",
         "|---" + "|---:" * len(columns) + "|",
     ]
@@ -106,6 +107,15 @@ def _table(comparison: Records, records: Sequence[Record]) -> str:
         out.append(f"| {_escaped(name)} | {' | '.join(entries)} |")
     out += ["", *(f"({i}) {_escaped(why)}  " for why, i in notes.items()), *([""] if notes else [])]
     return "\n".join(out)
+
+
+def _conditions(comparison: Records, problem: str) -> list[str]:
+    """Return a line with the values on which the model was conditioned, and an empty one, where there are any."""
+    told = comparison.about.get("problems", {}).get(problem, {})
+    conditions = told.get("conditions") if isinstance(told, dict) else None
+    if not isinstance(conditions, dict):
+        return []
+    return ["; ".join(f"{_escaped(str(name))}: {_escaped(str(value))}" for name, value in conditions.items()), ""]
 
 
 def _finite(record: Record | None) -> bool:
