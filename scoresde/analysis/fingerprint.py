@@ -109,10 +109,11 @@ class Fingerprint:
     end: Form
 
     def differences(self, other: Fingerprint, tolerance: float = 1e-10) -> list[Difference]:
-        """Return the coefficients in which two samplers differ by more than a relative ``tolerance``, first ones first.
+        """Return the coefficients in which two samplers differ by more than a relative ``tolerance``.
 
-        The first entry locates the error: the update after evaluation k - 1 made the state at "evaluation k". Later entries
-        may be consequences of it. If the list is empty, the two samplers are the same up to the tolerance.
+        They are in the order of the evaluations. The first entry locates the error: the update after evaluation k - 1 made
+        the state at "evaluation k". Later entries may be consequences of it. If the list is empty, the two samplers are the
+        same up to the tolerance.
         """
         if len(self.calls) != len(other.calls):
             return [Difference("sampler", "evaluations", len(self.calls), len(other.calls))]

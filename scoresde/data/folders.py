@@ -78,6 +78,14 @@ def image_names(folder: Path) -> tuple[str, ...]:
 
     Raises:
         ValueError: for a name that is not text in UTF-8, and for the reasons of :func:`file_names`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("owl.png", "notes.txt"):
+        ...         Path(folder, name).touch()
+        ...     image_names(Path(folder))
+        ('owl.png',)
     """
     from PIL import Image
 
@@ -107,6 +115,14 @@ def open_folder(folder: Path, split: str | None = None, **options: Any) -> Image
     Raises:
         ValueError: for a folder without images, an unknown part, several parts without ``split``, and images that
             :class:`Images` refuses.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (8, 6)).save(f"{folder}/owl.png")
+        ...     open_folder(Path(folder)).event
+        (3, 6, 8)
     """
     names = image_names(folder)
     if not names:

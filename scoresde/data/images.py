@@ -43,11 +43,17 @@ class Sources(Protocol):
 
     def __len__(self) -> int: ...
 
-    def name(self, i: int) -> str: ...
+    def name(self, i: int) -> str:
+        """Return the name of image ``i``, for messages."""
+        ...
 
-    def size(self, i: int) -> int: ...
+    def size(self, i: int) -> int:
+        """Return the size of image ``i`` in bytes."""
+        ...
 
-    def open(self, i: int) -> IO[bytes]: ...
+    def open(self, i: int) -> IO[bytes]:
+        """Open the encoded image ``i`` as a file."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -180,6 +186,14 @@ class Images(Dataset):
     Raises:
         ValueError: for files that cannot be read, images of several sizes without ``size``, images smaller than ``size`` and
             images of more than 8 bits. The message names files and says what to do.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("L", (8, 6)).save(f"{folder}/owl.png")
+        ...     Images(Files(Path(folder), ("owl.png",)), folder, size=4).samples([0]).shape
+        torch.Size([1, 1, 4, 4])
     """
 
     sources: Sources

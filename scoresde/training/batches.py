@@ -25,7 +25,9 @@ _ALL = slice(None)
 class Samplable(Protocol):
     """A distribution: anything with ``sample(n, generator) -> (n, *event)``."""
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor: ...
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw ``n`` samples, shape ``(n, *event)``."""
+        ...
 
 
 @runtime_checkable
@@ -34,9 +36,13 @@ class Indexed(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def batch(self, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the samples at ``indices`` and their conditions."""
+        ...
 
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Return a short text that identifies the data."""
+        ...
 
 
 def _derive(seed: int, stream: str, index: int) -> int:

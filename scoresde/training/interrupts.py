@@ -19,6 +19,11 @@ def interrupts(patient: bool = False) -> Iterator[Callable[[], bool]]:
     started, which receives one Ctrl-C twice, from the terminal and from the launcher. The scheduler of a cluster sends
     SIGTERM before it kills. Only the main thread receives signals. A signal that is ignored, or handled outside Python,
     stays so.
+
+    Example:
+        >>> with interrupts() as interrupted:
+        ...     interrupted()
+        False
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

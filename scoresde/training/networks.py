@@ -117,6 +117,12 @@ def network(
     Raises:
         ValueError: for an unknown name or argument, with the nearest ones; for samples that are not images; for classes or
             augmentation if the network takes no such condition.
+
+    Example:
+        >>> from scoresde import VP
+        >>> with torch.device("meta"):  # without memory
+        ...     network("ddpmpp-cifar10: dropout=0.2", (3, 32, 32), VP(), "eps").config["dropout"]
+        0.2
     """
     name, changes = parse(text)
     if len(event) != 3:
@@ -141,8 +147,8 @@ def _time(made: GaussianSDE | Chain, predicts: str) -> dict[str, float]:
     r"""Return ``time_scale`` and ``time_shift``, with which a published network gets the times that it was made for.
 
     A network on a chain gets the step. On a VE SDE it gets :math:`\log(\sigma / 2)`, with :math:`\sigma` for data in
-    [-1, 1], which is linear in t. With EDM's preconditioning the score model provides the time itself. On every other SDE
-    the network gets 999 t.
+    [-1, 1], which is linear in t. On EDM, and with EDM's preconditioning, the score model provides the time itself. On
+    every other SDE the network gets 999 t.
     """
     if isinstance(made, Chain | EDM) or predicts == "edm":
         return {}

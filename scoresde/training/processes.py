@@ -15,7 +15,12 @@ __all__ = ["Processes", "launched"]
 
 @dataclass(frozen=True)
 class Processes:
-    """A process of a training: number ``rank``, from 0, of ``count`` processes, which works on ``device``."""
+    """A process of a training: number ``rank``, from 0, of ``count`` processes, which works on ``device``.
+
+    Example:
+        >>> Processes(torch.device("cpu"), rank=1, count=2).share(5)
+        slice(2, 5, None)
+    """
 
     device: torch.device
     rank: int = 0

@@ -50,7 +50,7 @@ _PATIENCE = 20  # so many batches in a row without a finite loss end a training:
 
 
 class Trainer:
-    r"""Training of the network of a score model, in place, with clipped gradients and averaged weights.
+    r"""A trainer, which fits the network of a score model in place, with clipped gradients and averaged weights.
 
     ``accelerate launch`` and ``torchrun`` start several processes. Each works on its share of every batch, and their
     gradients are added. ``batch_size`` counts the samples of all processes together. The weights equal those of one process

@@ -91,7 +91,12 @@ def _model_folder(folder: Path) -> Path | None:
 
 
 def recognizes(folder: Path) -> bool:
-    """Return whether a folder contains a model of diffusers, that is, a ``config.json`` in it or in its folder ``unet``."""
+    """Return whether a folder contains a model of diffusers, that is, a ``config.json`` in it or in its folder ``unet``.
+
+    Example:
+        >>> recognizes(Path("no-such-folder"))
+        False
+    """
     return _model_folder(folder) is not None
 
 
@@ -145,7 +150,10 @@ def _build(
     sde, predicts, told = process(schedule, config.center_input_sample, str(scheduler))
     arguments = network(config, str(place / "config.json"))
     if config.layers_per_block > len(tensors) or len(config.block_out_channels) > len(tensors):
-        raise WeightsError(f"{place / 'config.json'} has more layers than {file} has tensors, {len(tensors)}")
+        raise WeightsError(
+            f"{place / 'config.json'} has more layers than {file} has tensors, {len(tensors)}; "
+            "expected the configuration of these weights"
+        )
     fourier = arguments["time"] == "fourier"
     if fourier != isinstance(sde, VE):
         raise WeightsError(

@@ -54,7 +54,12 @@ def recognizes(tensors: Iterable[str]) -> bool:
 
 
 def names(net: DiT) -> dict[str, str]:
-    """Return the published name of each tensor of ``net``, by its name here."""
+    """Return the published name of each tensor of ``net``, by its name here.
+
+    Example:
+        >>> names(DiT(1, 4, 2, width=8, depth=1, heads=1))["stem.weight"]
+        'x_embedder.proj.weight'
+    """
     found = {}
     for key in net.state_dict():
         layer, _, parameter = key.rpartition(".")

@@ -155,7 +155,10 @@ def _header(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any], di
         )
     told, sums = metadata[_KEY], metadata.get(_SUMS, "")
     if metadata.get(_WHOLE) != _of_header(told, sums):
-        raise CheckpointError(f"{path} has a damaged header: its description is not the one that was written")
+        raise CheckpointError(
+            f"{path} has a damaged header: its description is not the one that was written; take an older "
+            "checkpoint, or a copy"
+        )
     return check(description, path), json.loads(sums)
 
 
@@ -270,7 +273,9 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: str | os.PathLi
         listed = (("lacks", missing), ("also holds", surplus), ("has in another shape", shapes))
         kind = type(module.net if isinstance(module, ScoreModel) else module).__name__
         problems = "; it ".join(f"{what} {_some(names)}" for what, names in listed if names)
-        raise CheckpointError(f"{path} is of another architecture than this {kind}: it {problems}")
+        raise CheckpointError(
+            f"{path} is of another architecture than this {kind}: it {problems}; take the one that it was saved with"
+        )
     module.load_state_dict({name: tensors[plain] for name, plain in names.items()}, assign=assign)
 
 

@@ -45,7 +45,14 @@ class Log:
         columns: the names of the columns, the step first.
         step: the last step whose lines are kept; 0 starts an empty log.
 
-    Example: :func:`read_log` has one.
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log = Log(f"{folder}/log.csv", ["step", "loss"])
+        ...     log.write({"step": 1, "loss": 0.5})
+        ...     log.close()
+        ...     Path(folder, "log.csv").read_text().split()
+        ['step,loss', '1,0.5']
     """
 
     def __init__(self, path: str | os.PathLike[str], columns: Sequence[str], step: int = 0) -> None:

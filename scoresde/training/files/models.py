@@ -128,7 +128,14 @@ def load(
         CheckpointError: if the file is missing, truncated, damaged, foreign or of another architecture or SDE, or if one of
             ``net``, ``model``, ``sde``, ``time`` is needed and not given.
 
-    Example: :func:`save` has one.
+    Example:
+        >>> import tempfile
+        >>> from scoresde import VP
+        >>> from scoresde.models import MLP
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(ScoreModel(MLP(2), VP(), "v"), f"{folder}/model.safetensors")
+        ...     load(f"{folder}/model.safetensors").predicts
+        'v'
     """
     path = in_run(path)
     if net is None and sde is None and time is None and model is None and weights_of_others.recognizes(path):

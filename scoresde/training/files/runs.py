@@ -40,7 +40,12 @@ def open_run(where: str | os.PathLike[str], event: Sequence[int] | None = None) 
 
 
 def class_names(where: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Return the names of the classes that a run was trained on, in the order of their labels; empty if there are none."""
+    """Return the names of the classes that a run was trained on, in the order of their labels; empty if there are none.
+
+    Example:
+        >>> class_names("no-such-run")
+        ()
+    """
     try:
         return tuple(read(in_run(where), ()).description.get("classes", ()))
     except CheckpointError:

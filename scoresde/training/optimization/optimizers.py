@@ -145,6 +145,14 @@ def state(optimizer: Optimizer) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: if the state contains anything but tensors and numbers.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(1))
+        >>> optimizer = torch.optim.SGD([weight], momentum=0.9)
+        >>> weight.sum().backward()
+        >>> optimizer.step()
+        >>> state(optimizer)["optimizer.0.momentum_buffer"]
+        tensor([1.])
     """
     found = {}
     for name, value in _entries(optimizer):

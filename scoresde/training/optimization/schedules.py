@@ -22,12 +22,19 @@ class Schedule(Protocol):
     suitable one.
     """
 
-    def factor(self, step: int) -> float: ...
+    def factor(self, step: int) -> float:
+        """Return the factor of the learning rate after ``step`` steps."""
+        ...
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A constant learning rate."""
+    """A constant learning rate.
+
+    Example:
+        >>> Constant().factor(1000)
+        1.0
+    """
 
     def factor(self, step: int) -> float:
         """Return 1."""
@@ -117,7 +124,7 @@ class InverseSqrt:
 
 @dataclass(frozen=True)
 class StepDecay:
-    """A step decay: the factor is multiplied by ``by`` after every ``every`` steps.
+    """A step decay: the factor is multiplied by ``by`` once in ``every`` steps.
 
     Raises:
         ValueError: for an ``every`` of less than 1, or a ``by`` outside of [0, 1].
