@@ -113,5 +113,5 @@ def test_what_is_drawn_is_a_function_of_the_generator_and_rows_can_be_shared():
 def test_what_cannot_be_augmented_is_refused():
     with pytest.raises(ValueError, match=r"got p=1.5 .* expected probabilities between 0 and 1"):
         Augmentation(1.5)
-    with pytest.raises(ValueError, match=r"got samples of shape \(3, 2\) .* expected images \(n, c, h, w\)"):
+    with pytest.raises(ValueError, match=r"got samples of shape \(3, 2\) .* expected images of shape \(n, c, h, w\)"):
         Augmentation()(torch.zeros(3, 2), torch.Generator())

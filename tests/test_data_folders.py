@@ -68,7 +68,7 @@ def test_natural_order_is_an_order_of_all_names(values, among):
         ([0.0, 1.0], None, "labels of dtype torch.float32"),
         ([True, False], None, "labels of dtype torch.bool"),
         ([0], None, r"labels of shape \(1,\) for 2 samples"),
-        (["a", "b"], ("a", "b"), "no array of whole numbers"),
+        (["a", "b"], ("a", "b"), "not an array of whole numbers"),
     ],
 )
 def test_labels_that_are_none_are_refused(labels, classes, sentence):
@@ -90,7 +90,9 @@ def test_labels_of_any_integer_type_are_kept_as_int64(labels):
 def test_train_and_val_are_parts_and_not_classes(tmp_path):
     for name in ("train/owl/a.png", "train/cat/a.png", "train/dog/a.png", "val/owl/a.png", "val/cat/a.png"):
         image(tmp_path / name)
-    with pytest.raises(ValueError, match=r"has the parts train, val; expected to be told which: split='train', or .*:train"):
+    with pytest.raises(
+        ValueError, match=r"has the parts train, val; expected the name of one: pass split='train', or .*:train"
+    ):
         data.open(tmp_path)
     for train in (data.open(tmp_path, split="train"), data.open(f"{tmp_path}:train"), data.open(tmp_path, split="TRAIN")):
         assert train.classes == ("cat", "dog", "owl") and files(train) == [f"train/{c}/a.png" for c in train.classes]
@@ -203,9 +205,9 @@ def test_a_folder_called_like_an_image_is_a_folder(tmp_path):
 @pytest.mark.parametrize("name", ["a.mp4", "a.MOV", "a.mpg", "a.webm"])
 def test_videos_are_named_and_not_left_out_in_silence(tmp_path, name):
     (tmp_path / name).write_bytes(b"\0\0\0\x20ftypisom")
-    with pytest.raises(ValueError, match=f"cannot read .*{name}.*it is a video, of which frames"):
+    with pytest.raises(ValueError, match=f"cannot read .*{name}.*it is a video; save its frames"):
         data.open(tmp_path)
-    with pytest.raises(ValueError, match=r"is a video|of no known kind|cannot read"):
+    with pytest.raises(ValueError, match=r"is a video|of an unknown kind|cannot read"):
         data.open(tmp_path / name)
     image(tmp_path / "b.png")
     with pytest.raises(ValueError, match=f"{name}.*it is a video"):
@@ -228,7 +230,7 @@ def test_names_that_are_no_text_are_told_by_their_bytes(tmp_path):
         os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff.png")
     except OSError:
         pytest.skip("a file system whose names are text")
-    with pytest.raises(ValueError, match=r"no text in UTF-8: b'\\xff.png'; rename it") as error:
+    with pytest.raises(ValueError, match=r"not text in UTF-8: b'\\xff.png'; rename it") as error:
         data.open(tmp_path)
     str(error.value).encode()
 

@@ -139,7 +139,7 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_written(model, tmp_p
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        (lambda file, whole: file.write_bytes(b""), "not that of an .npy file"),
+        (lambda file, whole: file.write_bytes(b""), "not start with the header of an .npy file"),
         (lambda file, whole: file.write_bytes(file.read_bytes()[:-1]), "float32 of shape"),
         (lambda file, whole: np.save(file, whole.astype(np.float64)), "float64 of shape"),
         (lambda file, whole: np.save(file, whole[:, :1]), r"of shape \(4, 1\); expected float32 of shape \(4, 2\)"),

@@ -144,7 +144,7 @@ def test_where_the_first_process_cannot_write_all_stop(tmp_path: Path) -> None:
             p.kill()
             p.communicate()
     assert said[0] == "2 OSError [Errno 28] No space left on device"
-    assert said[1] == "2 RuntimeError the first process failed after step 2, and says why"
+    assert said[1] == "2 RuntimeError the first process failed after step 2; read its error"
     assert not (tmp_path / "run").exists()
 
 

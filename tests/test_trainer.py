@@ -510,7 +510,7 @@ def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
         ({"precision": "fp8"}, "got precision 'fp8'; expected one of fp32, bf16, fp16"),
         ({"nonfinite": "ignore"}, "got nonfinite='ignore'; expected one of stop, skip"),
         ({"accumulate": 0}, "got accumulate=0; expected a whole number of at least 1"),
-        ({"averages": [0.9, 0.9]}, "got the averages exponential-0.9, exponential-0.9; expected each once"),
+        ({"averages": [0.9, 0.9]}, "got the averages exponential-0.9, exponential-0.9; expected each average once"),
         ({"averages": ["power-0.5"]}, "got sigma_rel=0.5; expected more than 0 and less than 12"),
         (
             {"averages": ["powr-0.1"]},

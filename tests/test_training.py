@@ -400,12 +400,12 @@ def test_load_asks_for_what_a_file_cannot_hold(tmp_path: Path) -> None:
     own = FunctionSDE(lambda t: 0 * t, torch.log, t_max=2.0)
     model = ScoreModel(nn.Linear(2, 2), own, time=torch.log)
     save(model, tmp_path / "model")
-    with pytest.raises(CheckpointError, match=r"a function of its own for the time; pass it as time=\.\."):
+    with pytest.raises(CheckpointError, match=r"gets a function of t of your own; pass it: load\(\.\., time=\.\.\)"):
         load(tmp_path / "model")
     with pytest.raises(CheckpointError, match=r"linear.Linear, which scoresde cannot build; pass one as net=\.\."):
         load(tmp_path / "model", time=torch.log, sde=own)
     with pytest.raises(
-        CheckpointError, match=r"under FunctionSDE, an SDE of your own, .* load\(\.\., sde=FunctionSDE\(\.\.\)\)"
+        CheckpointError, match=r"under FunctionSDE, an SDE of your own; .* load\(\.\., sde=FunctionSDE\(\.\.\)\)"
     ):
         load(tmp_path / "model", nn.Linear(2, 2), time=torch.log)
     loaded = load(tmp_path / "model", nn.Linear(2, 2), time=torch.log, sde=own)
@@ -416,7 +416,7 @@ def test_load_asks_for_what_a_file_cannot_hold(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sde": VE()}, "another model than the one asked for: process.beta_max=20.0"),
+        ({"sde": VE()}, "another model than the given parts make: process.beta_max=20.0"),
         ({"sde": VP(beta_max=3.0)}, r"process.beta_max=20.0 \(here 3.0\)"),
         ({"net": nn.Linear(2, 2)}, "net.type='MLP'"),
         ({"net": mlp(dropout=0.5)}, r"net.config.dropout=0.0 \(here 0.5\)"),
@@ -512,7 +512,7 @@ def test_foreign_files_are_refused(what: str, message: str, tmp_path: Path) -> N
 
 
 def test_only_tensors_are_saved(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"only a torch.nn.Module has weights to save"):
+    with pytest.raises(CheckpointError, match=r"expected a torch.nn.Module, which has weights to save"):
         save(exact(VP()), tmp_path / "model")
 
     class Extra(nn.Linear):
@@ -601,9 +601,9 @@ def test_progress_shows_loss_and_rate(capsys: pytest.CaptureFixture[str]) -> Non
         ({"data": torch.full((3, 2), torch.nan)}, "got data that are not all finite"),
         ({"data": [1.0, 2.0]}, "got data of type list; expected a tensor"),
         ({"data": torch.ones(3, 2), "conditions": {"label": torch.ones(2)}}, "got condition 'label' of shape"),
-        ({"conditions": {"label": torch.ones(2)}}, "they belong to the samples of a tensor"),
+        ({"conditions": {"label": torch.ones(2)}}, "expected conditions only with a tensor"),
         ({"model": exact(VP())}, "no parameters to train; expected a torch.nn.Module"),
-        ({"out": "."}, "got the folder . for a checkpoint; expected the name of a file"),
+        ({"out": "."}, "got the folder . for a checkpoint; expected the path of a file"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:

@@ -129,7 +129,7 @@ def test_a_setting_may_change_where_that_is_said(tmp_path: Path) -> None:
     assert steps_in(tmp_path / "checkpoints") == [4, 6, 8], "it is the same run still"
     with pytest.raises(CheckpointError, match=r"training.seed=0 \(here 1\)"):
         trainer(lr=0.01, seed=1, accept=["lr"], **options)
-    with pytest.raises(ValueError, match=r"got accept='lr'; expected several names: accept=\('lr',\)"):
+    with pytest.raises(ValueError, match=r"got accept='lr'; expected a sequence of names: pass accept=\('lr',\)"):
         trainer(accept="lr", **options)
 
 
@@ -265,7 +265,7 @@ def test_output_among_the_data_is_refused(tmp_path: Path) -> None:
     images = data.open(folder)
     model = ScoreModel(UNet(1, 8, (1,), lean=True), VP())
     for source in (images, data.Flipped(images)):
-        with pytest.raises(ValueError, match=r"to write to, inside the folder .*data of the data; expected a place outside"):
+        with pytest.raises(ValueError, match=r"to write to, inside the folder .*data of the data; expected a path outside"):
             Trainer(model, source, **divided({"out": folder / "run" / "m.safetensors", "progress": False}))
     run = ["train", "--data", str(folder), "--steps", "1", "--width", "4", "--no-progress", "--out"]
     refused = CliRunner().invoke(app, [*run, str(folder / "run")])

@@ -46,7 +46,7 @@ def test_a_training_resumes_under_its_own_sde_alone(make: Any, tmp_path: Path) -
     fit(small(make(1.0)), POINTS, steps=1, out=out, **USUAL)
     assert len(fit(small(make(1.0)), POINTS, steps=2, out=out, **USUAL).history) == 2
     before = out.read_bytes()
-    with pytest.raises(CheckpointError, match=r"another training: the code of process, or what it holds"):
+    with pytest.raises(CheckpointError, match=r"another training: the code or the settings of process"):
         fit(small(make(1.5)), POINTS, steps=3, out=out, **USUAL)
     with pytest.raises(CheckpointError, match=r"belongs to another training"):
         fit(small(VP()), POINTS, steps=3, out=out, **USUAL)
@@ -74,7 +74,7 @@ fit(ScoreModel(MLP(2, hidden=(8,)), sde, "v"), points, steps=steps, out=out, bat
     for steps in (1, 2):
         done = run(1.0, steps)
         assert done.returncode == 0, done.stderr
-    assert "belongs to another training: the code of process" in run(2.0, 3).stderr
+    assert "belongs to another training: the code or the settings of process" in run(2.0, 3).stderr
 
 
 def test_a_training_resumes_on_its_own_distribution_and_objective_alone(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_training_resumes_with_its_own_network_alone(tmp_path: Path) -> None:
     out = tmp_path / "run"
     for steps in (1, 2):
         fit(ScoreModel(Scaled(1.0), VP()), POINTS, steps=steps, out=out, **USUAL)
-    with pytest.raises(CheckpointError, match=r"another training: the code of net, or what it holds"):
+    with pytest.raises(CheckpointError, match=r"another training: the code or the settings of net"):
         fit(ScoreModel(Scaled(2.0), VP()), POINTS, steps=3, out=out, **USUAL)
 
 
@@ -129,7 +129,7 @@ def test_a_model_under_an_sde_of_ones_own_is_loaded_with_it_alone(make: Any, tmp
     model = small(make(1.0))
     save(model, tmp_path / "model")
     name = type(model.sde).__name__
-    with pytest.raises(CheckpointError, match=rf"under {name}, an SDE of your own, .*pass it when loading.*sde={name}\("):
+    with pytest.raises(CheckpointError, match=rf"under {name}, an SDE of your own; .*pass the SDE.*sde={name}\("):
         load(tmp_path / "model")
     loaded, x = load(tmp_path / "model", sde=make(1.0)), torch.ones(3, 2)
     assert torch.equal(loaded.score(x, 0.5), model.eval().score(x, 0.5))

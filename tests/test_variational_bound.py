@@ -150,7 +150,7 @@ def test_who_cannot_have_a_learned_variance_says_so() -> None:
     times = torch.tensor([0.9, 0.5, 0.1], dtype=D, requires_grad=True)
     with pytest.raises(ValueError, match="gradients for a solver with a learned variance"):
         sample(both, torch.ones(2, 2, dtype=D), solvers.ddpm("learned"), path=times, driver="differentiable", progress=False)
-    with pytest.raises(ValueError, match="learned noise, which only a model knows"):
+    with pytest.raises(ValueError, match="a learned variance, which depends on the model"):
         solvers_moments(path)
     with pytest.raises(ValueError, match="expected 'lower', 'upper', 'learned' or a number"):
         solvers.ancestral("larned")

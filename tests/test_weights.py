@@ -379,7 +379,7 @@ def test_averages_without_names_get_them(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert torch.equal(averaged.embedding.features.frequencies, last.embedding.features.frequencies)
     content["ema"]["shadow_params"].pop()  # type: ignore[index]
     torch.save(content, tmp_path / "short.pth")
-    with pytest.raises(WeightsError, match="trained tensors; pass ema=False to do without"):
+    with pytest.raises(WeightsError, match="trained tensors; expected one for each: pass ema=False"):
         weights.load(tmp_path / "short.pth")
 
 
@@ -390,7 +390,7 @@ def test_a_name_of_a_file_decides_between_equals(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(weights, "PUBLISHED", Table("config", "scoresde.weights.PUBLISHED", entries))
     assert isinstance(weights.load(as_file(state, tmp_path / "two.pt")).sde, SubVP)
     assert isinstance(weights.load(as_file(state, tmp_path / "two.pt"), "vp/one").sde, VP)
-    with pytest.raises(WeightsError, match="has the tensors of vp/one, subvp/two; pass the one it is as config="):
+    with pytest.raises(WeightsError, match="has the tensors of vp/one, subvp/two; expected only one match: pass config="):
         weights.load(as_file(state, tmp_path / "three.pt"))
     again = dataclasses.replace(published, config={**published.config, "dropout": 0.4})
     patched(monkeypatch, one=published, again=again)  # which differ in nothing that matters
@@ -514,11 +514,11 @@ def test_the_presets_are_known_by_their_shapes(name: str) -> None:
         (lambda s: s.update(pos_embed=torch.rand(16, 128)), "of another number of axes"),
         (
             lambda s: s.update(pos_embed=torch.rand(1, 15, 128)),
-            "pos_embed of shape|another pos_embed than a DiT, for which it is sines",
+            "pos_embed of shape|a pos_embed that is not a DiT's; expected sines",
         ),
         (
             lambda s: s.update(pos_embed=torch.rand(1, 16, 128)),
-            "pos_embed of shape|another pos_embed than a DiT, for which it is sines",
+            "pos_embed of shape|a pos_embed that is not a DiT's; expected sines",
         ),
         (
             lambda s: s.update({"t_embedder.mlp.0.weight": torch.ones(128, 64)}),
@@ -748,9 +748,9 @@ def test_schedules_of_diffusers(schedule: dict[str, Any], expected: Tensor) -> N
         ),
         (
             lambda: diffusers.network(unet({"down_block_types": ["KDownBlock2D"]})),
-            "with KDownBlock2D; expected some of DownBl",
+            "with KDownBlock2D; expected types among DownBl",
         ),
-        (lambda: diffusers.network(unet({"up_block_types": ["UpBlock2D"] * 4})), "expected the mirror of the way down"),
+        (lambda: diffusers.network(unet({"up_block_types": ["UpBlock2D"] * 4})), "expected the mirror of down_block_types"),
         (lambda: diffusers.network(unet({"act_fn": "relu"})), "act_fn='relu'; expected 'silu' or 'swish'"),
         (lambda: diffusers.network(unet({"mid_block_scale_factor": 2})), "mid_block_scale_factor=2.0; expected 1.0"),
         (
@@ -762,7 +762,7 @@ def test_schedules_of_diffusers(schedule: dict[str, Any], expected: Tensor) -> N
                     }
                 )
             ),
-            "mixes ways to change the resolution",
+            "mixes kinds of down-sampling",
         ),
     ],
 )
@@ -775,7 +775,7 @@ def test_what_diffusers_has_and_this_library_has_not(call: Any, message: str) ->
     ("missing", "message"),
     [
         ("config.json", "has no config.json"),
-        ("scheduler_config.json", "has no scheduler_config.json, which holds the noise schedule"),
+        ("scheduler_config.json", "has no scheduler_config.json, which contains the noise schedule"),
         ("diffusion_pytorch_model.safetensors", "has no weights; expected"),
     ],
 )

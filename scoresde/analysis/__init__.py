@@ -1,4 +1,4 @@
-"""Numerical analysis of solvers: the order they have, their linear map, the law they produce, their stability."""
+"""Numerical analysis of solvers: order of convergence, linear map, exact law of samples and linear stability."""
 
 from scoresde.analysis.convergence import Convergence, Measurement, convergence
 from scoresde.analysis.fingerprint import Call, Difference, Fingerprint, Form, fingerprint, to_rows

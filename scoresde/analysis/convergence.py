@@ -1,13 +1,13 @@
-r"""The order of a solver, measured: how its error falls as its steps grow in number.
+r"""Measured orders of convergence: the error of a solver as a function of the number of steps.
 
-An error :math:`e_n = C n^{-p} (1 + O(1/n))` shows its order p between the few steps at which the leading term does not rule
-yet and the many at which rounding does. Deterministic solvers are measured at their end point on a smooth mixture, against
-SciPy's Dormand-Prince method of order 8; stochastic ones by the mean and covariance that they make of Gaussian data, which
-:func:`scoresde.analysis.moments` propagates exactly, so that no sample is ever drawn.
+An error :math:`e_n = C n^{-p} (1 + O(1/n))` shows the order p in a range of n. Below this range the leading term does not
+dominate, above it rounding does. The error of a deterministic solver is measured at its end point on a smooth mixture,
+against SciPy's Dormand-Prince method of order 8. The error of a stochastic solver is that of the mean and covariance on
+Gaussian data, which :func:`scoresde.analysis.moments` computes exactly without samples.
 
-The order is measured from where signal and noise are equal, lam = 0, because from pure noise the first steps hardly matter:
-a multistep method of order 4 whose first step is DDIM is of order 2, and from the prior shows 4 at any number of steps that
-one would take. What one would take is measured as well: the errors at few steps are those from the prior.
+Paths for the order start at lam = 0, where signal and noise are equal. A path from pure noise would hide the order of the
+first steps, since their errors hardly matter there: a multistep method of order 4 whose first step is DDIM has order 2, but
+shows order 4 from the prior at every practical number of steps. Errors from the prior are measured too, at few steps.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from scoresde.solvers.updates import evaluations
 __all__ = ["Convergence", "Measurement", "convergence", "judge"]
 
 WITHIN = 0.25
-"""How far from the declared order a slope may be: less than half the distance between the orders that methods have."""
+"""The tolerance for a slope around the declared order, less than half the distance between two orders."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The error of one number of steps, and the evaluations that it cost."""
+    """The error at one number of steps, and the number of evaluations of the model."""
 
     steps: int
     evaluations: int
@@ -50,18 +50,18 @@ class Measurement:
 
 @dataclass(frozen=True, repr=False)
 class Convergence:
-    """What :func:`convergence` found; its repr is a table.
+    """The result of :func:`convergence`, printed as a table.
 
     Attributes:
-        solver: its name.
-        declared: the order, or weak order, that it claims.
-        measurements: the errors, by the number of steps, from which the order is read.
-        few: the errors at few steps, from the prior.
-        asymptotic: the first and the last number of steps between which the error falls as a power, or ``None``.
-        rounding: the first number of steps at which rounding, or the reference's own error, takes over, or ``None``.
-        order: the slope over the asymptotic range; NaN where there is none.
-        interval: its confidence interval.
-        weak: whether the errors are those of mean and covariance.
+        solver: the name of the solver.
+        declared: the declared order or, for a stochastic solver, weak order.
+        measurements: the errors for the order, by growing number of steps.
+        few: the errors at few steps from the prior.
+        asymptotic: the first and the last number of steps of the range in which the error falls as a power, or ``None``.
+        rounding: the first number of steps at which rounding or the error of the reference dominates, or ``None``.
+        order: the measured order, the slope in the asymptotic range; NaN if there is no such range.
+        interval: the confidence interval of the order.
+        weak: the errors are errors of mean and covariance.
     """
 
     solver: str
@@ -76,7 +76,7 @@ class Convergence:
 
     @property
     def verdict(self) -> str:
-        """ "confirmed", "lower" or "higher" than declared, or "undecided" where no slope can be told."""
+        """The comparison with the declared order: "confirmed", "lower", "higher", or "undecided" without a clear slope."""
         low, high = self.interval
         if self.asymptotic is None or not high - low < 4 * WITHIN:
             return "undecided"
@@ -113,25 +113,28 @@ def convergence(
     start: Tensor | None = None,
     confidence: float = 0.95,
 ) -> Convergence:
-    """Measure the order of a solver, and compare it with the one that it declares.
+    """Measure the order of a solver, and compare it with the declared order.
 
     Args:
-        solver: a name of the table or a solver.
-        problem: a mixture, or any smooth model in float64, which then needs a ``start``; by default three modes in
-            the plane. For a stochastic solver a Gaussian; by default one of three unequal variances.
-        sde: by default VP, or that of the model.
+        solver: a name in :data:`scoresde.solvers.SOLVERS` or a solver.
+        problem: for a deterministic solver a mixture, by default of three modes in the plane, or any smooth score model in
+            float64 together with ``start``. For a stochastic solver a Gaussian, by default with three unequal variances.
+        sde: the SDE; by default VP, or the SDE of the model.
         steps: the numbers of steps for the order, growing.
-        few: the numbers of steps at which to measure the errors from the prior as well.
-        path: the spacing.
-        t_max: where the paths for the order start, by default where lam = 0; those from the prior start at the end of the
-            SDE's span, or at nine tenths of it where alpha = 0 there.
-        start: states to start all paths from, float64, noised to ``t_max``, which is then by default the end of the span.
-            By default four noised samples of the problem, from a fixed seed.
-        confidence: of the interval.
+        few: the numbers of steps at which errors from the prior are measured too.
+        path: the spacing of times.
+        t_max: the start of the paths for the order, by default the time at which lam = 0. Paths from the prior start at the
+            end of the SDE's span, or at nine tenths of it if alpha = 0 there.
+        start: initial states of all paths, shape ``(batch, *event)``, float64, noised to ``t_max``, whose default then is
+            the end of the span. By default four noised samples of the problem from a fixed seed.
+        confidence: the level of the confidence interval.
+
+    Returns:
+        The errors, the measured order with its confidence interval, and the verdict.
 
     Raises:
-        ValueError: for a solver that declares no order, one that is stochastic and makes no rows or has corrections that
-            depend on the state, a problem that is not Gaussian for a stochastic one, or fewer than three numbers of steps.
+        ValueError: for a solver without a declared order; for a stochastic solver that makes no rows, has corrections that
+            depend on the state, or is given a problem that is not Gaussian; for fewer than three numbers of steps.
 
     Example:
         >>> convergence("ddim", steps=(20, 40, 80), few=(10,))
@@ -144,14 +147,14 @@ def convergence(
     """
     method = get(solver) if isinstance(solver, str) else solver
     if list(steps) != sorted(set(steps)) or len(steps) < 3:
-        raise ValueError(f"got steps={tuple(steps)}; expected at least three growing numbers: a slope needs them")
+        raise ValueError(f"got steps={tuple(steps)}; expected at least three growing numbers, such as (20, 40, 80)")
     if not 0 < confidence < 1:
         raise ValueError(f"got confidence={confidence}; expected a number between 0 and 1")
     declared = method.description.weak_order if method.stochastic else method.description.order
     if declared is None:
         raise ValueError(
-            f"solver {method.name!r} declares no order (its tolerance decides, or its error does not fall with the step); "
-            "expected one that does"
+            f"solver {method.name!r} declares no order (its tolerance determines the error, or its error does not fall with "
+            "the step); expected a solver with an order, such as 'ddim'"
         )
     if isinstance(problem, ScoreModel):
         if sde is not None and sde != problem.sde:
@@ -170,13 +173,19 @@ def convergence(
 
 
 def t_start(sde: GaussianSDE) -> float:
-    """The end of the span, or a little before where alpha = 0 there, which not every solver can carry."""
+    """Return the end of an SDE's span, or nine tenths of it if alpha = 0 there, where not every solver can start.
+
+    Example:
+        >>> from scoresde import RectifiedFlow
+        >>> t_start(VP()), t_start(RectifiedFlow())
+        (1.0, 0.9)
+    """
     t = sde.span[1]
     return t if math.isfinite(float(sde.lam(t))) else 0.9 * t
 
 
 def _equal_signal_and_noise(sde: GaussianSDE) -> float:
-    """The time at which lam = 0, or the end of the span where lam does not pass through zero."""
+    """Return the time at which lam = 0, or :func:`t_start` if lam does not pass through zero."""
     low, high = float(sde.lam(sde.span[1])), float(sde.lam(max(sde.span[0], 1e-12)))
     return float(sde.time(0.0)) if low < 0 < high else t_start(sde)
 
@@ -197,7 +206,7 @@ def _gaussian() -> Gaussian:
 
 @functools.lru_cache(maxsize=64)
 def _problem_reference(problem: GaussianMixture, sde: GaussianSDE, t_max: float) -> tuple[Tensor, Tensor]:
-    """The start and the end."""
+    """Return initial states and the reference solution at the end of the path."""
     generator = torch.Generator().manual_seed(5)
     eps = torch.randn(4, *problem.event, generator=generator, dtype=torch.float64)
     start = sde.perturb(problem.sample(4, generator, torch.float64), t_max, eps)
@@ -219,9 +228,11 @@ def _end_errors(
     start: Tensor | None,
 ) -> tuple[list[Measurement], float]:
     if isinstance(problem, ScoreModel) and start is None:
-        raise ValueError("got a model without a start; expected start: states of shape (batch, *event) in float64")
+        raise ValueError("got a model without a start; pass start=.., states of shape (batch, *event) in float64")
     if start is not None and start.dtype != torch.float64:
-        raise ValueError(f"got a start of dtype {start.dtype}; expected float64, or rounding hides the order")
+        raise ValueError(
+            f"got a start of dtype {start.dtype}; expected float64, since rounding would hide the order: pass start.double()"
+        )
     problem = _smooth() if problem is None else problem
     model = problem if isinstance(problem, ScoreModel) else problem.model(sde)
     if start is not None:
@@ -246,9 +257,14 @@ def _weak_errors(
 ) -> tuple[list[Measurement], float]:
     problem = _gaussian() if problem is None else problem
     if not isinstance(problem, GaussianMixture) or len(problem.means) != 1:
-        raise ValueError(f"got problem {problem!r} for a stochastic solver; expected a Gaussian, whose moments are exact")
+        raise ValueError(
+            f"got problem {problem!r} for a stochastic solver; expected a Gaussian: pass "
+            "scoresde.problems.Gaussian(mean, covariance)"
+        )
     if not isinstance(method, RowSolver):
-        raise ValueError(f"got stochastic solver {method.name!r}, which makes no rows; expected one that does")
+        raise ValueError(
+            f"got stochastic solver {method.name!r}, which makes no rows; expected one that makes rows, such as 'ddpm'"
+        )
     measured = []
     for n in steps:
         where = make_path(sde, path, n, t_max=t_max, end="stop")
@@ -278,18 +294,18 @@ def judge(
     *,
     weak: bool = False,
 ) -> Convergence:
-    """Read the order off errors that were measured, and compare it with the one declared.
+    """Estimate the order from measured errors, and compare it with the declared order.
 
-    Errors that are infinite or NaN are in no range; one that is zero, or below ``floor``, is where rounding takes over.
+    Infinite and NaN errors are in no range. The first error that is zero or below ``floor`` starts the range of rounding.
 
     Args:
-        solver: its name.
-        declared: the order that it claims.
-        measured: the errors, by growing numbers of steps.
-        few: errors at few steps, to be kept beside them.
-        floor: the error below which rounding, or the reference, rules.
-        confidence: of the interval.
-        weak: whether the errors are those of mean and covariance.
+        solver: the name of the solver.
+        declared: the declared order.
+        measured: the errors, by growing number of steps.
+        few: errors at few steps, which are only shown.
+        floor: the error below which rounding or the error of the reference dominates.
+        confidence: the level of the confidence interval.
+        weak: the errors are errors of mean and covariance.
 
     Example:
         >>> judge("mine", 2.0, [Measurement(n, n, n**-2.0) for n in (10, 20, 40)]).verdict
@@ -299,7 +315,7 @@ def judge(
     usable = list(itertools.takewhile(lambda m: not m.error < floor, measured))
     rounding = measured[len(usable)].steps if len(usable) < len(measured) else None
     slopes = [_slope(a, b) for a, b in itertools.pairwise(usable)]
-    # The asymptotic range ends where rounding starts, and reaches back as far as the slope stays what it is there.
+    # The asymptotic range ends where rounding starts, and reaches back as far as the slope is within 0.3 of its last value.
     settled = list(itertools.takewhile(lambda p: abs(p - slopes[-1]) < 0.3, reversed(slopes)))
     members = usable[len(usable) - len(settled) - 1 :] if len(settled) >= 2 else []
     order, interval = _fit(members, confidence) if members else (math.nan, (-math.inf, math.inf))
@@ -317,7 +333,7 @@ def judge(
 
 
 def _fit(members: Sequence[Measurement], confidence: float) -> tuple[float, tuple[float, float]]:
-    """The least-squares slope of log error against log steps, and Student's interval for it."""
+    """Return the least-squares slope of log error against log steps, negated, and its confidence interval by Student's t."""
     from scipy.special import stdtrit
 
     x = [-math.log(m.steps) for m in members]

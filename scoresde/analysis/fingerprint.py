@@ -1,13 +1,13 @@
-r"""The linear map that a sampler is, read off by running it on impulses.
+r"""The linear map of a sampler, its *fingerprint*, read off by running the sampler on impulses.
 
-A sampler with fixed steps is linear in its start, in what the model returned and in its noise, whatever the model. So give
-the start, each value of the model and each draw of noise a coordinate of its own: the model returns the next unit vector
-instead of a prediction, and every state that the sampler then makes *is* its row of coefficients,
+For any model, a sampler with fixed steps is linear in its start, in the predictions of the model and in its noise. Let the
+start, each prediction and each draw of noise have a coordinate of its own: in place of a prediction, the model returns the
+next unit vector. Every state of the sampler then *is* its row of coefficients,
 
 .. math:: y = a\, x_T + \sum_k w_k m_k + \sum_k s_k \xi_k.
 
-Two samplers that call the model at the same times, on the same rows, and end on the same row return the same sample for
-every model, start and noise. Nothing is assumed of the code: it may be anybody's.
+Two samplers that evaluate the model at the same times and on the same rows, and end on the same row, return the same sample
+for every model, start and noise. The code of the sampler is not looked at, so it may come from any package.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from scoresde.solvers.updates import Row
 __all__ = ["Call", "Difference", "Fingerprint", "Form", "fingerprint", "to_rows"]
 
 SIZES = (64, 512, 4096)
-"""The numbers of coordinates that are tried in turn."""
+"""The numbers of coordinates, tried in turn."""
 
 Denoise = Callable[..., Tensor]
 Sampler = Callable[[Denoise, Tensor, Callable[..., Tensor]], Tensor]
@@ -39,14 +39,24 @@ Sampler = Callable[[Denoise, Tensor, Callable[..., Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class Form:
-    """A state as a linear form: the coefficients of the start, of every prediction and of every draw made before it."""
+    """A state as a linear form.
+
+    Args:
+        x: the coefficient of the start.
+        m: the coefficients of the predictions before the state.
+        xi: the coefficients of the draws of noise before the state.
+
+    Example:
+        >>> print(Form(0.5, (0.25,), (1.0,)))
+        +0.5 x +0.25 m1 +1 xi1
+    """
 
     x: float
     m: tuple[float, ...]
     xi: tuple[float, ...]
 
     def terms(self) -> dict[str, float]:
-        """The coefficients by name: "x", "m1", "m2", .., "xi1", .."""
+        """Return the coefficients by name: "x", "m1", "m2", .., "xi1", .."""
         named = {"x": self.x, **{f"m{i + 1}": c for i, c in enumerate(self.m)}}
         return {**named, **{f"xi{i + 1}": c for i, c in enumerate(self.xi)}}
 
@@ -56,7 +66,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Call:
-    """One evaluation of the model: the time, and the state."""
+    """An evaluation of the model: the time and the state."""
 
     t: float
     state: Form
@@ -64,7 +74,18 @@ class Call:
 
 @dataclass(frozen=True)
 class Difference:
-    """One coefficient in which two fingerprints differ: ``place`` is "evaluation k" or "end", ``term`` "t", "x", "m1", .."""
+    """A coefficient in which two fingerprints differ.
+
+    Args:
+        place: "evaluation k", "end", or "sampler" for another number of evaluations.
+        term: "t" for the time, "x", "m1", .., "xi1", .. for a coefficient, or "evaluations".
+        one: the value of the first fingerprint.
+        other: the value of the second fingerprint.
+
+    Example:
+        >>> print(Difference("evaluation 2", "m1", 0.5, 0.25))
+        evaluation 2, m1: 0.5 against 0.25
+    """
 
     place: str
     term: str
@@ -77,16 +98,22 @@ class Difference:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """All that a sampler does: where it calls the model, in order, and where it ends."""
+    """The linear map of a sampler: its evaluations of the model in order, and its last state.
+
+    Args:
+        calls: the evaluations, with the times and states.
+        end: the last state.
+    """
 
     calls: tuple[Call, ...]
     end: Form
 
     def differences(self, other: Fingerprint, tolerance: float = 1e-10) -> list[Difference]:
-        """Where two samplers differ by more than ``tolerance``, relatively, in the order in which it happens.
+        """Return the coefficients in which two samplers differ by more than a relative ``tolerance``.
 
-        The first entry locates the error: a state at "evaluation k" was made by the update after evaluation k - 1. Those
-        that follow may be its consequences. An empty list is the proof that the samplers are the same.
+        They are in the order of the evaluations. The first entry locates the error: the update after evaluation k - 1 made
+        the state at "evaluation k". Later entries may be consequences of it. If the list is empty, the two samplers are the
+        same up to the tolerance.
         """
         if len(self.calls) != len(other.calls):
             return [Difference("sampler", "evaluations", len(self.calls), len(other.calls))]
@@ -118,17 +145,19 @@ def fingerprint(
     *,
     time: Callable[[float], float] | None = None,
 ) -> Fingerprint:
-    """The exact linear map of any sampler with fixed steps, ours or foreign.
+    """Compute the exact linear map of a sampler with fixed steps, of this package or any other.
 
     Args:
-        sampler: a name of the table or a solver, which needs a ``path``; or any function ``sampler(denoise, x, noise) -> x``
-            which calls ``denoise(x, t)`` for the data prediction at a state of shape ``(1, n)`` in float64, with ``t`` in
-            any units and a number or a tensor, and ``noise(...)``, whatever its arguments, for a standard normal draw.
-        time: turns what a foreign sampler passes for ``t`` into the time of the SDE; by default they are the same.
+        sampler: a name in :data:`scoresde.solvers.SOLVERS` or a solver, with a ``path``; or a function
+            ``sampler(denoise, x, noise) -> x``. The function calls ``denoise(x, t)`` for the data prediction, with a state
+            of shape ``(1, n)`` in float64 and ``t`` a number or tensor in any unit, and ``noise(...)`` with any arguments
+            for a standard normal draw.
+        path: the path of times of a solver.
+        time: a function that converts the ``t`` of a function ``sampler`` to the time of the SDE; by default the identity.
 
     Raises:
-        ValueError: for a solver without a path, and for a sampler that is not linear (adaptive steps, Langevin norms,
-            clipping) or draws noise behind its caller's back.
+        ValueError: for a solver without a path; for a sampler that is not linear (adaptive steps, Langevin norms, clipping)
+            or draws noise by other means than ``noise``; for a sampler with too many evaluations and draws.
 
     Example:
         >>> from scoresde import VP
@@ -141,7 +170,7 @@ def fingerprint(
     """
     run = _solver_as_function(sampler, path) if isinstance(sampler, str | Solver) else sampler
     one = _record(run, lambda column: 1.0)
-    # Uneven factors of both signs: what is linear gives the same coefficients again, and little else does.
+    # Unequal factors of both signs: a linear sampler gives the same coefficients again, and hardly any other sampler does.
     other = _record(run, lambda column: (-1) ** column * (0.6 + 0.37 * ((7 * column) % 5)))
     if one.differences(other, 1e-8):
         raise ValueError(
@@ -152,12 +181,12 @@ def fingerprint(
 
 
 class _Full(Exception):
-    """The coordinates are used up."""
+    """The error for a sampler that needs more coordinates."""
 
 
 @dataclass
 class _Recorder:
-    """Hands out unit vectors, and reads forms off states."""
+    """A model and a source of noise that return scaled unit vectors, and read linear forms off states."""
 
     size: int
     scale: Callable[[int], float]
@@ -177,7 +206,7 @@ class _Recorder:
     def read(self, x: Tensor) -> Form:
         if tuple(x.shape) != (1, self.size):
             raise ValueError(
-                f"got a state of shape {tuple(x.shape)} from the sampler; expected that of its start, {(1, self.size)}"
+                f"got a state of shape {tuple(x.shape)} from the sampler; expected the shape of its start, {(1, self.size)}"
             )
         values = [c / self.scale(i) for i, c in enumerate(x.detach()[0].tolist())]
         if any(values[len(self.kinds) :]):
@@ -204,14 +233,14 @@ def _record(run: Sampler, scale: Callable[[int], float]) -> Fingerprint:
         return Fingerprint(tuple(recorder.calls), recorder.read(end))
     raise ValueError(
         f"got a sampler with more than {SIZES[-1] - 1} evaluations and draws; expected fewer: take a shorter path, and "
-        "fixed steps (an adaptive sampler is no linear map)"
+        "fixed steps (an adaptive sampler is not a linear map)"
     )
 
 
 def _solver_as_function(solver: str | Solver, path: Path | None) -> Sampler:
     method = get(solver) if isinstance(solver, str) else solver
     if path is None:
-        raise ValueError(f"got solver {method.name!r} without a path; expected one: make_path(sde, 'lam', 10)")
+        raise ValueError(f"got solver {method.name!r} without a path; pass path=make_path(sde, 'lam', 10)")
     where = path
 
     def run(denoise: Denoise, x: Tensor, noise: Callable[..., Tensor]) -> Tensor:
@@ -234,14 +263,14 @@ def _solver_as_function(solver: str | Solver, path: Path | None) -> Sampler:
 
 
 def to_rows(found: Fingerprint, sde: GaussianSDE, t_end: float = 0.0) -> list[Row]:
-    """The rows of a recorded sampler: they run on every driver.
+    """Convert the fingerprint of a sampler to rows, which run on every driver.
 
-    Each row evaluates once, in data prediction (p = 0, q = 1), and ends a step: a stage becomes a step of its own. The
-    factor of the state is the one that removes the start from what is left, which leaves the shortest history.
+    Each row evaluates the model once, in data prediction (p = 0, q = 1), and ends a step, so that each stage becomes a step.
+    The factor of the state is chosen to cancel the coefficient of the start, which gives the shortest history.
 
     Args:
-        found: from :func:`fingerprint`.
-        sde: whose times those of the evaluations are.
+        found: the result of :func:`fingerprint`.
+        sde: the SDE to whose times the evaluations refer.
         t_end: the time at which the sampler ends; 0 is the clean data.
 
     Example:
@@ -264,7 +293,7 @@ def to_rows(found: Fingerprint, sde: GaussianSDE, t_end: float = 0.0) -> list[Ro
 
 
 def _update(base: Form, target: Form, at: Point | None, to: Point) -> list[Row]:
-    """The rows from one state to the next: one that evaluates, and one for every further draw of noise."""
+    """Return the rows from one state to the next: one with the evaluation, and one for every further draw of noise."""
     a = target.x / base.x if abs(base.x) > 1e-13 else 0.0
     w = _rest(a, base.m, target.m)
     s = _rest(a, base.xi, target.xi)
@@ -279,13 +308,13 @@ def _update(base: Form, target: Form, at: Point | None, to: Point) -> list[Row]:
 
 
 def _rest(a: float, base: tuple[float, ...], target: tuple[float, ...]) -> list[float]:
-    """target - a base, exactly zero where that is no more than rounding."""
+    """Return target - a base, with values that are no larger than rounding set to zero."""
     floor = 1e-13 * max(map(abs, target), default=0.0)
     pairs = itertools.zip_longest(base, target, fillvalue=0.0)
     return [c if abs(c := t - a * b) > 1e-12 * abs(t) + floor else 0.0 for b, t in pairs]
 
 
 def _newest_first(coefficients: Sequence[float]) -> tuple[float, ...]:
-    """Reversed, without what lies before the oldest that counts."""
+    """Return the coefficients in reverse order, without the zeros of the oldest evaluations."""
     used = itertools.dropwhile(lambda c: c == 0, coefficients)
     return tuple(reversed(list(used)))

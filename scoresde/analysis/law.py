@@ -1,12 +1,12 @@
-r"""The exact law of the samples of an affine sampler, from runs on the zero vector and the unit vectors: no Monte Carlo.
+r"""The exact law of the samples of an affine sampler, from runs on the zero and unit vectors, without Monte Carlo.
 
 If the model is affine in the state, the end of a run is an affine function of the start and of every draw of noise,
 
 .. math:: x_{end} = b + M x_{start} + \sum_k G_k \xi_k ,
 
-whatever the solver and whatever is done to the state on the way. One run with the start at its mean and no noise gives the
-mean of the output; one run for each standard deviation of the start and for each number of each draw gives a column of a
-root of its covariance. Runs at random starts with random noise must end where these columns say, or the sampler is not
+for every solver with fixed steps. A run from the mean of the start without noise gives the mean of the output. A run for
+each principal direction of the start, and for each number of each draw of noise, gives a column of a root of the covariance.
+Runs with random starts and random noise check the map: their ends must be the sums of these columns, or the sampler is not
 affine and is refused.
 
 Data that are Gaussian have affine models, and so do most models conditioned on a linear measurement of such data.
@@ -34,10 +34,10 @@ from scoresde.solvers.table import get
 __all__ = ["law"]
 
 CHECKS = 4
-"""Random runs that the affine map must predict."""
+"""The number of random runs that check the affine map."""
 
 ROWS = 2048
-"""The most runs at once."""
+"""The largest number of runs in a batch."""
 
 
 def law(
@@ -54,17 +54,21 @@ def law(
     project: Project | None = None,
     conditions: Mapping[str, Any] | None = None,
 ) -> Moments:
-    r"""Return the exact mean and covariance of what :func:`scoresde.sample` draws with an affine model.
+    r"""Compute the exact mean and covariance of the samples that :func:`scoresde.sample` draws with an affine model.
 
     The output is Gaussian. Its distance from a Gaussian truth is ``law(..).wasserstein(Moments.of(truth))``.
 
     Args:
         model: a score model whose data prediction is affine in the state, such as the exact model of a Gaussian or a method
             for inverse problems around one.
-        event: the shape of one sample, of d numbers. There are 1 + d + d K runs for K draws of noise.
-        solver: a name of the table or a solver that makes rows.
-        steps, path, t_min, t_max, end, project, conditions: as in :func:`scoresde.sample`.
-        start: the law of the start; by default the prior, N(0, sigma^2 I).
+        event: the shape of one sample, of d numbers. With K draws of noise there are 1 + d + d K runs.
+        solver: a name in :data:`scoresde.solvers.SOLVERS` or a solver that makes rows.
+        steps: the number of steps.
+        path: the spacing of times, or a path.
+        start: the mean and covariance of the start; by default the prior, N(0, sigma^2 I).
+        t_min, t_max, end: the ends of the path; see :func:`scoresde.sample`, also for ``project`` and ``conditions``.
+        project: a function ``project(x, t)`` applied to the state at the end of each step.
+        conditions: the conditions of the model.
 
     Raises:
         ValueError: for a solver that chooses its own steps, or a sampler that is not affine in the start and the noise.
@@ -120,7 +124,7 @@ def law(
 
 
 class _Units(FreshNoise):
-    """Given draws in place of random ones, shape ``(batch, draws, d)``; zero after the last of them."""
+    """A source of noise that returns given draws, shape ``(batch, draws, d)``, and zeros after the last of them."""
 
     def __init__(self, given: Tensor) -> None:
         super().__init__(range(len(given)), given.device)

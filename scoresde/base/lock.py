@@ -11,20 +11,20 @@ __all__ = ["InUseError", "Lock"]
 
 
 class InUseError(OSError):
-    """A file that another training or comparison is writing."""
+    """The error for a file that another training or comparison is writing."""
 
 
 class Lock:
     """A lock on the file ``path``, held by at most one writer, in this process or in any other.
 
-    It is a lock of the system (``flock``) on ``file``, by default ``.NAME.lock`` beside ``path``. The system takes it from a
-    process that dies, however it dies, so that no lock is ever left behind; processes forked from the holder do not hold it.
-    Where the system has no such locks, as on Windows, it holds nothing off.
+    It is a lock of the operating system (``flock``) on ``file``, by default ``.NAME.lock`` beside ``path``. The system
+    releases it when its process ends for any reason, so a lock never outlives its process. Processes forked from the holder
+    do not hold it. On a system without such locks, such as Windows, every :meth:`acquire` succeeds.
 
     Args:
         path: the file to write.
         file: the file that carries the lock.
-        what: what writes there, as the error says it.
+        what: the kind of writer, for messages, such as ``"training"``.
 
     Example:
         >>> import tempfile
@@ -51,7 +51,7 @@ class Lock:
         """Take the lock.
 
         Raises:
-            InUseError: if another has it, with the process.
+            InUseError: if another writer has the lock; names its process.
         """
         try:
             import fcntl
@@ -68,7 +68,7 @@ class Lock:
                     f"{self.path} is being written by another {self.what} (process {holder}); wait until it ends, or choose "
                     "another place for this one"
                 ) from error
-            if not _is(handle, self.file):  # it was removed while this one waited for the system
+            if not _is(handle, self.file):  # the holder removed the file after this process opened it
                 os.close(handle)
                 continue
             os.truncate(handle, 0)
@@ -77,11 +77,11 @@ class Lock:
             _HELD.add(handle)
 
     def release(self) -> None:
-        """Give the lock back, and remove its file."""
+        """Release the lock, and remove its file."""
         if self._handle is None:
             return
         with contextlib.suppress(OSError):
-            self.file.unlink()  # while it is still held: who opened it before will see that it is gone
+            self.file.unlink()  # before the lock is released: a process that has opened the file sees that it is gone
         _HELD.discard(self._handle)
         os.close(self._handle)
         self._handle = None
@@ -98,7 +98,7 @@ def _is(handle: int, file: Path) -> bool:
 
 
 def _forget() -> None:
-    """Close the locks of the parent in a process that was forked from it, which would keep them when the parent dies."""
+    """Close the parent's locks in a forked process; otherwise they would be held after the parent has ended."""
     for handle in _HELD:
         with contextlib.suppress(OSError):
             os.close(handle)

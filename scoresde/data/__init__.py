@@ -1,8 +1,8 @@
-"""Reading data: images in [-1, 1] or vectors, from names, arrays, folders of images, tables and published sets.
+"""Data: images in [-1, 1] or vectors from arrays, folders of images, tables, published and built-in datasets.
 
-A :class:`Dataset` gives samples by their number, so that the order of a training is a function of its seed and step and
-nothing else. :func:`open` opens all kinds; :func:`load` reads all of it into one tensor. Arrays of bytes become images
-scaled from 0..255 to [-1, 1]; arrays of floats are taken as they are. Nothing is ever unpickled.
+The samples of a :class:`Dataset` are indexed, so that the order of a training is a function of its seed and step alone.
+:func:`open` opens every kind of data as a dataset; :func:`load` reads all samples into one tensor. Bytes are scaled from
+0..255 to [-1, 1]; floats are not scaled. Nothing is ever unpickled.
 """
 
 from scoresde.data.augmentation import Augmentation

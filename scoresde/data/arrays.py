@@ -1,4 +1,4 @@
-"""Arrays of numbers in files: ``.npy``, ``.npz`` and IDX, or any of them in ``.gz``; and what makes an array data."""
+"""Arrays in files, ``.npy``, ``.npz``, IDX or one of them in ``.gz``, and their conversion to samples and labels."""
 
 from __future__ import annotations
 
@@ -21,31 +21,47 @@ from scoresde.data.classes import check_labels
 __all__ = ["NPY", "VIDEOS", "as_labels", "as_samples", "from_npy", "npy_header", "read", "to_float"]
 
 VIDEOS = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
-"""The endings of files that are refused as videos, in place of being left out in silence."""
+"""The extensions of videos, which are refused with an error and not silently left out."""
 
 # The type byte of an IDX header: http://yann.lecun.com/exdb/mnist/ describes the format.
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _CHANNELS = (1, 3, 4)
-_LONGEST_HEADER = 10_000  # of an .npy file, as NumPy has it: longer ones are not parsed
+_LONGEST_HEADER = 10_000  # bytes of an .npy header, the bound of NumPy: longer headers are not parsed
 _MOST_AXES = 32
 _LABELS = ("labels", "label", "y")
 
 
 def to_float(x: Tensor) -> Tensor:
-    """Bytes 0..255 as float32 in [-1, 1]; floats as they are."""
+    """Scale bytes 0..255 to float32 in [-1, 1]; return floats unchanged.
+
+    Example:
+        >>> to_float(torch.tensor([0, 255], dtype=torch.uint8))
+        tensor([-1.,  1.])
+    """
     return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x
 
 
 def read(path: Path, limit: int | None = None) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
-    """Return the array in a file and, of an ``.npz``, that of the labels: ``labels``, ``label`` or ``y``.
+    """Read the samples in a file and, from an ``.npz`` file, the labels, called ``labels``, ``label`` or ``y``.
 
     Args:
         path: the file.
-        limit: bytes that a compressed file may unpack to; ``None`` for 2**30, or eight times its own length.
+        limit: largest size in bytes after decompression; ``None`` for 2**30, or eight times the size of the file.
+
+    Returns:
+        The array of samples, and the array of labels or ``None``.
 
     Raises:
-        ValueError: for a file that is truncated, of another kind, no regular file, or holds Python objects; and one that
-            unpacks to more than ``limit``.
+        ValueError: for a file that is truncated, of another kind, not a regular file, holds Python objects, or is larger
+            than ``limit`` after decompression.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/data.npz", x=np.zeros((2, 3)), labels=np.array([1, 0]))
+        ...     x, labels = read(Path(folder, "data.npz"))
+        >>> x.shape, labels.tolist()
+        ((2, 3), [1, 0])
     """
     try:
         with open_regular(path) as file:
@@ -63,14 +79,14 @@ def read(path: Path, limit: int | None = None) -> tuple[np.ndarray[Any, Any], np
         raise ValueError(f"cannot read {str(path)!r}: {error}") from error
     except Exception as error:  # a damaged archive can fail in any way
         raise ValueError(f"cannot read {str(path)!r}, which may be truncated or damaged: {error}") from error
-    what = "a video" if path.suffix.lower() in VIDEOS else "of no known kind"
+    what = "a video" if path.suffix.lower() in VIDEOS else "of an unknown kind"
     raise ValueError(
         f"{str(path)!r} is {what}; expected .npy, .npz or IDX, or one of them in .gz, .parquet, or a folder of images"
     )
 
 
 def _unpacked(file: IO[bytes] | gzip.GzipFile, most: int) -> bytes:
-    """Read a compressed file, as far as it may go."""
+    """Decompress a file; raise if the result is larger than ``most`` bytes."""
     content = file.read(most + 1)
     if len(content) > most:
         raise ValueError(_too_large(most))
@@ -79,44 +95,47 @@ def _unpacked(file: IO[bytes] | gzip.GzipFile, most: int) -> bytes:
 
 def _too_large(most: int) -> str:
     return (
-        f"it unpacks to more than {most} bytes, and may be made to exhaust the memory; where it is to be trusted, allow "
+        f"it unpacks to more than {most} bytes, and may be made to exhaust the memory; if you trust the file, allow "
         "more: limit=.. (--limit ..)"
     )
 
 
 NPY = b"\x93NUMPY"
-"""How a file ``.npy`` begins."""
+"""The first bytes of an ``.npy`` file."""
 
 
 def npy_header(start: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
-    """Return what the header of a file ``.npy`` declares: type, shape, order of Fortran or not, and where the values begin.
+    """Parse the header of an ``.npy`` file.
 
     Args:
-        start: the first bytes of the file, all of its header among them.
+        start: the first bytes of the file, including the whole header.
+
+    Returns:
+        The dtype, the shape, whether the order is Fortran's, and the position of the first value in bytes.
 
     Raises:
-        ValueError: for a header that is none, or declares Python objects.
+        ValueError: for bytes that are not a header, and for a header that declares Python objects.
 
     Source: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html.
     """
     wide = start[6:7] != b"\1"  # versions 2 and 3 count the bytes of the header in four
     begin = 12 if wide else 10
     if start[:6] != NPY or start[6:8] not in (b"\1\0", b"\2\0", b"\3\0") or len(start) < begin:
-        raise ValueError("the header is not that of an .npy file")
+        raise ValueError("it does not start with the header of an .npy file")
     end = begin + int.from_bytes(start[8:begin], "little")
     if end - begin > _LONGEST_HEADER or len(start) < end:
         raise ValueError(
-            f"the .npy header announces {end - begin} bytes; expected what the file has, {_LONGEST_HEADER} at most"
+            f"the .npy header announces {end - begin} bytes; expected no more than the file has, {_LONGEST_HEADER} at most"
         )
     try:
         header = ast.literal_eval(start[begin:end].decode("utf-8" if start[6:7] == b"\3" else "latin-1").strip())
         shape, fortran, described = header["shape"], header["fortran_order"], header["descr"]
         dtype = np.lib.format.descr_to_dtype(described)
-    except Exception as error:  # text that is no literal, or no type, fails in many ways
+    except Exception as error:  # text that is neither a literal nor a dtype fails in many ways
         raise ValueError(f"the .npy header cannot be read: {error!r}") from error
     if dtype.hasobject:
         raise ValueError(
-            "it holds Python objects, which are never unpickled; store an array of numbers, with samples of one shape"
+            "it holds Python objects, which are never unpickled; expected numbers: store an array of samples of one shape"
         )
     whole = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
     if not whole or len(shape) > _MOST_AXES or type(fortran) is not bool:
@@ -130,10 +149,16 @@ def _shortened(value: object) -> str:
 
 
 def from_npy(content: bytes) -> np.ndarray[Any, Any]:
-    """Return the array of a file ``.npy``, whose length must be what its header declares; nothing is copied.
+    """Return the array in the content of an ``.npy`` file, without copying.
 
     Raises:
-        ValueError: for a header that cannot be read, and more or fewer values than it declares.
+        ValueError: for a header that cannot be read, and for more or fewer values than it declares.
+
+    Example:
+        >>> file = io.BytesIO()
+        >>> np.save(file, np.array([1, 2]))
+        >>> from_npy(file.getvalue())
+        array([1, 2])
     """
     dtype, shape, fortran, start = npy_header(content[: _LONGEST_HEADER + 12])
     expected = start + math.prod(shape) * dtype.itemsize
@@ -152,7 +177,7 @@ def _from_npz(content: bytes, most: int) -> tuple[np.ndarray[Any, Any], np.ndarr
         others = [name for name in members if name not in _LABELS]
         if "x" not in members and len(others) != 1:
             raise ValueError(
-                f"got the arrays {_named(members)}; expected one called 'x' and, for labels, one called 'labels': "
+                f"got the arrays {_named(members)}; expected samples called 'x' and, if any, labels called 'labels': "
                 "np.savez(file, x=.., labels=..)"
             )
 
@@ -173,13 +198,13 @@ def _named(members: Collection[str]) -> str:
 
 
 def _from_idx(content: bytes) -> np.ndarray[Any, Any]:
-    """The array of an IDX file: two zero bytes, the type, the number of dimensions, their sizes, the values."""
+    """Return the array in an IDX file: two zero bytes, the dtype, the number of dimensions, their sizes, the values."""
     if len(content) < 4 or content[2] not in _IDX_TYPES:
-        raise ValueError("the header is not that of an IDX file")
+        raise ValueError("it does not start with the header of an IDX file")
     dtype, ndim = np.dtype(_IDX_TYPES[content[2]]), content[3]
     start = 4 + 4 * ndim
     if len(content) < start:
-        raise ValueError(f"the IDX header announces {ndim} dimensions and ends before them")
+        raise ValueError(f"the IDX header announces {ndim} dimensions and ends before their sizes")
     shape = np.frombuffer(content, ">u4", ndim, 4).tolist()
     expected = start + math.prod(shape) * dtype.itemsize
     if len(content) != expected:
@@ -188,25 +213,29 @@ def _from_idx(content: bytes) -> np.ndarray[Any, Any]:
 
 
 def as_samples(array: np.ndarray[Any, Any], source: str | Path) -> Tensor:
-    """An array as samples: images ``(n, c, h, w)``, uint8 or float32 in [-1, 1], or vectors ``(n, d)``, float32.
+    """Convert an array to samples: images ``(n, c, h, w)``, uint8 or float32 in [-1, 1], or vectors ``(n, d)``, float32.
 
     Raises:
-        ValueError: for shapes that are neither, integers other than bytes, values that are not finite, and images of
-            floats outside [-1, 1]; it names ``source``.
+        ValueError: for other shapes, integers other than bytes, values that are not finite, and images of floats outside
+            [-1, 1]; names ``source``.
+
+    Example:
+        >>> as_samples(np.zeros((5, 28, 28), np.uint8), "zeros.npy").shape
+        torch.Size([5, 1, 28, 28])
     """
     name, shape = repr(str(source)), array.shape
     if array.ndim not in (2, 3, 4) or array.size == 0:
         raise ValueError(
             f"{name} has an array of shape {shape}; expected vectors (n, d) or images (n, h, w), (n, c, h, w) or "
-            "(n, h, w, c), at least one; of videos, the frames"
+            "(n, h, w, c) with at least one sample; from a video, save the frames"
         )
     is_bytes = array.dtype == np.uint8
     if not is_bytes and array.dtype.kind != "f":
         raise ValueError(
-            f"{name} has an array of {array.dtype}; expected bytes, scaled from 0..255, or floats, taken as they "
-            "are: use array.astype(np.uint8) for whole numbers from 0 to 255"
+            f"{name} has an array of {array.dtype}; expected bytes, which are scaled from 0..255, or floats, "
+            "which are not: use array.astype(np.uint8) for whole numbers from 0 to 255"
         )
-    with np.errstate(over="ignore"):  # what overflows is reported below
+    with np.errstate(over="ignore"):  # values that overflow are reported below
         x = torch.from_numpy(np.array(array) if is_bytes and array.ndim > 2 else array.astype(np.float32))
     if is_bytes:
         return _channels_first(x if x.ndim > 2 else x / 127.5 - 1)
@@ -217,7 +246,7 @@ def as_samples(array: np.ndarray[Any, Any], source: str | Path) -> Tensor:
     if x.ndim > 2 and float(x.abs().max()) > 1 + 1e-6:
         raise ValueError(
             f"{name} has images with values from {float(x.min()):.4g} to {float(x.max()):.4g}; expected floats in "
-            "[-1, 1], or bytes"
+            "[-1, 1], or bytes: scale them, x / 127.5 - 1 from 0..255"
         )
     return _channels_first(x)
 
@@ -231,10 +260,14 @@ def _channels_first(x: Tensor) -> Tensor:
 
 
 def as_labels(array: np.ndarray[Any, Any], n: int, source: str | Path) -> Tensor:
-    """Labels of ``n`` samples, int64, from an array ``(n,)`` or ``(n, 1)``.
+    """Convert an array ``(n,)`` or ``(n, 1)`` to the labels of ``n`` samples, int64.
 
     Raises:
-        ValueError: unless they are ``n`` whole numbers from 0; it names ``source``.
+        ValueError: if the array does not hold ``n`` whole numbers from 0; names ``source``.
+
+    Example:
+        >>> as_labels(np.array([[3], [1]], np.uint8), 2, "labels.npy")
+        tensor([3, 1])
     """
     values = array.reshape(-1) if array.ndim == 2 and array.shape[1] == 1 else array
     try:
@@ -242,4 +275,4 @@ def as_labels(array: np.ndarray[Any, Any], n: int, source: str | Path) -> Tensor
             raise ValueError(f"got labels of {values.dtype}; expected whole numbers from 0, one for each sample")
         return check_labels(values.astype(np.int64), n, None)
     except ValueError as error:
-        raise ValueError(f"{str(source)!r} has labels of another kind: {error}") from error
+        raise ValueError(f"{str(source)!r} has unsuitable labels: {error}") from error

@@ -1,4 +1,4 @@
-"""Classes: their names in the order in which people count them, and labels held against them."""
+"""Classes: their names in natural order, the labels that number them, and the checks of labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def natural(name: str) -> tuple[Any, ...]:
         >>> sorted(["10", "2", "b1", "a10", "a9", "01"], key=natural)
         ['01', '2', '10', 'a9', 'a10', 'b1']
     """
-    # Text and digits take turns, text first; digits compare by how many they are, and then as text.
+    # Text and digits alternate, text first; numbers compare by the number of their digits, and then as text.
     parts = re.split("([0-9]+)", name)
     numbers = [(len(digits.lstrip("0")), digits.lstrip("0")) for digits in parts[1::2]]
     key = [item for pair in zip(parts[::2], [*numbers, (0, "")], strict=True) for item in pair]
@@ -27,11 +27,11 @@ def natural(name: str) -> tuple[Any, ...]:
 
 
 def numbered(values: Sequence[str], among: Iterable[str] = ()) -> tuple[Tensor, tuple[str, ...]]:
-    """Return the label of each class name, int64, and the names that they count, in natural order.
+    """Return the label of each sample, int64, and the names of the classes in natural order.
 
     Args:
-        values: the class of each sample, by name.
-        among: names to count as well, such as those of another part of the dataset.
+        values: the name of the class of each sample.
+        among: further names of classes, such as those of another part of the dataset.
 
     Example:
         >>> numbered(["cat", "owl", "cat"], among=["dog"])
@@ -43,22 +43,28 @@ def numbered(values: Sequence[str], among: Iterable[str] = ()) -> tuple[Tensor, 
 
 
 def check_labels(labels: Any, n: int, classes: Sequence[str] | None) -> Tensor:
-    """Return labels of ``n`` samples as int64, shape ``(n,)``.
+    """Check the labels of ``n`` samples and return them as int64, shape ``(n,)``.
 
     Args:
         labels: whole numbers from 0, in a tensor, an array or a list.
         n: the number of samples.
-        classes: the names of the classes, or ``None``.
+        classes: the names of the classes in the order of their labels, or ``None``.
 
     Raises:
-        ValueError: for labels that are no whole numbers, negative, not one for each sample, or without a name.
+        ValueError: for labels that are not whole numbers, negative, of another length, or without a name in ``classes``.
+
+    Example:
+        >>> check_labels([0, 2], 2, ("cat", "dog", "owl"))
+        tensor([0, 2])
     """
     try:
         found = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"got labels that are no array of whole numbers ({error}); expected {n} of them") from error
+        raise ValueError(
+            f"got labels that are not an array of whole numbers ({error}); expected {n} whole numbers"
+        ) from error
     if found.shape != (n,):
-        raise ValueError(f"got labels of shape {tuple(found.shape)} for {n} samples; expected one for each of them")
+        raise ValueError(f"got labels of shape {tuple(found.shape)} for {n} samples; expected one label for each sample")
     if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
         raise ValueError(f"got labels of dtype {found.dtype}; expected whole numbers from 0, one for each sample")
     found = found.to(torch.int64)

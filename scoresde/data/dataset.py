@@ -1,4 +1,4 @@
-"""What a set of data is: samples by their number, so that an order of numbers is all that a training has to know."""
+"""Datasets: indexed samples, so that the order of a training is an order of indices."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ Indices = Tensor | Sequence[int]
 
 
 class Dataset(abc.ABC):
-    """Samples by their number, with or without labels.
+    """A dataset: indexed samples with or without labels.
+
+    A subclass implements ``__len__``, :meth:`samples` and :meth:`fingerprint`.
 
     Attributes:
-        event: the shape of a sample: ``(c, h, w)``, images in [-1, 1], or ``(d,)``, vectors.
-        labels: the class of each sample, int64, shape ``(n,)``, or ``None``.
-        classes: the names of the classes, the one of label k at place k; ``None`` where they have none.
-        skipped: the names of the files that could not be read and were left out.
+        event: the shape of a sample: ``(c, h, w)`` for images in [-1, 1], ``(d,)`` for vectors.
+        labels: the label of each sample, int64, shape ``(n,)``, or ``None``.
+        classes: the names of the classes in the order of their labels, or ``None``.
+        skipped: the names of files that could not be read and were left out.
     """
 
     event: tuple[int, ...]
@@ -38,7 +40,7 @@ class Dataset(abc.ABC):
 
     @property
     def num_classes(self) -> int:
-        """The number of classes: of their names or, without names, up to the largest label; 0 without labels.
+        """The number of classes: the number of their names or, without names, the largest label plus 1; 0 without labels.
 
         Example:
             >>> Arrays(torch.zeros(2, 1), [0, 1], ("a", "b", "c")).num_classes, Arrays(torch.zeros(2, 1)).num_classes
@@ -50,23 +52,23 @@ class Dataset(abc.ABC):
 
     @abc.abstractmethod
     def samples(self, indices: Indices) -> Tensor:
-        """The samples with these numbers, in this order, shape ``(batch, *event)``, float32."""
+        """Return the samples at ``indices``, in this order, shape ``(batch, *event)``, float32."""
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """A short text that tells this set from others, at a cost far below that of reading all of it."""
+        """Return a short text that identifies the dataset; it costs much less than reading all samples."""
 
     def batch(self, indices: Indices) -> tuple[Tensor, dict[str, Tensor]]:
-        """The samples with these numbers, and their conditions: ``{"label": ...}`` where there are labels."""
+        """Return the samples at ``indices`` and their conditions: ``{"label": ..}``, or ``{}`` without labels."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         return self.samples(chosen), {} if self.labels is None else {"label": self.labels[chosen]}
 
     def tensor(self) -> Tensor:
-        """All samples, shape ``(n, *event)``: for sets that fit into memory."""
+        """Return all samples, shape ``(n, *event)``, of a dataset that fits into memory."""
         return self.samples(range(len(self)))
 
     def digest(self, at_once: int = 256) -> str:
-        """A digest of every value, which takes reading all of them, ``at_once`` at a time.
+        """Return a digest of all samples; it reads the whole dataset, ``at_once`` samples at a time.
 
         Example:
             >>> x = torch.zeros(5, 2)
@@ -81,13 +83,16 @@ class Dataset(abc.ABC):
 
 @dataclass(eq=False)
 class Arrays(Dataset):
-    """A set in memory.
+    """A dataset in memory.
 
     Args:
-        x: images of bytes, kept as such and scaled to [-1, 1] as they are asked for, or floats, which are taken as they are;
-            shape ``(n, *event)``.
-        labels: whole numbers from 0, shape ``(n,)``, kept as int64, or ``None``.
-        classes: the names of the classes, or ``None``.
+        x: samples of shape ``(n, *event)``. Bytes are stored as they are and scaled to [-1, 1] on access. Floats are not
+            scaled.
+        labels: whole numbers from 0, shape ``(n,)``, stored as int64, or ``None``.
+        classes: the names of the classes in the order of their labels, or ``None``.
+
+    Raises:
+        ValueError: for no samples, samples without an event dimension, and labels that are not one class for each sample.
 
     Example:
         >>> data = Arrays(torch.tensor([[[[0]]], [[[255]]]], dtype=torch.uint8), labels=torch.tensor([7, 2]))
@@ -111,11 +116,11 @@ class Arrays(Dataset):
         return len(self.x)
 
     def samples(self, indices: Indices) -> Tensor:
-        """See :meth:`Dataset.samples`."""
+        """Return the samples at ``indices``, in this order, shape ``(batch, *event)``, float32."""
         return to_float(self.x[torch.as_tensor(indices, dtype=torch.int64)])
 
     def fingerprint(self) -> str:
-        """A digest of every value: what is in memory is read fast."""
+        """Return the dtype, the shape and a digest of all values, which are in memory and quickly read."""
         digest = hashlib.blake2b(digest_size=8)
         for values in (self.x, self.labels):
             if values is not None:
@@ -125,9 +130,15 @@ class Arrays(Dataset):
 
 @dataclass(eq=False)
 class Flipped(Dataset):
-    """A set of images and, after them, their mirror images: sample n + i is sample i from right to left.
+    """A dataset of n images followed by their mirror images: sample n + i is sample i mirrored left to right.
 
-    So flips need no random numbers: within an epoch each image comes once in either way.
+    Flips therefore need no random numbers, and an epoch contains each image once in both forms.
+
+    Args:
+        of: the dataset of images.
+
+    Raises:
+        ValueError: for samples that are not images.
 
     Example:
         >>> data = Flipped(Arrays(torch.tensor([[[[0.0, 1.0]]]])))
@@ -147,11 +158,11 @@ class Flipped(Dataset):
         return 2 * len(self.of)
 
     def samples(self, indices: Indices) -> Tensor:
-        """See :meth:`Dataset.samples`."""
+        """Return the samples at ``indices``, in this order, shape ``(batch, *event)``, float32."""
         chosen, n = torch.as_tensor(indices, dtype=torch.int64), len(self.of)
         x = self.of.samples(chosen % n)
         return torch.where((chosen >= n)[:, None, None, None], x.flip(-1), x)
 
     def fingerprint(self) -> str:
-        """That of the images, and that they are flipped."""
+        """Return ``"flipped"`` and the fingerprint of the images."""
         return f"flipped {self.of.fingerprint()}"

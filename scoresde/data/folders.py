@@ -1,4 +1,4 @@
-"""Folders of images: every image below a folder, with the sub-folders for classes."""
+"""Folders of images, whose sub-folders are classes or parts of the dataset."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scoresde.data.parts import choose_part, is_part
 
 __all__ = ["file_names", "image_names", "open_folder"]
 
-_MOST_WAYS = 8  # to one folder: links that lead to links would otherwise make a small tree an endless one
+_MOST_WAYS = 8  # bound of the paths to one folder: links to links could otherwise make a small tree endless
 
 
 def file_names(folder: Path) -> list[str]:
@@ -23,7 +23,16 @@ def file_names(folder: Path) -> list[str]:
     Hidden files and folders are left out.
 
     Raises:
-        ValueError: for a folder that a link leads back into, or that very many links lead to, and one that may not be read.
+        ValueError: for a link that leads back to a folder above it, for too many links to a folder, and for a folder that
+            cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("10.png", "9.png", ".hidden"):
+        ...         Path(folder, name).touch()
+        ...     file_names(Path(folder))
+        ['9.png', '10.png']
     """
     found: list[str] = []
     ways: Counter[tuple[int, int]] = Counter()
@@ -34,7 +43,9 @@ def file_names(folder: Path) -> list[str]:
             status = os.stat(folder / place)
             entries = list(os.scandir(folder / place))
         except OSError as error:
-            raise ValueError(f"cannot read the folder {str(folder / place)!r}: {error.strerror}") from error
+            raise ValueError(
+                f"cannot read the folder {str(folder / place)!r}: {error.strerror}; remove it, or make it readable"
+            ) from error
         identity = (status.st_dev, status.st_ino)
         ways[identity] += 1
         if identity in above:
@@ -66,7 +77,15 @@ def image_names(folder: Path) -> tuple[str, ...]:
     """Return the names of the images below ``folder``, and of videos, which are refused when they are opened.
 
     Raises:
-        ValueError: as :func:`file_names`, and for a name that is no text.
+        ValueError: for a name that is not text in UTF-8, and for the reasons of :func:`file_names`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("owl.png", "notes.txt"):
+        ...         Path(folder, name).touch()
+        ...     image_names(Path(folder))
+        ('owl.png',)
     """
     from PIL import Image
 
@@ -77,24 +96,33 @@ def image_names(folder: Path) -> tuple[str, ...]:
             name.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"the folder {str(folder)!r} has a file whose name is no text in UTF-8: {os.fsencode(name)!r}; rename it"
+                f"the folder {str(folder)!r} has a file whose name is not text in UTF-8: {os.fsencode(name)!r}; rename it"
             ) from error
     return names
 
 
 def open_folder(folder: Path, split: str | None = None, **options: Any) -> Images:
-    """Open the images below ``folder``; where each lies in a sub-folder, and there are several, those are the classes.
+    """Open the images below ``folder`` as a dataset.
 
-    Sub-folders that are all called train, val or test (or the like) are parts and not classes; the classes of all parts
-    are numbered together.
+    If every image is in a sub-folder, and there are several sub-folders, these are the classes. Sub-folders that are all
+    called train, val, test or the like are parts of the dataset instead. The classes of all parts are numbered together.
 
     Args:
         folder: the folder.
-        split: the part to take, needed where there are several.
-        **options: of :class:`Images`.
+        split: the part to open, needed if there are several.
+        **options: further arguments of :class:`Images`.
 
     Raises:
-        ValueError: for a folder without images, a part that is not there or not chosen, and what :class:`Images` refuses.
+        ValueError: for a folder without images, an unknown part, several parts without ``split``, and images that
+            :class:`Images` refuses.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (8, 6)).save(f"{folder}/owl.png")
+        ...     open_folder(Path(folder)).event
+        (3, 6, 8)
     """
     names = image_names(folder)
     if not names:
@@ -102,7 +130,7 @@ def open_folder(folder: Path, split: str | None = None, **options: Any) -> Image
         holds = f"it holds {', '.join(map(repr, others))}" if others else "it is empty"
         raise ValueError(
             f"found no images in the folder {str(folder)!r}: {holds}; expected .png, .jpg or other images, there or in "
-            "sub-folders, or one file: .npy, .npz, .parquet or IDX. Of a published set, name the kind: mnist:FOLDER, "
+            "sub-folders, or one file: .npy, .npz, .parquet or IDX. For a published dataset name the kind: mnist:FOLDER, "
             "fashion-mnist:FOLDER or cifar10:FOLDER"
         )
     tops = Counter(name.partition("/")[0] if "/" in name else "" for name in names)

@@ -1,4 +1,4 @@
-"""Images in files or in the cells of a table: inspected when the set is opened, decoded when they are asked for."""
+"""Encoded images in files or table cells: their headers are read when the dataset is opened, their pixels on access."""
 
 from __future__ import annotations
 
@@ -29,30 +29,45 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "Cells", "Files", "Images", "Sources"]
 
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP")
-"""The formats that are decoded, by Pillow's names: pictures of pixels. None of them calls another programme."""
+"""The formats that are decoded, by Pillow's names: raster formats that need no external program."""
 
 _GREY = ("1", "L", "LA", "La")
 _COLOUR = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa")
-_TURNED = (5, 6, 7, 8)  # orientations of EXIF that exchange height and width
-_SHOWN = 3  # how many files a message names
-_LIMIT = 2**28  # bytes of a decoded image: about 90 million pixels in colour, where Pillow begins to warn
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
+_SHOWN = 3  # number of files that a message names
+_LIMIT = 2**28  # bytes of a decoded image: about 90 million RGB pixels, from which on Pillow warns
 
 
 class Sources(Protocol):
-    """Encoded images by their number: how many there are, what each is called, how large it is, and its bytes."""
+    """Indexed encoded images: their number, and the name, the size in bytes and the content of each."""
 
     def __len__(self) -> int: ...
 
-    def name(self, i: int) -> str: ...
+    def name(self, i: int) -> str:
+        """Return the name of image ``i``, for messages."""
+        ...
 
-    def size(self, i: int) -> int: ...
+    def size(self, i: int) -> int:
+        """Return the size of image ``i`` in bytes."""
+        ...
 
-    def open(self, i: int) -> IO[bytes]: ...
+    def open(self, i: int) -> IO[bytes]:
+        """Open the encoded image ``i`` as a file."""
+        ...
 
 
 @dataclass(frozen=True)
 class Files:
-    """The images of a folder, by their names relative to it."""
+    """The image files of a folder.
+
+    Args:
+        folder: the folder.
+        names: the paths of the images relative to the folder.
+
+    Example:
+        >>> Files(Path("birds"), ("owl/1.png",)).name(0)
+        'birds/owl/1.png'
+    """
 
     folder: Path
     names: tuple[str, ...]
@@ -61,15 +76,15 @@ class Files:
         return len(self.names)
 
     def name(self, i: int) -> str:
-        """The path of the file."""
+        """Return the path of file ``i``."""
         return str(self.folder / self.names[i])
 
     def size(self, i: int) -> int:
-        """Its length in bytes."""
+        """Return the size of file ``i`` in bytes."""
         return (self.folder / self.names[i]).stat().st_size
 
     def open(self, i: int) -> IO[bytes]:
-        """The file, open for reading."""
+        """Open file ``i`` for reading."""
         return open_regular(self.folder / self.names[i])
 
 
@@ -80,13 +95,13 @@ def _listed(names: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def _opened(sources: Sources, i: int, limit: int | None) -> Iterator[PILImage]:
-    """Image ``i``; whatever Pillow makes of bytes that are none becomes a ValueError that names the file."""
+    """Open image ``i``; every error becomes a ValueError that names the file."""
     from PIL import Image, UnidentifiedImageError
 
     name = sources.name(i)
     try:
         if Path(name).suffix.lower() in VIDEOS:
-            raise ValueError("it is a video, of which frames must be saved as images first")
+            raise ValueError("it is a video; save its frames as images")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with sources.open(i) as file, _decoder(file, limit) as image:
@@ -95,16 +110,16 @@ def _opened(sources: Sources, i: int, limit: int | None) -> Iterator[PILImage]:
     except Exception as error:  # a damaged image can make Pillow fail in any way
         reason = "it is not an image, or a damaged one" if isinstance(error, UnidentifiedImageError) else error
         if isinstance(error, Image.DecompressionBombError):
-            reason = f"{error} Where it is to be trusted, allow its bytes: limit=.. (--limit ..)"
+            reason = f"{error} If you trust the file, allow its size in bytes: limit=.. (--limit ..)"
         raise ValueError(
-            f"cannot read {name!r}: {reason}; remove or replace it, or take unreadable='skip' (--unreadable skip), which "
+            f"cannot read {name!r}: {reason}; remove or replace it, or pass unreadable='skip' (--unreadable skip), which "
             "leaves such files out"
         ) from error
 
 
 @functools.cache
 def _formats() -> list[str]:
-    """Those of the formats that the installed Pillow decodes."""
+    """Return the formats in :data:`FORMATS` that the installed Pillow decodes."""
     from PIL import Image
 
     Image.init()
@@ -115,7 +130,7 @@ _LIFTING = threading.Lock()
 
 
 def _decoder(file: IO[bytes], limit: int | None) -> PILImage:
-    """The image in a file, by its header; Pillow's own bound on its size gives way to a ``limit`` of the user's."""
+    """Open the image in a file by its header; a ``limit`` replaces Pillow's own bound on its size."""
     from PIL import Image
 
     if limit is None:
@@ -129,44 +144,56 @@ def _decoder(file: IO[bytes], limit: int | None) -> PILImage:
 
 
 def _check_size(image: PILImage, limit: int | None) -> None:
-    """Refuse, by its header, an image that is too large to be decoded, and one that is several."""
+    """Check by the header of an image that it is below the size limit and a single image."""
     size, most = image.width * image.height * len(image.getbands()), _LIMIT if limit is None else limit
     if size > most:
         raise ValueError(
             f"it has {image.height}x{image.width} pixels, {size} bytes when decoded, and may be made to exhaust the memory; "
-            f"where it is to be trusted, allow more than {most} bytes: limit={size} (--limit {size})"
+            f"if you trust the file, allow more than {most} bytes: limit={size} (--limit {size})"
         )
-    if getattr(image, "is_animated", False) and image.format != "MPO":  # which is a photograph and its thumbnails
-        raise ValueError("it holds several images, such as the frames of an animation; expected one: save them in files")
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # an MPO file is a photograph and its thumbnails
+        raise ValueError(
+            "it holds several images, such as the frames of an animation; expected one image: save them in separate files"
+        )
 
 
 def _has_orientation(image: PILImage) -> bool:
-    """Photographs may be stored on their side; that a PNG is not, only decoding all of it would tell."""
+    """Return whether to read the EXIF orientation; for a PNG, reading it would need decoding the whole image."""
     return image.format != "PNG"
 
 
 @dataclass(eq=False)
 class Images(Dataset):
-    """Images that are read when they are asked for, so that a set may be larger than the memory.
+    """A dataset of encoded images that are decoded on access, so that it may be larger than the memory.
 
-    Every header is read at once: sizes must agree, and what is no image is found before a training begins. Grey images get
-    one channel where all are grey, and three elsewhere; transparent ones lie on white; photographs (not PNG) are turned as
-    they say.
+    All headers are read at once, so that different sizes and files that are not images are found before a training. If all
+    images are grey they have one channel, else all have three (RGB). Transparent images are put on a white background.
+    Images other than PNG are rotated to their EXIF orientation.
 
     Args:
         sources: the encoded images.
         where: the folder or file, for messages.
-        labels, classes: see :class:`Dataset`.
-        size: height and width to bring all images to, or one number for both.
-        fit: ``"crop"``, scale until the shorter side fits and take the middle; or ``"stretch"``.
-        unreadable: ``"raise"``, or ``"skip"``: decode every file once, leave out those that fail, with a warning that names
-            them, and list them in ``skipped``. With ``"raise"`` a damage beyond the header shows when the file is decoded.
-        cache: bytes of decoded images to keep, the first ones that are asked for; worker processes keep their own.
-        limit: bytes that one decoded image may take; ``None`` for 2**28, about 90 million pixels in colour.
+        labels: the label of each image, whole numbers from 0, or ``None``.
+        classes: the names of the classes in the order of their labels, or ``None``.
+        size: height and width to which all images are resized, or one number for both.
+        fit: ``"crop"`` scales an image until its shorter side fits and crops the centre; ``"stretch"`` changes its aspect.
+        unreadable: ``"raise"`` for files that cannot be read. Damage after the header is then found when a file is decoded.
+            ``"skip"`` decodes each file once, leaves out files that fail, names them in a warning, and lists them in
+            ``skipped``.
+        cache: bytes of decoded images to keep in memory, filled in the order of access; each worker process has its own.
+        limit: largest size of a decoded image in bytes; ``None`` for 2**28, about 90 million RGB pixels.
 
     Raises:
-        ValueError: for files that cannot be read, images of several sizes without ``size``, images smaller than ``size``
-            or of more than 8 bits; each names files and a remedy.
+        ValueError: for files that cannot be read, images of several sizes without ``size``, images smaller than ``size`` and
+            images of more than 8 bits. The message names files and says what to do.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("L", (8, 6)).save(f"{folder}/owl.png")
+        ...     Images(Files(Path(folder), ("owl.png",)), folder, size=4).samples([0]).shape
+        torch.Size([1, 1, 4, 4])
     """
 
     sources: Sources
@@ -188,10 +215,15 @@ class Images(Dataset):
             )
         size = (self.size, self.size) if isinstance(self.size, int) else self.size
         if size is not None and (len(size) != 2 or min(size) < 1):
-            raise ValueError(f"got size={self.size}; expected a positive whole number, or a height and a width")
+            raise ValueError(
+                f"got size={self.size}; expected a positive whole number, or a height and a width, such as (32, 48)"
+            )
         numbers, shapes, modes = self._scan()
         if not numbers:
-            raise ValueError(f"found no readable image in {self.where!r}: {len(self.sources)} files cannot be read")
+            raise ValueError(
+                f"found no readable image in {self.where!r}: {len(self.sources)} files cannot be read; expected images "
+                f"in the formats {', '.join(_formats())}"
+            )
         self._check_modes(numbers, modes)
         self._numbers = numbers
         height, width = self._common(numbers, shapes, size)
@@ -201,7 +233,7 @@ class Images(Dataset):
             self.labels = check_labels(self.labels, len(self.sources), self.classes)[torch.tensor(numbers)]
 
     def _scan(self) -> tuple[list[int], list[tuple[int, int]], list[str]]:
-        """The numbers of the readable images, their heights and widths, and their modes."""
+        """Return the indices of the readable images, their heights and widths, and their modes."""
         numbers, shapes, modes, bad = [], [], [], []
         for i in range(len(self.sources)):
             try:
@@ -227,8 +259,8 @@ class Images(Dataset):
         deep = [self.sources.name(i) for i, mode in zip(numbers, modes, strict=True) if mode not in _GREY + _COLOUR]
         if deep:
             raise ValueError(
-                f"{_listed(deep)} have pixels of more than 8 bits, or of another kind than grey and colour; expected 8 "
-                "bits: convert them, or store an array of floats in [-1, 1] (.npy)"
+                f"{_listed(deep)} have pixels of more than 8 bits, or neither grey nor RGB; expected 8 bits: convert the "
+                "images, or store an array of floats in [-1, 1] (.npy)"
             )
 
     def _common(self, numbers: list[int], shapes: list[tuple[int, int]], size: tuple[int, int] | None) -> tuple[int, int]:
@@ -239,7 +271,7 @@ class Images(Dataset):
                 kinds = "; ".join(f"{n} of {h}x{w}, such as {first[h, w]!r}" for (h, w), n in counts[:_SHOWN])
                 least = min(min(shape) for shape in shapes)
                 raise ValueError(
-                    f"the images of {self.where!r} differ in height x width: {kinds}; expected one size: give "
+                    f"the images of {self.where!r} differ in height x width: {kinds}; expected one size: pass "
                     f"size={least} (--size {least}), to which all are scaled and cropped, or remove those that differ"
                 )
             return counts[0][0]
@@ -248,8 +280,8 @@ class Images(Dataset):
             least = min(min(shape) for shape in shapes)
             raise ValueError(
                 f"{len(small)} images are smaller than {size[0]}x{size[1]}: "
-                f"{_listed([self.sources.name(i) for i in small])}; expected none, since scaling up invents detail: take a "
-                f"size of at most {least}, or remove them"
+                f"{_listed([self.sources.name(i) for i in small])}; expected no smaller images, since scaling up "
+                f"invents detail: pass size={least} (--size {least}) or less, or remove them"
             )
         return size
 
@@ -257,11 +289,11 @@ class Images(Dataset):
         return len(self._numbers)
 
     def samples(self, indices: Indices) -> Tensor:
-        """See :meth:`Dataset.samples`."""
+        """Return the images at ``indices``, in this order, shape ``(batch, c, h, w)``, float32 in [-1, 1]."""
         return to_float(torch.stack([self._pixels(int(i)) for i in torch.as_tensor(indices)]))
 
     def _pixels(self, i: int) -> Tensor:
-        """Sample ``i`` as bytes, shape ``event``."""
+        """Return image ``i`` as bytes, shape ``event``."""
         i = range(len(self))[i]
         if i in self._kept:
             return self._kept[i]
@@ -289,7 +321,7 @@ class Images(Dataset):
         return pixels[None] if self._grey else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def fingerprint(self) -> str:
-        """A digest of the names and lengths of the files, and of what is made of them: the contents are not read."""
+        """Return a text with a digest of file names, file sizes, resizing and labels; the contents are not read."""
         digest = hashlib.blake2b(f"{self.event} {self.fit}".encode(), digest_size=8)
         for i in self._numbers:
             digest.update(f"\0{Path(self.sources.name(i)).name} {self.sources.size(i)}".encode())
@@ -300,12 +332,12 @@ class Images(Dataset):
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """The images of a column of an Arrow table: bytes, or a structure with ``bytes`` and ``path``.
+    """The images in a column of an Arrow table, which holds bytes, or structures with ``bytes`` and ``path``.
 
     Args:
         column: the column.
         where: the table, for messages.
-        folder: the folder that a ``path`` may lead into: what a table says is no reason to read other files.
+        folder: the folder in which a ``path`` must be, so that a table cannot make other files readable.
     """
 
     column: Any
@@ -316,20 +348,20 @@ class Cells:
         return len(self.column)
 
     def name(self, i: int) -> str:
-        """Where the image is."""
+        """Return the table and the row of image ``i``."""
         return f"{self.where}, row {i}"
 
     def size(self, i: int) -> int:
-        """Its length in bytes."""
+        """Return the size of image ``i`` in bytes."""
         cell = self.column[i]
         inside = cell["bytes"] if hasattr(cell, "keys") and cell.is_valid else cell
         return inside.as_buffer().size if inside.is_valid else 0
 
     def open(self, i: int) -> IO[bytes]:
-        """The bytes, as an open file.
+        """Open the bytes of image ``i`` as a file.
 
         Raises:
-            ValueError: for an empty cell, and a path to a place outside the folder.
+            ValueError: for an empty cell, and for a path outside the folder.
         """
         cell = self.column[i].as_py()
         if isinstance(cell, dict):
@@ -337,11 +369,11 @@ class Cells:
                 return self._open_path(str(cell["path"]))
             cell = cell.get("bytes")
         if not isinstance(cell, bytes) or not cell:
-            raise ValueError("the cell is empty")
+            raise ValueError("the cell is empty; expected the bytes of an image")
         return io.BytesIO(cell)
 
     def _open_path(self, path: str) -> IO[bytes]:
         place = (self.folder / path).resolve()
         if not place.is_relative_to(self.folder.resolve()):
-            raise ValueError(f"its path {path!r} leads out of the folder {str(self.folder)!r}; expected a file below it")
+            raise ValueError(f"its path {path!r} leads out of the folder {str(self.folder)!r}; expected a file inside it")
         return open_regular(place)

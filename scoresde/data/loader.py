@@ -1,4 +1,4 @@
-"""Batches read ahead by worker processes, in an order that the caller chooses."""
+"""Loading of batches by worker processes ahead of their use, in an order that the caller chooses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["batches"]
 
 
 class _ByIndices(torch.utils.data.Dataset[Any]):
-    """A set whose items are batches, and their keys lists of numbers."""
+    """A dataset whose items are batches, indexed by lists of indices."""
 
     def __init__(self, data: Dataset) -> None:
         self.data = data
@@ -22,26 +22,26 @@ class _ByIndices(torch.utils.data.Dataset[Any]):
     def __getitem__(self, indices: Indices) -> tuple[Tensor, dict[str, Tensor]] | ValueError:
         try:
             return self.data.batch(indices)
-        except ValueError as error:  # handed over as it is: the loader would wrap it in the traceback of a worker
+        except ValueError as error:  # returned, not raised: the loader would wrap it in the traceback of a worker
             return error
 
 
 def batches(
     data: Dataset, indices: Iterable[Indices], workers: int = 0, ahead: int = 2
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """``data.batch(i)`` for each ``i`` of ``indices``, in their order, read ahead by worker processes.
+    """Yield ``data.batch(i)`` for each ``i`` of ``indices``, in their order, read ahead by worker processes.
 
-    What comes does not depend on the number of workers, and nothing is drawn from the global generator: a training that
-    resumes at a step gives the indices from there on.
+    The result does not depend on the number of workers, and the global generator is not used. A resumed training passes the
+    indices from its step on.
 
     Args:
-        data: the set.
-        indices: the numbers of the samples of each batch; it may be endless.
-        workers: processes that read; 0 for none.
-        ahead: batches that each of them reads in advance.
+        data: the dataset.
+        indices: the indices of the samples of each batch; it may be infinite.
+        workers: number of worker processes; 0 reads in this process.
+        ahead: number of batches that each worker reads ahead.
 
     Raises:
-        ValueError: for a negative number of workers; and what reading raises, in the same words.
+        ValueError: for a negative ``workers``, an ``ahead`` of less than 1, and a sample that cannot be read.
 
     Example:
         >>> from scoresde.data import open
@@ -49,14 +49,14 @@ def batches(
         [[0, 5], [3]]
     """
     if workers < 0 or ahead < 1:
-        raise ValueError(f"got workers={workers} and ahead={ahead}; expected at least 0 and at least 1")
+        raise ValueError(f"got workers={workers} and ahead={ahead}; expected workers of at least 0 and ahead of at least 1")
     if workers == 0:
         yield from (data.batch(chosen) for chosen in indices)
         return
     loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
         _ByIndices(data),
         batch_size=None,
-        sampler=indices,  # without batch_size its items are handed on as they are
+        sampler=indices,  # with batch_size=None its items are passed to the dataset unchanged
         num_workers=workers,
         prefetch_factor=ahead,
         generator=torch.Generator(),

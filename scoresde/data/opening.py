@@ -1,4 +1,4 @@
-"""One door for all data: a name, a file or a folder becomes a :class:`Dataset`."""
+"""Opening of data: a name, a file or a folder becomes a :class:`Dataset`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = ["DATASETS", "digits", "load", "open", "split"]
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """The 1797 handwritten digits that come with scikit-learn, as images and labels.
+    """Return the images and labels of the handwritten digits in scikit-learn.
 
     Returns:
-        Images in [-1, 1], shape ``(1797, 1, 8, 8)``, float32, and the digits they show, shape ``(1797,)``, int64.
+        Images in [-1, 1], shape ``(1797, 1, 8, 8)``, float32, and their labels, the digits, shape ``(1797,)``, int64.
 
     Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", 1998,
-    https://doi.org/10.24432/C50P49; the pixels count up to 16 points of ink each.
+    https://doi.org/10.24432/C50P49. A pixel there is a number of ink points from 0 to 16.
 
     Example:
         >>> images, labels = digits()
@@ -55,19 +55,24 @@ DATASETS: Table[Callable[[], Dataset]] = Table(
     check=callable,
     expects="a function without arguments that returns a Dataset",
 )
-"""The data that are known by name alone. Those in :data:`COLLECTIONS` need the folder of their files after a colon."""
+"""The built-in datasets by name. The published datasets in :data:`COLLECTIONS` also need the folder of their files."""
 
 
 def split(n: int, held_out: float = 0.2, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Indices of a training part and of a held-out part of ``n`` samples, the same for the same arguments.
+    """Split the indices of ``n`` samples at random into a training part and a held-out part.
+
+    The same arguments give the same split.
 
     Args:
         n: the number of samples, at least 2.
-        held_out: the fraction held out, strictly between 0 and 1; at least one sample lies on either side.
-        seed: chooses the shuffle.
+        held_out: the fraction of held-out samples, strictly between 0 and 1; each part has at least one sample.
+        seed: seed of the shuffling.
 
     Returns:
-        Two vectors of indices, disjoint and together all of 0..n-1, each in increasing order.
+        Two vectors of indices in increasing order, disjoint and together 0..n-1.
+
+    Raises:
+        ValueError: for fewer than 2 samples, or a fraction that is not between 0 and 1.
 
     Example:
         >>> training, held_out = split(10)
@@ -94,7 +99,7 @@ def open(
     limit: int | None = None,
     flips: bool = False,
 ) -> Dataset:
-    """The data named ``source``, or in the file or folder ``source``.
+    """Open the data with the name, in the file or in the folder ``source`` as a dataset.
 
     ========================================  =========================================================================
     source                                    what it is
@@ -102,25 +107,29 @@ def open(
     ``digits``                                the digits of scikit-learn
     ``mnist:FOLDER``, ``fashion-mnist:..``,   the published files of MNIST, Fashion-MNIST, CIFAR-10 (binary version)
     ``cifar10:FOLDER``
-    ``hf:NAME``, ``hf:FOLDER``                a set of Hugging Face, from the hub or written by ``save_to_disk``
-    a folder                                  all images in it; sub-folders are the classes; or its parquet files
-    a file                                    .npy, .npz, IDX, any of them in .gz, known by their content; .parquet
+    ``hf:NAME``, ``hf:FOLDER``                a dataset of Hugging Face, from the hub or written by ``save_to_disk``
+    a folder                                  all images in it, with its sub-folders as classes; or its parquet files
+    a file                                    .npy, .npz, IDX or one of them in .gz, recognised by content; .parquet
     ========================================  =========================================================================
 
-    A part may follow a colon: ``FOLDER:train``, ``mnist:FOLDER:test``, ``hf:NAME:train``.
+    The name of a part of the dataset may follow a colon: ``FOLDER:train``, ``mnist:FOLDER:test``, ``hf:NAME:train``.
 
     Args:
-        source: the data.
-        split: the part. Of ``mnist:``, ``fashion-mnist:`` and ``cifar10:`` "train", the default, or "test"; of ``hf:``
-            whatever parts it has; of a folder one of its sub-folders or tables called train, val or test (or the like),
-            where it has several.
-        size, fit, unreadable, cache: of encoded images; see :class:`~scoresde.data.Images`.
-        limit: bytes that one compressed file, or one image, may unpack to, against files that are made to exhaust the
-            memory: by default 2**30 (or eight times the length of the file) and 2**28.
+        source: the name, file or folder.
+        split: the name of the part. It is "train" (default) or "test" for ``mnist:``, ``fashion-mnist:`` and ``cifar10:``,
+            any part of the dataset for ``hf:``, and for a folder with several sub-folders or tables called train, val, test
+            or the like, one of these.
+        size: height and width to which encoded images are resized, or one number for both; see
+            :class:`~scoresde.data.Images`, also for ``fit``, ``unreadable`` and ``cache``.
+        fit: ``"crop"`` or ``"stretch"`` encoded images to ``size``.
+        unreadable: ``"raise"`` for image files that cannot be read, or ``"skip"`` them.
+        cache: bytes of decoded images to keep in memory.
+        limit: largest size in bytes of a file after decompression, by default 2**30 or eight times the compressed size, and
+            of a decoded image, by default 2**28. It protects from files that are made to exhaust the memory.
         flips: add the mirror image of each image.
 
     Raises:
-        ValueError: for what cannot be found or read, with the remedy.
+        ValueError: for data that cannot be found or read; says what to do.
 
     Example:
         >>> data = open("digits")
@@ -133,7 +142,8 @@ def open(
     data = _open(source, split, {"size": size, "fit": fit, "unreadable": unreadable, "cache": cache, "limit": limit})
     if isinstance(data, Arrays) and size is not None and data.event[1:] != ((size, size) if isinstance(size, int) else size):
         raise ValueError(
-            f"got size={size} for samples of shape {data.event}; expected none: only images in files of their own are scaled"
+            f"got size={size} for samples of shape {data.event}; expected no size, since arrays "
+            "are not resized: resize the array yourself"
         )
     return Flipped(data) if flips else data
 
@@ -146,7 +156,9 @@ def _open(source: str | Path, split: str | None, options: dict[str, Any]) -> Dat
         return open_hugging_face(rest, split or "train", **options)
     if colon and kind in COLLECTIONS:
         if not Path(rest).is_dir():
-            raise ValueError(f"got {str(source)!r}, and {rest!r} is not a folder; expected the folder of its files")
+            raise ValueError(
+                f"got {str(source)!r}, and {rest!r} is not a folder; expected the folder of its files: {kind}:FOLDER"
+            )
         return COLLECTIONS[kind](Path(rest), split or "train")
     path = Path(source)
     if path.is_dir():
@@ -154,11 +166,11 @@ def _open(source: str | Path, split: str | None, options: dict[str, Any]) -> Dat
     if not path.exists():
         if colon and near(kind, COLLECTIONS):
             raise COLLECTIONS.unknown(kind)
-        return DATASETS[str(source)]()  # by another spelling or from an installed package; else it refuses the name
+        return DATASETS[str(source)]()  # another spelling, or an entry of an installed package; raises for an unknown name
     if split is not None:
         raise ValueError(
-            f"got split={split!r} for {str(source)!r}, which has no parts; they belong to folders, {', '.join(COLLECTIONS)} "
-            "and hf, with a colon: mnist:FOLDER. Name the file of the part itself"
+            f"got split={split!r} for {str(source)!r}, which has no parts; expected a folder, {', '.join(COLLECTIONS)} "
+            "or hf, with a colon: mnist:FOLDER. For a single file pass no split, but the file of the part"
         )
     with open_regular(path) as file:
         if file.read(4) == b"PAR1" or path.suffix == ".parquet":
@@ -169,7 +181,7 @@ def _open(source: str | Path, split: str | None, options: dict[str, Any]) -> Dat
 
 
 def _open_folder(folder: Path, split: str | None, options: dict[str, Any]) -> Dataset:
-    """The images below a folder or, where there are none, its tables."""
+    """Open the images below a folder, or its parquet files if there are no images."""
     tables = [] if image_names(folder) else [name for name in file_names(folder) if name.endswith(".parquet")]
     if not tables:
         return open_folder(folder, split, **options)
@@ -180,22 +192,25 @@ def _open_folder(folder: Path, split: str | None, options: dict[str, Any]) -> Da
 
 
 def _part_of(table: str) -> str:
-    """The part that a table belongs to, by its folder or its name: ``train/0.parquet``, ``train-00000-of-00002.parquet``."""
+    """Return the part of a dataset in the name of a table: ``train/0.parquet``, ``train-00000-of-00002.parquet``."""
     folder, stem = Path(table).parts[0], Path(table).stem
     return next((name for name in (folder, re.split("[-_.]", stem)[0]) if is_part(name)), "")
 
 
 def load(source: str | Path) -> Tensor:
-    """All samples that :func:`open` finds, as one tensor.
+    """Read all samples of the data with the name, in the file or in the folder ``source`` into one tensor.
+
+    Args:
+        source: see :func:`open`.
 
     Returns:
-        Images in [-1, 1], shape ``(n, c, h, w)``, or vectors, shape ``(n, d)``; float32. Bytes are scaled from 0..255;
-        floats are taken as they are. An array ``(n, h, w)`` gets one channel, and channels that stand last, where only the
-        last dimension is 1, 3 or 4, are moved forward.
+        Images in [-1, 1], shape ``(n, c, h, w)``, or vectors, shape ``(n, d)``; float32. Bytes are scaled from 0..255.
+        Floats are not scaled. An array ``(n, h, w)`` gets one channel. If only the last dimension has length 1, 3 or 4, it
+        is taken for the channels and moved forward.
 
     Raises:
-        ValueError: for an unknown name (with the nearest ones), a file that is missing, truncated or of another kind,
-            Python objects, integers other than bytes, shapes that are neither vectors nor images, values that are not
+        ValueError: for an unknown name (with the nearest ones); for a file that is missing, truncated or of another kind;
+            for Python objects, integers other than bytes, shapes that are neither vectors nor images, values that are not
             finite, and images of floats outside [-1, 1].
 
     Example:

@@ -1,4 +1,4 @@
-"""Parts of a dataset, such as train and val: told from classes by their names, and chosen by the user."""
+"""Parts of a dataset, such as train and val: recognised by their names, and chosen by the user."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PARTS = frozenset({"train", "training", "val", "valid", "validation", "dev", "t
 
 
 def is_part(name: str) -> bool:
-    """Return whether a folder or file of this name is a part of a dataset, and not a class.
+    """Return whether a name is the name of a part of a dataset, such as train, and not of a class.
 
     Example:
         >>> is_part("Train"), is_part("cats")
@@ -21,7 +21,7 @@ def is_part(name: str) -> bool:
 
 
 def split_off(source: str) -> tuple[str, str | None]:
-    """Return a source and the part named after it, ``"FOLDER:train"``; ``None`` where there is none.
+    """Split ``"FOLDER:train"`` into the source and the name of the part, which is ``None`` if no part is named.
 
     Example:
         >>> split_off("birds:train"), split_off("mnist:birds"), split_off("hf:me/birds:val")
@@ -32,16 +32,20 @@ def split_off(source: str) -> tuple[str, str | None]:
 
 
 def choose_part(parts: Iterable[str], split: str | None, where: str, others: Mapping[str, int] | None = None) -> str | None:
-    """Return the one of ``parts`` that ``split`` names; the only one where it names none; ``None`` without parts.
+    """Return the part that ``split`` names, or the only part if ``split`` is ``None``; ``None`` for a source without parts.
 
     Args:
-        parts: the names of the parts that were found.
-        split: the part asked for, upper case or lower, or ``None``.
+        parts: the names of the parts of the source.
+        split: the name of the part to use, in upper or lower case, or ``None``.
         where: the source, for messages.
-        others: what there is beside the parts, by name: with it, a single part is not taken unasked.
+        others: counts of samples outside the parts, by name. If there are any, a single part is not chosen by itself.
 
     Raises:
-        ValueError: for a part that is not there, and where there are several and none is asked for.
+        ValueError: for an unknown part, and for several parts without ``split``.
+
+    Example:
+        >>> choose_part(["test", "train"], "Train", "birds"), choose_part(["train"], None, "birds")
+        ('train', 'train')
     """
     found = sorted(parts)
     by_name = {part.casefold(): part for part in found}
@@ -55,7 +59,7 @@ def choose_part(parts: Iterable[str], split: str | None, where: str, others: Map
         )
     if len(found) > 1:
         raise ValueError(
-            f"{where!r} has the parts {', '.join(found)}; expected to be told which: split={found[0]!r}, or "
+            f"{where!r} has the parts {', '.join(found)}; expected the name of one: pass split={found[0]!r}, or "
             f"{where}:{found[0]} on the command line"
         )
     return found[0] if found and not others else None

@@ -1,4 +1,4 @@
-"""Published sets in the files in which they are published, in a folder that the user names."""
+"""Published datasets, read from their published files in a folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["COLLECTIONS", "cifar10", "fashion_mnist", "mnist"]
 _PARTS = ("train", "test")
 _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_RECORD = 1 + 3 * 32 * 32  # CIFAR-10: the label, then red, green and blue, row by row
+_RECORD = 1 + 3 * 32 * 32  # bytes of a CIFAR-10 record: the label, then red, green and blue, row by row
 
 
 def _part(split: str) -> str:
@@ -27,12 +27,15 @@ def _part(split: str) -> str:
 
 
 def _find(folder: Path, names: list[str], what: str) -> Path:
-    """The first of ``names`` in ``folder``, or below it in the folder that the archive unpacks to."""
+    """Return the first of ``names`` that exists in ``folder`` or in one of its sub-folders."""
     for name in names:
         for path in (folder / name, *sorted(folder.glob(f"*/{name}"))):
             if path.is_file():
                 return path
-    raise ValueError(f"found no {names[0]} in the folder {str(folder)!r}; expected the files of {what}, as published")
+    raise ValueError(
+        f"found no {names[0]} in the folder {str(folder)!r}; expected the published files of {what}: "
+        "download them into the folder"
+    )
 
 
 def _idx(folder: Path, split: str, what: str, classes: tuple[str, ...]) -> Arrays:
@@ -49,7 +52,14 @@ def _idx(folder: Path, split: str, what: str, classes: tuple[str, ...]) -> Array
 
 
 def mnist(folder: Path, split: str = "train") -> Arrays:
-    """MNIST: 60,000 and 10,000 handwritten digits, 28 x 28, from its IDX files, in ``.gz`` or not.
+    """Read MNIST: 60,000 training and 10,000 test images of handwritten digits, 28 x 28.
+
+    Args:
+        folder: the folder of the IDX files, compressed (``.gz``) or not.
+        split: ``"train"`` or ``"test"``.
+
+    Raises:
+        ValueError: for another ``split``, and for files that are missing or damaged.
 
     Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits", http://yann.lecun.com/exdb/mnist/.
     """
@@ -57,7 +67,14 @@ def mnist(folder: Path, split: str = "train") -> Arrays:
 
 
 def fashion_mnist(folder: Path, split: str = "train") -> Arrays:
-    """Fashion-MNIST: clothes in the place of digits, in files of the same names.
+    """Read Fashion-MNIST: 60,000 training and 10,000 test images of clothes, 28 x 28.
+
+    Args:
+        folder: the folder of the IDX files, which have the same names as those of MNIST, compressed (``.gz``) or not.
+        split: ``"train"`` or ``"test"``.
+
+    Raises:
+        ValueError: for another ``split``, and for files that are missing or damaged.
 
     Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms",
     2017, https://arxiv.org/abs/1708.07747.
@@ -66,10 +83,15 @@ def fashion_mnist(folder: Path, split: str = "train") -> Arrays:
 
 
 def cifar10(folder: Path, split: str = "train") -> Arrays:
-    """CIFAR-10: 50,000 and 10,000 photographs, 32 x 32, from its binary version.
+    """Read CIFAR-10: 50,000 training and 10,000 test photographs, 32 x 32, RGB.
+
+    Args:
+        folder: the folder of the binary version.
+        split: ``"train"`` or ``"test"``.
 
     Raises:
-        ValueError: for files that are missing or incomplete, and for the python version, which is pickled.
+        ValueError: for another ``split``, for files that are missing or incomplete, and for the Python version, which is
+            pickled.
 
     Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
     https://www.cs.toronto.edu/~kriz/cifar.html.
@@ -78,8 +100,8 @@ def cifar10(folder: Path, split: str = "train") -> Arrays:
     pickled = [path for pattern in ("data_batch_1", "*/data_batch_1") for path in folder.glob(pattern)]
     if pickled and not any(folder.rglob("data_batch_1.bin")):
         raise ValueError(
-            f"{str(pickled[0])!r} is of the python version of CIFAR-10, which is pickled and could run any code; expected "
-            "the binary version: cifar-10-binary.tar.gz, of the same page"
+            f"{str(pickled[0])!r} belongs to the Python version of CIFAR-10, which is pickled and could run any code; "
+            "expected the binary version: download cifar-10-binary.tar.gz from the same page"
         )
     parts = []
     for path in (_find(folder, [name], "the binary version of CIFAR-10") for name in names):
@@ -103,4 +125,4 @@ COLLECTIONS: Table[Callable[[Path, str], Dataset]] = Table(
     check=callable,
     expects="a function of a folder and the name of a part that returns a Dataset",
 )
-"""The published sets, opened as ``"mnist:FOLDER"``."""
+"""The published datasets by name, opened as ``"mnist:FOLDER"``."""

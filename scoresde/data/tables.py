@@ -1,4 +1,4 @@
-"""Tables: parquet files, and the sets of Hugging Face, which are tables of the same form."""
+"""Tables: parquet files, and datasets of Hugging Face, which are tables too."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _REMEDY = "install the extra: pip install 'scoresde[train]'"
 
 
 def open_parquet(files: list[Path], folder: Path, limit: int | None = None, **options: Any) -> Dataset:
-    """The rows of parquet files: images, encoded as in files, or numbers, a vector of each row.
+    """Open parquet files as a dataset of encoded images or of vectors.
 
-    The first column of images counts, if there is any, else all columns of numbers; a column named ``label``, ``labels``,
-    ``class``, ``y`` or ``fine_label`` holds the classes, as whole numbers or as text. Images stay encoded in memory, and are
-    decoded when they are asked for.
+    The samples are the images in the first column of images or, if there is none, vectors of the numbers in all columns. A
+    column named ``label``, ``labels``, ``class``, ``y`` or ``fine_label`` holds the classes as whole numbers or as text.
+    Images stay encoded in memory, and are decoded on access.
 
     Args:
-        files: their rows follow one another.
-        folder: where the paths of images lie, in tables that hold paths and not the images.
-        limit: bytes that a file, and the image in a cell, may unpack to; ``None`` for 2**30, or eight times the length of
-            the file, and for what :class:`Images` allows.
-        **options: of :class:`Images`.
+        files: the parquet files, whose rows are concatenated.
+        folder: the folder of the image files, for tables of paths.
+        limit: largest size in bytes of a file after decompression, and of a decoded image. ``None`` is 2**30, or eight times
+            the size of the file, and the default of :class:`Images`.
+        **options: further arguments of :class:`Images`.
 
     Raises:
-        ValueError: without pyarrow, for files that cannot be read or unpack to more than ``limit``, and rows that are
-            neither.
+        ValueError: without pyarrow; for files that cannot be read or are larger than ``limit`` after decompression; for
+            tables without images and without numbers.
     """
     try:
         import pyarrow as pa
@@ -55,12 +55,14 @@ def open_parquet(files: list[Path], folder: Path, limit: int | None = None, **op
     try:
         table = pa.concat_tables(tables)
     except pa.ArrowException as error:
-        raise ValueError(f"the parquet files in {where!r} have different columns: {error}; expected the same") from error
+        raise ValueError(
+            f"the parquet files in {where!r} have different columns: {error}; expected the same columns"
+        ) from error
     return _from_table(table, where, folder, limit=limit, **options)
 
 
 def _read(file: Any, most: int) -> Any:
-    """All rows of a parquet file, part by part, as far as they may go."""
+    """Read all rows of a parquet file part by part, up to ``most`` bytes."""
     import pyarrow as pa
 
     parts, size = [], 0
@@ -69,37 +71,39 @@ def _read(file: Any, most: int) -> Any:
         size += part.nbytes
         if size > most:
             raise ValueError(
-                f"it unpacks to more than {most} bytes, and may be made to exhaust the memory; where it is to be trusted, "
-                "allow more: limit=.. (--limit ..)"
+                f"it unpacks to more than {most} bytes, and may be made to exhaust the memory; if you trust the file, allow "
+                "more: limit=.. (--limit ..)"
             )
     return pa.Table.from_batches(parts, file.schema_arrow)
 
 
 def open_hugging_face(name: str, split: str, **options: Any) -> Dataset:
-    """A set of Hugging Face by its name on the hub, or one in a local folder, as written by ``save_to_disk``.
+    """Open a dataset of Hugging Face, from the hub or from a local folder written by ``save_to_disk``.
 
     Args:
-        name: such as ``ylecun/mnist``, or a folder.
-        split: which part of it.
-        **options: of :class:`Images`.
+        name: the name on the hub, such as ``ylecun/mnist``, or a folder.
+        split: the name of the part.
+        **options: further arguments of :class:`Images`.
 
     Raises:
-        ValueError: without the library ``datasets``, or where it finds no such set or part.
+        ValueError: without the library ``datasets``, or if it finds no such dataset or part.
     """
     try:
         import datasets
     except ModuleNotFoundError as error:
-        raise ValueError(f"cannot open the set {name!r} of Hugging Face without the library datasets; {_REMEDY}") from error
+        raise ValueError(
+            f"cannot open the dataset {name!r} of Hugging Face without the library datasets; {_REMEDY}"
+        ) from error
     try:
         saved = Path(name).is_dir() and any((Path(name) / mark).exists() for mark in ("state.json", "dataset_dict.json"))
         found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=split)
         if isinstance(found, datasets.DatasetDict):
             if split not in found:
-                raise ValueError(f"its parts are {', '.join(found)}")
+                raise ValueError(f"its parts are {', '.join(found)}; expected the name of one")
             found = found[split]
     except (OSError, ValueError) as error:  # ConnectionError and DatasetNotFoundError are OSErrors
         raise ValueError(f"cannot open part {split!r} of {name!r} by the library datasets: {error}") from error
-    if found._indices is not None:  # rows that were selected or shuffled, which the table does not show
+    if found._indices is not None:  # a selection or shuffling of rows, which the table does not contain
         found = found.flatten_indices()
     folder = Path(name) if saved else Path(datasets.config.HF_CACHE_HOME)
     return _from_table(found.data.table, f"hf:{name}, {split}", folder, **options)
@@ -110,7 +114,7 @@ def _from_table(table: Any, where: str, folder: Path, **options: Any) -> Dataset
 
     columns = {field.name: field.type for field in table.schema}
     if not table.num_rows:
-        raise ValueError(f"{where!r} has no rows; expected at least one")
+        raise ValueError(f"{where!r} has no rows; expected at least one row")
     label = next((name for name in _LABELS if name in columns), None)
     labels, classes = (None, None) if label is None else _labels(table, label, where)
     for name, kind in columns.items():
@@ -120,7 +124,7 @@ def _from_table(table: Any, where: str, folder: Path, **options: Any) -> Dataset
     parts = [_numbers(table[name], where) for name, kind in columns.items() if name != label and _is_numeric(kind)]
     if not parts:
         kinds = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
-        raise ValueError(f"{where!r} has the columns {kinds}; expected one of images, as bytes, or columns of numbers")
+        raise ValueError(f"{where!r} has the columns {kinds}; expected a column of images, as bytes, or columns of numbers")
     x = as_samples(np.concatenate(parts, 1), where)
     return Arrays(x, labels, classes)
 
@@ -134,19 +138,19 @@ def _is_numeric(kind: Any) -> bool:
 
 
 def _numbers(column: Any, where: str) -> np.ndarray[Any, Any]:
-    """A column of numbers, or of lists of equally many, as ``(n, d)``; what is missing becomes NaN."""
+    """Return a column of numbers, or of lists of equal lengths, as an array ``(n, d)``; missing values become NaN."""
     try:
         values = np.array(column.to_pylist(), dtype=np.float64)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{where!r} has a column of lists of different lengths, or of which some are missing; expected one length"
+            f"{where!r} has a column of lists of different lengths, or with missing lists; expected lists of one length"
         ) from error
     return values.reshape(len(column), -1)
 
 
 @dataclass(frozen=True)
 class _Feature:
-    """The note of Hugging Face on a column: the names of the classes, where it is one of labels."""
+    """The metadata of Hugging Face for a column: the names of the classes, for a column of labels."""
 
     names: list[str] | None = None
 
@@ -162,14 +166,14 @@ class _Notes:
 
 
 def _labels(table: Any, label: str, where: str) -> tuple[Tensor, tuple[str, ...] | None]:
-    """The classes of the rows, and their names: those of the text, or those that Hugging Face notes in the schema."""
+    """Return the labels of the rows and the names of the classes, from text or from Hugging Face's metadata."""
     place, values = f"{where}, column {label}", table[label].to_pylist()
     if all(isinstance(value, str) for value in values):
         return numbered(values)
     try:
         notes = decode_json((table.schema.metadata or {}).get(b"huggingface", b"{}"), _Notes)
     except ValueError as error:
-        raise ValueError(f"the notes of Hugging Face in the schema of {where!r} cannot be read: {error}") from error
+        raise ValueError(f"the metadata of Hugging Face in the schema of {where!r} cannot be read: {error}") from error
     feature = notes.info.features.get(label)
     names = tuple(feature.names) if feature is not None and feature.names else None
     found = as_labels(np.array(values), len(values), place)

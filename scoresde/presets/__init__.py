@@ -1,7 +1,7 @@
-"""Presets of training: the published ones of CIFAR-10, each a TOML file of options, with what to expect of it.
+"""Presets: published trainings on CIFAR-10 as TOML files of options, with their published results and their cost.
 
-A file holds options of ``scoresde train`` and three tables: ``[sample]``, the sampler of the paper, in options of ``scoresde
-evaluate``; ``[published]``, what the paper reports; and ``[cost]``, what a training costs by :func:`gpu_hours`.
+A file contains options of ``scoresde train`` and three tables: ``[sample]``, the paper's sampler as options of ``scoresde
+evaluate``; ``[published]``, the results in the paper; and ``[cost]``, the cost of the training by :func:`gpu_hours`.
 """
 
 from scoresde.presets.cost import PEAK, gpu_hours, operations

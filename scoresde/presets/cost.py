@@ -1,4 +1,4 @@
-"""What a training costs: floating-point operations of the network, and the hours of a GPU that they take."""
+"""The cost of a training: floating-point operations of the network, and GPU hours."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from scoresde.presets.files import Preset
 __all__ = ["PEAK", "gpu_hours", "operations"]
 
 PEAK = 312e12
-"""Operations per second of an A100 in bfloat16 without sparsity, as its maker states."""
+"""Peak operations per second of an A100 in bfloat16 without sparsity, from its data sheet."""
 
 
 def operations(net: nn.Module, event: Sequence[int]) -> int:
-    """Floating-point operations of one evaluation of ``net`` for one sample of shape ``event``, as torch counts them.
+    """Count the floating-point operations of one evaluation of ``net`` for one sample of shape ``event``.
 
-    Those of convolutions, linear layers and attention, a multiplication and an addition counting as two. Nothing is
-    computed: the network is copied to the meta device, where also attention consists of products that are counted.
+    The operations of convolutions, linear layers and attention are counted. A multiplication and an addition are two
+    operations. Nothing is computed: the network is copied to the meta device, where attention consists of products, which
+    are counted too.
 
     Example:
         >>> operations(models.MLP(2, hidden=(3,)), (2,)) >= 2 * (2 * 3 + 3 * 2)
@@ -36,17 +37,17 @@ def operations(net: nn.Module, event: Sequence[int]) -> int:
 
 
 def gpu_hours(preset: Preset, event: Sequence[int] = (3, 32, 32), *, rate: float = 0.4 * PEAK) -> float:
-    r"""Hours that the training of ``preset`` takes on one GPU: three times a forward pass for every image.
+    r"""Estimate the hours that the training of ``preset`` takes on one GPU.
 
-    .. math:: \frac{3 \cdot \mathrm{operations} \cdot \mathrm{images}}{3600 \cdot \mathrm{rate}},
+    .. math:: \frac{3 \cdot \mathrm{operations} \cdot \mathrm{images}}{3600 \cdot \mathrm{rate}}
 
-    a backward pass costing twice a forward one.
+    The factor 3 counts a forward pass, and a backward pass that costs twice as much.
 
     Args:
-        preset: a preset.
+        preset: the preset.
         event: the shape of an image.
-        rate: operations per second that are sustained. The default is an assumption: 40 % of the peak of an A100, in
-            bfloat16, compiled.
+        rate: sustained operations per second. The default is an assumption for an A100 with a compiled network in bfloat16:
+            40 % of the peak.
 
     Example:
         >>> from scoresde.presets import get

@@ -1,4 +1,4 @@
-"""The files of the presets, read."""
+"""Reading of the preset files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["PRESETS", "TABLES", "Preset", "get", "read"]
 _FOLDER = files("scoresde.presets")
 
 TABLES = ("sample", "published", "cost")
-"""What a file holds beside options of ``scoresde train``."""
+"""The tables in a preset file; all other entries are options of ``scoresde train``."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Preset:
     """A published training.
 
     Args:
-        name: what it is called.
+        name: the name of the preset.
         train: options of ``scoresde train``.
-        sample: options of ``scoresde evaluate``: the sampler of the paper, and how many samples its FID is of.
-        published: ``fid``, ``evaluations`` of the network for a sample, ``images`` that the training sees, ``source``, and
-            ``hardware``, as the paper states it.
-        cost: ``a100-hours``, of :func:`gpu_hours`.
-        text: the file.
+        sample: options of ``scoresde evaluate``: the paper's sampler, and the number of samples for its FID.
+        published: the paper's ``fid``, network ``evaluations`` per sample, ``images`` seen in training, ``source`` and
+            ``hardware``.
+        cost: the estimate ``a100-hours`` by :func:`gpu_hours`.
+        text: the content of the file.
     """
 
     name: str
@@ -43,15 +43,24 @@ class Preset:
 
     @property
     def images(self) -> int:
-        """How many images these options train on."""
+        """The number of images seen in training, steps times batch size."""
         return int(self.train["steps"]) * int(self.train["batch-size"])
 
 
 def read(text: str, name: str) -> Preset:
-    """Return the preset that ``text`` holds, in TOML, under ``name``.
+    r"""Parse the preset in a TOML text.
+
+    Args:
+        text: the content of the file.
+        name: the name of the preset.
 
     Raises:
-        ValueError: if it is no TOML, or lacks one of :data:`TABLES`.
+        ValueError: if the text is not TOML, or lacks one of :data:`TABLES`.
+
+    Example:
+        >>> preset = read("steps = 10\nbatch-size = 4\n[sample]\n[published]\n[cost]", "mine")
+        >>> preset.name, preset.images
+        ('mine', 40)
     """
     content = tomllib.loads(text)
     if missing := [table for table in TABLES if table not in content]:
@@ -73,14 +82,14 @@ PRESETS: Table[Callable[[], Preset]] = Table(
     check=callable,
     expects="a function without arguments that returns a Preset",
 )
-"""The presets by name: functions that read their file."""
+"""The presets by name, as functions that read their files."""
 
 
 def get(name: str) -> Preset:
-    """Return the preset called ``name``.
+    """Return the preset with this name.
 
     Raises:
-        ValueError: if there is none, with the nearest names.
+        ValueError: for an unknown name; lists the nearest names.
 
     Example:
         >>> preset = get("edm-cifar10-vp")

@@ -1,4 +1,4 @@
-"""The data of a step of training, as a function of the seed and the step alone."""
+"""The batch of a training step, as a function of the seed and the number of the step alone."""
 
 from __future__ import annotations
 
@@ -25,28 +25,34 @@ _ALL = slice(None)
 class Samplable(Protocol):
     """A distribution: anything with ``sample(n, generator) -> (n, *event)``."""
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor: ...
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw ``n`` samples, shape ``(n, *event)``."""
+        ...
 
 
 @runtime_checkable
 class Indexed(Protocol):
-    """Samples by their number, with their conditions: a :class:`scoresde.data.Dataset`."""
+    """Indexed samples with their conditions, such as a :class:`scoresde.data.Dataset`."""
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def batch(self, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the samples at ``indices`` and their conditions."""
+        ...
 
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Return a short text that identifies the data."""
+        ...
 
 
 def _derive(seed: int, stream: str, index: int) -> int:
-    """A seed of 63 bits for one purpose at one step; unrelated to those of other steps and purposes."""
+    """Return a seed of 63 bits for one purpose at one step, independent of the seeds of other steps and purposes."""
     digest = hashlib.blake2b(f"{seed}/{stream}/{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def seeded(seed: int, stream: str, index: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The generator of one purpose, ``stream``, at one step, ``index``.
+    """Return the generator for one purpose, ``stream``, at step number ``index``.
 
     Example:
         >>> torch.rand(1, generator=seeded(0, "noise", 7)) == torch.rand(1, generator=seeded(0, "noise", 7))
@@ -62,18 +68,21 @@ def _permutation(n: int, seed: int, epoch: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """Batches of a tensor or set, each sample once per epoch in an order drawn for that epoch, or of a distribution.
+    """Batches of a tensor, a dataset or a distribution.
+
+    A tensor or dataset is shuffled anew for each epoch, and each sample occurs once per epoch.
 
     Args:
-        data: samples of shape ``(n, *event)``, a :class:`scoresde.data.Dataset`, or anything with
+        data: samples of shape ``(n, *event)``, a :class:`scoresde.data.Dataset`, or a distribution with
             ``sample(n, generator)``.
-        batch_size: samples per batch; a batch may reach from one epoch into the next.
-        seed: with the number of the batch, all that the choice depends on.
-        conditions: for a tensor, what belongs to each sample, such as ``{"label": labels}``, each of ``n`` entries.
-        workers: processes that read ahead, for a :class:`scoresde.data.Dataset`.
+        batch_size: samples per batch; a batch may contain the end of one epoch and the start of the next.
+        seed: seed of the shuffling or of the distribution's samples.
+        conditions: an entry for each sample of a tensor, ``{"label": labels}``, each of length ``n``.
+        workers: number of processes that read batches ahead, for a :class:`scoresde.data.Dataset`.
 
     Raises:
-        ValueError: if the data are neither, empty, not finite, not as many as the conditions, or not to be read ahead.
+        ValueError: for data of another type, empty or with nan or inf; for conditions of another length or of data that are
+            not a tensor; for ``workers`` of data that are not a dataset.
 
     Example:
         >>> batches = Batches(torch.arange(6.0)[:, None], batch_size=4, seed=0)
@@ -93,27 +102,28 @@ class Batches:
         whole("workers", self.workers, 0)
         if self.workers and not isinstance(self.data, sets.Dataset):
             raise ValueError(
-                f"got workers={self.workers} for data of type {type(self.data).__name__}, which needs no reading; expected "
-                "a set of scoresde.data, or workers=0"
+                f"got workers={self.workers} for data of type {type(self.data).__name__}, which is not read from files; "
+                "expected a dataset of scoresde.data: pass workers=0"
             )
         if not isinstance(self.data, Tensor):
             if not isinstance(self.data, Samplable | Indexed):
                 raise ValueError(
-                    f"got data of type {type(self.data).__name__}; expected a tensor of shape (n, *event), a set of "
-                    "scoresde.data or anything with sample(n, generator)"
+                    f"got data of type {type(self.data).__name__}; expected a tensor of shape (n, *event), a "
+                    "dataset of scoresde.data or anything with sample(n, generator)"
                 )
             if self.conditions:
                 raise ValueError(
-                    f"got conditions for data of type {type(self.data).__name__}; they belong to the samples of a tensor"
+                    f"got conditions for data of type {type(self.data).__name__}; expected conditions only with a tensor: "
+                    "let the data give their conditions themselves"
                 )
             if isinstance(self.data, Indexed) and not len(self.data):
-                raise ValueError("got data of no samples; expected at least one")
+                raise ValueError("got data of no samples; expected at least one sample")
             return
         check_batch(self.data)
         if not len(self.data):
             raise ValueError("got data of no samples; expected a tensor of shape (n, *event) with n of at least 1")
         if not bool(torch.isfinite(self.data).all()):
-            raise ValueError("got data that are not all finite; remove the samples that hold nan or inf")
+            raise ValueError("got data that are not all finite; expected finite numbers: remove the samples with nan or inf")
         for name, values in self.conditions.items():
             if values.ndim == 0 or len(values) != len(self.data):
                 raise ValueError(
@@ -122,7 +132,7 @@ class Batches:
                 )
 
     def indices(self, index: int, part: slice = _ALL) -> Tensor | None:
-        """The numbers of the samples of batch number ``index``, or of a part of it; ``None`` for a distribution."""
+        """Return the indices of the samples in batch number ``index``, or in a part of it; ``None`` for a distribution."""
         if not isinstance(self.data, Tensor | Indexed):
             return None
         n, start = len(self.data), index * self.batch_size
@@ -134,7 +144,7 @@ class Batches:
     def at(
         self, index: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, part: slice = _ALL
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Batch number ``index``, of shape ``(batch_size, *event)``, or a part of it, and its conditions."""
+        """Return batch number ``index``, of shape ``(batch_size, *event)``, or a part of it, and its conditions."""
         chosen = self.indices(index, part)
         if chosen is None or not isinstance(self.data, Tensor | Indexed):
             drawn = cast(Samplable, self.data).sample(self.batch_size, generator=seeded(self.seed, "data", index))
@@ -149,7 +159,10 @@ class Batches:
     def ahead(
         self, numbers: range, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, part: slice = _ALL
     ) -> Generator[tuple[Tensor, dict[str, Tensor]], None, None]:
-        """Each batch of ``numbers`` as :meth:`at` gives it, read ahead by the workers, which end when it is closed."""
+        """Yield the batches whose numbers are in ``numbers``, with their conditions, each equal to the result of :meth:`at`.
+
+        The worker processes read batches ahead. They end when the generator is closed.
+        """
         if not isinstance(self.data, sets.Dataset) or not self.workers:
             yield from (self.at(number, device, dtype, part) for number in numbers)
             return
@@ -158,7 +171,7 @@ class Batches:
             yield x.to(device=device, dtype=dtype), {name: values.to(device) for name, values in conditions.items()}
 
     def event(self) -> tuple[int, ...]:
-        """Return the shape of a sample: what the data say, or that of one."""
+        """Return the shape of a sample, from the data's attribute ``event`` or from one sample."""
         told = getattr(self.data, "event", None)
         if isinstance(told, tuple):
             return told
@@ -166,7 +179,7 @@ class Batches:
         return tuple(x.shape[1:])
 
     def fingerprint(self) -> str:
-        """A short text that tells these data from others: shapes, types and a digest of the values."""
+        """Return a short text that identifies the data: shapes, dtypes and a digest of the values."""
         if isinstance(self.data, Indexed):
             return self.data.fingerprint()
         if not isinstance(self.data, Tensor):
@@ -179,7 +192,10 @@ class Batches:
 
 
 def _told(data: Samplable) -> str:
-    """What tells a distribution from others: its own ``fingerprint()``, or its content, or its name where that is hidden."""
+    """Return a text that identifies a distribution: its class, and its ``fingerprint()`` or a digest of its content.
+
+    Where neither can be had, the text is the name of the class alone.
+    """
     own = getattr(data, "fingerprint", None)
     try:
         return f"{type(data).__name__} {own() if callable(own) else identity.digest(data, libraries=False)}"

@@ -22,17 +22,17 @@ from scoresde.training.trainer import Monitor, Trainer
 
 __all__ = ["FitResult", "fit", "result_of"]
 
-_UNSAID: Any = object()  # since None is an answer
+_UNSAID: Any = object()  # the default of ``ema``, for which None has a meaning
 
 
 class FitResult(NamedTuple):
-    """What a training gives.
+    """The result of a training.
 
     Args:
-        model: the score model with averaged weights, in evaluation mode: the one to sample from.
-        raw: the model that was given, with the last weights, in evaluation mode.
-        history: pairs of a step, from 1, and the loss of its batch.
-        report: the loss per time bin of ``model`` and, where the truth is known, what of it could be avoided.
+        model: the score model with averaged weights, in evaluation mode. Sample from this one.
+        raw: the score model given to :func:`fit`, with the last weights, in evaluation mode.
+        history: pairs ``(step, loss of its batch)``; the first step is 1.
+        report: the loss of ``model`` per time bin and, where the true score is known, the excess loss.
     """
 
     model: ScoreModel
@@ -60,25 +60,34 @@ def fit(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> FitResult:
-    r"""Train the network of a score model, in place, and measure it: :class:`Trainer` in one call.
+    r"""Train the network of a score model in place, and measure its loss per time bin.
+
+    This is :class:`Trainer` and :func:`report` in one call.
 
     Args:
-        model: the score model, whose network is a ``torch.nn.Module``.
-        data, objective, conditions, monitor, device, progress: as of :class:`Trainer`.
-        steps: of the whole training, those of a checkpoint included.
-        batch_size, lr, ema, seed: what most trainings set of ``method``, of which they win: samples per step, learning rate,
-            decay of the moving average of the weights that is returned (``None`` for the last weights), and the seed of
-            everything random.
-        truth: the exact score model of the distribution of the data, where known: the report then has the excess loss.
-        out: the file for checkpoints, from which the same call resumes, ``"model.safetensors"``; the path of ``files``.
-        method: the rest of how it is done: ``Method(optimizer="adamw", warmup=500, schedule="cosine-5000")``.
-        files: the rest of what is written: ``Files(save_every=500, keep_last=3)``. By default there is no log.
+        model: the score model; its network is a ``torch.nn.Module``.
+        data: samples of shape ``(n, *event)``, a dataset, or a distribution with ``sample(n, generator)``; see
+            :class:`Trainer`.
+        objective: a name in :data:`scoresde.objectives.OBJECTIVES`, or an objective.
+        steps: steps of the whole training, including the steps of a checkpoint that it resumes.
+        batch_size: samples per step. It replaces the value in ``method``, as ``lr``, ``ema`` and ``seed`` do.
+        lr: learning rate.
+        ema: decay of the moving average of the weights that is returned; ``None`` returns the last weights.
+        seed: seed of the batches, times, noise and dropout.
+        conditions: an entry for each sample of a tensor, ``{"label": labels}``, given to the network.
+        truth: the exact score model of the data distribution, where it is known. The report then has the excess loss.
+        out: the checkpoint file, ``"model.safetensors"``. The same call resumes from it. It is the path of ``files``.
+        method: all other settings of the training: ``Method(optimizer="adamw", warmup=500, schedule="cosine-5000")``.
+        files: all other settings of what is written: ``Files(save_every=500, keep_last=3)``. By default there is no log.
+        monitor: a function of the step and the averaged model; see :class:`Trainer`.
+        device: the device to train on; by default the device of the network.
+        progress: show a progress bar.
 
     Raises:
         ValueError: for bad arguments or data, before the first step.
-        CheckpointError: if ``out`` is not a checkpoint of this very training.
+        CheckpointError: if ``out`` holds a checkpoint of another training.
         FloatingPointError: if a loss is not finite; names the step. The last checkpoint stays as it is.
-        KeyboardInterrupt: on Ctrl-C, after the step is finished and saved; a second Ctrl-C interrupts at once.
+        KeyboardInterrupt: on Ctrl-C, after the current step is finished and saved. A second Ctrl-C interrupts at once.
 
     Example:
         >>> import torch
@@ -95,7 +104,9 @@ def fit(
     files = files or Files(log=False)
     if out is not None:
         if files.path is not None and Path(files.path) != Path(out):
-            raise ValueError(f"got out={str(out)!r} and files for {str(files.path)!r}; expected one of them")
+            raise ValueError(
+                f"got out={str(out)!r} and files for {str(files.path)!r}; expected one path: leave out= or Files(path) away"
+            )
         files = replace(files, path=out)
     made = replace(method or Method(), **given)
     trainer = Trainer(
@@ -114,7 +125,12 @@ def fit(
 
 
 def result_of(trainer: Trainer, truth: ScoreModel | None = None) -> FitResult:
-    """What a trainer has reached, and its loss per time bin."""
+    """Return the averaged model of a trainer, its last weights, its losses and a report of its loss per time bin.
+
+    Args:
+        trainer: the trainer, after :meth:`Trainer.run`.
+        truth: the exact score model of the data distribution, where it is known. The report then has the excess loss.
+    """
     averaged = trainer.sampled.eval()
     data, conditions = trainer.batches.data, trainer.batches.conditions
     measured = report(averaged, data, truth, objective=trainer.objective, conditions=conditions, seed=trainer.batches.seed)

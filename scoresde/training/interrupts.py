@@ -13,11 +13,17 @@ __all__ = ["interrupts"]
 
 @contextlib.contextmanager
 def interrupts(patient: bool = False) -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a flag; the second does what it did before, or nothing more where ``patient``.
+    """Turn the first Ctrl-C or SIGTERM into a flag, and yield a function that reads the flag.
 
-    A process that was launched gets one Ctrl-C twice, from the terminal and from its launcher. A scheduler of a cluster
-    sends SIGTERM before it kills. Signals reach the main thread alone, and where they are ignored or handled outside Python
-    they stay so.
+    A second signal has its former effect, or none if ``patient``. Pass ``patient=True`` in a process that a launcher
+    started, which receives one Ctrl-C twice, from the terminal and from the launcher. The scheduler of a cluster sends
+    SIGTERM before it kills. Only the main thread receives signals. A signal that is ignored, or handled outside Python,
+    stays so.
+
+    Example:
+        >>> with interrupts() as interrupted:
+        ...     interrupted()
+        False
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

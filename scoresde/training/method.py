@@ -1,4 +1,4 @@
-"""How the steps of a training are made: optimizer, learning rate, averages, augmentation, arithmetic."""
+"""The settings of the steps of a training: optimizer, learning rate, averages, augmentation, precision."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ PRECISIONS: Table[torch.dtype | None] = Table(
     "scoresde.training.method.PRECISIONS",
     {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16},
     check=lambda value: value is None or isinstance(value, torch.dtype),
-    expects="a torch.dtype, or None for that of the weights",
+    expects="a torch.dtype, or None for the dtype of the weights",
 )
-"""The types of the network's arithmetic by name; ``None`` for that of the weights."""
+"""The dtypes of autocast by name; ``None`` computes in the dtype of the weights."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a training is done, whatever the model and the data.
+    """The settings of a training that depend neither on the model nor on the data.
 
     Raises:
-        ValueError: for what its settings cannot be.
+        ValueError: for a setting out of its range, an unknown name, or an average that is listed twice.
+        TypeError: for an ``augmentation`` that is neither a probability nor an augmentation.
 
     Example:
         >>> method = Method(lr=2e-4, warmup=3, schedule="linear-100")
@@ -48,34 +49,44 @@ class Method:
     optimizer: str | MakeOptimizer = option(
         "adam", "A name of torch.optim, with settings: 'adamw: betas=[0.9, 0.99], weight_decay=0.01'."
     )
-    """A name, or a function of the parameters: ``functools.partial(torch.optim.AdamW, betas=(0.9, 0.99))``. Its learning
-    rate is ``lr``; groups of parameters with one of their own keep its ratio to that of the optimizer."""
-    lr: float = option(1e-3, "Learning rate, reached in a straight line over the warm-up.", above=0)
-    warmup: int = option(100, "Steps until it is reached.", least=0)
+    """A name, or a function of the parameters: ``functools.partial(torch.optim.AdamW, betas=(0.9, 0.99))``. The learning
+    rate is ``lr``. A parameter group with its own learning rate keeps its ratio to the learning rate of the optimizer."""
+    lr: float = option(1e-3, "Learning rate after a linear warm-up.", above=0)
+    warmup: int = option(100, "Steps of the linear warm-up of the learning rate.", least=0)
     schedule: str | Schedule = option(
-        "constant", "What multiplies the learning rate: constant, cosine-5000, linear-5000, inverse-sqrt-70000."
+        "constant", "Schedule of the learning rate: constant, cosine-5000, linear-5000, inverse-sqrt-70000."
     )
-    clip: float = option(1.0, "Largest norm of the gradient; a larger one is scaled down to it.", above=0)
+    clip: float = option(1.0, "Largest norm of the gradient; larger gradients are scaled down.", above=0)
     ema: float | str | Average | None = option(
-        0.999, "Decay per step of the average of the weights to sample from, or none.", kind=str
+        0.999,
+        "Decay per step of the average of the weights, which sampling uses; none for the last weights.",
+        kind=str,
     )
     """A decay, an average, its name, or ``None`` for the last weights."""
     averages: Sequence[float | str | Average] = option(
-        (), "One more average, such as power-0.1 or exponential-0.99; may be repeated.", kind=str, name="average"
+        (),
+        "A further average of weights, such as power-0.1 or exponential-0.99; may be repeated.",
+        kind=str,
+        name="average",
     )
-    seed: int = option(0, "The seed of everything random.")
+    seed: int = option(0, "Seed of the batches, times, noise and dropout.")
     augmentation: Augmentation | float | None = option(
-        None, "Probability of EDM's geometric augmentation, of which the network is told.", kind=float, name="augment"
+        None,
+        "Probability of EDM's geometric augmentations, on which the network is conditioned.",
+        kind=float,
+        name="augment",
     )
-    """Of images, for a network that takes its description as the condition ``augment``. A report and a monitor see images as
-    they are."""
+    """A probability or a :class:`~scoresde.data.Augmentation` of images. The network takes the description of the
+    augmentation as the condition ``augment``. Reports and monitors see images without augmentation."""
     workers: int = option(0, "Processes that read data ahead.", least=0)
-    precision: str = option("fp32", "fp32, bf16, or fp16 with a scaled loss: of the network's arithmetic.")
-    accumulate: int = option(1, "Parts in which a batch is worked through, to save memory.", least=1)
+    precision: str = option("fp32", "Precision of the network's arithmetic: fp32, bf16, or fp16 with a scaled loss.")
+    accumulate: int = option(1, "Parts of a batch whose gradients are accumulated, to save memory.", least=1)
     compile: bool = option(False, "Compile the network.")
-    channels_last: bool = option(False, "Lay images out with their channels last.")
+    channels_last: bool = option(False, "Store images with their channels last.")
     nonfinite: str = option(
-        "stop", "stop or skip: what to do at a loss that is not finite. The weights never see it.", choices=("stop", "skip")
+        "stop",
+        "What to do at a loss that is not finite, which never changes the weights: stop or skip.",
+        choices=("stop", "skip"),
     )
 
     def __post_init__(self) -> None:
@@ -86,29 +97,30 @@ class Method:
             object.__setattr__(self, "augmentation", Augmentation(self.augmentation) if self.augmentation else None)
         if self.augmentation is not None and not isinstance(self.augmentation, Augmentation):
             raise TypeError(
-                f"got augmentation={self.augmentation!r:.60}; expected one of scoresde.data, such as Augmentation(p=0.12)"
+                f"got augmentation={self.augmentation!r:.60}; expected a probability or an augmentation: pass "
+                "scoresde.data.Augmentation(p=0.12)"
             )
         object.__setattr__(self, "ema", average(self.ema))
         object.__setattr__(self, "averages", tuple(a for a in map(average, self.averages) if a is not None))
         self.kept_averages()
 
     def kept_averages(self) -> list[Average]:
-        """All averages, of which the first is the one to sample from.
+        """Return all averages; sampling uses the first.
 
         Raises:
-            ValueError: if one is there twice.
+            ValueError: if an average is listed twice.
         """
         kept = cast(list[Average], [a for a in (self.ema, *self.averages) if a is not None])
         if len({a.name for a in kept}) < len(kept):
-            raise ValueError(f"got the averages {', '.join(a.name for a in kept)}; expected each once")
+            raise ValueError(f"got the averages {', '.join(a.name for a in kept)}; expected each average once")
         return kept
 
     def lr_of(self, step: int) -> float:
-        """Return the learning rate after ``step`` steps: a line up to ``lr`` over the warm-up, times the schedule."""
+        """Return the learning rate after ``step`` steps: a linear warm-up to ``lr``, times the factor of the schedule."""
         return self.lr * min(1.0, (step + 1) / (self.warmup + 1)) * cast(Schedule, self.schedule).factor(step)
 
     def description(self, optimizer: str) -> dict[str, Any]:
-        """What a resumed training must share; what is as usual is left out, as older files do not know of it."""
+        """Return the settings that a resumed training must share. Default settings are left out."""
         changed = {
             "precision": (self.precision, "fp32"),
             "optimizer": (optimizer, "Adam"),
@@ -119,10 +131,10 @@ class Method:
         return numbers | {name: value for name, (value, usual) in changed.items() if value != usual}
 
     def check(self, batches: Batches, net: Callable[..., Tensor]) -> None:
-        """Refuse to augment what are no images, or for a network that could not be told.
+        """Check that the data can be augmented and that the network takes the condition ``augment``.
 
         Raises:
-            ValueError: in these cases.
+            ValueError: if the samples are not images, or the network takes no descriptions of that length.
         """
         if not isinstance(self.augmentation, Augmentation):
             return
@@ -136,5 +148,5 @@ class Method:
             found = f"one of length {size}" if taken and size else "none"
             raise ValueError(
                 f"got augmentation for a {type(net).__name__} that takes {found} as its condition 'augment'; expected a "
-                f"network that is told, such as UNet(.., augment={self.augmentation.size})"
+                f"network that takes it, such as UNet(.., augment={self.augmentation.size})"
             )

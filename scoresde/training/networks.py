@@ -1,4 +1,4 @@
-"""Untrained networks for data: what suits an SDE, a small network for any data, and published ones by name."""
+"""Untrained networks for given data: a small network for any data, published ones by name, and defaults for an SDE."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ __all__ = ["Choice", "build", "choice", "network"]
 
 
 class Choice(NamedTuple):
-    """What suits an SDE or a chain: what the network predicts, and the objective."""
+    """The default prediction of the network and the default objective for an SDE or a chain."""
 
     predicts: str
     objective: str
 
 
-# v stays accurate at both ends of time where alpha^2 + sigma^2 = 1; the preconditioning of EDM is made for a large sigma;
-# and the objective of DDPM would leave velocity untrained where alpha = 0. EDM's preconditioning, in terms of sigma / alpha,
-# is finite on every SDE, and so suits those that others register.
+# If alpha^2 + sigma^2 = 1, v stays accurate at both ends of time. EDM's preconditioning is made for a large sigma. The
+# objective of DDPM would leave velocity untrained where alpha = 0. EDM's preconditioning, in terms of sigma / alpha, is
+# finite on every SDE, so it is the default for SDEs that users register.
 _CHOICES = {
     "vp": Choice("v", "ddpm"),
     "cosine": Choice("v", "ddpm"),
@@ -42,14 +42,22 @@ _CHOICES = {
 
 
 def choice(text: str) -> Choice:
-    """What suits the SDE that ``text`` names, whatever its settings; a ValueError for an unknown one."""
+    """Return the default prediction and objective for the SDE or chain that ``text`` names; its settings have no influence.
+
+    Raises:
+        ValueError: for an unknown SDE or chain, with the nearest names.
+
+    Example:
+        >>> choice("ve: sigma_max=100.0")
+        Choice(predicts='edm', objective='edm')
+    """
     if isinstance(process(text), Chain):
         return Choice("eps", "ddpm")
     return _CHOICES.get(SDES.name(parse(text)[0]), Choice("edm", "edm"))
 
 
 def _levels(height: int, width: int) -> tuple[int, ...]:
-    """Multipliers of the channels: halve the image while it can be halved and is larger than 4."""
+    """Return the channel multipliers of a U-Net that halves the image while its sides are even and larger than 4."""
     multipliers = [1]
     while height % 2 == width % 2 == 0 and min(height, width) > 4 and len(multipliers) < 4:
         height, width = height // 2, width // 2
@@ -58,14 +66,20 @@ def _levels(height: int, width: int) -> tuple[int, ...]:
 
 
 def build(x: Tensor, sde: GaussianSDE, predicts: str, *, width: int = 32, classes: int = 0, seed: int = 0) -> ScoreModel:
-    """An untrained score model for data like ``x``: a lean U-Net for images, an MLP for vectors.
+    """Build an untrained score model for data like ``x``: a small U-Net for images, an MLP for vectors.
 
     Args:
-        x: data, shape ``(n, c, h, w)`` or ``(n, d)``.
-        sde, predicts: of the score model.
-        classes: of the labels that the network gets; 0 for none.
+        x: data, shape ``(n, c, h, w)`` or ``(n, d)``; their standard deviation becomes ``sigma_data``.
+        sde: the SDE of the score model.
+        predicts: a name in :data:`scoresde.score.PREDICTIONS`.
         width: channels of the U-Net's first level; the MLP's layers are four times as wide.
-        seed: of the initial weights; the global generator stays as it is.
+        classes: number of classes that the network is conditioned on; 0 for none.
+        seed: seed of the initial weights. The state of the global generator is restored.
+
+    Example:
+        >>> from scoresde import VP
+        >>> build(torch.randn(8, 2), VP(), "v").net.config["hidden"]
+        [128, 128, 128]
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -88,20 +102,27 @@ def network(
     augment: int = 0,
     seed: int = 0,
 ) -> nn.Module:
-    """An untrained published network that fits data, labels and time.
+    """Build an untrained published network, fitted to the images, their classes and the times of an SDE.
 
     Args:
-        text: a name of :data:`scoresde.models.NETWORKS`, and changes to its arguments, which win over all that follows:
-            ``"ddpmpp-cifar10: dropout=0.2"``.
+        text: a name in :data:`scoresde.models.NETWORKS` and changes to its arguments, ``"ddpmpp-cifar10: dropout=0.2"``.
+            These changes take precedence over the other arguments.
         event: the shape of an image, ``(c, h, w)``.
-        made, predicts: of the score model, from which it follows what the network is told for the time.
-        classes: of the labels; 0 for none.
+        made: the SDE or chain of the score model. With ``predicts`` it determines the unit of the network's time.
+        predicts: a name in :data:`scoresde.score.PREDICTIONS`.
+        classes: number of classes that the network is conditioned on; 0 for none.
         augment: length of the descriptions of augmented images; 0 for none.
-        seed: of the initial weights; the global generator stays as it is.
+        seed: seed of the initial weights. The state of the global generator is restored.
 
     Raises:
-        ValueError: for an unknown name or argument, with the nearest ones, for samples that are no images, and for labels
-            or augmentation that the network cannot be told.
+        ValueError: for an unknown name or argument, with the nearest ones; for samples that are not images; for classes or
+            augmentation if the network takes no such condition.
+
+    Example:
+        >>> from scoresde import VP
+        >>> with torch.device("meta"):  # without memory
+        ...     network("ddpmpp-cifar10: dropout=0.2", (3, 32, 32), VP(), "eps").config["dropout"]
+        0.2
     """
     name, changes = parse(text)
     if len(event) != 3:
@@ -113,17 +134,21 @@ def network(
     known = inspect.signature(make).parameters
     for key, value in told.items():
         if value and key not in known:
-            raise ValueError(f"got {key}={value} for the network {name!r}, which takes none; expected a U-Net of the table")
+            raise ValueError(
+                f"got {key}={value} for the network {name!r}, which takes no {key}; expected {key}=0 or a "
+                "U-Net of scoresde.models.NETWORKS"
+            )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return models.build(name, **{key: value for key, value in own.items() if key in known} | changes)
 
 
 def _time(made: GaussianSDE | Chain, predicts: str) -> dict[str, float]:
-    r"""The unit and the zero of time with which a published network gets the numbers that it was made for.
+    r"""Return ``time_scale`` and ``time_shift``, with which a published network gets the times that it was made for.
 
-    They are steps of a chain, or 999 t; of a VE SDE :math:`\log(\sigma / 2)`, with :math:`\sigma` for data in [-1, 1],
-    which is linear in t; and what EDM prescribes, which the score model itself provides.
+    A network on a chain gets the step. On a VE SDE it gets :math:`\log(\sigma / 2)`, with :math:`\sigma` for data in
+    [-1, 1], which is linear in t. On EDM, and with EDM's preconditioning, the score model provides the time itself. On
+    every other SDE the network gets 999 t.
     """
     if isinstance(made, Chain | EDM) or predicts == "edm":
         return {}

@@ -1,4 +1,4 @@
-"""The processes of a training: each takes its share of every batch, and they add up their gradients."""
+"""The processes of a training: each works on its share of every batch, and their gradients are added."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ __all__ = ["Processes", "launched"]
 
 @dataclass(frozen=True)
 class Processes:
-    """One of ``count`` processes, which is number ``rank`` and works on ``device``."""
+    """A process of a training: number ``rank``, from 0, of ``count`` processes, which works on ``device``.
+
+    Example:
+        >>> Processes(torch.device("cpu"), rank=1, count=2).share(5)
+        slice(2, 5, None)
+    """
 
     device: torch.device
     rank: int = 0
@@ -23,15 +28,15 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the one that writes files and shows progress."""
+        """True for the first process, which writes files and shows progress."""
         return self.rank == 0
 
     def share(self, n: int) -> slice:
-        """The part of ``n`` samples that is this one's."""
+        """Return the slice of ``n`` samples that this process works on."""
         return slice(n * self.rank // self.count, n * (self.rank + 1) // self.count)
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over the processes, in one exchange for each of their types."""
+        """Replace each tensor by its sum over the processes, with one exchange for each dtype."""
         if self.count == 1:
             return
         for dtype in sorted({t.dtype for t in tensors}, key=str):
@@ -42,13 +47,13 @@ class Processes:
                 tensor.copy_(part.reshape(tensor.shape))
 
     def agree(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by that of the first process."""
+        """Replace each tensor by its value in the first process."""
         if self.count > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
     def whole(self, share: Tensor, n: int) -> Tensor:
-        """What the processes have of ``n`` samples, put together."""
+        """Return the rows of all ``n`` samples, given the rows of each process's share."""
         total = share.new_zeros(n, *share.shape[1:])
         total[self.share(n)] = share
         self.add([total])
@@ -56,10 +61,14 @@ class Processes:
 
 
 def launched(device: torch.device | str | None, default: torch.device) -> Processes:
-    """This process among those that ``accelerate launch`` or ``torchrun`` started, or the only one.
+    """Return this process, one of those that ``accelerate launch`` or ``torchrun`` started, or the only one.
+
+    Args:
+        device: the device to work on, or ``None`` for the default.
+        default: the device of a single process for which ``device`` is ``None``.
 
     Raises:
-        ImportError: if there are several and accelerate is not installed.
+        ImportError: if there are several processes and accelerate is not installed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return Processes(torch.device(default if device is None else device))
@@ -67,7 +76,7 @@ def launched(device: torch.device | str | None, default: torch.device) -> Proces
         from accelerate import PartialState
     except ImportError as error:
         raise ImportError(
-            "got a training in several processes, which takes accelerate; install it: pip install 'scoresde[train]'"
+            "got a training in several processes, which needs accelerate; install it: pip install 'scoresde[train]'"
         ) from error
     on_cpu = torch.device(device).type == "cpu" if device is not None else not torch.cuda.is_available()
     state = PartialState(cpu=on_cpu)

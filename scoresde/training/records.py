@@ -16,16 +16,16 @@ __all__ = ["Records"]
 
 
 class Records:
-    """What is shown and logged of each step, open while a run lasts.
+    """The progress bar and the logs of a training, open during a run.
 
     Args:
-        places: where the logs are; ``None`` for none.
-        files: which of them are written.
+        places: the paths of the logs; ``None`` writes no logs.
+        files: the logs to write.
         done: steps done before the run.
-        total: steps of the training.
-        size: samples of a step.
-        progress: show the bar.
-        metrics: there will be numbers from a monitor.
+        total: steps of the whole training.
+        size: samples per step.
+        progress: show the progress bar.
+        metrics: log the numbers of a monitor too.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Records:
         return self
 
     def step(self, step: int, outcome: Outcome) -> None:
-        """Note what a step gave."""
+        """Log the result of a step, and move the progress bar."""
         now = time.perf_counter()
         rate, self.clock = self.size / (now - self.clock), now
         row: dict[str, Any] = {"step": step, "loss": outcome.loss, "grad_norm": outcome.norm, "lr": outcome.lr}
@@ -68,7 +68,7 @@ class Records:
         self.bar.update(self.size)
 
     def metrics(self, step: int, found: Mapping[str, float]) -> None:
-        """Note what a monitor returned."""
+        """Log the numbers that a monitor returned."""
         for name, value in found.items():
             if self.numbers is not None:
                 self.numbers.write({"step": step, "name": name, "value": value})
@@ -85,5 +85,7 @@ def _board(folder: Path, done: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ImportError("tensorboard=True takes tensorboard; install it: pip install 'scoresde[train]'") from error
+        raise ImportError(
+            "got tensorboard=True, which needs the package tensorboard; install it: pip install 'scoresde[train]'"
+        ) from error
     return SummaryWriter(str(folder), purge_step=done + 1)

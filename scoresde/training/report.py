@@ -1,4 +1,4 @@
-"""How far a score model is from perfect, by time."""
+"""The loss of a score model per time bin, and its excess over the loss of the exact score."""
 
 from __future__ import annotations
 
@@ -18,13 +18,20 @@ __all__ = ["Report", "report"]
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """The loss per time bin and, where the truth is known, what of it could be avoided.
+    """The loss per time bin and, where the true score is known, the excess loss and the relative error of the score.
 
     Args:
-        edges: times between the bins, ascending, shape ``(bins + 1,)``.
+        edges: edges of the time bins, ascending, shape ``(bins + 1,)``.
         loss: the objective in each bin, shape ``(bins,)``; its mean is the objective itself.
-        excess: loss minus that of the exact score, which no model can do without, shape ``(bins,)``.
-        error: root mean square error of the score relative to the score's own, shape ``(bins,)``.
+        excess: the loss minus the loss of the exact score, which is the least possible, shape ``(bins,)``.
+        error: root mean square error of the score, relative to the root mean square of the score, shape ``(bins,)``.
+
+    Example:
+        >>> print(Report(torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.5, 0.25])))
+                          t        loss
+               0 -      0.5         0.5
+             0.5 -        1        0.25
+                       mean       0.375
     """
 
     edges: Tensor
@@ -46,7 +53,8 @@ def _check_same_process(model: ScoreModel, truth: ScoreModel, t: Tensor) -> None
     for name in ("log_alpha", "log_sigma"):
         if not torch.allclose(getattr(model.sde, name)(t), getattr(truth.sde, name)(t), rtol=1e-9, atol=1e-9):
             raise ValueError(
-                f"got a truth under {truth.sde!r} for a model under {model.sde!r}; expected both under the same SDE"
+                f"got a truth under {truth.sde!r} for a model under {model.sde!r}; expected both under the same SDE: make "
+                "the truth with the SDE of the model"
             )
 
 
@@ -68,25 +76,29 @@ def report(
     conditions: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> Report:
-    r"""Measure a score model in bins of time that are equally probable under its objective.
+    r"""Measure the loss of a score model in time bins that are equally probable under its objective.
 
-    The irreducible part of the loss is the variance of the noise given x_t, so that with the exact score
+    With the exact noise prediction :math:`\epsilon^*`, the loss is an irreducible part, the variance of the noise given
+    :math:`x_t`, plus the excess:
 
     .. math:: E\, w \lVert \hat\epsilon - \epsilon \rVert^2 = E\, w \lVert \epsilon^* - \epsilon \rVert^2
               + E\, w \lVert \hat\epsilon - \epsilon^* \rVert^2.
 
-    The last term, the excess, is measured as it stands, on the same x_t, and not as a difference of two noisy losses.
+    The excess, the last term, is computed directly on the same :math:`x_t`, not as a difference of two noisy losses.
 
     Args:
         model: the score model.
-        data: samples of shape ``(n, *event)`` or anything with ``sample(n, generator)``.
-        truth: the exact model of the distribution of the data under the same SDE, where that is known.
+        data: samples of shape ``(n, *event)``, or a distribution with ``sample(n, generator)``.
+        truth: the exact score model of the data distribution under the same SDE, where it is known.
         objective: a name in :data:`scoresde.objectives.OBJECTIVES` or any :class:`~scoresde.objectives.Objective`.
-        bins: how many.
-        samples: at least so many evaluations, over all bins.
-        batch_size: samples per evaluation.
-        conditions: what belongs to each sample, for data that are a tensor.
-        seed: of the draws.
+        bins: number of time bins.
+        samples: least number of evaluated samples, over all bins.
+        batch_size: samples per evaluation of the network.
+        conditions: an entry for each sample of a tensor, ``{"label": labels}``, given to the network.
+        seed: seed of the batches, times and noise.
+
+    Raises:
+        ValueError: if ``bins`` or ``samples`` is less than 1, or ``truth`` is under another SDE than ``model``.
 
     Example:
         >>> from scoresde import VP

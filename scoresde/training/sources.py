@@ -1,4 +1,4 @@
-"""Data as other libraries hold them, as samples by their number; and what is said of data before a training."""
+"""Data of other libraries, converted for training, and the checks of data before a training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from scoresde.training.batches import Batches, Indexed
 
 __all__ = ["Items", "check_apart", "check_range", "samples_of"]
 
-_FAR = {True: 4.0, False: 20.0}  # of images and of other samples: standardised MNIST has 2.8, a wide grid of points 10
+# The largest usual absolute value, of images (True) and of other samples (False): 2.8 for standardised MNIST, 10 for a wide
+# grid of points.
+_FAR = {True: 4.0, False: 20.0}
 
 
 @dataclass(eq=False)
@@ -28,11 +30,11 @@ class Items:
     """A dataset of ``torch.utils.data`` whose items are samples, or pairs of a sample and its label.
 
     Args:
-        of: the dataset; its items do not depend on chance, or no training resumes bit for bit.
+        of: the dataset. Its items must not be random, or a resumed training differs from an uninterrupted one.
         labelled: give the labels to the network.
 
     Raises:
-        ValueError: for items that are no tensors.
+        ValueError: for a dataset without a length, and for items that are not tensors of floating-point numbers.
     """
 
     of: Any
@@ -41,9 +43,8 @@ class Items:
     def __post_init__(self) -> None:
         if not hasattr(self.of, "__len__"):
             raise ValueError(
-                f"got a {type(self.of).__name__} without a length to train on; expected a dataset whose items have numbers: "
-                "data that come one after the other have no order that could be resumed. Pass an object with "
-                "sample(n, generator) instead"
+                f"got a {type(self.of).__name__} without a length to train on; expected a dataset with a length and indexed "
+                "items, since a stream has no order that could be resumed: pass an object with sample(n, generator) instead"
             )
         if len(self):
             self.event = tuple(self._item(0)[0].shape)
@@ -70,7 +71,7 @@ class Items:
         return x, label
 
     def batch(self, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the samples with these numbers, and their labels where the network takes them."""
+        """Return the samples at ``indices`` and, if the network is conditioned on labels, their labels."""
         items = [self._item(int(i)) for i in indices]
         x = torch.stack([x for x, _ in items])
         if not self.labelled or items[0][1] is None:
@@ -78,13 +79,20 @@ class Items:
         return x, {"label": torch.tensor([int(label) for _, label in items])}
 
     def fingerprint(self) -> str:
-        """Return what tells these data from others: their kind, their number, and the first and the last of them."""
+        """Return a text that identifies the dataset: its class, its length, and a digest of its first and last sample."""
         ends = [self._item(i) for i in (0, len(self) - 1)]
         return f"{type(self.of).__name__} of {len(self)} {digest(ends, libraries=False)[:16]}"
 
 
 def samples_of(data: Any, model: ScoreModel) -> Any:
-    """Turn arrays, mappings of them, and datasets and loaders of ``torch.utils.data`` into what :class:`Batches` takes."""
+    """Convert arrays, mappings of arrays, and datasets and loaders of ``torch.utils.data`` to data for :class:`Batches`.
+
+    Example:
+        >>> from scoresde import VP
+        >>> samples_of(np.zeros((2, 1)), ScoreModel(lambda x, t: x, VP()))
+        tensor([[0.],
+                [0.]], dtype=torch.float64)
+    """
     if isinstance(data, Mapping):
         return {name: samples_of(values, model) for name, values in data.items()}
     if isinstance(data, np.ndarray):
@@ -105,7 +113,7 @@ def _takes_labels(model: ScoreModel) -> bool:
 
 
 def check_range(batches: Batches) -> None:
-    """Warn of data whose values are far from [-1, 1], for which neither networks nor learning rates are made."""
+    """Warn of data whose values are far from [-1, 1], the range for which networks and learning rates are made."""
     data = batches.data
     if isinstance(data, Tensor):
         x = data
@@ -119,29 +127,38 @@ def check_range(batches: Batches) -> None:
     scaled = "x / 127.5 - 1" if 100 < high <= 255 and low >= 0 else "(x - x.mean()) / x.std()"
     warnings.warn(
         f"got data between {low:.4g} and {high:.4g}; expected values of about -1 to 1, for which networks, SDEs and "
-        f"learning rates are made: train on {scaled}, and turn samples back",
+        f"learning rates are made: train on {scaled}, and invert this for samples",
         stacklevel=4,
     )
 
 
 def check_apart(data: Any, path: Path) -> None:
-    """Check that a training does not write into the folder that its data are read from, which would be data next time.
+    """Check that a training does not write into the folder of its data, where its files would be read as data later.
 
     Raises:
-        ValueError: in that case.
+        ValueError: if ``path`` is inside the folder of the data.
     """
     while hasattr(data, "of"):
         data = data.of
     for holder in (data, getattr(data, "sources", None)):
-        for name in ("folder", "where", *(["root"] if hasattr(holder, "imgs") else [])):  # ImageFolder reads all of it
+        for name in (
+            "folder",
+            "where",
+            *(["root"] if hasattr(holder, "imgs") else []),
+        ):  # ImageFolder reads all of it
             folder = getattr(holder, name, None)
             if isinstance(folder, str | Path) and Path(folder).is_dir() and is_inside(path, Path(folder)):
                 raise ValueError(
-                    f"got {path} to write to, inside the folder {folder} of the data; expected a place outside of it: what "
-                    "is written there would be taken for data the next time"
+                    f"got {path} to write to, inside the folder {folder} of the data; expected a path outside of it, since "
+                    "files written there would be read as data the next time: choose another folder"
                 )
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether ``path``, which need not exist, lies in ``folder``."""
+    """Return whether ``path``, which need not exist, is inside ``folder``.
+
+    Example:
+        >>> is_inside(Path("data/run/model"), Path("data")), is_inside(Path("runs/model"), Path("data"))
+        (True, False)
+    """
     return path.resolve().is_relative_to(folder.resolve())

@@ -26,10 +26,17 @@ __all__ = ["Outcome", "Stepper"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step gave: the mean loss of the whole batch, the norm of its gradient before clipping, and the step size.
+    """The result of a training step.
 
-    ``finite``: whether the weights were moved or, with a scaled loss, only its scale was; ``stop``, ``failed``: whether any
-    process wants to stop, or has to; ``where``: the samples at fault.
+    Args:
+        loss: the mean loss of the whole batch.
+        norm: the norm of the gradient before clipping.
+        lr: the learning rate.
+        finite: the loss and the gradient were finite. With a scaled loss (fp16), the gradient may have overflowed; then the
+            scale was lowered and the weights were left.
+        stop: a process asked to stop after this step.
+        failed: a process failed and all have to stop.
+        where: the samples whose loss is not finite, in words.
     """
 
     loss: float
@@ -43,7 +50,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What a batch is trained at, of which each sample has its row."""
+    """The random draws of a batch: times, their importance weights, noise, quantiles and the objective's own draws.
+
+    Each tensor has a row for each sample.
+    """
 
     t: Tensor
     importance: Tensor
@@ -56,7 +66,7 @@ class _Drawn:
 
 
 class Stepper:
-    """The model, its optimizer and the way from one step to the next."""
+    """One training step: forward and backward pass, sum over processes, clipping, and the update of the weights."""
 
     def __init__(
         self,
@@ -80,20 +90,23 @@ class Stepper:
             self.driven.net = cast(nn.Module, torch.compile(model.net))
 
     def description(self) -> dict[str, Any]:
-        """What a resumed training must share with the one that it continues."""
+        """Return the settings that a resumed training must share with the one that it continues."""
         return self.method.description(optimizers.describe(self.optimizer)) | {"dtype": str(self.dtype)}
 
     def read(self, numbers: range) -> Generator[tuple[Tensor, dict[str, Tensor]], None, None]:
-        """This process's share of each batch of ``numbers``."""
+        """Yield this process's share of each batch whose number is in ``numbers``."""
         return self.batches.ahead(numbers, self.device, self.dtype, self.share)
 
     def __call__(
         self, index: int, batch: tuple[Tensor, dict[str, Tensor]], interrupted: Callable[[], bool], failed: bool = False
     ) -> Outcome:
-        """Step number ``index``, from 0, of which the weights see nothing where it is not finite.
+        """Make step number ``index``; leave the weights as they are if the loss or its gradient is not finite.
 
-        ``batch``: this process's share; ``interrupted``: whether it wants to stop afterwards; ``failed``: whether it has to,
-        without anything saved. All do where one does.
+        Args:
+            index: the number of the step, from 0.
+            batch: this process's share of the batch.
+            interrupted: tells whether this process wants to stop after the step.
+            failed: this process has failed. All processes stop where one does, and nothing is saved.
         """
         size, share = self.batches.batch_size, self.share
         x0, conditions = self._prepared(index, *batch)
@@ -117,7 +130,7 @@ class Stepper:
         return Outcome(loss, size_of_gradient, lr, finite, asked > 0, lost > 0, where)
 
     def _prepared(self, index: int, x0: Tensor, conditions: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Images augmented, with the condition that tells how, and in the layout asked for."""
+        """Augment the images, add the condition ``augment``, and apply the memory layout."""
         if isinstance(self.method.augmentation, Augmentation):
             generator = seeded(self.batches.seed, "augment", index)
             a = self.method.augmentation.draw(self.batches.batch_size, generator)[self.share]
@@ -128,18 +141,18 @@ class Stepper:
         return x0, conditions
 
     def _draw(self, index: int, x0: Tensor) -> _Drawn:
-        """Times and noise for the whole batch, in the order in which the objective itself draws them."""
+        """Draw times and noise for the whole batch, in the order in which the objective itself draws them."""
         generator, size = seeded(self.batches.seed, "noise", index, self.device), self.batches.batch_size
         times = self.objective.distribution
         u = quantiles(size, generator, self.objective.spread)
         t, importance = times.at(u, self.model.sde)
         eps = torch.randn((size, *x0.shape[1:]), generator=generator, device=self.device, dtype=x0.dtype)
         learns = bool(_state(times))
-        # What else it draws depends on the data by their shape alone, which is that of the noise.
+        # The objective's other draws depend on the data by their shape alone, and the noise has that shape.
         return _Drawn(t, importance, eps, u if learns else None, self.objective.draws(eps, generator))
 
     def _backward(self, index: int, x0: Tensor, drawn: _Drawn, conditions: dict[str, Tensor]) -> Tensor:
-        """Add the gradient of this process's share, part by part; the losses of its samples before their importance."""
+        """Accumulate the gradient of this process's share, part by part; return the losses without importance weights."""
         dtype, parts = PRECISIONS[self.method.precision], []
         at = -(-len(x0) // self.method.accumulate)
         for number, start in enumerate(range(0, len(x0), at)):
@@ -158,10 +171,10 @@ class Stepper:
         return torch.cat(parts)
 
     def _update(self, lr: float, loss_is_finite: bool, gradient_is_finite: bool) -> bool:
-        """Move the weights, or leave them; whether all is well."""
+        """Update the weights if the gradient is finite; return whether loss and gradient are finite."""
         for group, ratio in zip(self.optimizer.param_groups, self.ratios, strict=True):
             group["lr"] = ratio * lr
-        if self.scaler.is_enabled():  # it leaves the weights where a gradient is not finite, and takes a smaller scale
+        if self.scaler.is_enabled():  # it skips an update with a gradient that is not finite, and lowers the scale
             self.scaler.step(self.optimizer)
             self.scaler.update()
             return loss_is_finite
@@ -171,16 +184,16 @@ class Stepper:
         return False
 
     def _where(self, index: int, share: slice, losses: Tensor) -> str:
-        """The samples of this process whose loss is not finite, or all where none is."""
+        """Name the samples of this process whose loss is not finite, or all of its samples if every loss is finite."""
         bad = (~losses.isfinite()).nonzero().flatten().cpu()
         indices = self.batches.indices(index, share)
         if indices is None:
-            return f"at samples {_listed(bad)} of the batch" if len(bad) else "though that of each sample is finite"
+            return f"at samples {_listed(bad)} of the batch" if len(bad) else "though the loss of each sample is finite"
         of_data = indices[bad] if len(bad) else indices
         return f"{'at' if len(bad) else 'in the batch of'} samples {_listed(of_data)} of the data"
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors that the next step depends on, beside the weights."""
+        """Return the tensors other than weights that the next step depends on."""
         tensors = optimizers.state(self.optimizer)
         tensors |= {f"times.{name}": value for name, value in _state(self.objective.distribution).items()}
         if self.scaler.is_enabled():
@@ -190,7 +203,7 @@ class Stepper:
         return tensors
 
     def restore(self, stored: Checkpoint) -> None:
-        """Take that from a checkpoint."""
+        """Load the state of the optimizer, the distribution of times and the loss scale from a checkpoint."""
         optimizers.fill(self.optimizer, stored)
         for name, value in _state(self.objective.distribution).items():
             value.copy_(stored.group("times")[name])
@@ -200,7 +213,7 @@ class Stepper:
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:
-    """What ``torch.manual_seed`` does to the one device that matters, without the half millisecond it takes."""
+    """Seed the CPU and one CUDA device, which is faster than ``torch.manual_seed``, which seeds all."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -208,7 +221,7 @@ def _seed_dropout(seed: int, device: torch.device) -> None:
 
 
 def _state(times: object) -> dict[str, Tensor]:
-    """The tensors that a distribution of times changes as it learns."""
+    """Return the tensors of a distribution of times, which change as it learns."""
     return {name: value for name, value in vars(times).items() if isinstance(value, Tensor)}
 
 

@@ -1,10 +1,9 @@
-"""The trainer: one step, repeated, and what is written on the way.
+"""The trainer: the training loop, and the files that it writes.
 
-Nothing in a training depends on what was drawn before: the data of a step, its times, its noise and its dropout are
-functions of the seed and the number of the step. What a checkpoint must hold is therefore weights, averages, the state
-of the optimizer and the number of steps, and a resumed training is, bit for bit, the one that was never interrupted.
-For the same reason each of several processes draws what belongs to the whole batch and takes its share: together they do
-what one process would.
+The data, times, noise and dropout of a step are functions of the seed and the number of the step alone. A checkpoint
+therefore holds the weights, the averages, the state of the optimizer and the number of steps, and a resumed training equals
+an uninterrupted one bit for bit. For the same reason each of several processes draws the random numbers of the whole batch
+and takes its share. Together they compute what one process would.
 """
 
 from __future__ import annotations
@@ -45,37 +44,38 @@ from scoresde.training.steps import Outcome, Stepper
 __all__ = ["Monitor", "Trainer"]
 
 Monitor = Callable[[int, ScoreModel], Mapping[str, float] | None]
-"""What looks at a training: a function of the step and the averaged model, which returns numbers by name."""
+"""A function of the step and the averaged model, called during a training, that returns numbers by name or ``None``."""
 
-_PATIENCE = 20  # batches in a row without a finite loss: it is then not the batches
+_PATIENCE = 20  # so many batches in a row without a finite loss end a training: the cause is not in single batches
 
 
 class Trainer:
-    r"""Trains the network of a score model, in place, with clipped gradients and averaged weights.
+    r"""A trainer, which fits the network of a score model in place, with clipped gradients and averaged weights.
 
-    Where ``accelerate launch`` or ``torchrun`` started several processes, each works on its share of every batch and
-    they add up their gradients; ``batch_size`` is that of all of them together, and the weights are those that one
-    process would reach, up to rounding and the network's own dropout. The first process writes and reports.
+    ``accelerate launch`` and ``torchrun`` start several processes. Each works on its share of every batch, and their
+    gradients are added. ``batch_size`` counts the samples of all processes together. The weights equal those of one process
+    up to rounding and the network's own dropout. The first process writes files and shows progress.
 
     Args:
-        model: the score model, whose network is a ``torch.nn.Module``.
+        model: the score model; its network is a ``torch.nn.Module``.
         data: samples of shape ``(n, *event)``, a tensor or a NumPy array; a :class:`scoresde.data.Dataset`; a dataset or
-            loader of ``torch.utils.data``, of which the batches are made here; or anything with ``sample(n, generator)``.
-        objective: a name in :data:`scoresde.objectives.OBJECTIVES` or any objective with a ``distribution`` of times and
-            ``at(model, x0, t, eps, **conditions)``; where the distribution learns from losses it is told them. Its
-            ``companion`` is trained along with the network, and averaged: the averages are in ``companions``, by name.
-        method: how the steps are made.
-        files: what is written, where and when.
-        conditions: what belongs to each sample of a tensor, given to the network: ``{"label": labels}``.
-        monitor: called every ``files.monitor_every`` steps with the step and the averaged model, in evaluation mode; returns
-            numbers by name, which are logged. It may write pictures. Where it fails, that is a warning.
-        device: where to train; by default where the network is.
+            loader of ``torch.utils.data``, whose own batching is not used; or a distribution, with ``sample(n, generator)``.
+        objective: a name in :data:`scoresde.objectives.OBJECTIVES`, or any objective with a ``distribution`` of times and
+            ``at(model, x0, t, eps, **conditions)``. A distribution that learns from losses is given the losses of each step.
+            The ``companion`` of an objective is trained and averaged along with the network; the attribute ``companions``
+            has the averages by name.
+        method: optimizer, learning rate, averages and the other settings of a step.
+        files: the files to write, where and when.
+        conditions: an entry for each sample of a tensor, ``{"label": labels}``, given to the network.
+        monitor: a function called every ``files.monitor_every`` steps with the step and the averaged model, in evaluation
+            mode. It returns numbers by name, which are logged, and may write pictures. An error in it becomes a warning.
+        device: the device to train on; by default the device of the network.
         progress: show a progress bar with the loss, the samples per second and the remaining time.
 
     Raises:
         ValueError: for bad arguments or data.
-        CheckpointError: if ``files.path`` is not a checkpoint of this very training; what may differ is up to
-            ``files.accept``.
+        CheckpointError: if ``files.path`` holds a checkpoint of another training; ``files.accept`` lists settings that may
+            differ.
         InUseError: if another training is writing there. Its files stay as they are.
 
     Example:
@@ -117,7 +117,8 @@ class Trainer:
         self.processes = launched(device, _first_parameter(model).device)
         if self.batches.batch_size < self.processes.count:
             raise ValueError(
-                f"got batch_size={self.batches.batch_size} for {self.processes.count} processes; expected a sample for each"
+                f"got batch_size={self.batches.batch_size} for {self.processes.count} processes; expected at least one "
+                f"sample for each process: pass batch_size={self.processes.count} or more"
             )
         model.check_convertible()
         self.method.check(self.batches, model.net)
@@ -143,7 +144,7 @@ class Trainer:
             self._open(self.places)
 
     def _describe(self) -> dict[str, Any]:
-        """What a resumed training must share with the one that it continues."""
+        """Return the settings that a resumed training must share with the one that it continues."""
         training = {
             "objective": tell(self.objective),
             "batch_size": self.batches.batch_size,
@@ -160,18 +161,18 @@ class Trainer:
         }
 
     def _open(self, places: Places) -> None:
-        """Resume where there is something to resume, the same in all processes, before which nothing is touched."""
+        """Resume from the checkpoint, if there is one; no file is changed before all processes have read the same steps."""
         places.check_writable()
         with self._alone(places):
             if self.files.resume and places.path.exists():
                 self.restore(places.path)
                 places = cast(Places, self.places)
             steps = torch.tensor(self.steps, device=self.processes.device)
-            self.processes.agree([steps])  # and none removes what another still reads
+            self.processes.agree([steps])  # waits for all processes, so that none removes a file that another still reads
             if steps.item() != self.steps:
                 raise CheckpointError(
-                    f"got {self.steps} steps in {places.path} and {steps.item()} in that of the first process; expected a "
-                    "folder that all processes share"
+                    f"got a checkpoint {places.path} of {self.steps} steps, and one of {steps.item()} steps in the first "
+                    "process; expected the same file: choose a folder that all processes share"
                 )
             if self.processes.main:
                 places.remove_later(self.steps)
@@ -179,7 +180,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _alone(self, places: Places) -> Iterator[None]:
-        """Hold the lock on the files, in the first process; none goes on where it is not to be had."""
+        """Hold the lock on the files in the first process; raise in all processes if it is taken."""
         lock, failure = places.lock, None
         if self.processes.main:
             try:
@@ -189,7 +190,10 @@ class Trainer:
         refused = torch.tensor(int(failure is not None), device=self.processes.device)
         self.processes.agree([refused])
         if refused.item():
-            raise failure or InUseError(f"{places.path} is being written by another training, as the first process says")
+            raise failure or InUseError(
+                f"the first process reports that {places.path} is being written by another training; wait until it ends, or "
+                "choose another file for this one"
+            )
         try:
             yield
         finally:
@@ -197,32 +201,33 @@ class Trainer:
 
     @property
     def steps(self) -> int:
-        """The steps done, those of a checkpoint included."""
+        """The number of steps done, including the steps of a checkpoint."""
         return len(self.losses)
 
     @property
     def history(self) -> tuple[tuple[int, float], ...]:
-        """Pairs of a step, from 1, and the loss of its batch."""
+        """Pairs ``(step, loss of its batch)``; the first step is 1."""
         return tuple(enumerate(self.losses, start=1))
 
     @property
     def sampled(self) -> ScoreModel:
-        """The model to sample from: with the first average of the weights or, where there is none, with the last ones."""
+        """The model to sample from, with the first average of the weights, or the last weights if there is no average."""
         return next(iter(self.averaged.values()), self.model)
 
     # Steps -----------------------------------------------------------------------------------------------------------
 
     def run(self, steps: int) -> None:
-        """Train until ``steps`` steps are done, those of a checkpoint included.
+        """Train until ``steps`` steps are done, including the steps of a checkpoint.
 
         Raises:
             FloatingPointError: if a loss is not finite; names the step and the samples. The last checkpoint stays.
-            OSError: if a file cannot be written, on a full disk, say; the last checkpoint stays.
+            OSError: if a file cannot be written, for example on a full disk. The last checkpoint stays.
             InUseError: if another training is writing there.
-            CheckpointError: if another training has written there since this one was made.
-            KeyboardInterrupt: on Ctrl-C or SIGTERM, after the step is finished and saved; a second one ends it at once, but
-                for one of several processes, which gets each from the terminal and from its launcher.
-            RuntimeError: in the other processes, where the first one could not write.
+            CheckpointError: if another training has written there since this trainer was made.
+            KeyboardInterrupt: on Ctrl-C or SIGTERM, after the current step is finished and saved. A second signal ends the
+                training at once, unless there are several processes: these receive every signal twice, from the terminal
+                and from their launcher.
+            RuntimeError: in the other processes, if the first process could not write.
         """
         _check(steps=steps)
         if self.steps >= steps:
@@ -238,7 +243,7 @@ class Trainer:
     def _check_unchanged(self) -> None:
         if self.places is not None and self.processes.main and self.places.state() != self._seen:
             raise CheckpointError(
-                f"{self.places.path} has changed since this trainer read or wrote it: another training has been there; make "
+                f"{self.places.path} has changed since this trainer read or wrote it: another training has written it; make "
                 "a new Trainer, which continues from it, or choose another file"
             )
 
@@ -261,11 +266,11 @@ class Trainer:
     ) -> None:
         outcome = self.stepper(self.steps, batch, interrupted, self._failure is not None)
         if outcome.failed:
-            raise self._failure or RuntimeError(f"the first process failed after step {self.steps}, and says why")
+            raise self._failure or RuntimeError(f"the first process failed after step {self.steps}; read its error")
         if not outcome.finite:
             self._refuse(outcome)
         if not self.losses:
-            self.stepper.state()  # what cannot be saved is refused after the first step, not at the first checkpoint
+            self.stepper.state()  # refuse a state that cannot be saved after the first step, not at the first checkpoint
         self.losses.append(outcome.loss)
         for name, average in self.averages.items():
             moving.update(self.averaged[name], self.model, average.beta(self.steps))
@@ -278,7 +283,7 @@ class Trainer:
             except Exception as error:
                 if self.processes.count == 1 or last or outcome.stop:
                     raise
-                self._failure = error  # the others wait in the next exchange: they are told there, and all stop
+                self._failure = error  # the other processes wait in the next exchange, learn of it there, and all stop
         if outcome.stop:
             saved = "nothing was saved"
             if self.places is not None:
@@ -286,7 +291,7 @@ class Trainer:
             raise KeyboardInterrupt(f"stopped after step {self.steps} of {steps}; {saved}")
 
     def _refuse(self, outcome: Outcome) -> None:
-        """Stop at a batch whose loss is not finite, or count it as skipped."""
+        """Raise for a batch whose loss is not finite, or count it as skipped and warn."""
         step = self.steps + 1
         found = (
             f"step {step}: the loss is {outcome.loss} and the norm of its gradient {outcome.norm}, {outcome.where}; "
@@ -296,13 +301,13 @@ class Trainer:
         hopeless = self.skipped[-_PATIENCE:] == list(range(step - _PATIENCE + 1, step + 1))
         if hopeless or self.stepper.method.nonfinite == "stop":
             raise FloatingPointError(
-                f"{found}: take a smaller lr, scale the data to a deviation of about 1, or look for a time at which "
-                "the weighting is infinite"
+                f"{found}: take a smaller lr, scale the data to a standard deviation of about 1, or look for a time at "
+                "which the weighting is infinite"
             )
         warnings.warn(f"{found}. The batch is skipped", stacklevel=4)
 
     def _write(self, ends: bool, last: bool, records: Records) -> None:
-        """What is due after a step: the monitor, a snapshot, a checkpoint."""
+        """Call the monitor, write a snapshot and write a checkpoint, each if it is due after this step."""
         step, files, places = self.steps, self.files, self.places
         if self.monitor is not None and files.monitor_every and (step % files.monitor_every == 0 or last):
             self._observe(self.monitor, step, records)
@@ -320,7 +325,7 @@ class Trainer:
         try:
             with torch.random.fork_rng(devices=[]):
                 found = {name: float(value) for name, value in (monitor(step, model) or {}).items()}
-        except Exception as error:  # whatever it is, it is no reason to lose a training
+        except Exception as error:  # no error of a monitor is a reason to lose a training
             warnings.warn(
                 f"the monitor failed at step {step}: {type(error).__name__}: {error}. The training goes on; expected a "
                 "function of the step and the model that returns numbers by name, or None",
@@ -338,7 +343,7 @@ class Trainer:
     # Files -----------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything that the next step depends on."""
+        """Write a checkpoint: all tensors that the next step depends on, and the description of the training."""
         tensors = {f"model.{name}": value for name, value in checkpoint.weights(self.model).items()}
         tensors |= self._averaged_tensors(list(self.averaged))
         for group, companion in self._companions().items():
@@ -357,7 +362,7 @@ class Trainer:
         }
 
     def _companions(self) -> dict[str, nn.Module]:
-        """The objective's companion and its averages by the names of their tensors in a file."""
+        """Return the objective's companion and its averages by the names of their groups of tensors in a file."""
         averages = {checkpoint.companion_of(checkpoint.group_of(i)): c for i, c in enumerate(self.companions.values())}
         return {"companion": self.companion, **averages}
 
@@ -368,7 +373,11 @@ class Trainer:
         checkpoint.write(path, described, self._averaged_tensors(names))
 
     def restore(self, path: str | os.PathLike[str]) -> None:
-        """Take the state from a checkpoint of this very training."""
+        """Load the state of this training from its checkpoint.
+
+        Raises:
+            CheckpointError: if the file holds another training, or a model without one.
+        """
         stored = checkpoint.read(path)
         if "training" not in stored.description or "history" not in stored.tensors:
             raise CheckpointError(f"{path} holds a model but no training to resume; pass resume=False to overwrite it")
@@ -394,7 +403,7 @@ class Trainer:
             self.places = replace(self.places, run=stored.description["run"])
 
 
-# The door ------------------------------------------------------------------------------------------------------------
+# Checks --------------------------------------------------------------------------------------------------------------
 
 
 def _check(**numbers: int) -> None:
@@ -415,8 +424,11 @@ def _check_files(files: Files, monitor: Monitor | None, powers: bool) -> None:
             "got snapshot_every without a power-function average; expected averages=[PowerAverage(0.05), PowerAverage(0.1)]"
         )
     if files.keep_best and monitor is None:
-        raise ValueError("got keep_best=True without a monitor, whose first number tells what is best; pass monitor=..")
+        raise ValueError(
+            "got keep_best=True without a monitor; expected one, whose smallest first number is the best: pass monitor=.."
+        )
     if files.path is None and (files.snapshot_every or files.tensorboard or files.keep_last or files.keep_every):
         raise ValueError(
-            "got no file for checkpoints, beside which the rest is written; pass files=Files('run/model.safetensors')"
+            "got no file for checkpoints; snapshots, kept checkpoints and TensorBoard's files are written beside it: pass "
+            "files=Files('run/model.safetensors')"
         )

@@ -1,8 +1,8 @@
-"""Weights that others published, as score models with their noise schedule and prediction.
+"""Published weights, loaded as score models with their noise schedule and prediction.
 
-Nothing is ever unpickled: files are read with safetensors, or with ``torch.load`` restricted to tensors and plain values.
-Samples of every model lie in [-1, 1], but for those of a DiT, which are the latent images of Stable Diffusion's
-autoencoder times 0.18215.
+Files are read with safetensors, or with ``torch.load`` restricted to tensors and plain values, so that no code in a file
+runs. Samples of every model lie in [-1, 1], except those of a DiT, which are latent images of Stable Diffusion's autoencoder
+times 0.18215.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ __all__ = ["PUBLISHED", "Published", "WeightsError", "event", "load", "recognize
 
 
 def load(path: str | os.PathLike[str], config: str | None = None, *, ema: bool = True) -> ScoreModel:
-    """Build the score model that a published checkpoint holds.
+    """Load the score model of a published checkpoint.
 
-    Reads the checkpoints of NCSNv2 (Song and Ermon, 2020) and of score_sde_pytorch (Song et al., 2021), the state dicts of
-    improved-diffusion and guided-diffusion (Nichol and Dhariwal, 2021), of EDM (Karras et al., 2022) and of DiT (Peebles and
-    Xie, 2023), and the folders of diffusers' ``UNet2DModel`` with their scheduler. EDM publishes pickles that hold code:
-    save the ``state_dict()`` of their network first. A learned variance is that of the model: ``solvers.ddpm("learned")``
-    samples with it.
+    It reads the checkpoints of NCSNv2 (Song and Ermon, 2020) and score_sde_pytorch (Song et al., 2021), the state dicts of
+    improved-diffusion and guided-diffusion (Nichol and Dhariwal, 2021), EDM (Karras et al., 2022) and DiT (Peebles and Xie,
+    2023), and the folders of diffusers' ``UNet2DModel`` with its scheduler. EDM publishes pickles that contain code; save
+    the ``state_dict()`` of the network in them first. A model with a learned variance can be sampled with
+    ``solvers.ddpm("learned")``.
 
     Args:
         path: a file, or a folder of diffusers.
-        config: the name of the published configuration, a key of :data:`PUBLISHED`. By default the one that the file is
-            named after, or else the one whose tensors have the same names and shapes. Where several have, ``config`` is
-            needed, since the noise schedule and the heads of the attention are not in the file.
-        ema: take the averaged weights, where the file has both.
+        config: the name of the published configuration, a key of :data:`PUBLISHED`. By default it is found by the name of
+            the file, or else by the names and shapes of the tensors. It is needed if several configurations match, since a
+            file contains neither the noise schedule nor the number of attention heads.
+        ema: load the averaged weights, where the file has both.
 
     Returns:
-        The model in evaluation mode, in float32 on the CPU.
+        The score model in evaluation mode, in float32 on the CPU.
 
     Raises:
-        WeightsError: if the file is missing, damaged, holds more than tensors, is of no known or of another
-            architecture - every missing or surplus tensor is named - or could be several.
+        WeightsError: if the file is missing, damaged, contains more than tensors, is of an unknown or another architecture
+            (names the missing and surplus tensors), or matches several configurations.
         UnknownNameError: for a ``config`` that is not in the table.
 
     Example:
@@ -53,7 +53,7 @@ def load(path: str | os.PathLike[str], config: str | None = None, *, ema: bool =
         ['128x128_diffusion', '256x256_diffusion']
         >>> load("edm-cifar10-32x32-uncond-vp.pt")  # doctest: +IGNORE_EXCEPTION_DETAIL
         Traceback (most recent call last):
-        scoresde.weights.files.WeightsError: there is no file edm-cifar10-32x32-uncond-vp.pt
+        scoresde.weights.files.WeightsError: there is no file edm-cifar10-32x32-uncond-vp.pt; check the path
     """
     path = Path(path)
     if path.is_dir():
@@ -73,7 +73,12 @@ def load(path: str | os.PathLike[str], config: str | None = None, *, ema: bool =
 
 
 def recognizes(path: str | os.PathLike[str]) -> bool:
-    """Whether :func:`load` is for this: a folder of diffusers, or a file with tensors of known names."""
+    """Return whether ``path`` is a folder of diffusers or a file whose tensors have known names.
+
+    Example:
+        >>> recognizes("no-such-file.pt")
+        False
+    """
     path = Path(path)
     if path.is_dir():
         return diffusers.recognizes(path)
@@ -82,22 +87,26 @@ def recognizes(path: str | os.PathLike[str]) -> bool:
 
 
 def event(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
-    """Return the shape of a sample of a folder of diffusers, where its configuration states it; else ``None``.
+    """Return the shape of a sample, if ``path`` is a folder of diffusers whose configuration has it; else ``None``.
 
     Raises:
         WeightsError: for a configuration that cannot be read.
+
+    Example:
+        >>> event("256x256_diffusion.pt") is None
+        True
     """
     return diffusers.event(Path(path)) if Path(path).is_dir() else None
 
 
 def _named_after(path: Path) -> str | None:
-    """The configuration that has the file's name, or whose last parts have it."""
+    """Return the only configuration whose name, after its last slash, is the name of the file, or ``None``."""
     found = [name for name in PUBLISHED if name.rpartition("/")[2] == path.stem]
     return found[0] if len(found) == 1 else None
 
 
 def _families(names: Iterable[str]) -> set[str]:
-    """The code bases, of those that publish files, that name tensors like these."""
+    """Return the code bases whose signature is among the names of tensors, except diffusers, which uses folders."""
     names = list(names)
     return {
         name
@@ -107,7 +116,7 @@ def _families(names: Iterable[str]) -> set[str]:
 
 
 def _matching(tensors: Mapping[str, Tensor], path: Path) -> str:
-    """The one configuration whose tensors have the names and shapes of these."""
+    """Return the only configuration whose tensors have these names and shapes."""
     families = _families(tensors)
     candidates = {name: published for name, published in PUBLISHED.items() if published.dialect.family in families}
     nets = {}
@@ -118,9 +127,11 @@ def _matching(tensors: Mapping[str, Tensor], path: Path) -> str:
     found = [n for n, published in candidates.items() if not mismatch(nets[published.preset], tensors, published.dialect)]
     if not found:
         raise WeightsError(
-            f"{path} has the tensors of no published configuration; its first are {', '.join(list(tensors)[:3])}. To see "
-            "what keeps it from being one, pass its name as config=.."
+            f"{path} has the tensors of no published configuration; its first are {', '.join(list(tensors)[:3])}. Pass "
+            "config=.. to learn how it differs from the configuration of that name"
         )
     if any(not candidates[name].same(candidates[found[0]]) for name in found):
-        raise WeightsError(f"{path} has the tensors of {', '.join(found)}; pass the one it is as config=..")
+        raise WeightsError(
+            f"{path} has the tensors of {', '.join(found)}; expected only one match: pass config={found[0]!r} or another"
+        )
     return found[0]

@@ -1,4 +1,4 @@
-"""From published tensors to those of a network: strictly, so that none is missing, left over or of another shape."""
+"""Conversion of published tensors to the tensors of a network; none may be missing, surplus or of another shape."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _some(names: set[str]) -> str:
 
 
 def mismatch(net: UNet, tensors: Mapping[str, Tensor], dialect: Dialect) -> str:
-    """What keeps ``tensors`` from being the weights of ``net``; empty if nothing does."""
+    """Describe how ``tensors`` differ from the published weights of ``net``; return an empty text if they match."""
     wanted = {name for take in takes(net, tensors, dialect) for name in take.theirs}
     constants = FAMILIES[dialect.family].constants
     missing = wanted - tensors.keys()
@@ -34,14 +34,14 @@ def mismatch(net: UNet, tensors: Mapping[str, Tensor], dialect: Dialect) -> str:
         shapes = [tuple(tensors[name].shape) for name in take.theirs]
         if _shape(take, tensors) != own[take.ours].shape:
             return (
-                f"it has {' and '.join(take.theirs)} of shape {' and '.join(map(str, shapes))}, which make no "
-                f"{tuple(own[take.ours].shape)}"
+                f"it has {' and '.join(take.theirs)} of shape {' and '.join(map(str, shapes))}, which do not make a tensor "
+                f"of shape {tuple(own[take.ours].shape)}"
             )
     return _filters(net, tensors)
 
 
 def _shape(take: Take, tensors: Mapping[str, Tensor]) -> torch.Size | None:
-    """The shape of what ``take`` makes, without making it; ``None`` where it cannot."""
+    """Return the shape of the converted tensor without computing it; ``None`` if the tensors cannot be converted."""
     try:
         return take.layout(*(tensors[name].to("meta") for name in take.theirs)).shape
     except (RuntimeError, IndexError):
@@ -49,21 +49,27 @@ def _shape(take: Take, tensors: Mapping[str, Tensor]) -> torch.Size | None:
 
 
 def _filters(net: UNet, tensors: Mapping[str, Tensor]) -> str:
-    """What is wrong with the filters that EDM stores as if they were weights; empty if nothing."""
+    """Describe how the filters that EDM stores as weights differ from the network's; return an empty text if they match."""
     line = torch.tensor([1.0, 3.0, 3.0, 1.0] if net.config["fir"] else [1.0, 1.0])
     expected = torch.outer(line, line)[None, None] / line.sum() ** 2
     for name, tensor in tensors.items():
         if not name.endswith(".resample_filter"):
             continue
         if tensor.shape != expected.shape or (not tensor.is_meta and not torch.allclose(tensor.float(), expected)):
-            return f"it has {name} of shape {tuple(tensor.shape)}, another filter than the network's"
+            return f"it has {name} of shape {tuple(tensor.shape)}, which differs from the network's filter"
     return ""
 
 
 def build(make: Callable[[], UNet], tensors: Mapping[str, Tensor], dialect: Dialect, source: str) -> UNet:
-    """Build a network and put published ``tensors`` into it, in float32.
+    """Build a network and load published ``tensors`` into it, in float32.
 
-    It is built without memory first, on the meta device, so that sizes which the tensors do not have are never allocated.
+    The network is first built without memory, on the meta device, so that wrong sizes are never allocated.
+
+    Args:
+        make: a function without arguments that builds the network.
+        tensors: the published tensors by name.
+        dialect: the layout of the tensors.
+        source: the name of the file, for messages.
 
     Raises:
         WeightsError: if a tensor is missing, surplus or of another shape.

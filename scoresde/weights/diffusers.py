@@ -1,4 +1,4 @@
-"""Folders of diffusers: ``UNet2DModel`` with its scheduler, from their JSON and their tensors, without diffusers."""
+"""Folders of diffusers, ``UNet2DModel`` with its scheduler, read from their JSON and tensors without diffusers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 
 @dataclass(frozen=True)
 class UNet2D:
-    """What the configuration of ``UNet2DModel`` may say, with the values that diffusers gives to what it leaves out."""
+    """The entries of a configuration of ``UNet2DModel``, with the default values of diffusers."""
 
     sample_size: int | tuple[int, int] | None = None
     in_channels: int = 3
@@ -71,7 +71,7 @@ class UNet2D:
 
 @dataclass(frozen=True)
 class Scheduler:
-    """What the configuration of a scheduler may say, with the values that diffusers gives to what it leaves out."""
+    """The entries of a configuration of a scheduler, with the default values of diffusers."""
 
     _class_name: str | None = None
     num_train_timesteps: int = 1000
@@ -91,12 +91,21 @@ def _model_folder(folder: Path) -> Path | None:
 
 
 def recognizes(folder: Path) -> bool:
-    """Whether a folder holds a model of diffusers."""
+    """Return whether a folder contains a model of diffusers, that is, a ``config.json`` in it or in its folder ``unet``.
+
+    Example:
+        >>> recognizes(Path("no-such-folder"))
+        False
+    """
     return _model_folder(folder) is not None
 
 
 def load(folder: Path) -> ScoreModel:
-    """The score model in a folder: ``config.json`` and weights, with ``scheduler_config.json``, flat or as a pipeline."""
+    """Load the score model in a folder with ``config.json``, weights and ``scheduler_config.json``, flat or as a pipeline.
+
+    Raises:
+        WeightsError: if a file is missing or cannot be read, or the model has no equivalent here.
+    """
     place = _model_folder(folder)
     if place is None:
         raise WeightsError(f"{folder} has no config.json, nor has {folder / 'unet'}; expected a folder of diffusers")
@@ -104,23 +113,23 @@ def load(folder: Path) -> ScoreModel:
     scheduler = next((p / "scheduler_config.json" for p in places if (p / "scheduler_config.json").is_file()), None)
     if scheduler is None:
         raise WeightsError(
-            f"{folder} has no scheduler_config.json, which holds the noise schedule; put it beside config.json"
+            f"{folder} has no scheduler_config.json, which contains the noise schedule; copy it beside config.json"
         )
     file = next((place / name for name in _FILES if (place / name).is_file()), None)
     if file is None:
-        raise WeightsError(f"{place} has no weights; expected {' or '.join(_FILES)}")
+        raise WeightsError(f"{place} has no weights; expected {' or '.join(_FILES)}: copy one of them there")
     config, schedule = read_json(place / "config.json", UNet2D), read_json(scheduler, Scheduler)
     tensors = _renamed(read_tensors(file))
     try:
         return _build(config, schedule, tensors, place, scheduler, file)
     except WeightsError:
         raise
-    except ValueError as error:  # of the network and the process, which know nothing of files
+    except ValueError as error:  # raised by the network or the process, whose messages do not name the files
         raise WeightsError(f"{folder} holds a model that cannot be built: {error}") from error
 
 
 def event(folder: Path) -> tuple[int, ...] | None:
-    """Return the shape of a sample, where the configuration in a folder states it.
+    """Return the shape of a sample from the configuration in a folder, or ``None`` if it is not there.
 
     Raises:
         WeightsError: for a configuration that cannot be read.
@@ -141,14 +150,19 @@ def _build(
     sde, predicts, told = process(schedule, config.center_input_sample, str(scheduler))
     arguments = network(config, str(place / "config.json"))
     if config.layers_per_block > len(tensors) or len(config.block_out_channels) > len(tensors):
-        raise WeightsError(f"{place / 'config.json'} has more layers than {file} has tensors, {len(tensors)}")
+        raise WeightsError(
+            f"{place / 'config.json'} has more layers than {file} has tensors, {len(tensors)}; "
+            "expected the configuration of these weights"
+        )
     fourier = arguments["time"] == "fourier"
     if fourier != isinstance(sde, VE):
-        raise WeightsError(f"{scheduler} is not for a network with {arguments['time']} features of time; expected its own")
+        raise WeightsError(
+            f"{scheduler} is not for a network with {arguments['time']} time features; expected the network's own scheduler"
+        )
     learned_variance = arguments["out_channels"] == 2 * arguments["channels"]
     if learned_variance and (fourier or schedule.variance_type == "learned"):
         raise WeightsError(
-            f"{scheduler} is for a network whose second output is no place between the bounds of the variance; expected "
+            f"{scheduler} is for a network whose second output does not interpolate the bounds of the variance; expected "
             "variance_type='learned_range'"
         )
     # A network with Fourier features divides its output by the noise level, which makes it the score.
@@ -162,7 +176,7 @@ def _sine_first(config: UNet2D) -> bool:
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The names of attention since diffusers 0.15, for files from before."""
+    """Rename the attention layers of files from before diffusers 0.15 to the names used since."""
     renamed = {}
     for name, tensor in tensors.items():
         place, _, parameter = name.rpartition(".")
@@ -174,12 +188,22 @@ def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def process(
     schedule: Scheduler, centered: bool = False, source: str = "scheduler"
 ) -> tuple[GaussianSDE | Chain, str, dict[str, Any]]:
-    """The process of a scheduler's configuration, what its network predicts and how that is told the time.
+    """Convert the configuration of a scheduler to an SDE or chain.
 
-    A network that is ``centered`` scales data in [0, 1] to [-1, 1] by itself; its process is that on [-1, 1].
+    Args:
+        schedule: the configuration.
+        centered: the network itself scales data in [0, 1] to [-1, 1]. The process returned is on [-1, 1].
+        source: the name of the file, for messages.
+
+    Returns:
+        The SDE or chain, the prediction of the network, and the network's arguments ``time_scale`` and ``time_shift``.
 
     Raises:
-        WeightsError: for schedulers, predictions and betas that this library has not.
+        WeightsError: for schedulers, predictions and betas without an equivalent here.
+
+    Example:
+        >>> process(Scheduler(beta_schedule="linear"))[1:]
+        ('eps', {})
     """
     if schedule._class_name == "ScoreSdeVeScheduler":
         factor = 2 if centered else 1
@@ -191,7 +215,7 @@ def process(
     if centered or not (schedule.trained_betas or schedule.beta_schedule):
         raise WeightsError(
             f"{source} is for a {schedule._class_name}{' of a network that centers its input' if centered else ''}; "
-            "expected ScoreSdeVeScheduler, or one with betas and data in [-1, 1]"
+            "expected ScoreSdeVeScheduler, or a scheduler with betas for data in [-1, 1]"
         )
     if schedule.prediction_type not in _PREDICTS:
         raise WeightsError(
@@ -221,10 +245,14 @@ def _betas(schedule: Scheduler, source: str) -> Tensor:
 
 
 def network(config: UNet2D, source: str = "config") -> dict[str, Any]:
-    """The arguments of :class:`~scoresde.models.UNet` for a configuration of ``UNet2DModel``.
+    """Convert a configuration of ``UNet2DModel`` to the arguments of :class:`~scoresde.models.UNet`.
 
     Raises:
-        WeightsError: for what that class has and this library has not.
+        WeightsError: for settings without an equivalent here.
+
+    Example:
+        >>> network(UNet2D())["multipliers"]
+        [1.0, 2.0, 3.0, 4.0]
     """
     _check_sizes(config, source)
     kind, attention = _blocks(config, source)
@@ -233,10 +261,10 @@ def network(config: UNet2D, source: str = "config") -> dict[str, Any]:
     if len(config.block_out_channels) != len(config.down_block_types):
         raise WeightsError(
             f"{source} has {len(config.block_out_channels)} block_out_channels for {len(config.down_block_types)} "
-            "down_block_types; expected as many"
+            "down_block_types; expected one for each"
         )
     sizes, groups = config.block_out_channels, config.norm_num_groups
-    if groups is None and not skip:  # NCSN++ alone counts its groups by the channels
+    if groups is None and not skip:  # only NCSN++ derives the number of groups from the channels
         raise WeightsError(f"{source} has no norm_num_groups; expected a whole number, 32 by default")
     fourier = config.time_embedding_type == "fourier"
     return {
@@ -284,25 +312,25 @@ def _check_sizes(config: UNet2D, source: str) -> None:
 
 
 def _blocks(config: UNet2D, source: str) -> tuple[str, list[int]]:
-    """The kind of all blocks, and the levels with attention."""
+    """Return the kind of all blocks, and the levels with attention."""
     down, up = list(config.down_block_types), list(config.up_block_types)
     if unknown := [name for name in down if name not in _DOWN]:
-        raise WeightsError(f"{source} has down_block_types with {unknown[0]}; expected some of {', '.join(_DOWN)}")
+        raise WeightsError(f"{source} has down_block_types with {unknown[0]}; expected types among {', '.join(_DOWN)}")
     mirrored = [_UP.get(name, name.replace("Down", "Up")) for name in reversed(down)]
     if up != mirrored:
-        raise WeightsError(f"{source} has up_block_types {up}; expected the mirror of the way down, {mirrored}")
-    # The last level is not followed by a change of resolution, so that its kind does not matter to that.
+        raise WeightsError(f"{source} has up_block_types {up}; expected the mirror of down_block_types, {mirrored}")
+    # The kind of the last level is left out, since no change of resolution follows it.
     plain = {"conv": "plain", "resnet": "resnet"}.get(config.downsample_type, "")
     if not plain:
         raise WeightsError(f"{source} has downsample_type={config.downsample_type!r}; expected 'conv' or 'resnet'")
     kinds = {plain if name == "AttnDownBlock2D" else _DOWN[name][0] for name in down[:-1]} or {_DOWN[down[0]][0]}
     if len(kinds) > 1:
-        raise WeightsError(f"{source} mixes ways to change the resolution in {down}; expected one")
+        raise WeightsError(f"{source} mixes kinds of down-sampling in {down}; expected one kind")
     return kinds.pop(), [i for i, name in enumerate(down) if _DOWN[name][1]]
 
 
 def _refuse(config: UNet2D, kind: str, source: str) -> None:
-    """Raise for what has no counterpart here."""
+    """Raise for settings of a configuration without an equivalent here."""
     skip, adaptive = kind == "skip", config.resnet_time_scale_shift == "scale_shift"
     expected: dict[str, tuple[Any, ...]] = {
         "mid_block_type": ("UNetMidBlock2D",),

@@ -1,4 +1,4 @@
-"""Published diffusion transformers: everything about one but its number of heads is in the shapes of its tensors."""
+"""Published diffusion transformers, whose settings except the number of heads follow from the shapes of their tensors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _OF_BLOCKS = {
     "back": "mlp.fc2",
     "modulation": "adaLN_modulation.1",
 }
-_POSITIONS = "pos_embed"  # no parameter, and the same here
+_POSITIONS = "pos_embed"  # a constant, which the network here computes itself
 _SHAPES = (
     _SIGNATURE,
     _POSITIONS,
@@ -39,17 +39,27 @@ _SHAPES = (
     "blocks.0.mlp.fc1.weight",
     "y_embedder.embedding_table.weight",
 )
-"""The tensors whose shapes tell the sizes."""
-_LARGEST = 1152  # the width of DiT-XL, whose heads have 72 features; those of the others have 64
+"""The tensors whose shapes determine the sizes of the network."""
+_LARGEST = 1152  # the width of DiT-XL, whose heads have 72 features; the heads of smaller networks have 64
 
 
 def recognizes(tensors: Iterable[str]) -> bool:
-    """Whether tensors of these names are those of a DiT."""
+    """Return whether the names of tensors are those of a DiT.
+
+    Example:
+        >>> recognizes(["x_embedder.proj.weight"]), recognizes(["conv_in.weight"])
+        (True, False)
+    """
     return _SIGNATURE in tensors
 
 
 def names(net: DiT) -> dict[str, str]:
-    """The published name of each tensor of ``net``."""
+    """Return the published name of each tensor of ``net``, by its name here.
+
+    Example:
+        >>> names(DiT(1, 4, 2, width=8, depth=1, heads=1))["stem.weight"]
+        'x_embedder.proj.weight'
+    """
     found = {}
     for key in net.state_dict():
         layer, _, parameter = key.rpartition(".")
@@ -60,7 +70,13 @@ def names(net: DiT) -> dict[str, str]:
 
 
 def load(tensors: Mapping[str, Tensor], source: str) -> ScoreModel:
-    """The score model of a DiT: 1000 steps of DDPM's linear schedule, noise predicted, the variance learned where it is.
+    """Build the score model of a DiT, which predicts the noise on DDPM's linear schedule of 1000 steps.
+
+    The variance is learned if the network has twice as many outputs as channels.
+
+    Args:
+        tensors: the published tensors by name.
+        source: the name of the file, for messages.
 
     Raises:
         WeightsError: if a tensor is missing, surplus or of another shape.
@@ -70,15 +86,15 @@ def load(tensors: Mapping[str, Tensor], source: str) -> ScoreModel:
         problem = problem or f"has {_SIGNATURE} or {_POSITIONS} of another number of axes"
         raise WeightsError(f"{source} is of another architecture than a DiT: it {problem}")
     try:
-        with torch.device("meta"):  # sizes that the tensors do not have are never allocated
+        with torch.device("meta"):  # wrong sizes are never allocated
             outline = _like(tensors)
     except (ValueError, ZeroDivisionError) as error:
-        raise WeightsError(f"{source} has tensors of which no DiT can be made: {error}") from error
+        raise WeightsError(f"{source} has tensors that do not make a DiT: {error}") from error
     if problem := _mismatch(outline, tensors):
         raise WeightsError(f"{source} is of another architecture than a DiT of these sizes: it {problem}")
     net = _like(tensors)
     if not _same_positions(net, tensors):
-        raise WeightsError(f"{source} has another {_POSITIONS} than a DiT, for which it is sines and cosines of the place")
+        raise WeightsError(f"{source} has a {_POSITIONS} that is not a DiT's; expected sines and cosines of the positions")
     net.load_state_dict({ours: tensors[theirs].float() for ours, theirs in names(net).items()}, assign=True)
     learned = net.config["out_channels"] == 2 * net.config["channels"]
     return ScoreModel(net, DDPM.linear(), learned_variance=learned).eval()
@@ -90,7 +106,7 @@ def _lacks(wanted: set[str], tensors: Mapping[str, Tensor]) -> str:
 
 
 def _mismatch(net: DiT, tensors: Mapping[str, Tensor]) -> str:
-    """What keeps ``tensors`` from being the weights of ``net``; empty if nothing does."""
+    """Describe how ``tensors`` differ from the published weights of ``net``; return an empty text if they match."""
     own = {theirs: net.state_dict()[ours].shape for ours, theirs in names(net).items()}
     if problem := _lacks(set(own), tensors):
         return problem
@@ -108,7 +124,7 @@ def _same_positions(net: DiT, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _like(tensors: Mapping[str, Tensor]) -> DiT:
-    """The network of these tensors, by their shapes."""
+    """Build the network whose tensors have these shapes."""
     width, channels, patch, _ = tensors[_SIGNATURE].shape
     outputs, hidden, labels = (tensors[name].shape[0] for name in _SHAPES[2:])
     heads = 16 if width == _LARGEST else max(width // 64, 1)
@@ -123,5 +139,5 @@ def _like(tensors: Mapping[str, Tensor]) -> DiT:
         ratio=hidden / width,
         out_channels=outputs // patch**2,
         time="positional",
-        num_classes=labels - 1,  # the last row stands for no label
+        num_classes=labels - 1,  # the last row is the embedding of no label
     )

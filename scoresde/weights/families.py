@@ -1,4 +1,4 @@
-"""What each code base calls the parts of its networks and the layers within them, as data."""
+"""The names that each code base gives to the parts of its networks and to their layers."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from scoresde.weights.parts import Part
 __all__ = ["FAMILIES", "Family", "Names"]
 
 Names = Callable[[Part], Mapping[str, str]]
-"""From a part to the published names of what is in it."""
+"""A function that maps a part to the published names of its layers."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A code base.
+    """A code base that publishes checkpoints.
 
     Args:
-        signature: the start of a name by which a file is known.
-        namer: gives, for a network and the tensors of a file, a function from a part to the published names of what is in
-            it: "block", "attention", or a single layer by its name here. Parts must be asked for in order.
-        block, attention: the published names of the layers of these, of which several are stacked.
-        qkv: the layout of the attention's first layer, from its number of heads.
-        frequencies: the published name of the frequencies of Fourier features, within their module.
-        constants: the ends of the names of tensors that are no parameters.
+        signature: the start of a tensor's name by which a file of the code base is recognised.
+        namer: a function of a network and the tensors of a file. It returns a function that maps a part to the published
+            names of "block", "attention" and single layers in it. That function is called with the parts in their order.
+        block: the published names of the layers in a residual block.
+        attention: the published names of the layers in an attention block; several are stacked.
+        qkv: the layout of the first attention layer, a function of the number of heads.
+        frequencies: the published name of the frequencies of Fourier features within their module.
+        constants: the ends of the names of tensors that are not parameters.
     """
 
     signature: str
@@ -101,7 +102,7 @@ def _edm(net: UNet, tensors: Mapping[str, Tensor]) -> Callable[[Part], Mapping[s
 
 
 def _song(net: UNet, tensors: Mapping[str, Tensor]) -> Callable[[Part], Mapping[str, str]]:
-    count = 3 if net.config["time"] == "fourier" else 2  # of the modules in the list
+    count = 3 if net.config["time"] == "fourier" else 2  # number of modules before the current one in the list
     filtered = "Conv2d_0" if net.config["fir"] else "Conv_0"
 
     def take() -> str:
@@ -123,7 +124,7 @@ def _song(net: UNet, tensors: Mapping[str, Tensor]) -> Callable[[Part], Mapping[
             place = take()
             return {"block": place, "conv": f"{place}.{filtered}"}
         if part.kind == "input":
-            first = take()  # the change of resolution, which has parameters only where it is a convolution
+            first = take()  # the change of resolution, which has parameters only if it is a convolution
             return {"conv": f"{take()}.Conv" if net.config["input_pyramid"] == "skip" else f"{first}.{filtered}"}
         if part.kind == "output":
             lowest, skip = part.level == len(net.down) - 1, net.config["output_pyramid"] == "skip"
@@ -233,4 +234,4 @@ FAMILIES: Mapping[str, Family] = {
         frequencies="weight",
     ),
 }
-"""The code bases whose tensors are known by name."""
+"""The code bases by name."""

@@ -1,4 +1,4 @@
-"""Reading tensors from files without running anything that a file says."""
+"""Reading of tensors from files without running code in them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from scoresde.base.reading import check_regular, decode_json, open_regular
 __all__ = ["WeightsError", "read_json", "read_names", "read_tensors"]
 
 T = TypeVar("T")
-_OF_TORCH = (b"PK", b"\x80")  # the starts of its files, of which the second is older
-_WRAPPERS = ("module.", "model.", "_orig_mod.")  # of DataParallel, of EDM's preconditioning, and of torch.compile
+_OF_TORCH = (b"PK", b"\x80")  # the first bytes of files by torch.save, in the current and the older format
+_WRAPPERS = ("module.", "model.", "_orig_mod.")  # prefixes of DataParallel, EDM's preconditioning and torch.compile
 
 
 class WeightsError(ValueError):
-    """A file whose weights cannot be used, and why."""
+    """The error for a file whose weights cannot be used."""
 
 
 def read_json(path: Path, kind: type[T]) -> T:
-    """Read a JSON file as a value of ``kind``, a dataclass that says what each entry is.
+    """Read a JSON file as an object of the dataclass ``kind``, whose fields declare the entries.
 
     Raises:
-        WeightsError: if it is missing, no JSON, or has an entry of another type.
+        WeightsError: if the file is missing, is not JSON, or has an entry of another type.
     """
     try:
         with open_regular(path) as file:
@@ -39,17 +39,28 @@ def read_json(path: Path, kind: type[T]) -> T:
 
 
 def read_tensors(path: str | os.PathLike[str], *, ema: bool = True) -> dict[str, Tensor]:
-    """The tensors in a file by name: safetensors, or a file of ``torch.save`` that holds tensors and plain values alone.
+    """Read the tensors in a file by name, from safetensors or from ``torch.save`` with tensors and plain values alone.
 
-    The checkpoints of NCSNv2 and score_sde_pytorch hold a network and its moving average, the latter's without names, which
-    here gets them.
+    The checkpoints of NCSNv2 and score_sde_pytorch hold a network and its moving average. In the latter the averages have no
+    names; they get the names of the network's tensors.
+
+    Args:
+        path: the file.
+        ema: return the averaged weights, where the file has both.
 
     Raises:
         WeightsError: if the file is missing, damaged, or holds anything else.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"module.w": torch.ones(2)}, f"{folder}/net.pt")
+        ...     read_tensors(f"{folder}/net.pt")
+        {'w': tensor([1., 1.])}
     """
     path = Path(path)
     if not path.exists():
-        raise WeightsError(f"there is no file {path}")
+        raise WeightsError(f"there is no file {path}; check the path")
     content = _open(path)
     if "model" in content and isinstance(content["model"], Mapping):
         content = _averaged(content, path) if ema and "ema" in content else content["model"]
@@ -65,20 +76,29 @@ def read_tensors(path: str | os.PathLike[str], *, ema: bool = True) -> dict[str,
 
 
 def _check_tensor(name: object, value: Tensor, path: Path) -> None:
-    """Refuse tensors that are not what a file of weights holds: dense numbers, each of which is in the file."""
+    """Check that a tensor is dense, finite, and stored in full."""
     if not isinstance(name, str):
-        raise WeightsError(f"{path} holds a tensor called {name!r}; expected a name that is text")
+        raise WeightsError(f"{path} holds a tensor called {name!r}; expected a text for a name")
     dense = value.layout == torch.strided and not (value.is_meta or value.is_quantized or value.is_complex())
     if not dense or value.dtype == torch.bool:
         raise WeightsError(f"{path} holds {name}, a tensor of {value.layout} and {value.dtype}; expected dense numbers")
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise WeightsError(f"{path} holds {name} of shape {tuple(value.shape)}, which repeats few numbers; expected all")
+        raise WeightsError(
+            f"{path} holds {name} of shape {tuple(value.shape)}, with fewer numbers in the file; expected all"
+        )
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-        raise WeightsError(f"{path} holds {name}, which is not all finite: it may be damaged")
+        raise WeightsError(
+            f"{path} holds {name}, which has nan or inf; expected finite numbers: the file may be damaged, download it again"
+        )
 
 
 def read_names(path: Path) -> list[str]:
-    """The names of the tensors in a file; none where it cannot be read."""
+    """Return the names of the tensors in a file; an empty list if it cannot be read.
+
+    Example:
+        >>> read_names(Path("no-such-file.pt"))
+        []
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -105,19 +125,19 @@ def _open(path: Path) -> Mapping[str, Any]:
         if start[8:9] == b"{":
             return load_file(path)
         if not start.startswith(_OF_TORCH):
-            raise ValueError(f"it starts with {start[:4]!r}, as neither safetensors nor torch.save begin")
+            raise ValueError(f"it starts with {start[:4]!r}, unlike files of safetensors and torch.save")
         if start.startswith(b"PK"):
             _check_archive(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles of another kind, which are refused with an error of their own
+            warnings.simplefilter("ignore")  # pickles of another kind also raise an error
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way
         raise WeightsError(
             f"{path} holds more than tensors and plain values, or is damaged, and is not opened further, since a pickle can "
-            "run any code. Where you trust it, load it with the code it comes from and save the network's state_dict() "
+            "run any code. If you trust it, load it with the code it comes from and save the network's state_dict() "
             f"with torch.save or safetensors ({str(error).partition(chr(10))[0]})"
         ) from error
-    if isinstance(content, list) and content and isinstance(content[0], Mapping):  # NCSNv2's: network, .., averages
+    if isinstance(content, list) and content and isinstance(content[0], Mapping):  # a list of NCSNv2: network, .., averages
         content = {"model": content[0], **({"ema": content[4]} if len(content) > 4 else {})}
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}; expected the tensors of a network by name")
@@ -127,23 +147,30 @@ def _open(path: Path) -> Mapping[str, Any]:
 def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-            raise ValueError("it is a compressed archive, which torch.save does not write, and may unpack to any size")
+            raise ValueError(
+                "it is a compressed archive, which torch.save does not write and which may have any size after decompression"
+            )
 
 
 def _averaged(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The network with the averages of its trained tensors, which are listed in the order of the network's."""
+    """Return the network's tensors with the trained ones replaced by their averages, which are in the same order."""
     model, named = dict(content["model"]), content["ema"]
     if any(not isinstance(name, str) or not isinstance(value, Tensor) for name, value in model.items()):
-        return model  # which is refused as it is
-    if isinstance(named, Mapping) and named and all(f"module.{name}" in model for name in named):  # as NCSNv2 has them
+        return model  # the caller refuses it
+    if isinstance(named, Mapping) and named and all(f"module.{name}" in model for name in named):  # the form of NCSNv2
         return model | {f"module.{name}": average for name, average in named.items()}
     averages = content["ema"].get("shadow_params") if isinstance(content["ema"], Mapping) else None
     trained = [name for name in model if not name.endswith(("sigmas", "all_modules.0.W"))]
     if not isinstance(averages, list) or len(averages) != len(trained):
         found = len(averages) if isinstance(averages, list) else "no list of"
-        raise WeightsError(f"{path} has {found} averages for {len(trained)} trained tensors; pass ema=False to do without")
+        raise WeightsError(
+            f"{path} has {found} averages for {len(trained)} trained tensors; expected one for each: pass ema=False "
+            "to load the last weights"
+        )
     for name, average in zip(trained, averages, strict=True):
         if not isinstance(average, Tensor) or average.shape != model[name].shape:
-            raise WeightsError(f"{path} has an average of another shape than {name}; pass ema=False to do without")
+            raise WeightsError(
+                f"{path} has an average of another shape than {name}; pass ema=False to load the last weights"
+            )
         model[name] = average
     return model

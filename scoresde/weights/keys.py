@@ -1,4 +1,4 @@
-"""From the published names of a network's tensors to its own: what each tensor here is made of."""
+"""The conversion of each tensor of a network from published tensors: their names and their layout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Dialect", "Take", "takes"]
 
 @dataclass(frozen=True)
 class Take:
-    """The tensor ``ours`` is ``layout`` of the published tensors ``theirs``."""
+    """A conversion: the tensor ``ours`` of a network is the function ``layout`` of the published tensors ``theirs``."""
 
     ours: str
     theirs: tuple[str, ...]
@@ -27,13 +27,13 @@ class Take:
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a file departs from this library's layout, beyond its family's names.
+    """The layout of the tensors in a published file.
 
     Args:
-        family: a key of :data:`FAMILIES`.
-        sine_first: whether the features of time are sines, then cosines.
-        negated: whether the output is minus that of the network here.
-        joined: whether the rows of the attention's first layer are ordered as here, against the family's way.
+        family: the code base, a key of :data:`FAMILIES`.
+        sine_first: the time features are sines and then cosines; here they are cosines and then sines.
+        negated: the published network returns the negative of the output here.
+        joined: the rows of the first attention layer have the order used here, unlike in other files of the family.
     """
 
     family: str
@@ -43,7 +43,13 @@ class Dialect:
 
 
 def takes(net: UNet, tensors: Mapping[str, Tensor], dialect: Dialect) -> Iterator[Take]:
-    """What each tensor of ``net`` is made of, for a file of ``tensors``."""
+    """Yield the conversion of each tensor of ``net`` from the published ``tensors``.
+
+    Args:
+        net: the network.
+        tensors: the published tensors by name; only names and shapes are used.
+        dialect: the layout of the file.
+    """
     family = FAMILIES[dialect.family]
     names = family.namer(net, tensors)
     for part in parts(net):
@@ -61,7 +67,7 @@ def takes(net: UNet, tensors: Mapping[str, Tensor], dialect: Dialect) -> Iterato
 
 
 def _keys(net: UNet, part: Part) -> list[str]:
-    """The names of a part's tensors, from the part on."""
+    """Return the names of a part's tensors within the part."""
     if part.kind == "end":
         return [f"{layer}.{parameter}" for layer in ("norm", "output") for parameter in ("weight", "bias")]
     return list(net.get_submodule(part.name).state_dict())
@@ -85,7 +91,7 @@ def _of_embedding(net: UNet, key: str, places: Mapping[str, str], family: Family
             if early
             else Take(ours, theirs, layouts.transposed)
         )
-    # The features of time are an input of the first layer, and the sum of the outputs of these others.
+    # The time features are the input of the first layer. The outputs of the other layers here are added to them.
     in_features = {"layer1.weight": 1, "augment.weight": 0} | ({"label.weight": 1} if net.config["early_label"] else {})
     if dialect.sine_first and key in in_features:
         return _then(take, lambda w: layouts.swapped(w, in_features[key]))

@@ -1,4 +1,4 @@
-"""Published RefineNets of NCSNv2: their noise levels are among their tensors, and the rest is in their shapes."""
+"""Published RefineNets of NCSNv2, whose noise levels are among their tensors and whose sizes follow from the shapes."""
 
 from __future__ import annotations
 
@@ -20,19 +20,24 @@ _SIGNATURE, _LEVELS = "begin_conv.weight", "sigmas"
 _PRESETS = {4: "ncsnv2-cifar10", 5: "ncsnv2-128", 6: "ncsnv2-256"}
 _STAGES = {4: (1, 2, 3, 4), 5: (1, 2, 3, 4, 5), 6: (1, 2, 3, 31, 4, 5)}
 _REFINES = {4: (1, 2, 3, 4), 5: (1, 2, 3, 4, 5), 6: (1, 2, 31, 3, 4, 5)}
-"""The numbers that the code gives the stages and, from the coarsest on, their refinements, by how many there are."""
+"""The numbers in the published names of stages and, from the coarsest on, of refinements, by the number of stages."""
 _LAYERS = {"stem": "begin_conv", "norm": "normalizer", "output": "end_conv", "skip": "shortcut"}
 _LAYERS |= {"norm1": "normalize1", "norm2": "normalize2", "conv1": "conv1", "conv2": "conv2"}
 _OF_REFINES = {"adapt": "adapt_convs", "fuse": "msf.convs", "pooled": "crp.convs", "output": "output_convs"}
 
 
 def recognizes(tensors: Iterable[str]) -> bool:
-    """Whether tensors of these names are those of an NCSNv2."""
+    """Return whether the names of tensors are those of an NCSNv2.
+
+    Example:
+        >>> recognizes(["begin_conv.weight"]), recognizes(["conv_in.weight"])
+        (True, False)
+    """
     return _SIGNATURE in tensors
 
 
 def names(net: NCSNv2) -> dict[str, str]:
-    """The published name of each tensor of ``net``."""
+    """Return the published name of each tensor of ``net``, by its name here."""
     found = {}
     for key in net.state_dict():
         layer, _, parameter = key.rpartition(".")
@@ -57,7 +62,13 @@ def _of_units(match: re.Match[str]) -> str:
 
 
 def load(tensors: Mapping[str, Tensor], source: str) -> ScoreModel:
-    """The score model of an NCSNv2 for data in [-1, 1], whose noise is twice that of its own, for data in [0, 1].
+    """Build the score model of an NCSNv2 for data in [-1, 1].
+
+    The published noise levels are for data in [0, 1]; on [-1, 1] they are twice as large.
+
+    Args:
+        tensors: the published tensors by name.
+        source: the name of the file, for messages.
 
     Raises:
         WeightsError: if a tensor is missing, surplus or of another shape.
@@ -67,17 +78,18 @@ def load(tensors: Mapping[str, Tensor], source: str) -> ScoreModel:
     if n not in _PRESETS or first.ndim != 4 or _LEVELS not in tensors:
         levels = "with" if _LEVELS in tensors else "without"
         raise WeightsError(
-            f"{source} is of another architecture than NCSNv2: it has {n} stages, {levels} sigmas; expected 4, 5 or 6, with"
+            f"{source} is of another architecture than NCSNv2: it has {n} stages, {levels} sigmas; expected 4, 5 or 6 "
+            "stages, with sigmas"
         )
 
     def make() -> NCSNv2:
         return cast(NCSNv2, NETWORKS[_PRESETS[n]].build(channels=first.shape[1], width=first.shape[0]))
 
     try:
-        with torch.device("meta"):  # sizes that the tensors do not have are never allocated
+        with torch.device("meta"):  # wrong sizes are never allocated
             net = make()
     except ValueError as error:
-        raise WeightsError(f"{source} has tensors of which no NCSNv2 can be made: {error}") from error
+        raise WeightsError(f"{source} has tensors that do not make an NCSNv2: {error}") from error
     own = {theirs: net.state_dict()[ours].shape for ours, theirs in names(net).items()}
     missing, surplus = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys() - {_LEVELS})
     wrong = [name for name, shape in own.items() if name in tensors and tensors[name].shape != shape]
@@ -87,10 +99,10 @@ def load(tensors: Mapping[str, Tensor], source: str) -> ScoreModel:
         raise WeightsError(f"{source} is of another architecture than an NCSNv2 of these sizes: it {found}")
     net = make()
     net.load_state_dict({ours: tensors[theirs].float() for ours, theirs in names(net).items()}, assign=True)
-    with torch.no_grad():  # its output is sigma times the score, which is minus the noise
+    with torch.no_grad():  # the published output is sigma times the score, the negative of the noise
         for parameter in net.output.parameters():
             parameter.neg_()
     try:
         return ScoreModel(net, NCSN(2 * tensors[_LEVELS].double().sort().values)).eval()
     except ValueError as error:
-        raise WeightsError(f"{source} has noise levels of which no process can be made: {error}") from error
+        raise WeightsError(f"{source} has noise levels that do not make a chain: {error}") from error

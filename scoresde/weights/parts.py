@@ -12,13 +12,13 @@ __all__ = ["Part", "parts"]
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the network: its name here, what it is, and where.
+    """A part of a U-Net.
 
     Args:
-        name: of the module here.
-        kind: "stem", "shrink", ..: a key of a family's table of places.
-        level: counted from the full resolution.
-        index: of a stage within its level, or of a part of the middle.
+        name: the name of its module here.
+        kind: "embedding", "stem", "down", "shrink", "input", "middle", "up", "enlarge", "output" or "end".
+        level: the level, counted from the full resolution.
+        index: the index of a stage within its level, or of a block in the middle.
     """
 
     name: str
@@ -28,7 +28,12 @@ class Part:
 
 
 def parts(net: UNet) -> Iterator[Part]:
-    """The parts that have parameters, from the input to the output."""
+    """Yield the parts that have parameters, from the input to the output.
+
+    Example:
+        >>> [part.kind for part in parts(UNet(1, 4, (1,), blocks=1))]
+        ['embedding', 'stem', 'down', 'middle', 'middle', 'up', 'up', 'end']
+    """
     levels = len(net.down)
     yield Part("embedding", "embedding")
     yield Part("stem", "stem")

@@ -1,4 +1,4 @@
-"""The published checkpoints: their network, their noise schedule, what they predict and how they are laid out."""
+"""The published checkpoints: network, noise schedule, prediction and layout of the tensors."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ class Published:
     """A published checkpoint.
 
     Args:
-        preset: its network, a key of :data:`~scoresde.models.NETWORKS`.
-        process: makes its SDE or chain, for data in [-1, 1].
-        dialect: how its tensors are laid out.
-        predicts: what its network predicts.
-        config: how the network is told the time, and its dropout: changes to the preset.
-        learned_variance: whether its network predicts the reverse variance as well, see :class:`~scoresde.ScoreModel`.
+        preset: the network, a key of :data:`~scoresde.models.NETWORKS`.
+        process: a function without arguments that returns the SDE or chain, for data in [-1, 1].
+        dialect: the layout of the tensors.
+        predicts: the prediction of the network, a key of :data:`~scoresde.score.PREDICTIONS`.
+        config: changes to the arguments of the preset, such as the unit of time and the dropout.
+        learned_variance: the network also predicts the variance of the reverse process, see :class:`~scoresde.ScoreModel`.
+
+    Example:
+        >>> PUBLISHED["256x256_diffusion"].preset, PUBLISHED["256x256_diffusion"].learned_variance
+        ('adm-imagenet256', True)
     """
 
     preset: str
@@ -37,26 +41,26 @@ class Published:
     learned_variance: bool = False
 
     def same(self, other: Published) -> bool:
-        """Whether the two differ in nothing but their weights and what dropout they were trained with."""
+        """Return whether two checkpoints are equal except for their weights and their dropout in training."""
         configs = ({**NETWORKS[p.preset].config, **p.config, "dropout": 0.0} for p in (self, other))
         a, b = ((p.dialect, p.predicts, p.learned_variance, p.process().config()) for p in (self, other))
         return next(configs) == next(configs) and a == b
 
     def net(self) -> UNet:
-        """The network, with weights of its own."""
+        """Build the network with random initial weights."""
         net = NETWORKS[self.preset].build(**self.config)
         assert isinstance(net, UNet)
         return net
 
 
-# VP networks are told 999 t. VE networks are told log(sigma), for data in [0, 1] which they first scale to [-1, 1]: there,
-# the noise is twice as large, so that they get log(sigma / 2), affine in t. Their output is sigma times the score, which
-# is minus the noise.
+# The time of a VP network is 999 t. The time of a VE network is log(sigma) for data in [0, 1]. On [-1, 1] sigma is twice as
+# large, so the time is log(sigma / 2), which is affine in t. The output of a VE network is sigma times the score, which is
+# the negative of the noise.
 _VP_TIME = {"time_scale": 1 / 999}
 
 
 def _ve(sigma_max: float) -> dict[str, Any]:
-    """The process of a VE network on [-1, 1] and how it is told the time; ``sigma_max`` is for data in [0, 1]."""
+    """Return the SDE of a VE network on [-1, 1] and its unit of time; ``sigma_max`` is for data in [0, 1]."""
     rate = math.log(sigma_max / 0.01)
     return {
         "process": lambda: VE(0.02, 2 * sigma_max),
@@ -71,7 +75,7 @@ def _song(preset: str, kind: str, *, sigma_max: float = 50.0, family: str = "son
         "subvp": {"process": SubVP, "config": _VP_TIME},
         "vp-steps": {"process": DDPM.linear},
         "ve": _ve(sigma_max),
-        # These count the steps from the largest noise on.
+        # The time of these networks counts the steps from the largest noise on.
         "ve-steps": {
             "process": lambda: NCSN.geometric(1000, 0.02, 2 * sigma_max),
             "config": {"time_scale": -1.0, "time_shift": 999.0},
@@ -137,7 +141,7 @@ _EDM = {
     ),
 }
 _OPENAI = {
-    # Told the step of 4000 as if there were 1000.
+    # The time of these networks is the step divided by 4, which runs to 1000.
     "cifar10_uncond_50M_500K": _openai("iddpm-cifar10", _cosine4000, unit=4.0),
     "cifar10_uncond_vlb_50M_500K": _openai("iddpm-cifar10", _cosine4000, unit=4.0),
     "imagenet64_uncond_100M_1500K": _openai("iddpm-imagenet64", _cosine4000, unit=4.0),
@@ -163,4 +167,4 @@ PUBLISHED: Table[Published] = Table(
     check=lambda value: isinstance(value, Published),
     expects="a scoresde.weights.Published",
 )
-"""The published checkpoints, by the name of their file or, of score_sde_pytorch, of their configuration file."""
+"""The published checkpoints by the name of their file or, for score_sde_pytorch, of their configuration file."""

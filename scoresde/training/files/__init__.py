@@ -1,3 +1,3 @@
-"""What a training keeps on the disk: checkpoints, which of them to retain, logs and records."""
+"""Files of a training: checkpoints and their retention, logs, locks, run folders."""
 
 __all__: list[str] = []

@@ -1,9 +1,9 @@
-"""Checkpoints: one safetensors file, which is either whole or not there.
+"""Checkpoints: safetensors files that are replaced as a whole.
 
-The header holds one JSON text that describes the model and the training (:mod:`~scoresde.training.files.description`), a
-checksum of each tensor and one of the header itself. The body holds tensors: ``model.*`` and ``ema.*`` the weights,
-``companion.*`` and ``ema_companion.*`` those of what the objective trains beside them, ``optimizer.*`` and ``history`` what
-a resumed training needs. Nothing is ever unpickled, and nothing of a file is used before it was checked.
+The header holds a JSON text that describes the model and the training (:mod:`~scoresde.training.files.description`), a
+checksum of each tensor and a checksum of the header. The body holds tensors: ``model.*`` the weights, ``ema.*`` their
+averages, ``companion.*`` and ``ema_companion.*`` the weights and averages of the objective's companion, ``optimizer.*`` and
+``history`` the state of the training. Nothing is ever unpickled, and nothing in a file is used before it is checked.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ __all__ = [
     "write",
 ]
 
-FORMAT = 4  # files of earlier ones carry no checksums
+FORMAT = 4  # files of earlier formats have no checksums
 _KEY, _SUMS, _WHOLE = "scoresde", "checksums", "header"
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a file holds: its description and its tensors by name."""
+    """The content of a checkpoint: its description and its tensors by name."""
 
     description: dict[str, Any]
     tensors: dict[str, Tensor]
 
     def group(self, name: str) -> dict[str, Tensor]:
-        """The tensors called ``name.*``, without that prefix."""
+        """Return the tensors ``name.*``, without this prefix in their names."""
         return {key[len(name) + 1 :]: value for key, value in self.tensors.items() if key.startswith(f"{name}.")}
 
 
@@ -56,11 +56,11 @@ class Checkpoint:
 
 
 def write(path: str | os.PathLike[str], description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a checkpoint so that ``path`` holds, at every instant, a whole file: the one before or this one."""
+    """Write a checkpoint; at every instant ``path`` is either the old file or the complete new one."""
     from safetensors.torch import save as serialize
 
     versions = {"format": FORMAT, "scoresde": __version__, "torch": torch.__version__}
-    # A copy of each tensor: shared memory (tied weights) cannot be written, and a device's memory only by way of ours.
+    # Tensors are copied, since safetensors can write neither shared memory (tied weights) nor the memory of a device.
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     told = json.dumps({"versions": versions, **description})
     sums = json.dumps({name: _checksum(tensor) for name, tensor in copies.items()})
@@ -70,10 +70,17 @@ def write(path: str | os.PathLike[str], description: Mapping[str, Any], tensors:
 
 
 def read(path: str | os.PathLike[str], groups: Collection[str] | None = None) -> Checkpoint:
-    """Read a checkpoint, or those of its tensors whose names start with one of ``groups``.
+    """Read a checkpoint: all of its tensors, or only the tensors of ``groups``, the first parts of their names.
 
     Raises:
-        CheckpointError: if the file is missing, truncated, damaged, no safetensors file, or not written by scoresde.
+        CheckpointError: if the file is missing, truncated, damaged, not a safetensors file, or not written by scoresde.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write(f"{folder}/a", {"process": {"type": "VP"}}, {"model.w": torch.ones(2), "ema.w": torch.zeros(2)})
+        ...     read(f"{folder}/a", ("ema",)).group("ema")
+        {'w': tensor([0., 0.])}
     """
     from safetensors import SafetensorError, safe_open
 
@@ -85,13 +92,16 @@ def read(path: str | os.PathLike[str], groups: Collection[str] | None = None) ->
             description, sums = _header(path, metadata)
             names = set(file.keys())
             if names != sums.keys():
-                raise CheckpointError(f"{path} is damaged: it lists {len(sums)} tensors and holds {len(names)}, or others")
+                raise CheckpointError(
+                    f"{path} is damaged: its header lists {len(sums)} tensors and its body holds {len(names)}, or "
+                    "others; take an older checkpoint, or a copy"
+                )
             wanted = [key for key in names if groups is None or key.split(".")[0] in groups]
             tensors = {key: file.get_tensor(key) for key in sorted(wanted)}
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, OverflowError, RuntimeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path} is truncated or damaged: {error}") from error
+        raise CheckpointError(f"{path} is truncated or damaged: {error}; take an older checkpoint, or a copy") from error
     for name, tensor in tensors.items():
         if _checksum(tensor) != sums[name]:
             raise CheckpointError(
@@ -112,13 +122,13 @@ def _of_header(told: str, sums: str) -> str:
 
 def _check_is_safetensors(path: Path) -> None:
     if not path.exists():
-        raise CheckpointError(f"there is no checkpoint {path}")
+        raise CheckpointError(f"there is no checkpoint {path}; expected the path of a file or run folder: check the path")
     if not path.is_file():
-        raise CheckpointError(f"{path} is no regular file; expected a checkpoint written by scoresde")
+        raise CheckpointError(f"{path} is not a regular file; expected a checkpoint written by scoresde")
     with open(path, "rb") as file:
         start = file.read(9)
     if len(start) < 9:
-        raise CheckpointError(f"{path} holds {len(start)} bytes: the checkpoint is truncated")
+        raise CheckpointError(f"{path} holds {len(start)} bytes: the checkpoint is truncated; take an older one, or a copy")
     if start[8:9] != b"{":
         pickled = start[:1] == b"\x80" or start[:4] == b"PK\x03\x04"
         what = " (it looks like a pickle, which can run any code and is never opened)" if pickled else ""
@@ -126,7 +136,7 @@ def _check_is_safetensors(path: Path) -> None:
 
 
 def _header(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The description and the checksums, once both were checked."""
+    """Check the header, and return its description and its checksums."""
     if _KEY not in metadata:
         raise CheckpointError(
             f"{path} is a safetensors file, but not one of scoresde's: its header has no {_KEY!r} entry. To use its "
@@ -145,7 +155,10 @@ def _header(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any], di
         )
     told, sums = metadata[_KEY], metadata.get(_SUMS, "")
     if metadata.get(_WHOLE) != _of_header(told, sums):
-        raise CheckpointError(f"{path} has a damaged header: its description is not the one that was written")
+        raise CheckpointError(
+            f"{path} has a damaged header: its description is not the one that was written; take an older "
+            "checkpoint, or a copy"
+        )
     return check(description, path), json.loads(sums)
 
 
@@ -153,27 +166,48 @@ def _header(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any], di
 
 
 def group_of(index: int) -> str:
-    """The name of the tensors of an average: ``ema`` for the first, the one to sample from, then ``ema1``, .."""
+    """Return the group name of the tensors of an average: ``ema`` for the first, used for sampling, then ``ema1``, ..
+
+    Example:
+        >>> group_of(0), group_of(1)
+        ('ema', 'ema1')
+    """
     return f"ema{index}" if index else "ema"
 
 
 def average_group(description: Mapping[str, Any], ema: bool | str, path: str | os.PathLike[str]) -> str:
-    """The name of the tensors that ``ema``, as of :func:`load`, asks for."""
+    """Return the group name of the weights or average in a file that the argument ``ema`` of :func:`load` selects.
+
+    Raises:
+        CheckpointError: if the file has no average with the name ``ema``.
+
+    Example:
+        >>> average_group({"averages": ["power-0.05", "power-0.1"]}, "power-0.1", "model.safetensors")
+        'ema1'
+    """
     names = description.get("averages", [])
     if isinstance(ema, bool):
         return "ema" if ema and names else "model"
     if ema not in names:
-        raise CheckpointError(f"{path} holds no average called {ema!r}; it holds {', '.join(names) or 'none'}")
+        raise CheckpointError(
+            f"{path} holds no average called {ema!r}; it holds {', '.join(names) or 'none'}: pass the name of one, or "
+            "ema=False for the last weights"
+        )
     return group_of(names.index(ema))
 
 
 def companion_of(group: str) -> str:
-    """The name of the tensors of the objective's companion that belong to those of ``group``."""
+    """Return the group name of the companion's tensors that belong to the weights in ``group``.
+
+    Example:
+        >>> companion_of("model"), companion_of("ema")
+        ('companion', 'ema_companion')
+    """
     return "companion" if group == "model" else f"{group}_companion"
 
 
 def _wrappers(module: nn.Module) -> list[str]:
-    """The prefixes that ``torch.compile`` and the data-parallel wrappers add to the names of a module's tensors."""
+    """Return the prefixes that ``torch.compile`` and data-parallel wrappers add to the names of a module's tensors."""
     found = []
     for name, inner in module.named_modules():
         place = f"{name}." if name else ""
@@ -185,7 +219,7 @@ def _wrappers(module: nn.Module) -> list[str]:
 
 
 def _plain_names(module: nn.Module) -> dict[str, str]:
-    """The names of the tensors of a module without such prefixes, by the names that they have."""
+    """Map the names of a module's tensors to the names without the prefixes of wrappers."""
     names = {}
     prefixes = _wrappers(module)
     for name in module.state_dict():
@@ -199,23 +233,36 @@ def _plain_names(module: nn.Module) -> dict[str, str]:
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a module by name, as if neither it nor a part of it were compiled or wrapped for several devices.
+    """Return the tensors of a module by name, without the prefixes of compilation and data-parallel wrappers.
 
     Raises:
-        CheckpointError: if it has none, or its state holds anything else.
+        CheckpointError: if the state of the module holds anything but tensors.
+
+    Example:
+        >>> sorted(weights(nn.DataParallel(nn.Linear(1, 1))))
+        ['bias', 'weight']
     """
     state = module.state_dict()
     foreign = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if foreign:
-        raise CheckpointError(f"the network's state holds {_some(foreign)}, not tensors; only tensors can be saved")
+        raise CheckpointError(
+            f"the network's state holds {_some(foreign)}, not tensors; expected only "
+            "tensors: move them out of the state of the network"
+        )
     return {plain: state[name] for name, plain in _plain_names(module).items()}
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: str | os.PathLike[str], *, assign: bool = False) -> None:
-    """Put ``tensors`` into ``module``, each in its place, or say which do not fit.
+    """Load ``tensors`` into ``module`` by name.
 
     Raises:
-        CheckpointError: if a tensor is missing, surplus or of another shape; ``module`` is then as it was.
+        CheckpointError: if a tensor is missing, surplus or of another shape. The module is then left as it was.
+
+    Example:
+        >>> net = nn.Linear(1, 1)
+        >>> fill(net, {"weight": torch.full((1, 1), 2.0), "bias": torch.zeros(1)}, "model.safetensors")
+        >>> net.weight.item()
+        2.0
     """
     names = _plain_names(module)
     own = {plain: value for value, plain in zip(module.state_dict().values(), names.values(), strict=True)}
@@ -226,7 +273,9 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: str | os.PathLi
         listed = (("lacks", missing), ("also holds", surplus), ("has in another shape", shapes))
         kind = type(module.net if isinstance(module, ScoreModel) else module).__name__
         problems = "; it ".join(f"{what} {_some(names)}" for what, names in listed if names)
-        raise CheckpointError(f"{path} is of another architecture than this {kind}: it {problems}")
+        raise CheckpointError(
+            f"{path} is of another architecture than this {kind}: it {problems}; take the one that it was saved with"
+        )
     module.load_state_dict({name: tensors[plain] for name, plain in names.items()}, assign=assign)
 
 

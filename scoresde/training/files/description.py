@@ -1,9 +1,9 @@
-"""The description of a model and of its training: what a checkpoint says in words, written, checked and compared.
+"""Descriptions of a model and its training in a checkpoint: written, checked, compared, and built again.
 
-An SDE, chain or network of this package is described by its arguments, from which it is built again. Anything of the user's
-own is described by its name and its :func:`~scoresde.base.identity.digest`, by which a training that resumes tells it from
-others; an SDE also by its marginals at a few times, by which :func:`load` tells whether it was given the right one. What a
-file says is read by a schema, and by that of the arguments of the class which is to be built, before anything is built.
+An SDE, chain or network of this package is described by its arguments, from which it is built again. A user's own class is
+described by its name and its :func:`~scoresde.base.identity.digest`, which a resumed training compares. A user's own SDE is
+also described by its marginals at a few times, which :func:`load` compares with those of the SDE that it is given. The
+description in a file is checked by a schema, and the arguments in it by a schema of the class, before anything is built.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ _NETWORKS: dict[str, Callable[..., nn.Module]] = {
 _SDES = (sdes.VP, sdes.CosineVP, sdes.SubVP, sdes.VE, sdes.EDM, sdes.RectifiedFlow)
 _CHAINS = (chains.DDPM, chains.NCSN, chains.GaussianChain)
 _PROCESSES: dict[str, Callable[..., GaussianSDE | Chain]] = {cls.__name__: cls for cls in (*_SDES, *_CHAINS)}
-_LARGEST = 2**31  # of any whole number in a description: sizes beyond it are no sizes
+_LARGEST = 2**31  # bound of whole numbers in a description: no size is larger
 
 
 class CheckpointError(ValueError):
-    """A file that is not the checkpoint it was taken for."""
+    """The error for a file that is missing, damaged, or not the checkpoint that is needed."""
 
 
 # Schema --------------------------------------------------------------------------------------------------------------
 
 
 class _Named(msgspec.Struct, forbid_unknown_fields=True):
-    """A network or model: its class, with its arguments or what tells it from others."""
+    """The description of a network or model: its class, and its arguments or a digest."""
 
     type: str
     config: dict[str, Any] = {}
@@ -72,7 +72,7 @@ class _Named(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Description(msgspec.Struct, forbid_unknown_fields=True):
-    """All that a description may hold."""
+    """The schema of a description."""
 
     versions: dict[str, Any]
     process: dict[str, Any]
@@ -93,23 +93,26 @@ class _Description(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def check(description: Any, path: str | Path) -> dict[str, Any]:
-    """Check what a file says against the schema; returned as it is.
+    """Check the description in a file against the schema, and return it unchanged.
 
     Raises:
-        CheckpointError: naming the entry that is wrong.
+        CheckpointError: for a description that does not follow the schema; names the wrong entry.
     """
     try:
         found = msgspec.convert(description, _Description)
     except (msgspec.ValidationError, RecursionError) as error:
         raise CheckpointError(f"{path} has a damaged description in its header: {error}") from error
     if not isinstance(found.process.get("type"), str) or found.step < 0 or any(not 0 < n < _LARGEST for n in found.event):
-        raise CheckpointError(f"{path} has a damaged description in its header: no process, or impossible numbers")
+        raise CheckpointError(
+            f"{path} has a damaged description in its header: it has no process, or impossible "
+            "numbers; take an older checkpoint, or a copy"
+        )
     checked: dict[str, Any] = description
     return checked
 
 
 def _schema(make: Callable[..., object]) -> type[msgspec.Struct]:
-    """The arguments of a class as a schema: a tensor is a list of numbers in a file."""
+    """Return a schema of the arguments of a class; a tensor is a list of numbers in a file."""
     hints = typing.get_type_hints(make.__init__)
 
     def kind(hint: Any) -> Any:
@@ -128,7 +131,7 @@ def _schema(make: Callable[..., object]) -> type[msgspec.Struct]:
 
 
 def _construct(make: Callable[..., Any], arguments: Mapping[str, Any], path: str | Path) -> Any:
-    """What a class of this package makes of arguments in a file, once they were found to be arguments of it."""
+    """Check the arguments in a file against the signature of a class of this package, and build the object."""
     name = getattr(make, "__name__", "?")
     wrong = (msgspec.ValidationError, TypeError, ValueError, ArithmeticError, RuntimeError, LookupError, MemoryError)
     try:
@@ -153,13 +156,19 @@ def _check_sizes(value: Any) -> None:
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """As it comes back from a file, so that the two can be compared."""
+    """Convert a configuration to the form in which it is read from a file, so that the two can be compared."""
     plain: dict[str, Any] = json.loads(json.dumps(config))
     return plain
 
 
 def unwrapped(net: Any) -> Any:
-    """The network inside what ``torch.compile`` and the data-parallel wrappers put around it."""
+    """Return the network inside the wrappers of ``torch.compile`` and of data parallelism.
+
+    Example:
+        >>> net = nn.Linear(1, 1)
+        >>> unwrapped(nn.DataParallel(net)) is net
+        True
+    """
     while True:
         if isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel):
             net = net.module
@@ -174,9 +183,9 @@ def _qualified(value: object) -> str:
 
 
 def _settings(module: object) -> str:
-    """A digest of the code of a module and of the settings of its parts, their sizes and weights apart.
+    """Return a digest of the code of a module and of its submodules' settings, without sizes and weights.
 
-    Whole numbers are left out, since those that are no sizes count something.
+    Whole numbers are left out, since they are sizes or counters.
     """
     parts = list(module.modules()) if isinstance(module, nn.Module) else [module]
     kept: list[Any] = []
@@ -207,7 +216,7 @@ def _describe_process(sde: Any) -> dict[str, Any]:
 
 
 def _marginals(sde: Any) -> list[list[float]]:
-    """Rows of t, log alpha and log sigma at a few times inside the span; none for an SDE without marginals."""
+    """Return rows (t, log alpha, log sigma) at a few times; an empty list for an SDE without Gaussian marginals."""
     if not isinstance(sde, GaussianSDE):
         return []
     low, high = sde.span
@@ -224,7 +233,13 @@ def _describe_time(model: ScoreModel) -> str:
 
 
 def describe(model: ScoreModel) -> dict[str, Any]:
-    """Describe a score model: its network, process, prediction and how it is told the time; of one of a subclass, that."""
+    """Describe a score model by its network, process, prediction, function of time and, for a subclass, its class.
+
+    Example:
+        >>> from scoresde import VP
+        >>> describe(ScoreModel(models.MLP(2), VP(), "v"))["predicts"]
+        'v'
+    """
     described: dict[str, Any] = {"process": _describe_process(model.sde)}
     if hasattr(model, "net"):
         described |= {
@@ -245,24 +260,29 @@ def describe(model: ScoreModel) -> dict[str, Any]:
 
 
 def differences(stored: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """What differs between two descriptions: by the name of the entry, a text with both values."""
+    """Return the differences between two descriptions: for the name of each entry, a text with both values.
+
+    Example:
+        >>> differences({"training": {"lr": 0.1}}, {"training": {"lr": 0.2}})
+        {'training.lr': 'training.lr=0.1 (here 0.2)'}
+    """
     found: dict[str, str] = {}
     for name in sorted(stored.keys() | given.keys()):
         a, b, where = stored.get(name), given.get(name), f"{prefix}{name}"
         if isinstance(a, dict) and isinstance(b, dict):
             found |= differences(a, b, f"{where}.")
         elif name == "identity" and a != b:
-            found[where] = f"the code of {prefix.rstrip('.')}, or what it holds"
+            found[where] = f"the code or the settings of {prefix.rstrip('.')}"
         elif a != b and name != "marginals":
             found[where] = f"{where}={_SHORT.repr(a)} (here {_SHORT.repr(b)})"
     return found
 
 
 def check_marginals(rows: Sequence[Sequence[float]], sde: GaussianSDE | Chain, path: str | Path) -> None:
-    """Check that an SDE has the marginals that a file says, whatever its code.
+    """Check that an SDE has the marginals in a file; its code may differ.
 
     Raises:
-        CheckpointError: with the first time at which it has others.
+        CheckpointError: if a marginal differs; names the first such time.
     """
     given = sde.sde() if isinstance(sde, Chain) else sde
     for t, *expected in rows:
@@ -273,8 +293,8 @@ def check_marginals(rows: Sequence[Sequence[float]], sde: GaussianSDE | Chain, p
         for name, a, b in zip(("alpha", "sigma"), expected, found, strict=True):
             if not math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6):
                 raise CheckpointError(
-                    f"{path} holds a model under another SDE than the one given: at t={t:.4g} log {name} is {a:.6g} there, "
-                    f"and {b:.6g} of {sde!r:.100}; pass the SDE that it was trained under"
+                    f"{path} holds a model under another SDE than the one given: at t={t:.4g} log {name} is {a:.6g} in the "
+                    f"file, and {b:.6g} for {sde!r:.100}; pass the SDE that it was trained under"
                 )
 
 
@@ -282,12 +302,12 @@ def check_marginals(rows: Sequence[Sequence[float]], sde: GaussianSDE | Chain, p
 
 
 _ALLOWED = threading.local()
-"""What the network that a thread builds may have: ``count`` more parameters, none of more than ``largest`` numbers."""
+"""The bounds of the network that a thread builds: ``count`` more parameters, each of at most ``largest`` numbers."""
 
 
 @contextlib.contextmanager
 def _at_most(tensors: Collection[Tensor]) -> Iterator[None]:
-    """Stop the construction of a network that has more parameters than a file has tensors, or larger ones."""
+    """Stop the construction of a network with more parameters than a file has tensors, or with larger ones."""
     _watch()
     _ALLOWED.count, _ALLOWED.largest = 2 * len(tensors) + 16, max((t.numel() for t in tensors), default=0)
     try:
@@ -298,9 +318,9 @@ def _at_most(tensors: Collection[Tensor]) -> Iterator[None]:
 
 @functools.cache
 def _watch() -> None:
-    """Look at every parameter that is registered, from now on.
+    """Check every parameter that is registered from now on.
 
-    The hook stays: one that is removed while another thread registers a parameter breaks the construction there.
+    The hook is never removed. Its removal while another thread registers a parameter would break the construction there.
     """
     nn.modules.module.register_module_parameter_registration_hook(_check_parameter)
 
@@ -314,10 +334,10 @@ def _check_parameter(module: nn.Module, name: str, parameter: nn.Parameter | Non
 
 
 def build_net(described: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str | Path) -> nn.Module:
-    """Build the network that a file describes, once its sizes were found to be those of the ``tensors`` in it.
+    """Build the network that a file describes, after its sizes are compared with the ``tensors`` in the file.
 
     Raises:
-        CheckpointError: for a network that is not of this package, or whose description is wrong.
+        CheckpointError: for a network that is not of this package, or a wrong description.
     """
     if described["type"] not in _NETWORKS:
         raise CheckpointError(
@@ -329,22 +349,31 @@ def build_net(described: Mapping[str, Any], tensors: Mapping[str, Tensor], path:
             outline = _construct(make, config, path)
         own = {name: value.shape for name, value in outline.state_dict().items()}
         if own != {name: value.shape for name, value in tensors.items()}:
-            return typing.cast(nn.Module, outline)  # whoever fills it says what does not fit
+            return typing.cast(nn.Module, outline)  # fill() names the tensors that do not fit
         return typing.cast(nn.Module, _construct(make, config, path))
 
 
 def build_process(described: Mapping[str, Any], time: str, path: str | Path) -> GaussianSDE | Chain:
     """Build the SDE or chain that a file describes.
 
+    Args:
+        described: the entry ``process`` of the description.
+        time: the entry ``time``. A chain becomes an SDE unless the network gets the index of the step, ``"index"``.
+        path: the file, for messages.
+
     Raises:
-        CheckpointError: for one of the user's own, or whose description is wrong.
+        CheckpointError: for a user's own SDE or chain, or a wrong description.
+
+    Example:
+        >>> build_process({"type": "VE", "sigma_max": 100.0}, "default", "model.safetensors").sigma_max
+        100.0
     """
     fields = {name: value for name, value in described.items() if name not in ("type", "identity", "marginals")}
     if described["type"] not in _PROCESSES or "identity" in described:
         given = ", ".join(f"{name}={value!r}" for name, value in fields.items())
         raise CheckpointError(
-            f"{path} holds a model under {described['type']}, an SDE of your own, whose code is in no file; pass it when "
-            f"loading: load(.., sde={described['type']}({given or '..'}))"
+            f"{path} holds a model under {described['type']}, an SDE of your own; a checkpoint contains no code: pass the "
+            f"SDE: load(.., sde={described['type']}({given or '..'}))"
         )
     process: GaussianSDE | Chain = _construct(_PROCESSES[described["type"]], fields, path)
     return process.sde() if isinstance(process, Chain) and time != "index" else process

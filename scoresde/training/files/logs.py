@@ -1,4 +1,4 @@
-"""Tables of numbers that grow by a line, and survive a process that was killed in the middle of one."""
+"""Logs: CSV files that grow by a line, and stay readable after a process was killed while writing one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["Log", "read_log"]
 
 
 def _rows(path: Path) -> list[list[str]]:
-    """The lines that are whole, the heading included."""
+    """Return the complete lines, including the header."""
     content = path.read_text(encoding="utf-8", errors="replace")
     return list(csv.reader(content[: content.rfind("\n") + 1].splitlines()))
 
 
 def read_log(path: str | os.PathLike[str]) -> dict[str, list[float]]:
-    """The columns of a log by name; a last line that is not whole is left out.
+    """Read the columns of a log by name; an incomplete last line is left out.
 
     Example:
         >>> import tempfile
@@ -38,13 +38,21 @@ def read_log(path: str | os.PathLike[str]) -> dict[str, list[float]]:
 class Log:
     """A CSV file whose first column is the step.
 
-    What it holds of steps after ``step`` is dropped first, with a line that is not whole: a resumed training writes them
-    again.
+    Opening it removes the lines of steps after ``step`` and an incomplete line; a resumed training writes them again.
 
     Args:
-        path: of the file.
-        columns: their names, the step first.
-        step: the last step that stays.
+        path: the path of the file.
+        columns: the names of the columns, the step first.
+        step: the last step whose lines are kept; 0 starts an empty log.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log = Log(f"{folder}/log.csv", ["step", "loss"])
+        ...     log.write({"step": 1, "loss": 0.5})
+        ...     log.close()
+        ...     Path(folder, "log.csv").read_text().split()
+        ['step,loss', '1,0.5']
     """
 
     def __init__(self, path: str | os.PathLike[str], columns: Sequence[str], step: int = 0) -> None:
@@ -60,7 +68,7 @@ class Log:
         self._writer = csv.writer(self._file, lineterminator="\n")
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Add a line."""
+        """Append a line, given the value of each column."""
         self._writer.writerow([row[name] for name in self.columns])
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Score models in files: saved, and built again."""
+"""Saving of score models to files, and loading."""
 
 from __future__ import annotations
 
@@ -21,41 +21,50 @@ from scoresde.training.files.description import build_net, build_process, check_
 __all__ = ["CHECKPOINT", "check_name", "in_run", "load", "load_companion", "save"]
 
 CHECKPOINT = "model.safetensors"
-"""The name of the checkpoint in a run folder."""
+"""The file name of the checkpoint in a run folder."""
 
 
 def in_run(where: str | os.PathLike[str]) -> Path:
-    """Return the checkpoint of a run folder, or ``where`` itself if it is none."""
+    """Return the path of the checkpoint in a run folder, or ``where`` itself if it is not a run folder.
+
+    Example:
+        >>> str(in_run("mine.safetensors"))
+        'mine.safetensors'
+    """
     path = Path(where)
     return path / CHECKPOINT if (path / CHECKPOINT).is_file() else path
 
 
 def check_name(path: str | os.PathLike[str]) -> Path:
-    """Return ``path``, if its ending does not promise a pickle.
+    """Check that the extension of ``path`` is not one of pickles, and return the path.
 
     Raises:
-        ValueError: for ``.pt``, ``.pth``, ``.ckpt`` and the like.
+        ValueError: for ``.pt``, ``.pth``, ``.ckpt``, ``.pkl``, ``.pickle`` and ``.bin``.
+
+    Example:
+        >>> str(check_name("model.safetensors"))
+        'model.safetensors'
     """
     path = Path(path)
     if path.suffix.lower() in (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin"):
         raise ValueError(
-            f"got {str(path)!r} for a checkpoint, the name of a pickle, which scoresde does not write; expected a name such "
-            f"as {str(path.with_suffix('.safetensors'))!r}"
+            f"got {str(path)!r} for a checkpoint, the name of a pickle, which scoresde does not write; expected a "
+            f"safetensors file: pass {str(path.with_suffix('.safetensors'))!r}"
         )
     return path
 
 
 def save(model: ScoreModel, path: str | os.PathLike[str], *, event: Sequence[int] = (), classes: Sequence[str] = ()) -> None:
-    """Write a score model to one file, from which :func:`load` builds it again.
+    """Save a score model to a file, from which :func:`load` builds it again.
 
     Args:
-        model: of this package's networks and SDEs, or with parts of your own: then :func:`load` is given like ones.
-        path: of the file, such as ``"model.safetensors"``.
-        event: the shape of a sample, for ``scoresde sample``.
-        classes: the names of the labels.
+        model: the score model. A network, SDE or subclass of your own must be passed to :func:`load` again.
+        path: the path of the file, such as ``"model.safetensors"``.
+        event: the shape of a sample, which ``scoresde sample`` uses.
+        classes: the names of the classes, in the order of their labels.
 
     Raises:
-        ValueError: for a path that ends in ``.pt`` or the like, and arguments in the other order.
+        ValueError: for a path with the extension of a pickle, ``.pt`` or the like, and for swapped arguments.
         CheckpointError: for a model without weights.
 
     Example:
@@ -73,14 +82,20 @@ def save(model: ScoreModel, path: str | os.PathLike[str], *, event: Sequence[int
     path = check_name(path)
     if type(model) is ScoreModel and not isinstance(model.net, nn.Module):
         raise CheckpointError(
-            f"got a network of type {type(model.net).__name__}; only a torch.nn.Module has weights to save"
+            f"got a network of type {type(model.net).__name__}; expected a torch.nn.Module, which has weights to save: "
+            "write the function as the forward method of one"
         )
     tensors = {f"model.{name}": value for name, value in checkpoint.weights(model).items()}
     checkpoint.write(path, {**describe(model), **about_samples(event, classes)}, tensors)
 
 
 def about_samples(event: Sequence[int], classes: Sequence[str]) -> dict[str, Any]:
-    """What sampling needs and no weights tell, as it stands in a description; what is not known is left out."""
+    """Return the entries of a description for sampling: the shape of a sample and the names of classes, where known.
+
+    Example:
+        >>> about_samples((1, 28, 28), ())
+        {'event': [1, 28, 28]}
+    """
     told = {"event": [int(n) for n in event], "classes": [str(name) for name in classes]}
     return {name: value for name, value in told.items() if value}
 
@@ -94,24 +109,33 @@ def load(
     sde: GaussianSDE | Chain | None = None,
     time: Callable[[Tensor], Tensor] | None = None,
 ) -> ScoreModel:
-    """Build the score model that a checkpoint holds.
+    """Load the score model of a checkpoint.
 
     Args:
-        path: a file written by :func:`save` or :func:`~scoresde.training.fit`, a run folder with one, or weights that
-            :func:`scoresde.weights.load` reads.
-        net: a network for the weights, which are copied into it; needed for one that scoresde did not make.
-        model: a whole model to fill; needed for one of a subclass of :class:`~scoresde.ScoreModel`.
-        ema: take the averaged weights, where there are any, instead of the last ones; or the name of one of several
+        path: a file written by :func:`save` or :func:`~scoresde.training.fit`, a run folder with one, or published weights
+            that :func:`scoresde.weights.load` reads.
+        net: a network, into which the weights are copied; needed for a network of your own.
+        model: a score model, into which the weights are copied; needed for a subclass of :class:`~scoresde.ScoreModel`.
+        ema: load the averaged weights, where the file has them, instead of the last ones; or the name of one of several
             averages, such as ``"power-0.1"``.
-        sde: the SDE or chain; needed for one of your own.
-        time: what the network gets for ``t``; needed where the model was given such a function.
+        sde: the SDE or chain; needed for an SDE or chain of your own.
+        time: the function of ``t`` whose value the network gets; needed if the model was made with one.
 
     Returns:
-        The model in evaluation mode, on the CPU where the network is built here.
+        The model in evaluation mode; on the CPU, unless ``net`` or ``model`` is given.
 
     Raises:
-        CheckpointError: if the file is missing, truncated, damaged, foreign or of another architecture or SDE, or one of
-            the above is needed.
+        CheckpointError: if the file is missing, truncated, damaged, foreign or of another architecture or SDE, or if one of
+            ``net``, ``model``, ``sde``, ``time`` is needed and not given.
+
+    Example:
+        >>> import tempfile
+        >>> from scoresde import VP
+        >>> from scoresde.models import MLP
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(ScoreModel(MLP(2), VP(), "v"), f"{folder}/model.safetensors")
+        ...     load(f"{folder}/model.safetensors").predicts
+        'v'
     """
     path = in_run(path)
     if net is None and sde is None and time is None and model is None and weights_of_others.recognizes(path):
@@ -128,13 +152,17 @@ def load(
     if "model" in own:
         name = own["model"]["type"]
         raise CheckpointError(
-            f"{path} holds a {name}, a class of your own, whose code is in no file; make one as it was before its training "
-            f"and pass it: load(.., model={name.rpartition('.')[2]}(..))"
+            f"{path} holds a {name}, a class of your own; a checkpoint contains no code: make the model as before its "
+            f"training and pass it: load(.., model={name.rpartition('.')[2]}(..))"
         )
     if "net" not in own:
-        raise CheckpointError(f"{path} does not describe a score model: it has no network")
+        raise CheckpointError(
+            f"{path} has no network in its description; expected a score model: write it with save(model, path)"
+        )
     if own["time"] == "custom" and time is None:
-        raise CheckpointError(f"{path} holds a model with a function of its own for the time; pass it as time=..")
+        raise CheckpointError(
+            f"{path} holds a model whose network gets a function of t of your own; pass it: load(.., time=..)"
+        )
     made = _rebuilt(own, stored, tensors, path, net, sde, time)
     fill(made, tensors, path, assign=net is None)
     made.dropped = stored.description.get("dropped")
@@ -142,21 +170,26 @@ def load(
 
 
 def _filled(model: ScoreModel, own: dict[str, Any], tensors: dict[str, Tensor], path: str | os.PathLike[str]) -> ScoreModel:
-    """``model`` with the tensors of a file, which must be of its kind."""
+    """Load the tensors of a file into ``model``, after the two descriptions are compared."""
     given = describe(model)
     check_marginals(own["process"].get("marginals", []), model.sde, Path(path))
     differ = differences(_fixed(own), _fixed(given))
     if differ:
-        raise CheckpointError(f"{path} holds another model than the one given: {', '.join(differ.values())}")
+        raise CheckpointError(
+            f"{path} holds another model than the one given: {', '.join(differ.values())}; pass a model with the "
+            "settings of the file"
+        )
     for part in ("model", "net"):
         if own.get(part, {}).get("identity") != given.get(part, {}).get("identity"):
-            warnings.warn(f"{path} holds a {own[part]['type']} of other code or settings than the one given", stacklevel=3)
+            warnings.warn(
+                f"{path} holds a {own[part]['type']} whose code or settings differ from the one given", stacklevel=3
+            )
     fill(model, tensors, path)
     return model.eval()
 
 
 def _fixed(described: dict[str, Any]) -> dict[str, Any]:
-    """A description without what may differ between a model and the one that it is loaded into: code and training."""
+    """Return a description without the entries that may differ between a saved and a loaded model: code and training."""
     held = "marginals" in described["process"]
     kept = {k: v for k, v in described.items() if k != "dropped" and not (held and k == "process")}
     return {k: {n: e for n, e in v.items() if n != "identity"} if isinstance(v, dict) else v for k, v in kept.items()}
@@ -171,7 +204,7 @@ def _rebuilt(
     sde: GaussianSDE | Chain | None,
     time: Callable[[Tensor], Tensor] | None,
 ) -> ScoreModel:
-    """The model that is described, with the parts that were given and weights yet to be filled."""
+    """Build the model of a description from its arguments or the given parts, with weights that are not loaded yet."""
     of_net = {name.removeprefix("net."): value for name, value in tensors.items()}
     process = build_process(own["process"], own["time"], Path(path)) if sde is None else sde
     check_marginals(own["process"].get("marginals", []), process, Path(path))
@@ -188,20 +221,26 @@ def _rebuilt(
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path} describes a score model that cannot be built: {error}") from error
     if differ := differences(_fixed(own), _fixed(describe(made))):
-        raise CheckpointError(f"{path} holds another model than the one asked for: {', '.join(differ.values())}")
+        raise CheckpointError(
+            f"{path} holds another model than the given parts make: {', '.join(differ.values())}; pass the parts that "
+            "it was saved with"
+        )
     return made
 
 
 def load_companion(path: str | os.PathLike[str], companion: nn.Module, *, ema: bool | str = True) -> nn.Module:
-    """Fill a module that was trained along with the network, such as the noise of a learned dequantization; returned.
+    """Load the weights of an objective's companion, such as the noise of a learned dequantization.
 
     Args:
-        path: a checkpoint of a training whose objective had it as its ``companion``.
-        companion: one like it.
-        ema: as of :func:`load`.
+        path: a checkpoint of a training whose objective had a ``companion``.
+        companion: a module of the same architecture, into which the weights are copied.
+        ema: load the averaged weights, where the file has them, instead of the last ones; or the name of an average.
+
+    Returns:
+        ``companion``, in evaluation mode.
 
     Raises:
-        CheckpointError: if the file holds no companion, or that of another architecture.
+        CheckpointError: if the file holds no companion, or a companion of another architecture.
     """
     group = companion_of(average_group(read(path, ()).description, ema, path))
     fill(companion, read(path, (group,)).group(group), path)

@@ -1,7 +1,8 @@
-"""The files of a training: what is written when, and which of them stay.
+"""The files of a training: which are written, when, and which are kept.
 
-All of them carry the name of the newest checkpoint, and those that there may be several of the *run*: that name with a
-digest of all that the training is. So trainings that share a folder, or follow each other in it, see their own files alone.
+The name of every file starts with the name of the newest checkpoint. Files of which there can be several start with the name
+of the *run*, the name of the checkpoint and a digest of the training's description. Trainings that share a folder, at the
+same time or one after the other, therefore change their own files only.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ __all__ = ["Files", "Places"]
 
 @dataclass(frozen=True)
 class Files:
-    """What a training writes, and when.
+    """The files that a training writes, and when.
+
+    Raises:
+        ValueError: for a setting out of its range, and for an ``accept`` that is a single text.
 
     Example:
         >>> Files("runs/mine/model.safetensors", save_every=500, keep_last=2).log
@@ -33,45 +37,49 @@ class Files:
     """
 
     path: str | os.PathLike[str] | None = None
-    """The newest checkpoint, ``"run/model.safetensors"``, written every ``save_every`` steps, at the end, and on Ctrl-C or
-    SIGTERM. The rest lies beside it. Without it nothing is written."""
+    """The newest checkpoint, ``"run/model.safetensors"``. It is written every ``save_every`` steps, at the end, and on
+    Ctrl-C or SIGTERM. All other files are beside it. With ``None`` nothing is written."""
     save_every: int = option(1000, "Steps between checkpoints.", least=1)
-    keep_last: int = option(0, "So many older checkpoints stay.", least=0)
-    keep_every: int = option(0, "Checkpoints at a multiple of so many steps stay; 0 for none.", least=0)
-    keep_best: bool = option(False, "The checkpoint with the least first number of the monitor stays.")
+    keep_last: int = option(0, "Number of older checkpoints to keep.", least=0)
+    keep_every: int = option(0, "Keep the checkpoints at multiples of so many steps; 0 for none.", least=0)
+    keep_best: bool = option(False, "Keep the checkpoint with the smallest first number of the monitor.")
     snapshot_every: int = option(
         0, "Steps between snapshots of the power-function averages, for reconstruct; 0 for none.", least=0
     )
-    log: bool = option(True, "Write the loss of every step, and what the monitor returns, to tables.")
-    tensorboard: bool = option(False, "Log for TensorBoard too.")
-    resume: bool = option(True, "Continue from the checkpoint where there is one.")
+    log: bool = option(True, "Write CSV files with the loss of every step and the numbers of the monitor.")
+    tensorboard: bool = option(False, "Write logs for TensorBoard too.")
+    resume: bool = option(True, "Resume from the checkpoint, if there is one.")
     accept: Sequence[str] = option(
-        (), "A setting that may differ from the checkpoint's, such as lr; may be repeated.", kind=str
+        (), "A setting that may differ from the setting in the checkpoint, such as lr; may be repeated.", kind=str
     )
     monitor_every: int = option(1000, "Steps between calls of the monitor; 0 for never.", least=0)
 
     def __post_init__(self) -> None:
         if isinstance(self.accept, str):
-            raise ValueError(f"got accept={self.accept!r}; expected several names: accept=({self.accept!r},)")
+            raise ValueError(f"got accept={self.accept!r}; expected a sequence of names: pass accept=({self.accept!r},)")
         check_options(self)
 
     def keeps(self, step: int, steps: Sequence[int]) -> bool:
-        """Whether the checkpoint of ``step`` stays among those of ``steps``."""
+        """Return whether to keep the checkpoint of ``step``, given the steps of all checkpoints."""
         newer = sum(other > step for other in steps)
         return newer < self.keep_last or bool(self.keep_every and step % self.keep_every == 0)
 
     def accepts(self, entry: str) -> bool:
-        """Whether an entry of a description, ``"training.lr"``, may differ from the checkpoint's."""
+        """Return whether an entry of a description, ``"training.lr"``, may differ from the entry in the checkpoint."""
         return any(re.fullmatch(rf"(training\.)?{re.escape(name)}(\..*)?", entry) for name in self.accept)
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the files of one run are.
+    """The paths of the files of one run.
 
     Args:
         path: the newest checkpoint.
-        run: what the names of the others start with.
+        run: the start of the names of kept checkpoints and snapshots.
+
+    Example:
+        >>> Places(Path("mine/model.safetensors"), "model-0123abcd").kept(500).name
+        'model-0123abcd-000000500.safetensors'
     """
 
     path: Path
@@ -79,59 +87,67 @@ class Places:
 
     @classmethod
     def of(cls, path: str | os.PathLike[str], description: Any) -> Places:
-        """The places of the training that ``description`` is of."""
+        """Return the paths of the training with this description.
+
+        Raises:
+            ValueError: for a path with the extension of a pickle, ``.pt`` or the like.
+        """
         path = check_name(path)
         return cls(path, f"{_base(path)}-{digest(description)[:8]}")
 
     @property
     def best(self) -> Path:
-        """The best checkpoint."""
+        """The path of the best checkpoint."""
         return self.path.parent / "checkpoints" / f"{self.run}-best.safetensors"
 
     def kept(self, step: int) -> Path:
-        """The checkpoint of a step that stays."""
+        """Return the path of the kept checkpoint of a step."""
         return self.path.parent / "checkpoints" / f"{self.run}-{step:09d}.safetensors"
 
     def snapshot(self, step: int) -> Path:
-        """The snapshot of a step."""
+        """Return the path of the snapshot of a step."""
         return self.path.parent / "snapshots" / f"{self.run}-{step:09d}.safetensors"
 
     @property
     def log(self) -> Path:
-        """The table of the steps."""
+        """The path of the log of steps."""
         return self.path.with_name(f"{_base(self.path)}.csv")
 
     @property
     def metrics(self) -> Path:
-        """The table of what the monitor returned."""
+        """The path of the log of the monitor's numbers."""
         return self.path.with_name(f"{_base(self.path)}.metrics.csv")
 
     @property
     def lock(self) -> Lock:
-        """The lock of whoever writes them."""
+        """The lock that the process which writes these files holds."""
         return Lock(self.path, self.path.with_name(f".{_base(self.path)}.lock"))
 
     @property
     def board(self) -> Path:
-        """The folder of TensorBoard's files."""
+        """The folder of the logs for TensorBoard."""
         return self.path.parent / "tensorboard" / self.run
 
     def check_writable(self) -> None:
-        """Fail before the training, not after it.
+        """Check that checkpoints can be written, and create the folder if it does not exist.
 
         Raises:
-            ValueError: for a folder in place of a file.
-            PermissionError: if nothing can be written there.
+            ValueError: if the path of the checkpoint is a folder.
+            PermissionError: if the folder is not writable.
         """
         path = self.path
         if path.is_dir():
-            raise ValueError(f"got the folder {path} for a checkpoint; expected the name of a file: {path / 'model'}")
+            raise ValueError(
+                f"got the folder {path} for a checkpoint; expected the path of a file: {path / 'model.safetensors'}"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):
-            raise PermissionError(f"the folder {path.parent} cannot be written to; no checkpoint could be saved there")
+            raise PermissionError(
+                f"the folder {path.parent} cannot be written to; expected a folder for checkpoints: choose another"
+            )
 
     def state(self) -> tuple[int, int, int] | None:
-        """What changes when the newest checkpoint is replaced; ``None`` where there is none."""
+        """Return the inode, time and size of the newest checkpoint, which identify it; ``None`` if there is none."""
         try:
             found = self.path.stat()
         except FileNotFoundError:
@@ -139,7 +155,7 @@ class Places:
         return found.st_ino, found.st_mtime_ns, found.st_size
 
     def remove_later(self, step: int) -> None:
-        """Remove what is left of this run by a process that was killed, and of steps that are to be made again."""
+        """Remove temporary files of a killed process, and the files of this run of steps after ``step``."""
         for file in (self.path, self.log, self.metrics):
             for left in list(leftovers(file)):
                 left.unlink(missing_ok=True)
@@ -154,7 +170,7 @@ class Places:
             self.best.unlink(missing_ok=True)
 
     def _numbered(self, folder: Path) -> Iterator[tuple[int, Path]]:
-        """The files of this run in a folder, with their steps."""
+        """Yield the steps and paths of the files of this run in a folder."""
         pattern = re.compile(re.escape(self.run) + r"-(\d+)\.safetensors")
         for file in folder.iterdir() if folder.is_dir() else ():
             found = pattern.fullmatch(file.name)
@@ -162,13 +178,13 @@ class Places:
                 yield int(found[1]), file
 
     def retain(self, step: int, files: Files) -> None:
-        """Keep the newest checkpoint under the number of its step, and remove what need not be kept any more."""
+        """Keep a copy of the newest checkpoint under its step, and remove the copies that ``files`` does not keep."""
         if not files.keep_last and not files.keep_every:
             return
         with replacing(self.kept(step)) as temporary:
             try:
-                os.link(self.path, temporary)  # one file under two names, until the newest is replaced
-            except OSError:  # a disk without such links
+                os.link(self.path, temporary)  # a second name of the same file, until the newest is replaced
+            except OSError:  # the file system has no hard links
                 shutil.copyfile(self.path, temporary)
         found = dict(self._numbered(self.kept(step).parent))
         for other, file in found.items():
@@ -177,5 +193,5 @@ class Places:
 
 
 def _base(path: Path) -> str:
-    """The name of the newest checkpoint without ``.safetensors``; of any other ending it is a part, as in ``lr0.001``."""
+    """Return the file name without ``.safetensors``; any other ending is part of the name, as in ``lr0.001``."""
     return path.stem if path.suffix == ".safetensors" else path.name

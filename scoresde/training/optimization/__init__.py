@@ -1,3 +1,3 @@
-"""What turns gradients into weights: optimizers, schedules of the learning rate, and averages of weights."""
+"""Optimization: optimizers, schedules of the learning rate, and averages of the weights."""
 
 __all__: list[str] = []

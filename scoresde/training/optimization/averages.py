@@ -1,8 +1,7 @@
-r"""Moving averages of the weights, and those that were not kept, reconstructed afterwards.
+r"""Moving averages of the weights, and the reconstruction of further averages from snapshots.
 
-Every average is :math:`\bar\theta_t = \beta_t \bar\theta_{t-1} + (1 - \beta_t) \theta_t` with a :math:`\beta_t` that depends
-on the number of the step, t = 1, 2, .., alone, and :math:`\beta_1 = 0`, so that it holds nothing of the untrained network
-from before the first step.
+Every average is :math:`\bar\theta_t = \beta_t \bar\theta_{t-1} + (1 - \beta_t) \theta_t`. The coefficient :math:`\beta_t`
+depends on the number of the step alone, t = 1, 2, .. Since :math:`\beta_1 = 0`, the initial weights have no influence.
 """
 
 from __future__ import annotations
@@ -29,10 +28,13 @@ __all__ = ["AVERAGES", "Average", "ExponentialAverage", "PowerAverage", "average
 
 @dataclass(frozen=True)
 class ExponentialAverage:
-    r"""The usual average: :math:`\beta_t = \min(decay, t / (9 + t))`, which remembers less at first.
+    r"""The exponential moving average with a warm-up: :math:`\beta_t = \min(decay, t / (9 + t))`.
 
     Args:
-        decay: per step, at least 0 and less than 1.
+        decay: decay per step, at least 0 and less than 1.
+
+    Raises:
+        ValueError: for a decay out of this range.
 
     Example:
         >>> ExponentialAverage(0.99).name, ExponentialAverage(0.99).beta(1), ExponentialAverage(0.99).beta(10**6)
@@ -47,26 +49,29 @@ class ExponentialAverage:
 
     @property
     def name(self) -> str:
-        """What it is called in files."""
+        """The name of the average in files and options."""
         return f"exponential-{self.decay!r}"
 
     def beta(self, step: int) -> float:
-        r""":math:`\beta_t` at step t."""
+        r"""Return :math:`\beta_t` of step t, from 1."""
         return 0.0 if step == 1 else min(self.decay, step / (9 + step))
 
 
 @dataclass(frozen=True)
 class PowerAverage:
-    r"""The power-function average of EDM2: the step :math:`\tau` weighs as :math:`\tau^\gamma`, whatever the length.
+    r"""The power-function average of EDM2, in which step :math:`\tau` has a weight proportional to :math:`\tau^\gamma`.
 
     .. math:: \beta_t = (1 - 1/t)^{\gamma + 1}, \qquad
               \bar\theta_t = \int_0^t \frac{(\gamma + 1)\, \tau^\gamma}{t^{\gamma + 1}}\, \theta(\tau)\, d\tau,
 
-    exactly so for weights that are constant during a step.
+    The two formulas are equal for weights that are constant during a step.
 
     Args:
-        sigma_rel: the standard deviation of that profile relative to the length of the training, between 0 and
-            :math:`12^{-1/2}`, which is the plain mean.
+        sigma_rel: the standard deviation of this weighting relative to the length of the training, more than 0 and less
+            than :math:`12^{-1/2}`, the value of the uniform mean.
+
+    Raises:
+        ValueError: for a ``sigma_rel`` out of this range.
 
     Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", 2024,
     https://arxiv.org/abs/2312.02696, section 3.1 and appendix C.
@@ -80,11 +85,13 @@ class PowerAverage:
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_rel < 12**-0.5:
-            raise ValueError(f"got sigma_rel={self.sigma_rel}; expected more than 0 and less than 12^-1/2 = 0.2887")
+            raise ValueError(
+                f"got sigma_rel={self.sigma_rel}; expected more than 0 and less than 12^-1/2 = 0.2887, such as 0.1"
+            )
 
     @property
     def name(self) -> str:
-        """What it is called in files."""
+        """The name of the average in files and options."""
         return f"power-{self.sigma_rel!r}"
 
     @property
@@ -94,16 +101,26 @@ class PowerAverage:
         return float(np.roots([1.0, 7.0, 16.0 - s, 12.0 - s]).real.max())
 
     def beta(self, step: int) -> float:
-        r""":math:`\beta_t` at step t."""
+        r"""Return :math:`\beta_t` of step t, from 1."""
         return float((1 - 1 / step) ** (self.gamma + 1))
 
 
 Average = ExponentialAverage | PowerAverage
-"""Any of the averages."""
+"""The type of all averages of weights."""
 
 
 def average(given: float | str | Average | None) -> Average | None:
-    """Return an average, the one of a name, the exponential one of a decay, or ``None`` for ``None`` and ``"none"``."""
+    """Return the average that is given as an object, by its name or by the decay of an exponential average.
+
+    ``None`` and ``"none"`` give ``None``.
+
+    Raises:
+        ValueError: for an unknown name or a number out of range.
+
+    Example:
+        >>> average("power-0.1"), average(0.999), average("none")
+        (PowerAverage(sigma_rel=0.1), ExponentialAverage(decay=0.999), None)
+    """
     if given is None or isinstance(given, ExponentialAverage | PowerAverage):
         return given
     if isinstance(given, str):
@@ -126,11 +143,19 @@ AVERAGES: Table[Callable[[float], Average]] = Table(
     check=callable,
     expects="a class or a function of one number that returns an average",
 )
-"""The averages by name, which their number follows: ``"exponential-0.999"``, ``"power-0.1"``."""
+"""The averages by name; a number follows the name: ``"exponential-0.999"``, ``"power-0.1"``."""
 
 
 def named(name: str) -> Average:
-    """Return the average that is called ``name`` in a file."""
+    """Return the average whose name in files and options is ``name``.
+
+    Raises:
+        ValueError: for an unknown name, or a name without its number.
+
+    Example:
+        >>> named("exponential-0.99")
+        ExponentialAverage(decay=0.99)
+    """
     kind, _, number = name.partition("-")
     if kind not in AVERAGES:
         raise AVERAGES.unknown(name)
@@ -147,9 +172,13 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 
 def start(model: nn.Module) -> nn.Module:
-    """Return a copy of a model to average into, whose parameters of half precision are float32.
+    """Return a copy of a model in which parameters of half precision are float32, to hold an average of its weights.
 
-    A step of an average changes its weights by 1e-3 or less of their difference, which a half rounds away.
+    A step moves an average by a small part of its distance from the weights. In half precision the move is rounded to zero.
+
+    Example:
+        >>> start(nn.Linear(1, 1).half()).weight.dtype
+        torch.float32
     """
     copied = copy.deepcopy(model)
     for parameter in copied.parameters():
@@ -160,7 +189,14 @@ def start(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def update(averaged: nn.Module, current: nn.Module, beta: float) -> None:
-    """Make one step of an average, in place; buffers are copied."""
+    """Update an average in place with the current weights, with coefficient ``beta``; copy the buffers.
+
+    Example:
+        >>> averaged, current = nn.ParameterList([torch.zeros(1)]), nn.ParameterList([torch.ones(1)])
+        >>> update(averaged, current, beta=0.75)
+        >>> averaged[0].item()
+        0.25
+    """
     ours: list[Tensor] = list(averaged.parameters())
     theirs: list[Tensor] = [t.to(own.dtype) for own, t in zip(ours, current.parameters(), strict=True)]
     if ours:
@@ -173,7 +209,7 @@ def update(averaged: nn.Module, current: nn.Module, beta: float) -> None:
 
 
 def _inner(a: tuple[float, float], b: tuple[float, float]) -> float:
-    r"""The inner product of two profiles (t, gamma): with :math:`m = \min(t_a, t_b)`,
+    r"""Return the inner product of two profiles, pairs (t, gamma): with :math:`m = \min(t_a, t_b)`,
 
     :math:`(\gamma_a+1)(\gamma_b+1)\, m^{\gamma_a+\gamma_b+1} / ((\gamma_a+\gamma_b+1)\, t_a^{\gamma_a+1} t_b^{\gamma_b+1})`.
     """
@@ -183,13 +219,19 @@ def _inner(a: tuple[float, float], b: tuple[float, float]) -> float:
 
 
 def combination(stored: Sequence[tuple[int, PowerAverage]], wanted: tuple[int, PowerAverage]) -> Tensor:
-    r"""The coefficients with which stored averages come closest to another one, shape ``(len(stored),)``, float64.
+    r"""Return the coefficients of stored averages whose sum approximates another average best.
 
-    They minimise the distance in :math:`L^2` of the combined profile from the wanted one.
+    They minimise the :math:`L^2` distance between the weighting over steps of the sum and that of the wanted average.
 
     Args:
-        stored: averages and the steps at which they were taken.
-        wanted: the average, and the step at which it would have been.
+        stored: pairs of the step of a snapshot and its average.
+        wanted: the step and the average to approximate.
+
+    Returns:
+        The coefficients, shape ``(len(stored),)``, float64.
+
+    Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", 2024,
+    https://arxiv.org/abs/2312.02696, section 3.2 and appendix C.2.
 
     Example:
         >>> stored = [(t, PowerAverage(s)) for t in (50, 100) for s in (0.05, 0.1)]
@@ -199,7 +241,7 @@ def combination(stored: Sequence[tuple[int, PowerAverage]], wanted: tuple[int, P
     profiles = [(float(step), profile.gamma) for step, profile in stored]
     target = (float(wanted[0]), wanted[1].gamma)
     gram = np.array([[_inner(a, b) for b in profiles] for a in profiles])
-    scale = 1 / np.sqrt(gram.diagonal())  # profiles of length one: their own lengths differ by orders of magnitude
+    scale = 1 / np.sqrt(gram.diagonal())  # normalises the profiles, whose norms differ by orders of magnitude
     product = np.array([_inner(a, target) for a in profiles])
     found = np.linalg.lstsq(gram * np.outer(scale, scale), product * scale, rcond=1e-13)[0] * scale
     return torch.from_numpy(found)
@@ -214,19 +256,23 @@ def reconstruct(
     net: nn.Module | None = None,
     **load: Any,
 ) -> ScoreModel:
-    """Build the score model whose weights are averaged with any ``sigma_rel``, from snapshots of at least one other.
+    """Reconstruct the score model with a power-function average of any ``sigma_rel`` from snapshots of other averages.
 
     Args:
-        snapshots: the folder that a :class:`~scoresde.training.Trainer` with ``snapshot_every`` filled, or its files.
-        sigma_rel: of the :class:`PowerAverage` to reconstruct; best between those that were stored.
-        step: where it ends; by default at the last snapshot. Later snapshots are not used.
-        run: which training they are of, where there are several in the folder: what the names of its files start with.
-        net, load: as of :func:`~scoresde.training.load`.
+        snapshots: the folder with the snapshots of a :class:`~scoresde.training.Trainer` with ``snapshot_every``, or a list
+            of snapshot files.
+        sigma_rel: the ``sigma_rel`` of the :class:`PowerAverage` to reconstruct. The reconstruction is most accurate between
+            the values of the stored averages.
+        step: the step of the average; by default the step of the last snapshot. Later snapshots are not used.
+        run: the training whose snapshots to use, if the folder has several: the start of the names of its files.
+        net: a network for the weights; needed for a network that scoresde cannot build.
+        load: further arguments of :func:`~scoresde.training.load`.
 
     Raises:
-        CheckpointError: if there are no snapshots, the files are none, or they are of several trainings.
+        CheckpointError: if there are no snapshots, a file is not a snapshot, or the snapshots are of several trainings.
 
-    Source: Karras et al., 2024, https://arxiv.org/abs/2312.02696, section 3.2 and appendix C.2.
+    Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", 2024,
+    https://arxiv.org/abs/2312.02696, section 3.2 and appendix C.2.
     """
     if isinstance(snapshots, str | os.PathLike):
         files = sorted(Path(snapshots).glob("*.safetensors"))
@@ -236,7 +282,9 @@ def reconstruct(
     runs = sorted({str(d.get("run", "")) for d in descriptions.values()})
     if run is None and len(runs) > 1:
         names = " or ".join(f"run={name!r}" for name in runs)
-        raise CheckpointError(f"got snapshots of {len(runs)} trainings; expected those of one: pass {names}")
+        raise CheckpointError(
+            f"got snapshots of {len(runs)} trainings; expected the snapshots of one training: pass {names}"
+        )
     descriptions = {file: d for file, d in descriptions.items() if run in (None, d.get("run"))}
     end = max((int(d.get("step", 0)) for d in descriptions.values()), default=0) if step is None else step
     stored: list[tuple[int, PowerAverage]] = []
@@ -264,5 +312,5 @@ def reconstruct(
 
 
 def _groups(description: Mapping[str, Any]) -> dict[str, str]:
-    """The averages in a file: the name of the group of tensors and of the average."""
+    """Return the averages in a file: the name of each average by the name of its group of tensors."""
     return {checkpoint.group_of(i): name for i, name in enumerate(description.get("averages", []))}

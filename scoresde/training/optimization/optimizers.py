@@ -1,4 +1,4 @@
-"""The optimizer of a training: by name or made by a function, described by what sets it apart, its state as tensors."""
+"""Optimizers: built by name or by a function, described in a text, with their state as tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scoresde.training.files.checkpoint import Checkpoint, CheckpointError
 __all__ = ["OPTIMIZERS", "MakeOptimizer", "build", "describe", "fill", "ratios", "state"]
 
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
-"""What makes an optimizer of the parameters: ``functools.partial(torch.optim.AdamW, betas=(0.9, 0.99))``."""
+"""A function of the parameters that returns an optimizer: ``functools.partial(torch.optim.AdamW, betas=(0.9, 0.99))``."""
 
 _NAMES = "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD NAdam RAdam RMSprop Rprop SGD"
 
@@ -29,22 +29,31 @@ OPTIMIZERS: Table[Callable[..., Optimizer]] = Table(
     check=callable,
     expects="a class or a function of the parameters and lr",
 )
-"""The optimizers by name: the classes of torch.optim whose step needs nothing but gradients."""
+"""The optimizers by name: the classes of ``torch.optim`` whose step needs only gradients of any shape."""
 
 _UNFIT = {
     "lbfgs": "evaluates the loss several times in a step",
-    "sparseadam": "takes sparse gradients alone",
-    "muon": "takes matrices alone, and a network has other parameters",
+    "sparseadam": "takes only sparse gradients",
+    "muon": "takes only matrices, and a network has other parameters",
 }
-_HOW = ("foreach", "fused", "capturable", "differentiable")  # how it computes, not what
+_HOW = ("foreach", "fused", "capturable", "differentiable")  # arguments that change the computation, not the result
 
 
 def build(given: str | MakeOptimizer, parameters: Sequence[nn.Parameter], lr: float) -> Optimizer:
-    """The optimizer of a name and its settings, at the learning rate ``lr``, or that which ``given`` makes.
+    """Build the optimizer that ``given`` names with its settings, or that the function ``given`` returns.
+
+    Args:
+        given: a name and settings, ``"adamw: weight_decay=0.01"``, or a function of the parameters.
+        parameters: the parameters to optimize.
+        lr: the learning rate of a named optimizer.
 
     Raises:
-        ValueError: for an unknown name, or an optimizer that takes more than a gradient.
-        TypeError: if ``given`` is no function, or makes no optimizer.
+        ValueError: for an unknown name, or an optimizer whose step needs more than dense gradients.
+        TypeError: if ``given`` is not a function, or does not return an optimizer.
+
+    Example:
+        >>> build("sgd: momentum=0.9", [nn.Parameter(torch.ones(1))], lr=0.1).defaults["momentum"]
+        0.9
     """
     if isinstance(given, str):
         given, settings = parse(given)
@@ -61,26 +70,38 @@ def build(given: str | MakeOptimizer, parameters: Sequence[nn.Parameter], lr: fl
     made = given(list(parameters))
     if not isinstance(made, Optimizer):
         raise TypeError(
-            f"got a function that returns a {type(made).__name__} for the optimizer; expected a torch.optim.Optimizer"
+            f"got a function that returns a {type(made).__name__} for the optimizer; expected a torch.optim.Optimizer: pass "
+            "functools.partial(torch.optim.AdamW, weight_decay=0.01)"
         )
-    if type(made).__name__ != "Muon":  # a function may well choose matrices for it
+    if type(made).__name__ != "Muon":  # a function can give it the matrices alone
         _check_fit(type(made).__name__)
     return made
 
 
 def _check_fit(name: str) -> None:
     if name.lower() in _UNFIT:
-        raise ValueError(f"got the optimizer {name}, which {_UNFIT[name.lower()]}; take another, such as 'adamw'")
+        raise ValueError(
+            f"got the optimizer {name}, which {_UNFIT[name.lower()]}; expected an optimizer whose "
+            "step needs only gradients: take another, such as 'adamw'"
+        )
 
 
 def ratios(optimizer: Optimizer) -> list[float]:
-    """The step size of each group of parameters over that of the optimizer: 1 but for groups with their own."""
+    """Return the learning rate of each parameter group divided by the learning rate of the optimizer.
+
+    The ratio is 1 for groups without a learning rate of their own.
+
+    Example:
+        >>> weights = [nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))]
+        >>> ratios(torch.optim.SGD([{"params": weights[:1], "lr": 0.05}, {"params": weights[1:]}], lr=0.1))
+        [0.5, 1.0]
+    """
     usual = optimizer.defaults.get("lr")
     return [float(group["lr"]) / float(usual) if usual else 1.0 for group in optimizer.param_groups]
 
 
 def describe(optimizer: Optimizer) -> str:
-    """Its class, and of its arguments those that are not as usual; of groups of parameters that differ, each.
+    """Describe an optimizer by its class and its arguments other than the defaults, for each group if groups differ.
 
     Example:
         >>> weights = [nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))]
@@ -107,7 +128,7 @@ def describe(optimizer: Optimizer) -> str:
 
 
 def _entries(optimizer: Optimizer) -> Iterator[tuple[str, Any]]:
-    """All that changes as it goes, by name: of each parameter and, for optimizers that adapt them, numbers of groups."""
+    """Yield the changing state of an optimizer by name: the state of each parameter and the numbers of each group."""
     whole = optimizer.state_dict()
     for i, of_parameter in whole["state"].items():
         yield from ((f"optimizer.{i}.{name}", value) for name, value in of_parameter.items() if value is not None)
@@ -118,10 +139,20 @@ def _entries(optimizer: Optimizer) -> Iterator[tuple[str, Any]]:
 
 
 def state(optimizer: Optimizer) -> dict[str, Tensor]:
-    """What the next step depends on, as tensors; a number is one in float64, int64 or bool, called ``number.*``.
+    """Return the state of an optimizer as tensors by name.
+
+    A number becomes a tensor of float64, int64 or bool with a name ``number.*``.
 
     Raises:
-        CheckpointError: if it is anything but tensors and numbers.
+        CheckpointError: if the state contains anything but tensors and numbers.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(1))
+        >>> optimizer = torch.optim.SGD([weight], momentum=0.9)
+        >>> weight.sum().backward()
+        >>> optimizer.step()
+        >>> state(optimizer)["optimizer.0.momentum_buffer"]
+        tensor([1.])
     """
     found = {}
     for name, value in _entries(optimizer):
@@ -131,14 +162,14 @@ def state(optimizer: Optimizer) -> dict[str, Tensor]:
             found[f"number.{name}"] = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
         else:
             raise CheckpointError(
-                f"the state of {type(optimizer).__name__} holds {name.split('.')[2]} of type {type(value).__name__}; only "
-                "tensors and numbers can be saved: take another optimizer"
+                f"the state of {type(optimizer).__name__} holds {name.split('.')[2]} of type {type(value).__name__}; "
+                "expected tensors and numbers, which alone can be saved: take another optimizer"
             )
     return found
 
 
 def fill(optimizer: Optimizer, stored: Checkpoint) -> None:
-    """Put the state of a checkpoint into an optimizer."""
+    """Load the state of an optimizer from a checkpoint."""
     own = optimizer.state_dict()
     rows: dict[str, dict[int, dict[str, Any]]] = {"optimizer": {}, "optimizer_group": dict(enumerate(own["param_groups"]))}
     for name, value in stored.tensors.items():

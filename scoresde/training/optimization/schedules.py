@@ -1,4 +1,4 @@
-"""Schedules: by what the step size is multiplied, as a function of the step alone."""
+"""Schedules: the factor of the learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -16,21 +16,28 @@ __all__ = ["SCHEDULES", "Constant", "Cosine", "InverseSqrt", "Linear", "Schedule
 
 @runtime_checkable
 class Schedule(Protocol):
-    """Anything with ``factor(step)``, by which the step size is multiplied after ``step`` steps.
+    """A schedule: any object with ``factor(step)``, the factor of the learning rate after ``step`` steps.
 
-    A training is described by its ``repr``, so that one resumed with another schedule is refused: a frozen dataclass has
-    a good one.
+    A training cannot be resumed with another schedule. Schedules are compared by their ``repr``; a frozen dataclass has a
+    suitable one.
     """
 
-    def factor(self, step: int) -> float: ...
+    def factor(self, step: int) -> float:
+        """Return the factor of the learning rate after ``step`` steps."""
+        ...
 
 
 @dataclass(frozen=True)
 class Constant:
-    """The factor 1."""
+    """A constant learning rate.
+
+    Example:
+        >>> Constant().factor(1000)
+        1.0
+    """
 
     def factor(self, step: int) -> float:
-        """1."""
+        """Return 1."""
         return 1.0
 
 
@@ -38,12 +45,15 @@ def _check(name: str, steps: int, part: str, value: float) -> None:
     if steps < 1:
         raise ValueError(f"got {name}={steps} for a schedule; expected a whole number of at least 1")
     if not 0 <= value <= 1:
-        raise ValueError(f"got {part}={value} for a schedule; expected a part of the step size, between 0 and 1")
+        raise ValueError(f"got {part}={value} for a schedule; expected a fraction of the learning rate between 0 and 1")
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A straight line from 1 to ``final`` over so many steps, and ``final`` from there on.
+    """A linear decay of the factor from 1 to ``final`` over ``steps`` steps, after which it stays.
+
+    Raises:
+        ValueError: for fewer than 1 step, or a ``final`` outside of [0, 1].
 
     Example:
         >>> [Linear(4).factor(step) for step in range(6)]
@@ -57,13 +67,16 @@ class Linear:
         _check("steps", self.steps, "final", self.final)
 
     def factor(self, step: int) -> float:
-        r""":math:`1 - (1 - final) \min(n / steps, 1)` after n steps."""
+        r"""Return :math:`1 - (1 - final) \min(n / steps, 1)` after n steps."""
         return 1 - (1 - self.final) * min(step / self.steps, 1)
 
 
 @dataclass(frozen=True)
 class Cosine:
-    """Half a period of a cosine from 1 to ``final`` over so many steps, and ``final`` from there on.
+    """A cosine decay of the factor, half a period from 1 to ``final`` over ``steps`` steps, after which it stays.
+
+    Raises:
+        ValueError: for fewer than 1 step, or a ``final`` outside of [0, 1].
 
     Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017,
     https://arxiv.org/abs/1608.03983, without the restarts.
@@ -80,13 +93,16 @@ class Cosine:
         _check("steps", self.steps, "final", self.final)
 
     def factor(self, step: int) -> float:
-        r""":math:`final + (1 - final) (1 + \cos(\pi \min(n / steps, 1))) / 2` after n steps."""
+        r"""Return :math:`final + (1 - final) (1 + \cos(\pi \min(n / steps, 1))) / 2` after n steps."""
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * min(step / self.steps, 1))) / 2
 
 
 @dataclass(frozen=True)
 class InverseSqrt:
-    """1 for the first ``after`` steps, and falling with the root of their number from there on: EDM2's.
+    """EDM2's schedule: the factor is 1 for ``after`` steps, then falls with the square root of the number of steps.
+
+    Raises:
+        ValueError: for an ``after`` of less than 1.
 
     Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", 2024,
     https://arxiv.org/abs/2312.02696, equation 67: 70000 batches of 2048 for most networks of ImageNet-512.
@@ -102,13 +118,16 @@ class InverseSqrt:
         _check("after", self.after, "final", 0.0)
 
     def factor(self, step: int) -> float:
-        r""":math:`1 / \sqrt{\max(n / after, 1)}` after n steps."""
+        r"""Return :math:`1 / \sqrt{\max(n / after, 1)}` after n steps."""
         return 1 / math.sqrt(max(step / self.after, 1))
 
 
 @dataclass(frozen=True)
 class StepDecay:
-    """Multiplied by ``by`` after every so many steps.
+    """A step decay: the factor is multiplied by ``by`` once in ``every`` steps.
+
+    Raises:
+        ValueError: for an ``every`` of less than 1, or a ``by`` outside of [0, 1].
 
     Example:
         >>> [StepDecay(2, by=0.5).factor(step) for step in range(5)]
@@ -122,7 +141,7 @@ class StepDecay:
         _check("every", self.every, "by", self.by)
 
     def factor(self, step: int) -> float:
-        r""":math:`by^{\lfloor n / every \rfloor}` after n steps."""
+        r"""Return :math:`by^{\lfloor n / every \rfloor}` after n steps."""
         return float(self.by ** (step // self.every))
 
 
@@ -140,17 +159,17 @@ SCHEDULES: Table[Callable[..., Schedule]] = Table(
     check=callable,
     expects="a class or a function of a number of steps and another number that returns an object with factor(step)",
 )
-"""The schedules by name, which their numbers follow: ``"cosine-5000"``, ``"linear-5000-0.1"``, ``"inverse-sqrt-70000"``."""
+"""The schedules by name; numbers follow the name: ``"cosine-5000"``, ``"linear-5000-0.1"``, ``"inverse-sqrt-70000"``."""
 
 _NAME = re.compile(r"(.+?)(?:-(\d+))?(?:-(\d+(?:\.\d+)?(?:e-?\d+)?))?")
 
 
 def schedule(given: str | Schedule) -> Schedule:
-    """The schedule of a name and its numbers, or ``given`` itself where it is one already.
+    """Return the schedule that is given by its name and numbers, or ``given`` itself if it is a schedule.
 
     Raises:
-        ValueError: for another name, or numbers that do not belong to it.
-        TypeError: for what has no ``factor``.
+        ValueError: for an unknown name, or numbers that the schedule does not take.
+        TypeError: for an object without ``factor``.
 
     Example:
         >>> schedule("linear-5000-0.1")
