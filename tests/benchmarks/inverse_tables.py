@@ -3,7 +3,7 @@
     python tests/benchmarks/inverse_tables.py [gaussian] [operators] [mixtures]
 
 A method or a sampler that is registered in ``scoresde.inverse`` gets a row. On Gaussian data the distance is exact, by
-``scoresde.analysis.law``. Where a method is not affine it is that of the Gaussian with the moments of 20,000 samples, and
+``scoresde.analysis.law``. Where a method is not affine it is that of the Gaussian with the moments of 10,000 samples, and
 marked by a tilde.
 """
 
@@ -22,7 +22,7 @@ from scoresde.problems import Gaussian, Problem
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "tables"
 SIGMAS = (0.5, 0.1, 0.01)
-STEPS, SAMPLES = 100, 20_000
+STEPS, SAMPLES = 100, 10_000
 SOLVERS = ("dpmpp-2m", "ddim", "ddpm")
 EXACT = "exact score"
 
