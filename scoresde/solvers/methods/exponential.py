@@ -15,7 +15,17 @@ import torch
 
 from scoresde.solvers import scalar, stencil
 from scoresde.solvers.coefficients import moments
-from scoresde.solvers.history import Rule, constant_weight, exact_rule, high_order, multistep_rows, openings
+from scoresde.solvers.history import (
+    Finish,
+    Rule,
+    constant_weight,
+    exact_rule,
+    finishing,
+    high_order,
+    multistep_rows,
+    reached_order,
+    step_stencils,
+)
 from scoresde.solvers.path import Path, Point, points
 from scoresde.solvers.prediction import Data, Noise, Prediction
 from scoresde.solvers.rows import each_step, kernel_of_decay, one_step, stencil_rows
@@ -28,6 +38,9 @@ __all__ = ["ddim", "dpm_fast", "dpm_multistep", "dpm_solver", "dpmpp_2m", "dpmpp
 DDIM = "Song et al. 2020, arXiv:2010.02502"
 DPM = "Lu et al. 2022, arXiv:2206.00927"
 DPMPP = "Lu et al. 2022, arXiv:2211.01095"
+
+LU_FINISH = Finish("lower-order", below=10)
+"""What the code of DPM-Solver does by default (``lower_order_final=True``), from one step less than 10 on."""
 
 SINGLESTEP: dict[int, Stencil] = {1: stencil.multistep(1), 2: stencil.midpoint, 3: stencil.radau}
 """The singlestep DPM-Solvers by order."""
@@ -98,18 +111,19 @@ def _three_nodes(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Poi
 
 
 def _variant(
-    description: Description, prediction: Prediction, order: int, variant: str, start: str, published: Rule
+    description: Description, prediction: Prediction, order: int, variant: str, start: str, finish: str, published: Rule
 ) -> RowSolver:
     """The published rule or the exact interpolation through ``order`` nodes, after either start."""
     if variant not in ("published", "exact"):
         raise ValueError(f"got variant={variant!r}; expected 'published' or 'exact'")
-    opening = high_order(order, start)
+    opening, end = high_order(order, start), finishing(finish, LU_FINISH)
     if variant == "published":
-        return RowSolver(description, lambda path: multistep_rows(prediction, path, (order, published), opening=opening))
-    kept = order if start == "high-order" else min(order, 2)
-    running = stencil.multistep(order)
+        return RowSolver(
+            description, lambda path: multistep_rows(prediction, path, (order, published), opening=opening, finish=end)
+        )
     return RowSolver(
-        replace(description, order=kept), lambda path: stencil_rows(prediction, openings(path, opening, running), path)
+        replace(description, order=reached_order(order, start, end)),
+        lambda path: stencil_rows(prediction, step_stencils(path, opening, order, stencil.multistep, end), path),
     )
 
 
@@ -137,22 +151,33 @@ def dpmpp_3s() -> RowSolver:
     return compose(Description("dpmpp-3s", "exponential", DPMPP, order=3, evaluations=3), Data(), stencil.radau)
 
 
-@maker
-def dpmpp_2m(variant: str = "published") -> RowSolver:
+def dpmpp_2m(variant: str = "published", finish: str = "published") -> RowSolver:
     r"""DPM-Solver++(2M), the two-step method in the data prediction.
 
     .. math:: x_v = \frac{\sigma_v}{\sigma_u} x_u + \alpha_v (1 - e^{-h})
               \left[ \left(1 + \frac{1}{2r}\right) m_u - \frac{1}{2r} m_{u-1} \right], \qquad r = \frac{h_{u-1}}{h}
 
     That is the published rule; ``variant="exact"`` integrates the line through both predictions exactly. The first step
-    is DDIM. Source: Lu et al., "DPM-Solver++", 2022, algorithm 2.
+    is DDIM. ``finish`` is explained at :func:`~scoresde.solvers.history.finishing`.
+
+    The name means the authors' code at its defaults: with fewer than 10 steps to the last point before sigma = 0 the last
+    one is DDIM too (their ``lower_order_final``; diffusers and older copies do so with fewer than 15). k-diffusion's
+    ``sample_dpmpp_2m`` never does; it is ``finish="same"``.
+    Source: Lu et al., "DPM-Solver++", 2022, https://arxiv.org/abs/2211.01095, algorithm 2, and their code.
+
+    Example:
+        >>> from scoresde import VP, solvers
+        >>> path = solvers.make_path(VP(), "t", 5, end="stop")
+        >>> [len(row.w) for row in dpmpp_2m().rows(path)]  # the predictions that each step takes
+        [1, 2, 2, 2, 1]
+        >>> [len(row.w) for row in dpmpp_2m(finish="same").rows(path)]
+        [1, 2, 2, 2, 2]
     """
     description = Description("dpmpp-2m", "exponential", DPMPP, order=2)
-    return _variant(description, Data(), 2, variant, "published", _two_nodes)
+    return _variant(description, Data(), 2, variant, "published", finish, _two_nodes)
 
 
-@maker
-def dpmpp_3m(variant: str = "published", start: str = "published") -> RowSolver:
+def dpmpp_3m(variant: str = "published", start: str = "published", finish: str = "published") -> RowSolver:
     r"""DPM-Solver++(3M), the three-step method in the data prediction.
 
     .. math:: x_v = \frac{\sigma_v}{\sigma_u} x_u + \alpha_v h \left[ M_0\, m_u + M_1 D_1 + c\, M_2 D_2 \right], \qquad
@@ -164,19 +189,40 @@ def dpmpp_3m(variant: str = "published", start: str = "published") -> RowSolver:
     one can be the more accurate all the same: on a mixture in the plane from EDM's prior on Karras' path, 12 steps leave an
     error of 0.06 where the exact one has 0.15, 102 steps 1.5e-4 where it has 0.9e-4.
 
-    The published rule is that of k-diffusion (without noise), whose second step integrates the line through two nodes
-    exactly; the authors' own code takes the rule of :func:`dpmpp_2m` there and is the same from the third step on.
-    Source: Lu et al., "DPM-Solver++", 2022, their code.
+    The name means the authors' code at its defaults: the second step is that of :func:`dpmpp_2m`, and with fewer than 10
+    steps the last two are those of :func:`dpmpp_2m` and DDIM. ``variant="k-diffusion"`` is k-diffusion's
+    ``sample_dpmpp_3m_sde`` without noise, whose steps through two nodes are exact on the line, and which keeps its order to
+    the end.
+
+    Args:
+        variant: ``"published"``, ``"k-diffusion"`` or ``"exact"``.
+        start: ``"published"`` or ``"high-order"``: see :func:`~scoresde.solvers.history.high_order`.
+        finish: see :func:`~scoresde.solvers.history.finishing`.
+
+    Source: Lu et al., "DPM-Solver++", 2022, https://arxiv.org/abs/2211.01095, their code.
     """
+    description = Description("dpmpp-3m", "exponential", DPMPP, order=2)
+    if variant == "k-diffusion":
+        opening, end = high_order(3, start), finishing(finish)
+        return RowSolver(
+            description, lambda path: multistep_rows(Data(), path, (3, _exact_to_two), opening=opening, finish=end)
+        )
+    return _variant(description, Data(), 3, variant, start, finish, _up_to_three)
 
-    def published(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point]) -> list[float]:
-        return (_three_nodes if len(nodes) == 3 else exact_rule)(prediction, u, v, nodes)
 
-    return _variant(Description("dpmpp-3m", "exponential", DPMPP, order=2), Data(), 3, variant, start, published)
+def _up_to_three(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point]) -> list[float]:
+    """The rule of the authors' code: of three nodes, or of as many as there are."""
+    return (_three_nodes if len(nodes) == 3 else _two_nodes)(prediction, u, v, nodes)
 
 
-@maker
-def dpm_multistep(order: int = 2, variant: str = "published", start: str = "published") -> RowSolver:
+def _exact_to_two(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point]) -> list[float]:
+    """The rule of k-diffusion: exact where there are fewer than three nodes."""
+    return (_three_nodes if len(nodes) == 3 else exact_rule)(prediction, u, v, nodes)
+
+
+def dpm_multistep(
+    order: int = 2, variant: str = "published", start: str = "published", finish: str = "published"
+) -> RowSolver:
     r"""DPM-Solver, multistep: :func:`dpmpp_2m` and :func:`dpmpp_3m` in the noise prediction.
 
     .. math:: x_v = \frac{\alpha_v}{\alpha_u} x_u - \sigma_v (e^h - 1)
@@ -184,16 +230,14 @@ def dpm_multistep(order: int = 2, variant: str = "published", start: str = "publ
               \qquad r = \frac{h_{u-1}}{h}
 
     and with three nodes the rule given at :func:`dpmpp_3m`, its missing factor 2 included, after a step of this one.
-    ``variant="exact"`` is exponential Adams-Bashforth, :func:`~scoresde.solvers.deis` in lam.
+    ``variant="exact"`` is exponential Adams-Bashforth, :func:`~scoresde.solvers.deis` in lam. Start and finish are those of
+    :func:`dpmpp_3m`, as are the authors' defaults.
     Source: Lu et al., "DPM-Solver++", 2022, their code (``algorithm_type="dpmsolver"``).
     """
     if order not in (2, 3):
         raise ValueError(f"got order={order!r}; expected 2 or 3")
-
-    def published(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point]) -> list[float]:
-        return (_three_nodes if len(nodes) == 3 else _two_nodes)(prediction, u, v, nodes)
-
-    return _variant(Description(f"dpm-{order}m", "exponential", DPM, order=2), Noise(), order, variant, start, published)
+    description = Description(f"dpm-{order}m", "exponential", DPM, order=2)
+    return _variant(description, Noise(), order, variant, start, finish, _up_to_three)
 
 
 @maker
