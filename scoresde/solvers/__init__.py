@@ -38,16 +38,7 @@ from scoresde.solvers.methods.ancestral import (
     sde_heun,
 )
 from scoresde.solvers.methods.er import er_sde_solver
-from scoresde.solvers.methods.exponential import (
-    ddim,
-    dpm_fast,
-    dpm_multistep,
-    dpm_solver,
-    dpmpp_2m,
-    dpmpp_2s,
-    dpmpp_3m,
-    dpmpp_3s,
-)
+from scoresde.solvers.methods.exponential import ddim, dpm_multistep, dpmpp_2m, dpmpp_3m
 from scoresde.solvers.methods.exponential_sde import sde_dpm_solver, sde_dpmpp, seeds
 from scoresde.solvers.methods.langevin import annealed_langevin, predictor_corrector, underdamped_corrector
 from scoresde.solvers.methods.multistep import deis, gradient_estimation, ipndm, ipndm_v, lms, plms, pndm, velocity
@@ -64,6 +55,7 @@ from scoresde.solvers.methods.renoising import (
 )
 from scoresde.solvers.methods.runge_kutta import euler, explicit_midpoint, heun, rk3, rk4
 from scoresde.solvers.methods.sa import sa_solver
+from scoresde.solvers.methods.singlestep import dpm_fast, dpm_solver, dpmpp_2s, dpmpp_3s
 from scoresde.solvers.methods.third_party import rk45, torchsde_solver
 from scoresde.solvers.methods.unipc import exp_adams_moulton, unipc
 from scoresde.solvers.noise.brownian import BrownianNoise

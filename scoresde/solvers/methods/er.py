@@ -62,9 +62,7 @@ def er_sde_solver(order: int = 3, scale: Scale = _fifth, variant: str = "publish
 
     end = finishing(finish)
     if end.kind == "high-order":
-        raise ValueError(
-            "got finish='high-order', for which there is no singlestep step; expected 'same' or 'lower-order'"
-        )
+        raise ValueError("got finish='high-order', for which there is no singlestep step; expected 'same' or 'lower-order'")
 
     def rows(path: Path) -> list[Row]:
         out: list[Row] = []

@@ -1,4 +1,4 @@
-"""Exponential integrators of the probability flow: DDIM and the DPM-Solvers.
+"""Exponential integrators of the probability flow with one evaluation a step: DDIM and the multistep DPM-Solvers.
 
 Notation of the formulas: a step goes from u to v, towards the data; h = lam_v - lam_u > 0; m is the data prediction and
 eps the noise prediction at u; xi is standard normal.
@@ -6,12 +6,8 @@ eps the noise prediction at u; xi is standard normal.
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-
-import torch
 
 from scoresde.solvers import scalar, stencil
 from scoresde.solvers.coefficients import moments
@@ -26,14 +22,13 @@ from scoresde.solvers.history import (
     reached_order,
     step_stencils,
 )
-from scoresde.solvers.path import Path, Point, points
+from scoresde.solvers.path import Point
 from scoresde.solvers.prediction import Data, Noise, Prediction
 from scoresde.solvers.rows import each_step, kernel_of_decay, one_step, stencil_rows
-from scoresde.solvers.solver import Description, RowSolver, compose, maker
-from scoresde.solvers.stencil import Stencil
+from scoresde.solvers.solver import Description, RowSolver, compose
 from scoresde.solvers.updates import Row
 
-__all__ = ["ddim", "dpm_fast", "dpm_multistep", "dpm_solver", "dpmpp_2m", "dpmpp_2s", "dpmpp_3m", "dpmpp_3s"]
+__all__ = ["ddim", "dpm_multistep", "dpmpp_2m", "dpmpp_3m"]
 
 DDIM = "Song et al. 2020, arXiv:2010.02502"
 DPM = "Lu et al. 2022, arXiv:2206.00927"
@@ -41,9 +36,6 @@ DPMPP = "Lu et al. 2022, arXiv:2211.01095"
 
 LU_FINISH = Finish("lower-order", below=10)
 """What the code of DPM-Solver does by default (``lower_order_final=True``), from one step less than 10 on."""
-
-SINGLESTEP: dict[int, Stencil] = {1: stencil.multistep(1), 2: stencil.midpoint, 3: stencil.radau}
-"""The singlestep DPM-Solvers by order."""
 
 
 @maker
@@ -69,23 +61,6 @@ def ddim(eta: float = 0.0) -> RowSolver:
         return compose(Description("ddim", "exponential", DDIM, order=1), Data(), stencil.multistep(1))
     return RowSolver(
         Description("ddim", "ancestral", DDIM, weak_order=1, stochastic=True), lambda path: each_step(rule, path)
-    )
-
-
-@maker
-def dpm_solver(order: int = 2) -> RowSolver:
-    r"""DPM-Solver-1, -2 or -3, singlestep: exponential Runge-Kutta methods in the noise prediction.
-
-    .. math:: x_v = \frac{\alpha_v}{\alpha_u} x_u - \sigma_v \int_{\lambda_u}^{\lambda_v}
-              e^{\lambda_v - s}\, \epsilon(s)\, ds
-
-    with eps constant at the start (1), constant at the middle of the step in lam (2), and linear through the start and
-    two thirds of it (3). Source: Lu et al., "DPM-Solver", 2022, algorithms 1 and 2.
-    """
-    if order not in SINGLESTEP:
-        raise ValueError(f"got order={order}; expected 1, 2 or 3")
-    return compose(
-        Description(f"dpm-{order}", "exponential", DPM, order=order, evaluations=order), Noise(), SINGLESTEP[order]
     )
 
 
@@ -125,30 +100,6 @@ def _variant(
         replace(description, order=reached_order(order, start, end)),
         lambda path: stencil_rows(prediction, step_stencils(path, opening, order, stencil.multistep, end), path),
     )
-
-
-@maker
-def dpmpp_2s() -> RowSolver:
-    r"""DPM-Solver++(2S), the singlestep method of order 2 in the data prediction.
-
-    .. math:: x_v = \frac{\sigma_v}{\sigma_u} x_u + \alpha_v (1 - e^{-h})\, m(x_s, s)
-
-    with s the middle of the step in lam and x_s reached by DDIM. Source: Lu et al., "DPM-Solver++", 2022, algorithm 1 with
-    r = 1/2.
-    """
-    return compose(Description("dpmpp-2s", "exponential", DPMPP, order=2, evaluations=2), Data(), stencil.midpoint)
-
-
-@maker
-def dpmpp_3s() -> RowSolver:
-    r"""DPM-Solver++(3S), the singlestep method of order 3 in the data prediction: DPM-Solver-3 with m for eps.
-
-    .. math:: x_v = \frac{\sigma_v}{\sigma_u} x_u + \alpha_v (1 - e^{-h})\, m_u
-              + \tfrac32 \alpha_v \left( \frac{e^{-h} - 1}{h} + 1 \right) (m(x_s, s) - m_u)
-
-    with s at two thirds of the step in lam. Source: Lu et al., 2022, their code.
-    """
-    return compose(Description("dpmpp-3s", "exponential", DPMPP, order=3, evaluations=3), Data(), stencil.radau)
 
 
 def dpmpp_2m(variant: str = "published", finish: str = "published") -> RowSolver:
@@ -238,75 +189,3 @@ def dpm_multistep(
         raise ValueError(f"got order={order!r}; expected 2 or 3")
     description = Description(f"dpm-{order}m", "exponential", DPM, order=2)
     return _variant(description, Noise(), order, variant, start, finish, _up_to_three)
-
-
-@maker
-def dpm_fast(
-    evaluations: int | None = None, finish: str = "published", *, spacing: str = "path", prediction: Prediction | None = None
-) -> RowSolver:
-    r"""DPM-Solver-fast: as many steps of DPM-Solver-3 as a budget of evaluations has room for, the rest of lower order.
-
-    Args:
-        evaluations: by default the number of moves of the path, whose points are then taken by threes (at the end by twos
-            and ones), the authors' rule for a path of any spacing. If given, the path's moves are the steps themselves,
-            n // 3 + 1 of them as published: the authors' rule for the spacing uniform in lam, and k-diffusion's.
-        finish: ``"published"``: the orders of n evaluations are 3, .., 3, 2, 1 if 3 divides n, and 3, .., 3 and the
-            remainder if not; ``"high-order"``: 3, .., 3 if it does, and else one or two steps of order 2 at the end, so
-            that there are as few steps as can be, n / 3 rounded up.
-        spacing: ``"path"``, or ``"even"``: from each end of the path's moves to the next in steps of equal length in lam,
-            whatever lies between; where the number of evaluations is that of the moves, k-diffusion's choice.
-        prediction: what is interpolated, by default ``Noise()``, as published; ``Data()`` makes DPM-Solver++ of it.
-
-    The move to sigma = 0 counts apart. As published it is third order only if n leaves the remainder 2: else its last step
-    is of order 1, and its local error of order 2, though small where the data are smooth at the noise of that step, stays.
-    With the finish of high order it is third order whatever n is (from n = 3 on).
-    Source: Lu et al., "DPM-Solver", 2022, section 3.4.
-    """
-    if evaluations is not None and evaluations < 1:
-        raise ValueError(f"got evaluations={evaluations}; expected at least 1")
-    if finish not in ("published", "high-order"):
-        raise ValueError(f"got finish={finish!r}; expected 'published' or 'high-order'")
-    if spacing not in ("path", "even"):
-        raise ValueError(f"got spacing={spacing!r}; expected 'path' or 'even'")
-
-    def rows(path: Path) -> list[Row]:
-        kept, orders, run = [path.points[0]], list[int](), list[Point]()
-        for u, v in path.moves:
-            if v.lam > u.lam and v.sigma > 0:
-                run.append(v)
-            if run and (v is path.points[-1] or v.lam < u.lam or v.sigma == 0):
-                budget = _fast_orders(evaluations or len(run), finish)
-                if evaluations is not None and len(budget) != len(run):
-                    raise ValueError(
-                        f"got a path of {len(run)} steps for {evaluations} evaluations of 'dpm-fast'; expected "
-                        f"{len(budget)} steps, or no number of evaluations, which then is that of the path's moves"
-                    )
-                if spacing == "even":
-                    kept += _even(path, kept[-1], run[-1], len(budget))
-                else:
-                    ends = itertools.accumulate(budget if evaluations is None else [1] * len(budget))
-                    kept += [run[end - 1] for end in ends]
-                orders += budget
-                run = []
-            if v.lam < u.lam or v.sigma == 0:
-                kept.append(v)
-        stencils = [SINGLESTEP[order] for order in orders]
-        return stencil_rows(prediction or Noise(), stencils, Path(path.sde, tuple(kept), path.end))
-
-    order = 3 if finish == "high-order" or (evaluations is not None and evaluations % 3 == 2) else 2
-    return RowSolver(Description("dpm-fast", "exponential", DPM, order=order), rows)
-
-
-def _even(path: Path, start: Point, to: Point, n: int) -> list[Point]:
-    """The ends of ``n`` steps of equal length in lam."""
-    # From alpha = 0, lam has infinitely far to go: as for the spacing "lam".
-    low = float(start.lam) if math.isfinite(start.lam) else -abs(float(to.lam)) - 1
-    lams = torch.linspace(low, float(to.lam), n + 1, dtype=torch.float64)
-    return [*points(path.sde, path.sde.time(lams[1:-1])), to]
-
-
-def _fast_orders(n: int, finish: str) -> list[int]:
-    if finish == "published":
-        return [3] * (n // 3 - 1) + [2, 1] if n % 3 == 0 else [3] * (n // 3) + [n % 3]
-    twos = min(-n % 3, n // 2)
-    return [3] * ((n - 2 * twos) // 3) + [2] * twos if n > 1 else [1]

@@ -15,8 +15,9 @@ from dataclasses import replace
 from scoresde.base.numbers import is_whole
 from scoresde.sde import GaussianSDE
 from scoresde.solvers import scalar, stencil
-from scoresde.solvers.methods.exponential import ddim, dpm_solver
+from scoresde.solvers.methods.exponential import ddim
 from scoresde.solvers.methods.runge_kutta import heun
+from scoresde.solvers.methods.singlestep import dpm_solver
 from scoresde.solvers.path import Path, Point, points
 from scoresde.solvers.prediction import Data
 from scoresde.solvers.solver import Description, RowSolver, compose, maker
