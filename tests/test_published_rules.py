@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from support import amid_the_modes, generator, model_on, rms, slopes
+from hypothesis import given
+from hypothesis import strategies as st
+from support import SDES, amid_the_modes, generator, model_on, rms, slopes
 from torch import Tensor
 
-from scoresde import VP, RectifiedFlow, sample, solvers
+from scoresde import EDM, VP, RectifiedFlow, sample, solvers
+from scoresde.analysis import moments
 from scoresde.solvers import Path, Point, Row, RowSolver, make_path
 
 F64 = torch.float64
@@ -307,3 +311,160 @@ def test_stages_at_points_of_a_path_that_goes_back_or_starts_at_alpha_zero() -> 
         solvers.dpm_solver(2, "sigma")
     with pytest.raises(ValueError, match="got inner='t'; expected 'path' or 'lam'"):
         solvers.dpm_fast(inner="t")
+
+
+# Adaptive steps -------------------------------------------------------------------------------------------------------
+
+
+def lu_adaptive(model: Any, sde: Any, x: Tensor, order: int, t_max: float, t_min: float, tolerances: Sequence[float]) -> Any:
+    """Lu et al.'s ``dpm_solver_adaptive``: the largest error of the batch, one step for all."""
+    rtol, atol = tolerances
+
+    def at(lam: float) -> Point:
+        return solvers.points(sde, sde.time(torch.tensor([lam], dtype=F64)))[0]
+
+    def update(x: Tensor, u: Point, h: float, fractions: Sequence[float], to: float) -> Tensor:
+        return lu_step(model, x, [u, *(at(u.lam + r * h) for r in fractions), at(to)], "noise")
+
+    lam, end, h, before = float(sde.lam(t_max)), float(sde.lam(t_min)), 0.05, x
+    accepted, rejected = 0, 0
+    while end - lam > 1e-9:
+        u, low_r, high_r = at(lam), *{2: ([], [0.5]), 3: ([1 / 3], [1 / 3, 2 / 3])}[order]
+        lower, higher = update(x, u, h, low_r, lam + h), update(x, u, h, high_r, lam + h)
+        delta = torch.maximum(torch.full_like(x, atol), rtol * torch.maximum(lower.abs(), before.abs()))
+        error = float(((higher - lower) / delta).square().mean(1).sqrt().max())
+        if error <= 1:
+            x, before, lam, accepted = higher, lower, lam + h, accepted + 1
+        else:
+            rejected += 1
+        h = min(0.9 * h * error ** (-1 / order), end - lam)
+    return x, accepted, rejected
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize(("seed", "tolerances"), [(1, (0.05, 0.0078)), (2, (0.01, 0.001))])
+def test_dpm_adaptive_of_a_batch_is_the_authors_code(order: int, seed: int, tolerances: tuple[float, float]) -> None:
+    sde = VP()
+    model, x = model_on(sde), torch.randn(5, 2, generator=generator(seed), dtype=F64)
+    wanted, accepted, rejected = lu_adaptive(model, sde, x, order, 1.0, 0.01, tolerances)
+    method = solvers.dpm_adaptive(10 * (order - 1) + order, *tolerances, norm="batch")
+    got = sample(model, x, method, path=[1.0, 0.01], progress=False)
+    assert got.info["accepted"].tolist() == [accepted] * 5 and got.info["rejected"].tolist() == [rejected] * 5
+    torch.testing.assert_close(got.x, wanted, rtol=1e-8, atol=1e-8)
+    mean = sample(model, x, replace(method, norm="batch"), path=[1.0, 0.01], progress=False)
+    assert not torch.equal(mean.x, got.x), "the root mean square over the batch is another rule"
+
+
+# Predictor-corrector --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["denoise", "stop"])
+@pytest.mark.parametrize("predictor", ["ddpm", "dpmpp-2m"])
+def test_corrections_that_come_first_are_made_at_the_start_of_each_step(predictor: str, end: str) -> None:
+    """Song et al.'s ``pc_sampler``: for each time the corrector, then the predictor; none after the last."""
+    path, base = make_path(VP(), "t", 4, end=end), solvers.get(predictor)
+    assert isinstance(base, RowSolver)
+    first, last = (solvers.predictor_corrector(base, 2, order=f"{k}-first").rows(path) for k in ("corrector", "predictor"))
+    out: list[object] = []
+    for row, u in zip(base.rows(path), path.points, strict=False):
+        scale = math.exp(2 * (u.log_alpha - path.points[path.points.index(u) + 1].log_alpha))
+        out += [*[("C", u, scale)] * 2, row]
+    seen = [("C", row.at, row.scale) if isinstance(row, solvers.Langevin) else row for row in first]
+    assert seen == out
+    assert len(last) == len(first) - 2 * (end == "denoise")
+    with pytest.raises(ValueError, match="got order='both'; expected 'predictor-first' or 'corrector-first'"):
+        solvers.predictor_corrector(order="both")
+
+
+def test_corrections_may_come_first_at_alpha_zero_and_are_counted() -> None:
+    model = model_on(RectifiedFlow())
+    found = sample(model, (4, 2), solvers.predictor_corrector(order="corrector-first"), 5, progress=False)
+    assert found.evaluations == 10 and bool(torch.isfinite(found.x).all())
+
+
+# Restart --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("info", "n"),
+    [([(0.06, 0.3, 2, 3)], 18), ([(0.59, 1.09, 1, 4), (0.06, 0.3, 3, 6)], 36), ([(0.3, 1.0, 1, 2)], 9)],
+)
+def test_restart_is_the_authors_code(info: list[tuple[float, float, int, int]], n: int) -> None:
+    """Xu et al.'s ``restart_sampler`` on EDM: the lower level is a point of the path, the points above it Karras' own."""
+
+    def levels(low: float, high: float, count: int) -> Tensor:
+        i = torch.arange(count, dtype=F64)
+        return (high ** (1 / 7) + i / (count - 1) * (low ** (1 / 7) - high ** (1 / 7))) ** 7
+
+    main = levels(0.002, 80.0, n)
+    wanted = []
+    low_of = {
+        int(torch.argmin((torch.cat([main, torch.zeros(1)]) - low).abs())): (low, high, k, m) for low, high, k, m in info
+    }
+    for i, sigma in enumerate(main.tolist()):
+        wanted.append(sigma)
+        if i in low_of:
+            _, high, k, m = low_of[i]
+            wanted += levels(sigma, high, m).tolist() * k
+    path = solvers.restart(make_path(EDM(), "karras", n), [row[:3] for row in info], [row[3] for row in info])
+    assert [p.sigma for p in path.points] == pytest.approx([*wanted, 0.0], rel=1e-9)
+    calls = sample(model_on(EDM()), (2, 2), solvers.restart_heun([info[0][:3]], info[0][3]), n, "karras", progress=False)
+    assert calls.evaluations == 2 * n - 1 + 2 * info[0][2] * (info[0][3] - 1)
+
+
+def test_the_default_restart_is_theirs_for_few_evaluations_and_errors_say_so() -> None:
+    path = make_path(EDM(), "karras", 18)
+    named = solvers.get("restart")
+    assert isinstance(named, RowSolver)
+    assert named.rows(path) == solvers.heun("rho").rows(solvers.restart(path, [(0.06, 0.3, 2)], 3))
+    assert named.description.weak_order is None and solvers.restart_heun(n_restart=None).description.weak_order == 2
+    low = make_path(EDM(sigma_max=0.2), "karras", 9)
+    assert max(p.sigma for p in solvers.restart(low, [(0.06, 0.3, 1)], 3).points) <= 0.2 * (1 + 1e-12)
+    level = path.points[10].sigma
+    assert solvers.restart(path, [(0.98 * level, 0.99 * level, 2)], 3) == path, "no level above the one it starts at"
+    for wrong in (1, [3, 3], 2.5):
+        with pytest.raises(ValueError, match="expected a whole number of at least 2, both ends included"):
+            solvers.restart(path, [(0.06, 0.3, 2)], wrong)  # type: ignore[arg-type]
+
+
+# Langevin dynamics at one level ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["VP", "VE", "RectifiedFlow"])
+@given(
+    mean=st.floats(-2, 2), std=st.floats(0.1, 2), step=st.floats(0.05, 1.9), decay=st.floats(0, 1), steps=st.integers(1, 40)
+)
+def test_langevin_at_one_level_is_its_recursion(
+    name: str, mean: float, std: float, step: float, decay: float, steps: int
+) -> None:
+    """On N(mean, std^2) mean and variance of every iteration are known, from alpha = 0 on too."""
+    sde = SDES[name]
+    path = make_path(sde, "t", steps, t_min=0.3 * sde.span[1], end="stop")
+    got = moments(solvers.langevin(step, decay), path, [mean], std**2, start="marginal")
+    u, v = path.points[0], path.points[-1]
+    m, variance = u.alpha * mean, u.alpha**2 * std**2 + u.sigma**2
+    if u.alpha:
+        m, variance = m * v.alpha / u.alpha, variance * (v.alpha / u.alpha) ** 2
+    else:  # the data prediction there is the mean of the data, and the rest is carried as noise
+        m, variance = v.alpha * mean, v.sigma**2
+    target = v.alpha**2 * std**2 + v.sigma**2
+    for k in range(steps):
+        pull = 0.5 * step * (1 + k) ** -decay * v.sigma**2 / target
+        m = m - pull * (m - v.alpha * mean)
+        variance = (1 - pull) ** 2 * variance + step * (1 + k) ** -decay * v.sigma**2
+    assert float(got.mean) == pytest.approx(m, rel=1e-9, abs=1e-9)
+    assert float(got.covariance) == pytest.approx(variance, rel=1e-9)
+
+
+def test_a_falling_step_loses_the_bias_of_a_constant_one() -> None:
+    path = make_path(VP(), "t", 4000, t_min=0.5, end="stop")
+    target = path.points[-1].alpha ** 2 * 0.25 + path.points[-1].sigma ** 2
+    bias = [abs(float(moments(m, path, [0.8], 0.25).covariance) / target - 1) for m in (solvers.langevin(), solvers.sgld())]
+    assert bias[0] == pytest.approx(1 / (1 - 0.05 * path.points[-1].sigma ** 2 / target) - 1, rel=1e-6)
+    assert bias[1] < 0.05 * bias[0]
+    with pytest.raises(ValueError, match="got step=4; expected a number between 0 and 4"):
+        solvers.langevin(4)
+    with pytest.raises(ValueError, match="got decay=2; expected a number between 0"):
+        solvers.langevin(0.1, 2)
+    with pytest.raises(ValueError, match="with a constant step it is the solver 'langevin'"):
+        solvers.sgld(0.1, 0)

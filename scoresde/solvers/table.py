@@ -11,7 +11,13 @@ from scoresde.solvers.methods.ancestral import ddpm, euler_maruyama, ncsn, rever
 from scoresde.solvers.methods.er import er_sde_solver
 from scoresde.solvers.methods.exponential import ddim, dpm_multistep, dpmpp_2m, dpmpp_3m
 from scoresde.solvers.methods.exponential_sde import sde_dpm_solver, sde_dpmpp, seeds
-from scoresde.solvers.methods.langevin import annealed_langevin, predictor_corrector, underdamped_corrector
+from scoresde.solvers.methods.langevin import (
+    annealed_langevin,
+    langevin,
+    predictor_corrector,
+    sgld,
+    underdamped_corrector,
+)
 from scoresde.solvers.methods.multistep import deis, gradient_estimation, ipndm, ipndm_v, lms, plms, pndm, velocity
 from scoresde.solvers.methods.renoising import (
     dpm2_ancestral,
@@ -38,6 +44,8 @@ SOLVERS: Table[Callable[..., Solver]] = Table(
         "ddpm": ddpm,
         "ncsn": ncsn,
         "annealed-langevin": annealed_langevin,
+        "langevin": langevin,
+        "sgld": sgld,
         "pc": predictor_corrector,
         "pc-underdamped": underdamped_corrector,
         "euler": euler,
