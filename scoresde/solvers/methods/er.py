@@ -85,7 +85,8 @@ def er_sde_solver(order: int = 3, scale: Scale = _fifth, variant: str = "publish
         return out
 
     weak = min(order, 2) if variant == "exact" else 1
-    return RowSolver(Description(f"er-sde-{order}", "stochastic", CUI, weak_order=weak, stochastic=True), rows)
+    description = Description(f"er-sde-{order}", "stochastic", CUI, weak_order=weak, stochastic=True)
+    return RowSolver(description if variant == "exact" else replace(description, constants=()), rows)
 
 
 def _row(u: Point, v: Point, past: list[float], scale: Scale, variant: str) -> Row:

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from scoresde.solvers import scalar, stencil
 from scoresde.solvers.history import Choice, Rule, exact_rule, finishing, multistep_rows
-from scoresde.solvers.methods.exponential import _exact_to_two, _two_nodes
+from scoresde.solvers.methods.exponential import HALF_A_PARABOLA, _exact_to_two, _two_nodes
 from scoresde.solvers.path import Path, Point
 from scoresde.solvers.prediction import Data, Noise, Prediction
 from scoresde.solvers.rows import forward_move, last_move, stencil_rows
@@ -121,8 +122,9 @@ def sde_dpmpp(kind: str = "2m", eta: Eta = 1.0, variant: str = "published", fini
         description = _description("sde-dpmpp-2s", DPMPP, 2, 2, eta, 2)
         return RowSolver(description, lambda path: _stages(path, choice, eta, stencil.midpoint))
     rule, order = _rule(rules[kind], variant), int(kind[0])
+    description = _description(f"sde-dpmpp-{kind}", DPMPP, min(order, 2), 1, eta, min(order, 2))
     return RowSolver(
-        _description(f"sde-dpmpp-{kind}", DPMPP, min(order, 2), 1, eta, min(order, 2)),
+        replace(description, constants=HALF_A_PARABOLA if kind == "3m" and variant == "published" else None),
         lambda path: multistep_rows(choice, path, (order, rule), finish=end),
     )
 

@@ -211,7 +211,10 @@ def ipndm_v(order: int = 4, variant: str = "published", finish: str = "published
     if variant not in ("published", "exact"):
         raise ValueError(f"got variant={variant!r}; expected 'published' or 'exact'")
     rule = exact_rule if variant == "exact" else _published_ipndm_v
-    return _by_rule(Description(name, "multistep", ZHOU, order=min(order, 2)), Rho(), order, rule, finish)
+    # For equal steps the published four weights are those of Adams and Bashforth and a twelfth of the third difference.
+    constants = ((3, -1 / 12),) if variant == "published" and order == 4 else None
+    description = Description(name, "multistep", ZHOU, order=min(order, 2), constants=constants)
+    return _by_rule(description, Rho(), order, rule, finish)
 
 
 def _published_ipndm_v(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point]) -> list[float]:
@@ -289,5 +292,6 @@ def gradient_estimation(gamma: float = 2.0, finish: str = "published") -> RowSol
         constant = constant_weight(prediction, u, v)
         return [constant] if len(nodes) == 1 else [gamma * constant, (1 - gamma) * constant]
 
-    description = Description("gradient-estimation", "multistep", PERMENTER, order=2 if gamma == 1.5 else 1)
+    order, constants = (2, None) if gamma == 1.5 else (1, ((1, 1.5 - gamma),))
+    description = Description("gradient-estimation", "multistep", PERMENTER, order=order, constants=constants)
     return _by_rule(description, Rho(), 2, rule, finish)
