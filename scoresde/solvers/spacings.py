@@ -19,6 +19,7 @@ from scoresde.sde import ChainSDE, GaussianSDE
 __all__ = ["PATHS", "ChainSpacing", "Spacing", "karras", "quadratic", "uniform_lam", "uniform_t"]
 
 Spacing = Callable[[GaussianSDE, int, float, float], Tensor]
+"""``(sde, n, t_max, t_min)``: the n times of a path between the two, falling."""
 
 
 def uniform_t(sde: GaussianSDE, n: int, t_max: float, t_min: float) -> Tensor:
