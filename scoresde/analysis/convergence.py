@@ -100,7 +100,7 @@ class Convergence:
         if self.asymptotic is not None:
             lines[0] += f": {self.order:.2f} in [{self.interval[0]:.2f}, {self.interval[1]:.2f}]"
         if self.constants:
-            lines.append(f"a step's {'; '.join(map(str, self.constants))}")
+            lines.append(f"error constants: {'; '.join(map(str, self.constants))}")
         lines.append(f"{'steps':>7} {'evaluations':>12} {'error':>10} {'slope':>6}")
         lines += [f"{m.steps:>7} {m.evaluations:>12} {m.error:>10.2e} {'':>6} from the prior" for m in self.few]
         for before, m in zip([None, *self.measurements], self.measurements, strict=False):

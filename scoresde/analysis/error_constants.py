@@ -60,8 +60,8 @@ class ErrorConstant:
         return self.degree == self.expected[0] and abs(self.value - self.expected[1]) < CLOSE
 
     def __str__(self) -> str:
-        wanted = "as expected" if self.agrees else f"{self.expected[1]:.4g} h^{self.expected[0] + 1} expected"
-        return f"{len(self.nodes)} nodes miss {self.value:.4g} h^{self.degree + 1} ({wanted})"
+        wanted = "as expected" if self.agrees else f"expected {self.expected[1]:.4g} h^{self.expected[0] + 1}"
+        return f"{len(self.nodes)} nodes {self.value:.4g} h^{self.degree + 1} ({wanted})"
 
 
 def error_constants(solver: str | Solver) -> tuple[ErrorConstant, ...]:
@@ -77,7 +77,7 @@ def error_constants(solver: str | Solver) -> tuple[ErrorConstant, ...]:
         >>> [(c.degree, round(c.value, 4)) for c in error_constants("expam-3")]  # 3/8 and -1/24
         [(3, 0.375), (3, -0.0417)]
         >>> print(error_constants("dpmpp-3m")[0])  # 1/12: its second difference lacks a factor of two
-        3 nodes miss 0.08333 h^3 (as expected)
+        3 nodes 0.08333 h^3 (as expected)
     """
     method = get(solver) if isinstance(solver, str) else solver
     if not isinstance(method, RowSolver) or method.description.constants == ():
