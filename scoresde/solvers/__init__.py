@@ -28,6 +28,7 @@ from scoresde.solvers.drivers import (
     parallel,
     readable,
 )
+from scoresde.solvers.history import Finish, finishing
 from scoresde.solvers.methods.ancestral import (
     analytic_dpm,
     ancestral,
@@ -95,6 +96,7 @@ __all__ = [
     "Driver",
     "Dynamics",
     "Fast",
+    "Finish",
     "FreshNoise",
     "Langevin",
     "LearnedNoise",
@@ -149,6 +151,7 @@ __all__ = [
     "exp_adams_moulton",
     "explicit_midpoint",
     "fast",
+    "finishing",
     "from_json",
     "get",
     "gotta_go_fast",

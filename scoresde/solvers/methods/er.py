@@ -48,7 +48,7 @@ def er_sde_solver(order: int = 3, scale: Scale = _fifth, variant: str = "publish
         variant: ``"published"`` sums the integrals over 100 points and takes the backward difference for the derivative;
             ``"exact"`` integrates the polynomial, by Gauss's rule.
         finish: ``"published"`` and ``"same"`` keep the order to the end, as the authors' code does; ``"lower-order"`` is
-            explained at :func:`~scoresde.solvers.history.finishing`. There is no singlestep method of this kind.
+            explained at :func:`~scoresde.solvers.finishing`. There is no singlestep method of this kind.
 
     Weak order 1 (1), and 2 with ``"exact"`` (2, 3). As published, 2 and 3 are of weak order 1 too, by the error of their
     sums, some hundred times smaller than that of order 1. With the measure of :func:`sde_dpmpp` and 10, 20 and 40

@@ -112,7 +112,7 @@ def dpmpp_2m(variant: str = "published", finish: str = "published") -> RowSolver
               \left[ \left(1 + \frac{1}{2r}\right) m_u - \frac{1}{2r} m_{u-1} \right], \qquad r = \frac{h_{u-1}}{h}
 
     That is the published rule; ``variant="exact"`` integrates the line through both predictions exactly. The first step
-    is DDIM. ``finish`` is explained at :func:`~scoresde.solvers.history.finishing`.
+    is DDIM. ``finish`` is explained at :func:`~scoresde.solvers.finishing`.
 
     The name means the authors' code at its defaults: with fewer than 10 steps to the last point before sigma = 0 the last
     one is DDIM too (their ``lower_order_final``; diffusers and older copies do so with fewer than 15). k-diffusion's
@@ -150,8 +150,8 @@ def dpmpp_3m(variant: str = "published", start: str = "published", finish: str =
 
     Args:
         variant: ``"published"``, ``"k-diffusion"`` or ``"exact"``.
-        start: ``"published"`` or ``"high-order"``: see :func:`~scoresde.solvers.history.high_order`.
-        finish: see :func:`~scoresde.solvers.history.finishing`.
+        start: ``"published"``, with the history that there is, or ``"high-order"``, singlestep steps first.
+        finish: see :func:`~scoresde.solvers.finishing`.
 
     Source: Lu et al., "DPM-Solver++", 2022, https://arxiv.org/abs/2211.01095, their code.
     """

@@ -105,7 +105,7 @@ def sde_dpmpp(kind: str = "2m", eta: Eta = 1.0, variant: str = "published", fini
         kind: as above.
         eta: a number, or a function of lam.
         variant: "published" or "exact".
-        finish: of "2m" and "3m", see :func:`~scoresde.solvers.history.finishing`. The code followed is k-diffusion's, which
+        finish: of "2m" and "3m", see :func:`~scoresde.solvers.finishing`. The code followed is k-diffusion's, which
             keeps the order to the end; diffusers lowers that of "2m" with fewer than 15 steps by default.
 
     Source: Lu et al., "DPM-Solver++", 2022, https://arxiv.org/abs/2211.01095, appendix B, which has no code of the authors;

@@ -6,7 +6,7 @@ it; h, h_1, h_2, .. are the lengths in rho of this step and of those before it.
 
 All of them start with DDIM, since there is no history yet, and are second order at best for that reason;
 ``start="high-order"`` takes singlestep steps first. All keep their order to the end by default, as their authors' code does;
-``finish`` changes that, see :func:`~scoresde.solvers.history.finishing`.
+``finish`` changes that, see :func:`~scoresde.solvers.finishing`.
 """
 
 from __future__ import annotations

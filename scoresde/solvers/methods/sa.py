@@ -47,7 +47,7 @@ def sa_solver(
         variant: ``"published"`` changes the weights of two points by terms of third order, as the authors do for few
             steps; ``"exact"`` integrates the polynomial, as they do for many.
         finish: ``"published"`` is ``"lower-order"``, whatever the number of steps; the others are explained at
-            :func:`~scoresde.solvers.history.finishing`.
+            :func:`~scoresde.solvers.finishing`.
 
     Weak order 2 if the predictor or the corrector has two points or more, else 1, and the order with tau = 0 alike: the
     first step has no history. With the measure of :func:`sde_dpmpp` and 10, 20 and 40 evaluations: 2.0, 0.041, 0.007; a

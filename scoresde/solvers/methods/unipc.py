@@ -66,7 +66,7 @@ def unipc(
         start: ``"published"``: the order grows with the history, which limits the whole to order 3, from a corrected first
             step; ``"high-order"``: singlestep steps first, until the history is long enough.
         finish: ``"published"`` is ``"lower-order"``, whatever the number of steps; the others are explained at
-            :func:`~scoresde.solvers.history.finishing`.
+            :func:`~scoresde.solvers.finishing`.
 
     The last correction is dropped. UniPC-2 with "bh2" is DPM-Solver++(2M) with a corrector. High orders need small steps in
     lam: on a mixture in the plane UniPC-3 that keeps its order was eight times closer than UniPC-2 at 102 steps uniform in
