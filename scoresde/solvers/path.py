@@ -16,6 +16,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from scoresde.base.numbers import whole
 from scoresde.sde import GaussianSDE
 from scoresde.solvers import scalar
 from scoresde.solvers.spacings import PATHS, ChainSpacing, Spacing

@@ -30,6 +30,7 @@ def _fifth(rho: float) -> float:
     return rho * (scalar.exp(rho**0.3) + 10)
 
 
+@maker
 def er_sde_solver(order: int = 3, scale: Scale = _fifth, variant: str = "published", finish: str = "published") -> RowSolver:
     r"""ER-SDE-Solver-1, -2 or -3: with :math:`r = \phi(\rho_v) / \phi(\rho_u)`,
 

@@ -25,7 +25,7 @@ from scoresde.solvers.history import (
 from scoresde.solvers.path import Point
 from scoresde.solvers.prediction import Data, Noise, Prediction
 from scoresde.solvers.rows import each_step, kernel_of_decay, one_step, stencil_rows
-from scoresde.solvers.solver import Description, RowSolver, compose
+from scoresde.solvers.solver import Description, RowSolver, compose, maker
 from scoresde.solvers.updates import Row
 
 __all__ = ["ddim", "dpm_multistep", "dpmpp_2m", "dpmpp_3m"]
@@ -42,6 +42,7 @@ HALF_A_PARABOLA = ((2, 1 / 12),)
 """The error constant of the published rule of three nodes, which misses half of the integral of a parabola, 1/3 theta^2."""
 
 
+@maker
 def ddim(eta: float = 0.0) -> RowSolver:
     r"""DDIM: one step with any share ``eta`` of the posterior's noise.
 
@@ -105,6 +106,7 @@ def _variant(
     )
 
 
+@maker
 def dpmpp_2m(variant: str = "published", finish: str = "published") -> RowSolver:
     r"""DPM-Solver++(2M), the two-step method in the data prediction.
 
@@ -131,6 +133,7 @@ def dpmpp_2m(variant: str = "published", finish: str = "published") -> RowSolver
     return _variant(description, Data(), 2, variant, "published", finish, _two_nodes)
 
 
+@maker
 def dpmpp_3m(variant: str = "published", start: str = "published", finish: str = "published") -> RowSolver:
     r"""DPM-Solver++(3M), the three-step method in the data prediction.
 
@@ -174,6 +177,7 @@ def _exact_to_two(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Po
     return (_three_nodes if len(nodes) == 3 else exact_rule)(prediction, u, v, nodes)
 
 
+@maker
 def dpm_multistep(
     order: int = 2, variant: str = "published", start: str = "published", finish: str = "published"
 ) -> RowSolver:

@@ -83,6 +83,7 @@ def _description(name: str, paper: str, weak_order: float, evaluations: int, eta
     return Description(name, "stochastic", paper, weak_order=weak_order, evaluations=evaluations, stochastic=True)
 
 
+@maker
 def sde_dpmpp(kind: str = "2m", eta: Eta = 1.0, variant: str = "published", finish: str = "published") -> RowSolver:
     r"""SDE-DPM-Solver++ of kind "1", "2s", "2m" or "3m": the reverse SDE in the data prediction.
 
@@ -129,6 +130,7 @@ def sde_dpmpp(kind: str = "2m", eta: Eta = 1.0, variant: str = "published", fini
     )
 
 
+@maker
 def sde_dpm_solver(order: int = 2, eta: Eta = 1.0, variant: str = "published", finish: str = "published") -> RowSolver:
     r"""SDE-DPM-Solver-1 or -2M: the reverse SDE in the noise prediction.
 

@@ -197,6 +197,7 @@ def _later(factors: tuple[float, ...], where: list[int], total: int) -> tuple[fl
     return tuple(slots)
 
 
+@maker
 def langevin(step: float = 0.2, decay: float = 0.0) -> RowSolver:
     r"""Plain Langevin dynamics at the last level of the path before sigma = 0, one iteration for each of its moves.
 
@@ -258,6 +259,7 @@ def _at_one_level(u: Point, v: Point, count: int, step: float, decay: float) -> 
     return [start, replace(first, a=start.a, w=(*first.w, *start.w)), *rest]
 
 
+@maker
 def sgld(step: float = 0.2, decay: float = 0.55) -> RowSolver:
     """Stochastic gradient Langevin dynamics: :func:`langevin` with a step that falls as a power of the iteration.
 
@@ -270,6 +272,7 @@ def sgld(step: float = 0.2, decay: float = 0.55) -> RowSolver:
     return langevin(step, decay)
 
 
+@maker
 def annealed_langevin(steps_per_level: int = 5, step: float = 0.2) -> RowSolver:
     r"""Langevin dynamics at each noise level of the path in turn, with the step proportional to the level's variance.
 

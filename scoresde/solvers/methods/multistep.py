@@ -73,6 +73,7 @@ def _by_rule(
     return RowSolver(description, lambda path: multistep_rows(prediction, path, (order, rule), opening=opening, finish=end))
 
 
+@maker
 def deis(order: int = 3, clock: str = "lam", start: str = "published", finish: str = "published") -> RowSolver:
     r"""DEIS, exponential Adams-Bashforth: a polynomial through the newest ``order`` values of eps, integrated exactly.
 
@@ -138,6 +139,7 @@ def _powers_of_t(sde: GaussianSDE, moves: Sequence[tuple[Point, Point]]) -> list
     )
 
 
+@maker
 def lms(order: int = 4, start: str = "published", finish: str = "published") -> RowSolver:
     r"""Linear multistep (Adams-Bashforth with varying steps) in rho: k-diffusion's LMS, rhoAB-DEIS.
 
@@ -148,6 +150,7 @@ def lms(order: int = 4, start: str = "published", finish: str = "published") -> 
     return _exact(Description("lms", "multistep", CROWSON), Rho(), order, start, finish)
 
 
+@maker
 def velocity(order: int = 2, start: str = "published", finish: str = "published") -> RowSolver:
     r"""Multistep in the velocity eps - m of a rectified flow, in the clock :math:`\tau = \sigma / (\alpha + \sigma)`.
 
@@ -172,6 +175,7 @@ def _numbered(name: str, order: int) -> str:
     return name if order == 4 else f"{name}-{order}"
 
 
+@maker
 def ipndm(order: int = 4, finish: str = "published") -> RowSolver:
     r"""iPNDM: a DDIM step with the Adams-Bashforth combination of the newest eps, by the weights of equal steps.
 
@@ -187,6 +191,7 @@ def ipndm(order: int = 4, finish: str = "published") -> RowSolver:
     return _by_rule(description, Rho(), order, _classical, finish)
 
 
+@maker
 def ipndm_v(order: int = 4, variant: str = "published", finish: str = "published") -> RowSolver:
     r"""iPNDM with weights for varying steps in rho.
 
@@ -238,6 +243,7 @@ def _published_ipndm_v(prediction: Prediction, u: Point, v: Point, nodes: Sequen
     return [constant * factor for factor in w[: len(nodes)]]
 
 
+@maker
 def plms(finish: str = "published") -> RowSolver:
     r"""PLMS, the pseudo linear multistep method: :func:`ipndm` whose first step is an average of two.
 
@@ -249,6 +255,7 @@ def plms(finish: str = "published") -> RowSolver:
     return _by_rule(description, Rho(), 4, _classical, finish, [stencil.trapezoid])
 
 
+@maker
 def pndm(finish: str = "published") -> RowSolver:
     r"""PNDM: three steps of the pseudo Runge-Kutta method, then the Adams-Bashforth weights of :func:`ipndm`.
 
@@ -275,6 +282,7 @@ def _pseudo_rk4(u: Point, v: Point, middle: Point) -> Stencil:
     return (Stage(c, (0,), (c,)), Stage(c, (1,), (c,)), *stencil.rk4[2:])
 
 
+@maker
 def gradient_estimation(gamma: float = 2.0, finish: str = "published") -> RowSolver:
     r"""The gradient-estimation sampler: DDIM with eps extrapolated from the last one.
 

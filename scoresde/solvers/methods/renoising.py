@@ -223,6 +223,7 @@ def edm_stochastic(s_churn: float = 40.0, s_tmin: float = 0.05, s_tmax: float = 
     return detour(heun("rho"), lambda path: churn(path, s_churn, s_tmin, s_tmax), description, s_noise)
 
 
+@maker
 def restart_heun(
     intervals: Sequence[tuple[float, float, int]] = ((0.06, 0.3, 2),),
     n_restart: int | Sequence[int] | None = 3,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from scoresde.base.numbers import whole
 from scoresde.solvers.history import Finish, constant_weight, exact_rule, finishing, multistep_rows
 from scoresde.solvers.methods.exponential_sde import Eta, per_step
 from scoresde.solvers.path import Point
@@ -25,6 +26,7 @@ def _published(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point
     return [of_u, slope] if nodes[0] == u else [slope, of_u]
 
 
+@maker
 def sa_solver(
     predictor: int = 3, corrector: int = 4, tau: Eta = 1.0, variant: str = "published", finish: str = "published"
 ) -> RowSolver:

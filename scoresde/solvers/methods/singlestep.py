@@ -23,7 +23,7 @@ from scoresde.solvers.methods.exponential import _two_nodes
 from scoresde.solvers.path import Path, Point, points
 from scoresde.solvers.prediction import Data, Noise, Prediction
 from scoresde.solvers.rows import each_step_of, newest_first, stencil_rows
-from scoresde.solvers.solver import Description, RowSolver, compose
+from scoresde.solvers.solver import Description, RowSolver, compose, maker
 from scoresde.solvers.stencil import Stencil
 from scoresde.solvers.updates import Row
 
@@ -83,6 +83,7 @@ def _step(prediction: Prediction, u: Point, v: Point, between: Sequence[Point]) 
     return rows
 
 
+@maker
 def dpm_solver(order: int = 2, inner: str = "lam") -> RowSolver:
     r"""DPM-Solver-1, -2 or -3, singlestep: exponential Runge-Kutta methods in the noise prediction.
 
@@ -111,6 +112,7 @@ def dpm_solver(order: int = 2, inner: str = "lam") -> RowSolver:
     return _singlestep(Description(f"dpm-{order}", "exponential", DPM, order=order, evaluations=order), Noise(), inner)
 
 
+@maker
 def dpmpp_2s(inner: str = "lam") -> RowSolver:
     r"""DPM-Solver++(2S), the singlestep method of order 2 in the data prediction.
 
@@ -122,6 +124,7 @@ def dpmpp_2s(inner: str = "lam") -> RowSolver:
     return _singlestep(Description("dpmpp-2s", "exponential", DPMPP, order=2, evaluations=2), Data(), inner)
 
 
+@maker
 def dpmpp_3s(inner: str = "lam") -> RowSolver:
     r"""DPM-Solver++(3S), the singlestep method of order 3 in the data prediction: DPM-Solver-3 with m for eps.
 
@@ -134,6 +137,7 @@ def dpmpp_3s(inner: str = "lam") -> RowSolver:
     return _singlestep(Description("dpmpp-3s", "exponential", DPMPP, order=3, evaluations=3), Data(), inner)
 
 
+@maker
 def dpm_fast(
     evaluations: int | None = None,
     finish: str = "published",

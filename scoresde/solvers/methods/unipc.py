@@ -103,6 +103,7 @@ def _reached(order: int, start: str, end: Finish) -> int:
     return min(order, 2 if end.kind == "lower-order" else 4 if start == "high-order" else 3)
 
 
+@maker
 def exp_adams_moulton(
     order: int = 3,
     mode: str = "pec",
