@@ -260,6 +260,28 @@ def test_pndm_is_the_published_update() -> None:
     assert got.evaluations == 6 + 9
 
 
+def test_plms_is_the_published_update() -> None:
+    """As in Stable Diffusion, by hand: a first step with the mean of eps at both ends, then Adams and Bashforth."""
+    sde, model = VP(), model_on(VP())
+    path = make_path(sde, "t", 7, t_min=0.05, end="stop")
+
+    def transfer(x: torch.Tensor, eps: torch.Tensor, u: solvers.Point, v: solvers.Point) -> torch.Tensor:
+        return v.alpha * (x - u.sigma * eps) / u.alpha + v.sigma * eps
+
+    table = [[1], [1.5, -0.5], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
+    start = x = torch.randn(4, 2, generator=generator(), dtype=F64)
+    past: list[torch.Tensor] = []
+    for i, (u, v) in enumerate(path.moves):
+        past = [model.eps(x, u.t), *past][:4]
+        eps = sum(w * e for w, e in zip(table[len(past) - 1], past, strict=True))
+        if i == 0:
+            eps = (past[0] + model.eps(transfer(x, past[0], u, v), v.t)) / 2
+        x = transfer(x, eps, u, v)  # type: ignore[arg-type]
+    got = sample(model, start, "plms", path=path, progress=False)
+    torch.testing.assert_close(got.x, x, rtol=1e-10, atol=1e-10)
+    assert got.evaluations == 8
+
+
 def test_gradient_estimation_extrapolates_eps() -> None:
     path, model = rugged(VE()), model_on(VE())
     start = x = torch.randn(4, 2, generator=generator(), dtype=F64) * path.points[0].sigma

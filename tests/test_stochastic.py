@@ -91,6 +91,32 @@ def test_sde_dpmpp_is_k_diffusions(kind: str, variant: str, name: str, options: 
     assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("kind", "variant"), [("2m", "published"), ("2m", "exact"), ("3m", "published")])
+def test_sde_dpmpp_is_its_formula(kind: str, variant: str, eta: float) -> None:
+    """k-diffusion's updates from its formulas, so that they are held where it is not installed."""
+    x, got, noise = run(solvers.sde_dpmpp(kind, eta, variant))
+    past: list[tuple[float, torch.Tensor]] = []  # h of the step after it, and the prediction, newest first
+    for i, (u, v) in enumerate(PATH.moves[:-1]):
+        m, h = denoiser(x, torch.tensor(u.sigma, dtype=F64)), v.lam - u.lam
+        z = (1 + eta) * h
+        y = v.sigma / u.sigma * math.exp(-eta * h) * x - math.expm1(-z) * m
+        phi_2 = math.expm1(-z) / z + 1
+        if i > 0:
+            first = (m - past[0][1]) * h / past[0][0]
+            if kind == "3m" and i > 1:
+                r0, r1 = past[0][0] / h, past[1][0] / h
+                second = (past[0][1] - past[1][1]) / r1
+                d1, d2 = first + (first - second) * r0 / (r0 + r1), (first - second) / (r0 + r1)
+                y = y + phi_2 * d1 - (phi_2 / z - 0.5) * d2
+            else:
+                y = y + (-0.5 * math.expm1(-z) if (kind, variant) == ("2m", "published") else phi_2) * first
+        if eta:
+            y = y + v.sigma * math.sqrt(-math.expm1(-2 * eta * h)) * noise.at(u.sigma)
+        x, past = y, [(h, m), *past]
+    assert_close(got, denoiser(x, torch.tensor(PATH.points[-2].sigma, dtype=F64)))
+
+
 def test_sde_dpmpp_2s_is_k_diffusions_with_the_exact_joint_law_of_its_two_draws() -> None:
     method = solvers.sde_dpmpp("2s")
     x, got, noise = run(method)
