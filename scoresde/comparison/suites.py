@@ -99,7 +99,7 @@ SUITES: Table[Suite] = Table(
     {
         "quick": Suite(
             "quick",
-            1,
+            2,
             {"ring": Entry(problems.ring, n=128), "gaussian": Entry(problems.gaussian, n=128)},
             _named(
                 "ddim",
@@ -120,7 +120,7 @@ SUITES: Table[Suite] = Table(
         ),
         "standard": Suite(
             "standard",
-            1,
+            2,
             {
                 **{name: Entry(functools.partial(_problem, name), n=128) for name in _PLANE},
                 "textures": Entry(problems.textures, n=32),

@@ -23,7 +23,7 @@ __all__ = ["annealed_langevin", "langevin", "predictor_corrector", "sgld", "unde
 LEIMKUHLER = "Leimkuhler & Matthews 2013, arXiv:1203.5428; Cheng et al. 2018, arXiv:1707.03663"
 NCSN_2019 = "Song & Ermon 2019, arXiv:1907.05600"
 ROBERTS = "Roberts & Tweedie 1996, doi:10.2307/3318418"
-WELLING = "Welling & Teh 2011, https://www.stats.ox.ac.uk/~teh/research/compstats/WelTeh2011a.pdf"
+WELLING = "Welling & Teh 2011, ICML"
 SONG_2021 = "Song et al. 2021, arXiv:2011.13456"
 
 
