@@ -271,7 +271,7 @@ def test_one_solver_by_three_names(sde: VP) -> None:
 
 PEERS = [
     ("ddim", "sample_euler"),
-    ("dpmpp-2m", "sample_dpmpp_2m"),
+    ("dpmpp-2m: finish='same'", "sample_dpmpp_2m"),
     ("heun", "sample_heun"),
     ("ncsn", "sample_euler_ancestral"),
 ]

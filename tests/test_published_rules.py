@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scoresde import EDM, VP, RectifiedFlow, sample, solvers
 from scoresde.analysis import moments
-from scoresde.solvers import Path, Point, Row, RowSolver, make_path
+from scoresde.solvers import SOLVERS, Path, Point, Row, RowSolver, make_path
 
 F64 = torch.float64
 
@@ -155,6 +155,15 @@ def test_every_multistep_family_ends_in_each_way(name: str) -> None:
             if left >= order:
                 assert one == other
         assert lowered[-1][0] == 1 < same[-1][0] or name in ("unipc-1", "expam-3-pece")
+
+
+@pytest.mark.parametrize("name", [name for name in MULTISTEP if name in SOLVERS])
+def test_the_finish_is_one_setting_away_from_every_name(name: str) -> None:
+    path = make_path(VP(), "t", 6, t_min=0.05, end="stop")
+    for finish in ("lower-order", "same"):
+        named = solvers.get(f"{name}: finish='{finish}'")
+        assert isinstance(named, RowSolver)
+        assert list(map(str, named.rows(path))) == list(map(str, MULTISTEP[name][0](finish=finish).rows(path)))
 
 
 @pytest.mark.parametrize("name", [name for name in MULTISTEP if not name.startswith("er-sde")])
