@@ -466,7 +466,7 @@ def test_langevin_at_one_level_is_its_recursion(
 
 
 def test_a_falling_step_loses_the_bias_of_a_constant_one() -> None:
-    path = make_path(VP(), "t", 1500, t_min=0.5, end="stop")
+    path = make_path(VP(), "t", 4000, t_min=0.5, end="stop")
     target = path.points[-1].alpha ** 2 * 0.25 + path.points[-1].sigma ** 2
     bias = [abs(float(moments(m, path, [0.8], 0.25).covariance) / target - 1) for m in (solvers.langevin(), solvers.sgld())]
     assert bias[0] == pytest.approx(1 / (1 - 0.05 * path.points[-1].sigma ** 2 / target) - 1, rel=1e-6)
