@@ -552,26 +552,27 @@ TWINS: dict[str, Solver] = {
     "k-diffusion/heun": solvers.heun("rho"),
     "k-diffusion/dpm-2": solvers.dpm_solver(2),
     "k-diffusion/lms": solvers.lms(),
-    "k-diffusion/dpmpp-2m": solvers.dpmpp_2m(),
+    "k-diffusion/dpmpp-2m": solvers.dpmpp_2m(finish="same"),
     "k-diffusion/dpmpp-2s": solvers.dpmpp_2s(),
-    "k-diffusion/dpmpp-3m": solvers.dpmpp_3m(),
+    "k-diffusion/dpmpp-3m": solvers.dpmpp_3m("k-diffusion"),
     "diffusers/ddim": solvers.ddim(),
     "diffusers/euler": solvers.ddim(),
     "diffusers/heun": solvers.heun("rho"),
     "diffusers/ipndm": solvers.ipndm(),
     "diffusers/plms": solvers.plms(),
     "diffusers/lms": solvers.lms(),
-    "diffusers/dpmpp-2m": solvers.dpmpp_2m(),  # its last move is the only one that is lowered
-    "diffusers/dpmpp-2m-same": solvers.dpmpp_2m(),
-    "diffusers/dpmpp-3m-same": solvers.dpmpp_3m(),
-    "diffusers/dpm-2m-same": solvers.dpm_multistep(2),
-    "diffusers/dpm-3m-same": solvers.dpm_multistep(3),
+    "diffusers/dpmpp-2m": solvers.dpmpp_2m(finish="same"),  # its last move is the only one that is lowered
+    "diffusers/dpmpp-2m-same": solvers.dpmpp_2m(finish="same"),
+    "diffusers/dpmpp-3m-same": solvers.dpmpp_3m(finish="same"),
+    "diffusers/dpm-2m": solvers.dpm_multistep(2),  # ours with the same 9 steps; theirs with fewer than 15
+    "diffusers/dpm-2m-same": solvers.dpm_multistep(2, finish="same"),
+    "diffusers/dpm-3m": solvers.dpm_multistep(3),
+    "diffusers/dpm-3m-same": solvers.dpm_multistep(3, finish="same"),
+    "diffusers/deis-2": solvers.deis(2, finish="lower-order"),
     "diffusers/deis-2-same": solvers.deis(2),
+    "diffusers/deis-3": solvers.deis(3, finish="lower-order"),
     "diffusers/deis-3-same": solvers.deis(3),
-    "diffusers/unipc-2-bh1-same": solvers.unipc(2, b="bh1"),
-    "diffusers/unipc-2-bh2-same": solvers.unipc(2),
-    "diffusers/unipc-3-bh1-same": solvers.unipc(3, b="bh1"),
-    "diffusers/unipc-3-bh2-same": solvers.unipc(3),
+    **{f"diffusers/unipc-{p}-{b}-same": solvers.unipc(p, b, finish="same") for p in (2, 3) for b in ("bh1", "bh2")},
 }
 """Peers that are the same method as one of ours."""
 

@@ -125,7 +125,7 @@ def test_small_distances_keep_their_digits():
 # Where parts vanish ---------------------------------------------------------------------------------------------------
 
 # Langevin dynamics, and processes other than the reverse SDE: where they end is not where it does, at any number of steps.
-OTHERS = ("annealed-langevin", "restart", "er-sde-1", "er-sde-2", "er-sde-3")
+OTHERS = ("annealed-langevin", "langevin", "sgld", "restart", "er-sde-1", "er-sde-2", "er-sde-3")
 LAWFUL = [
     name for name in solvers.SOLVERS if name not in (*OTHERS, "pc") and isinstance(solvers.get(name), solvers.RowSolver)
 ]

@@ -49,10 +49,10 @@ HIGH_ORDER: dict[str, tuple[Callable[[], RowSolver], int]] = {
     **{f"velocity-{p}": (lambda p=p: solvers.velocity(p, "high-order"), p) for p in (3, 4)},
     "unipc-1": (lambda: solvers.unipc(1), 2),
     "unipc-1-bh1": (lambda: solvers.unipc(1, "bh1"), 2),
-    "unipc-2-bh1": (lambda: solvers.unipc(2, "bh1"), 3),
-    "unipc-2-exact": (lambda: solvers.unipc(2, variant="exact"), 3),
-    "unipc-2-noise": (lambda: solvers.unipc(2, prediction="noise"), 3),
-    **{f"unipc-{p}": (lambda p=p: solvers.unipc(p, start="high-order"), 4) for p in (3, 4)},
+    "unipc-2-bh1": (lambda: solvers.unipc(2, "bh1", finish="same"), 3),
+    "unipc-2-exact": (lambda: solvers.unipc(2, variant="exact", finish="same"), 3),
+    "unipc-2-noise": (lambda: solvers.unipc(2, prediction="noise", finish="same"), 3),
+    **{f"unipc-{p}": (lambda p=p: solvers.unipc(p, start="high-order", finish="same"), 4) for p in (3, 4)},
     "expam-4": (lambda: solvers.exp_adams_moulton(4, start="high-order"), 4),
     "expam-2-pece": (lambda: solvers.exp_adams_moulton(2, "pece"), 2),
     "expam-3-pece": (lambda: solvers.exp_adams_moulton(3, "pece"), 3),
@@ -84,13 +84,16 @@ def test_a_start_of_high_order_keeps_the_order(solver: str, name: str, reference
         assert method.description.order == 2
 
 
-def test_the_claimed_order_is_that_of_the_start_asked_for() -> None:
+def test_the_claimed_order_is_that_of_the_start_and_the_finish_asked_for() -> None:
     for make in (solvers.lms, solvers.velocity, solvers.deis):
         assert make(4, start="published").description.order == 2  # type: ignore[operator]
         assert make(4, start="high-order").description.order == 4  # type: ignore[operator]
         assert make(1, start="published").description.order == 1  # type: ignore[operator]
-    assert [solvers.unipc(p).description.order for p in (1, 2, 3, 4)] == [2, 3, 3, 3]
-    assert [solvers.unipc(p, start="high-order").description.order for p in (1, 2, 3, 4)] == [2, 3, 4, 4]
+        assert make(4, start="high-order", finish="lower-order").description.order == 2  # type: ignore[operator]
+        assert make(4, start="high-order", finish="high-order").description.order == 4  # type: ignore[operator]
+    assert [solvers.unipc(p, finish="same").description.order for p in (1, 2, 3, 4)] == [2, 3, 3, 3]
+    assert [solvers.unipc(p, start="high-order", finish="same").description.order for p in (1, 2, 3, 4)] == [2, 3, 4, 4]
+    assert {solvers.unipc(p, start=s).description.order for p in (1, 2, 3, 4) for s in ("published", "high-order")} == {2}
     assert solvers.dpmpp_3m("exact").description.order == 2
     assert solvers.dpmpp_3m("exact", "high-order").description.order == 3
 
@@ -155,8 +158,8 @@ def test_the_published_three_step_rule_lacks_a_factor_of_two() -> None:
     """It is exact on lines, and misses half of the integral of a parabola."""
     path = rugged(VP())
     for published, exact in [
-        (solvers.dpmpp_3m(), solvers.dpmpp_3m("exact")),
-        (solvers.dpm_multistep(3), solvers.dpm_multistep(3, "exact")),
+        (solvers.dpmpp_3m(finish="same"), solvers.dpmpp_3m("exact", finish="same")),
+        (solvers.dpm_multistep(3, finish="same"), solvers.dpm_multistep(3, "exact", finish="same")),
     ]:
         for i in range(2, 9):
             a, b = published.rows(path)[i], exact.rows(path)[i]
@@ -257,6 +260,28 @@ def test_pndm_is_the_published_update() -> None:
     assert got.evaluations == 6 + 9
 
 
+def test_plms_is_the_published_update() -> None:
+    """As in Stable Diffusion, by hand: a first step with the mean of eps at both ends, then Adams and Bashforth."""
+    sde, model = VP(), model_on(VP())
+    path = make_path(sde, "t", 7, t_min=0.05, end="stop")
+
+    def transfer(x: torch.Tensor, eps: torch.Tensor, u: solvers.Point, v: solvers.Point) -> torch.Tensor:
+        return v.alpha * (x - u.sigma * eps) / u.alpha + v.sigma * eps
+
+    table = [[1], [1.5, -0.5], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
+    start = x = torch.randn(4, 2, generator=generator(), dtype=F64)
+    past: list[torch.Tensor] = []
+    for i, (u, v) in enumerate(path.moves):
+        past = [model.eps(x, u.t), *past][:4]
+        eps = sum(w * e for w, e in zip(table[len(past) - 1], past, strict=True))
+        if i == 0:
+            eps = (past[0] + model.eps(transfer(x, past[0], u, v), v.t)) / 2
+        x = transfer(x, eps, u, v)  # type: ignore[arg-type]
+    got = sample(model, start, "plms", path=path, progress=False)
+    torch.testing.assert_close(got.x, x, rtol=1e-10, atol=1e-10)
+    assert got.evaluations == 8
+
+
 def test_gradient_estimation_extrapolates_eps() -> None:
     path, model = rugged(VE()), model_on(VE())
     start = x = torch.randn(4, 2, generator=generator(), dtype=F64) * path.points[0].sigma
@@ -298,11 +323,13 @@ def test_identities(name: str) -> None:
     assert_same_samples(solvers.lms(3), solvers.deis(3, "rho"), sde, path)
     assert_same_samples(solvers.lms(4), solvers.ipndm_v(4, "exact"), sde, path)
     assert_same_samples(solvers.ipndm(2), solvers.gradient_estimation(1.5), sde, path)
-    assert_same_samples(solvers.dpm_multistep(3, "exact"), solvers.deis(3), sde, path)
-    assert_same_samples(solvers.dpm_multistep(2, "exact"), solvers.deis(2), sde, path)
-    assert_same_samples(solvers.unipc(2, variant="exact"), _pec(2, 3), sde, path)
-    assert_same_samples(solvers.unipc(3, variant="exact"), _pec(3, 4), sde, path)
-    assert_same_samples(solvers.unipc(3, variant="exact", prediction="noise"), _pec(3, 4, Noise()), sde, path)
+    for finish in ("same", "lower-order", "high-order"):
+        assert_same_samples(solvers.dpm_multistep(3, "exact", finish=finish), solvers.deis(3, finish=finish), sde, path)
+        assert_same_samples(solvers.dpm_multistep(2, "exact", finish=finish), solvers.deis(2, finish=finish), sde, path)
+    exact = [solvers.unipc(p, variant="exact", prediction=kind, finish="same") for p, kind in PEC]
+    assert_same_samples(exact[0], _pec(2, 3), sde, path)
+    assert_same_samples(exact[1], _pec(3, 4), sde, path)
+    assert_same_samples(exact[2], _pec(3, 4, Noise()), sde, path)
     assert_same_samples(solvers.exp_adams_moulton(3), _pec(3, 3), sde, path)
     trapezoid = solvers.compose(solvers.get("heun").description, solvers.Data(), solvers.trapezoid)
     assert_same_samples(solvers.exp_adams_moulton(2, "pece"), trapezoid, sde, path)
@@ -310,6 +337,9 @@ def test_identities(name: str) -> None:
         assert_same_samples(solvers.velocity(1), solvers.euler("t"), sde, path)
     if name == "EDM":
         assert_same_samples(solvers.deis(3, "t"), solvers.deis(3, "rho"), sde, path)
+
+
+PEC = [(2, "data"), (3, "data"), (3, "noise")]
 
 
 def _pec(predictor: int, corrector: int, prediction: solvers.Prediction | None = None) -> RowSolver:
@@ -438,7 +468,7 @@ def test_starts_at_alpha_zero() -> None:
 @pytest.mark.parametrize(
     ("ours", "theirs", "kwargs"),
     [
-        (solvers.dpmpp_3m(), "sample_dpmpp_3m_sde", {"eta": 0.0, "noise_sampler": lambda *_: 0.0}),
+        (solvers.dpmpp_3m("k-diffusion"), "sample_dpmpp_3m_sde", {"eta": 0.0, "noise_sampler": lambda *_: 0.0}),
         (solvers.dpmpp_2s(), "sample_dpmpp_2s_ancestral", {"eta": 0.0}),
         (solvers.deis(2, "rho"), "sample_lms", {"order": 2}),
         (solvers.lms(3), "sample_lms", {"order": 3}),
@@ -494,7 +524,7 @@ def test_dpm_fast_in_data_prediction_is_third_order(spacing: str) -> None:
 DIFFUSERS = [
     *[
         (
-            solvers.unipc(p, b, kind),
+            solvers.unipc(p, b, kind, finish="same"),
             ("scheduling_unipc_multistep", "UniPCMultistepScheduler"),
             {"solver_order": p, "solver_type": b, "predict_x0": kind == "data"},
         )
@@ -510,10 +540,10 @@ DIFFUSERS = [
             {"solver_order": p, "algorithm_type": kind, "final_sigmas_type": "sigma_min"},
         )
         for solver, p, kind in [
-            (solvers.dpm_multistep(2), 2, "dpmsolver"),
-            (solvers.dpm_multistep(3), 3, "dpmsolver"),
-            (solvers.dpmpp_2m(), 2, "dpmsolver++"),
-            (solvers.dpmpp_3m(), 3, "dpmsolver++"),
+            (solvers.dpm_multistep(2, finish="same"), 2, "dpmsolver"),
+            (solvers.dpm_multistep(3, finish="same"), 3, "dpmsolver"),
+            (solvers.dpmpp_2m(finish="same"), 2, "dpmsolver++"),
+            (solvers.dpmpp_3m(finish="same"), 3, "dpmsolver++"),
         ]
     ],
     *[(solvers.deis(p), ("scheduling_deis_multistep", "DEISMultistepScheduler"), {"solver_order": p}) for p in (1, 2, 3)],
@@ -542,10 +572,6 @@ def test_equal_to_diffusers(ours: RowSolver, where: tuple[str, str], kwargs: dic
             scheduler._step_index += 1
         else:
             x = scheduler.step(eps, scheduler.timesteps[i], x).prev_sample
-    if ours.name == "dpmpp-3m":  # k-diffusion's rule, whose second step is exact; theirs is that of the two-step method
-        rows = solvers.dpmpp_3m().rows(path)
-        rows[1] = solvers.dpmpp_2m().rows(path)[1]
-        ours = RowSolver(ours.description, lambda _: rows)
     got = sample(model, start, ours, path=path, progress=False).x
     torch.testing.assert_close(got, x, rtol=1e-10, atol=1e-10)
 
@@ -583,6 +609,9 @@ def test_plms_is_equal_to_diffusers() -> None:
         (lambda: solvers.exp_adams_moulton(1), "got order=1; expected 2, 3 or 4"),
         (lambda: solvers.exp_adams_moulton(2, "pecece"), "got mode='pecece'; expected 'pec' or 'pece'"),
         (lambda: solvers.dpmpp_3m("exakt"), "got variant='exakt'; expected 'published' or 'exact'"),
+        (lambda: solvers.dpmpp_2m(finish="final"), "got finish='final'; expected one of 'published', 'lower-order', 'same'"),
+        (lambda: solvers.er_sde_solver(finish="high-order"), "no singlestep step; expected 'same' or 'lower-order'"),
+        (lambda: solvers.sde_dpmpp("2s", finish="lower-order"), "whose steps look back on none; expected 'same'"),
         (lambda: solvers.dpm_multistep(4), "got order=4; expected 2 or 3"),
         (lambda: solvers.ipndm(0), "got order=0; expected 1, 2, 3 or 4"),
         (lambda: solvers.ipndm_v(4, "v"), "got variant='v'; expected 'published' or 'exact'"),

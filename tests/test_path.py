@@ -6,20 +6,24 @@ import itertools
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support import SDES
 
-from scoresde import EDM, VE, VP, RectifiedFlow
-from scoresde.solvers import PATHS, Path, make_path
+from scoresde import DDPM, EDM, VE, VP, RectifiedFlow
+from scoresde.solvers import PATHS, ChainSpacing, Path, make_path
 
 F64 = torch.float64
 
 
+OF_CHAINS = ("leading", "trailing", "linspace")
+
+
 @pytest.mark.parametrize("name", SDES)
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", [path for path in PATHS if path not in OF_CHAINS])
 @given(steps=st.integers(1, 60), end=st.sampled_from(["denoise", "flow", "stop"]))
 def test_paths_run_from_the_prior_to_the_data(name: str, path: str, steps: int, end: str) -> None:
     sde = SDES[name]
@@ -31,6 +35,43 @@ def test_paths_run_from_the_prior_to_the_data(name: str, path: str, steps: int, 
         assert made.times[-1] == sde.span[0]
     lams = [p.lam for p in made.points]
     assert all(a < b for a, b in itertools.pairwise(lams))
+
+
+@pytest.mark.parametrize("path", OF_CHAINS)
+@given(total=st.integers(2, 1200), share=st.floats(0, 1), end=st.sampled_from(["denoise", "flow", "stop"]))
+def test_the_spacings_of_chains_are_those_of_diffusers(path: str, total: int, share: float, end: str) -> None:
+    """Their formulas for ``timesteps``, which count from 0; NumPy's rounding and theirs is to even."""
+    n = 1 + int(share * (total - 1))
+    chain = DDPM.linear(total, 1e-4, 0.02)
+    wanted = {
+        "leading": (np.arange(0, n) * (total // n)).round()[::-1],
+        "trailing": np.round(np.arange(total, 0, -total / n))[:n] - 1,  # arange may round one too many in
+        "linspace": np.linspace(0, total - 1, n).round()[::-1],
+    }[path]
+    if end == "stop" and n == 1:
+        return  # a path has two points
+    made = make_path(chain.sde(), path, n - (end == "stop"), end=end)
+    times = made.times if end == "stop" else made.times[:-1]
+    assert [float(chain.index(t)) for t in times] == wanted.tolist()
+    assert made.ends_clean == (end != "stop") and made.end == end
+
+
+def test_the_spacings_of_chains_between_two_times_and_with_an_offset() -> None:
+    sde = DDPM().sde()
+    steps = lambda spacing, n, **ends: [round(1000 * t) for t in make_path(sde, spacing, n, **ends).times[:-1]]  # noqa: E731
+    assert steps("trailing", 4, t_max=0.4) == [400, 300, 200, 100]
+    assert steps("linspace", 3, t_max=0.5, t_min=0.1) == [500, 300, 100]
+    assert steps("leading", 3, t_max=0.6, t_min=0.301) == [501, 401, 301]
+    assert steps(ChainSpacing("leading", offset=1), 4) == [752, 502, 252, 2]  # as in Stable Diffusion
+    for call, sentence in [
+        (lambda: make_path(VP(), "leading", 5), "which has no steps; expected the SDE of a chain"),
+        (lambda: make_path(DDPM.linear(10).sde(), "trailing", 11), "expected no more than these"),
+        (lambda: steps(ChainSpacing("trailing", 1), 4), "begin at number 1001 of 1000|is 1001 of 1000"),
+        (lambda: ChainSpacing("middle"), "expected 'leading', 'trailing' or 'linspace'"),
+        (lambda: ChainSpacing("leading", -1), "expected a whole number of at least 0"),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            call()
 
 
 def test_spacings_are_what_their_names_say() -> None:

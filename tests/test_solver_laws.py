@@ -155,8 +155,10 @@ def test_the_front_door_tells_a_callback_the_steps_done(solver: str) -> None:
 # UniPC ----------------------------------------------------------------------------------------------------------------
 
 
-def unipc_states(model: Any, path: Path, x: Tensor, order: int, b: str, prediction: str) -> list[Tensor]:
+def unipc_states(model: Any, path: Path, x: Tensor, order: int, b: str, prediction: str, lowers: bool) -> list[Tensor]:
     """Zhao et al., 2023, algorithms 5 to 8, with B(h) where the paper has it, and the authors' c = 1/2 of one difference.
+
+    With ``lowers`` the orders are those of their code by default: rising at the start, falling at the end.
 
     In the data prediction (algorithms 7, 8), with D_k = (m_k - m_u) / r_k and R_ik = r_k^(i-1),
 
@@ -197,7 +199,8 @@ def unipc_states(model: Any, path: Path, x: Tensor, order: int, b: str, predicti
     for i, (u, v) in enumerate(path.moves):
         if i == 0:
             known = [(u.lam, evaluate(x, u.t))]
-        past = known[1:order]
+        used = min(order, len(path) - i) if lowers and i + 1 >= order else order
+        past = known[1:used]
         start = known[0][1]
         predicted = update(u, v, past, start, x, simple=len(past) == 1)
         if i == len(path) - 1:
@@ -212,19 +215,24 @@ def unipc_states(model: Any, path: Path, x: Tensor, order: int, b: str, predicti
 
 @pytest.mark.parametrize("prediction", ["data", "noise"])
 @pytest.mark.parametrize("b", ["bh1", "bh2"])
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_unipc_is_the_papers_update_with_its_function_b(order: int, b: str, prediction: str) -> None:
-    """All states but the last few, of which how a run finishes is another matter."""
-    path = make_path(VP(), "t", 20, t_min=0.1, end="stop")
+@pytest.mark.parametrize(("order", "steps"), [(1, 1), (1, 20), (2, 2), (2, 5), (2, 20), (3, 3), (3, 4), (3, 20)])
+def test_unipc_is_the_papers_update_with_its_function_b(order: int, steps: int, b: str, prediction: str) -> None:
+    path = make_path(VP(), "t", steps, t_min=0.1, end="stop")
     model, x = model_on(VP()), torch.randn(3, 2, generator=generator(3), dtype=F64)
-    wanted = unipc_states(model, path, x, order, b, prediction)
-    got: list[Tensor] = []
-    method = solvers.unipc(order, b, prediction)
-    sample(model, x, method, path=path, callback=lambda s: got.append(s.x.clone()), driver="readable", progress=False)
-    for one, other in itertools.islice(zip(got, wanted, strict=True), len(path) - 4):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
-    other_b = unipc_states(model, path, x, order, {"bh1": "bh2", "bh2": "bh1"}[b], prediction)
-    assert float((other_b[10] - wanted[10]).abs().max()) > 1e-7, "B matters, in the shortcuts"
+    for lowers, finish in ((True, "published"), (False, "same")):
+        wanted = unipc_states(model, path, x, order, b, prediction, lowers)
+        got: list[Tensor] = []
+        method = solvers.unipc(order, b, prediction, finish=finish)
+        sample(model, x, method, path=path, callback=lambda s, got=got: got.append(s.x.clone()), progress=False)  # type: ignore[misc]
+        for one, other in zip(got, wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    if steps == 20:
+        other_b = unipc_states(model, path, x, order, {"bh1": "bh2", "bh2": "bh1"}[b], prediction, lowers)
+        assert float((other_b[10] - wanted[10]).abs().max()) > 1e-7, "B matters, in the shortcuts"
+    if b == "bh1" and prediction == "data" and order > 1:
+        assert [str(row) for row in solvers.get(f"unipc-{order}").rows(path)] == [  # type: ignore[attr-defined]
+            str(row) for row in solvers.unipc(order, b, prediction, finish="lower-order").rows(path)
+        ]
 
 
 # Embedded pairs -------------------------------------------------------------------------------------------------------

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peers import k_diffusion_sampling
+from scipy.integrate import quad
 from support import SDES, finite_start, generator, mixture, model_on, propagate, slopes
 
 from scoresde import EDM, VE, VP, sample, solvers
@@ -88,6 +91,32 @@ def test_sde_dpmpp_is_k_diffusions(kind: str, variant: str, name: str, options: 
     assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("kind", "variant"), [("2m", "published"), ("2m", "exact"), ("3m", "published")])
+def test_sde_dpmpp_is_its_formula(kind: str, variant: str, eta: float) -> None:
+    """k-diffusion's updates from its formulas, so that they are held where it is not installed."""
+    x, got, noise = run(solvers.sde_dpmpp(kind, eta, variant))
+    past: list[tuple[float, torch.Tensor]] = []  # h of the step after it, and the prediction, newest first
+    for i, (u, v) in enumerate(PATH.moves[:-1]):
+        m, h = denoiser(x, torch.tensor(u.sigma, dtype=F64)), v.lam - u.lam
+        z = (1 + eta) * h
+        y = v.sigma / u.sigma * math.exp(-eta * h) * x - math.expm1(-z) * m
+        phi_2 = math.expm1(-z) / z + 1
+        if i > 0:
+            first = (m - past[0][1]) * h / past[0][0]
+            if kind == "3m" and i > 1:
+                r0, r1 = past[0][0] / h, past[1][0] / h
+                second = (past[0][1] - past[1][1]) / r1
+                d1, d2 = first + (first - second) * r0 / (r0 + r1), (first - second) / (r0 + r1)
+                y = y + phi_2 * d1 - (phi_2 / z - 0.5) * d2
+            else:
+                y = y + (-0.5 * math.expm1(-z) if (kind, variant) == ("2m", "published") else phi_2) * first
+        if eta:
+            y = y + v.sigma * math.sqrt(-math.expm1(-2 * eta * h)) * noise.at(u.sigma)
+        x, past = y, [(h, m), *past]
+    assert_close(got, denoiser(x, torch.tensor(PATH.points[-2].sigma, dtype=F64)))
+
+
 def test_sde_dpmpp_2s_is_k_diffusions_with_the_exact_joint_law_of_its_two_draws() -> None:
     method = solvers.sde_dpmpp("2s")
     x, got, noise = run(method)
@@ -147,39 +176,58 @@ def test_churn_is_karras(inner: RowSolver, name: str, s_noise: float, monkeypatc
     assert_close(got, getattr(module, name)(denoiser, x, SIGMAS, s_noise=s_noise, disable=True, **limits))
 
 
+SA_ORDERS = [(1, 0), (2, 0), (3, 0), (1, 2), (2, 2), (3, 4)]
+
+
 @pytest.mark.parametrize("tau", [0.0, 0.6, 1.0])
-@pytest.mark.parametrize(("predictor", "corrector"), [(1, 0), (2, 0), (1, 2), (2, 2)])
-def test_sa_solver_is_the_published_update(predictor: int, corrector: int, tau: float) -> None:
-    """The authors' formulas with their correction terms for two points, written out by hand."""
-    path = make_path(VP(), "lam", 7, end="stop")
+@pytest.mark.parametrize("lowers", [True, False])
+@pytest.mark.parametrize(("predictor", "corrector"), SA_ORDERS)
+@pytest.mark.parametrize("steps", [3, 7])
+def test_sa_solver_is_the_published_update(steps: int, predictor: int, corrector: int, lowers: bool, tau: float) -> None:
+    """The authors' code for few steps by hand: their integrals, their terms for two points, their orders at both ends."""
+    path = make_path(VP(), "t", steps, t_min=0.05, end="stop")
     model, c = model_on(VP()), 1 + tau**2
 
-    def integral(u: Point, v: Point, at: float | None) -> tuple[float, float]:
-        """Weights of the value at u and of one at lam = ``at``."""
-        h = v.lam - u.lam
-        whole = (math.exp(c * v.lam) - math.exp(c * u.lam)) / c
-        if at is None:
-            return whole, 0.0
-        slope = math.exp(c * v.lam) * h**2 / 2 / (at - u.lam)  # theirs: h^2 / 2 for (h c - 1 + e^-hc) / c^2
-        return whole - slope, slope
+    def integral(power: int, start: float, end: float) -> float:
+        """Of e^(c s) s^power, which is all that they integrate."""
+        return quad(lambda s: math.exp(c * s) * s**power, start, end, epsabs=1e-14, epsrel=1e-13)[0]
 
-    def update(x: torch.Tensor, u: Point, v: Point, m: torch.Tensor, other: object, xi: torch.Tensor) -> torch.Tensor:
-        h, (at, value) = v.lam - u.lam, other if other is not None else (None, 0.0)  # type: ignore[misc]
-        w, w_other = integral(u, v, at)
+    def update(
+        x: torch.Tensor, u: Point, v: Point, points: list[tuple[float, torch.Tensor]], xi: torch.Tensor
+    ) -> torch.Tensor:
+        h, lams = v.lam - u.lam, [lam for lam, _ in points]
+        powers = [integral(k, u.lam, v.lam) for k in range(len(points))]
+        w = [
+            float(np.polynomial.polynomial.polyfromroots([b for b in lams if b != a]) @ powers)
+            / math.prod(a - b for b in lams if b != a)
+            for a in lams
+        ]
+        if len(points) == 2:  # h^2 / 2 for (h c - 1 + e^-hc) / c^2
+            term = math.exp(c * v.lam) * (h**2 / 2 - (h * c - 1 + math.exp(-h * c)) / c**2) / (lams[0] - lams[1])
+            w = [w[0] + term, w[1] - term]
+        drift = c * v.sigma * math.exp(-(tau**2) * v.lam) * sum(a * m for a, (_, m) in zip(w, points, strict=True))
         noise = v.sigma * math.sqrt(1 - math.exp(-2 * tau**2 * h)) * xi
-        drift = c * v.sigma * math.exp(-(tau**2) * v.lam) * (w * m + w_other * value)
-        return math.exp(-(tau**2) * h) * v.sigma / u.sigma * x + drift + noise
+        return math.exp(-(tau**2) * h) * v.sigma / u.sigma * x + drift + noise  # type: ignore[no-any-return]
 
-    x, got, noise = run(solvers.sa_solver(predictor, corrector, tau), path)
-    m, before = model.x0(x, path.points[0].t), None
-    for i, (u, v) in enumerate(path.moves):
+    x, got, noise = run(solvers.sa_solver(predictor, corrector, tau, finish="published" if lowers else "same"), path)
+    past = [(path.points[0].lam, model.x0(x, path.points[0].t))]  # newest first
+    for step, (u, v) in enumerate(path.moves, 1):
         xi = noise.at(u.sigma) if tau else torch.zeros_like(x)
-        predicted = update(x, u, v, m, before if predictor == 2 else None, xi)
-        m_v = model.x0(predicted, v.t)
-        last = i + 1 == len(path)
-        x = update(x, u, v, m, (v.lam, m_v), xi) if corrector == 2 and not last else predicted
-        before, m = (u.lam, m), m_v
-    assert_close(got, x)
+        orders = min(predictor, step), min(corrector, step + 1)
+        if lowers and step >= max(predictor, corrector - 1):
+            orders = min(orders[0], steps - step + 1), min(orders[1], steps - step + 2)
+        predicted = update(x, u, v, past[: orders[0]], xi)
+        past = [(v.lam, model.x0(predicted, v.t)), *past]
+        x = update(x, u, v, past[: orders[1]], xi) if corrector and step < steps else predicted
+    torch.testing.assert_close(got, x, rtol=1e-8, atol=1e-8)
+
+
+def test_sa_solver_takes_tau_at_the_end_of_each_step() -> None:
+    """As the authors' code does: a tau that is zero from the second point on leaves no noise but in the first step."""
+    path = make_path(VP(), "lam", 6, end="stop")
+    first = path.points[1].lam
+    rows = solvers.sa_solver(2, 0, lambda lam: float(lam <= first)).rows(path)
+    assert [bool(row.s) for row in rows] == [True] + [False] * 5  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -233,19 +281,21 @@ def test_seeds_2_is_the_published_update() -> None:
 def test_without_noise_they_are_their_deterministic_twins(name: str) -> None:
     path = make_path(SDES[name], "karras", 9, t_max=finite_start(SDES[name]))
     assert_same(solvers.sde_dpmpp("1", 0), solvers.ddim(), path)
-    assert_same(solvers.sde_dpmpp("2m", 0), solvers.dpmpp_2m(), path)
-    assert_same(solvers.sde_dpmpp("2m", 0, "exact"), solvers.dpmpp_2m("exact"), path)
+    for finish in ("same", "lower-order", "high-order"):
+        assert_same(solvers.sde_dpmpp("2m", 0, finish=finish), solvers.dpmpp_2m(finish=finish), path)
+        assert_same(solvers.sde_dpmpp("2m", 0, "exact", finish), solvers.dpmpp_2m("exact", finish), path)
+        assert_same(solvers.sde_dpmpp("3m", 0, finish=finish), solvers.dpmpp_3m("k-diffusion", finish=finish), path)
+        assert_same(solvers.sde_dpm_solver(2, 0, finish=finish), solvers.dpm_multistep(2, finish=finish), path)
+        assert_same(solvers.sa_solver(2, 0, 0, "exact", finish), solvers.dpmpp_2m("exact", finish), path)
     assert_same(solvers.sde_dpm_solver(1, 0), solvers.dpm_solver(1), path)
     for order in (1, 2, 3):
         assert_same(solvers.seeds(order, 0), solvers.dpm_solver(order), path)
-    assert_same(solvers.sa_solver(2, 0, 0, "exact"), solvers.dpmpp_2m("exact"), path)
-    assert_same(solvers.sde_dpmpp("3m", 0), solvers.dpmpp_3m(), path)
-    assert_same(solvers.sde_dpm_solver(2, 0), solvers.dpm_multistep(2), path)
     assert_same(solvers.er_sde_solver(1, er.power(0)), solvers.ddim(), path)
     # To sigma = 0 SA-Solver corrects once more, since the evaluation is there.
     path = Path(path.sde, path.points[:-1], "stop")
-    for order in (2, 3):
-        assert_same(solvers.sa_solver(order, order, 0, "exact"), solvers.exp_adams_moulton(order), path)
+    for order, finish in itertools.product((2, 3), ("same", "lower-order", "high-order")):
+        one = solvers.sa_solver(order, order, 0, "exact", finish)
+        assert_same(one, solvers.exp_adams_moulton(order, finish=finish), path)
 
 
 @pytest.mark.parametrize("eta", ETAS)
@@ -255,7 +305,9 @@ def test_identities_with_noise(name: str, eta: float) -> None:
     assert_same(solvers.sde_dpmpp("1"), solvers.ancestral("lower"), path)
     assert_same(solvers.sde_dpm_solver(1, eta), solvers.seeds(1, eta), path)
     assert_same(solvers.er_sde_solver(1, er.power(eta)), solvers.sde_dpmpp("1", eta), path)
-    assert_same(solvers.sa_solver(3, 0, math.sqrt(eta), "exact"), solvers.sde_dpmpp("3m", eta, "exact"), path)
+    for finish in ("same", "lower-order", "high-order"):
+        one = solvers.sa_solver(3, 0, math.sqrt(eta), "exact", finish)
+        assert_same(one, solvers.sde_dpmpp("3m", eta, "exact", finish), path)
     assert_same(solvers.analytic_dpm(lambda t: 1 / float(SDES[name].sigma(t)) ** 2, eta), solvers.ddim(eta), path)
 
 

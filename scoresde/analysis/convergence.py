@@ -5,9 +5,15 @@ dominate, above it rounding does. The error of a deterministic solver is measure
 against SciPy's Dormand-Prince method of order 8. The error of a stochastic solver is that of the mean and covariance on
 Gaussian data, which :func:`scoresde.analysis.moments` computes exactly without samples.
 
-Paths for the order start at lam = 0, where signal and noise are equal. A path from pure noise would hide the order of the
-first steps, since their errors hardly matter there: a multistep method of order 4 whose first step is DDIM has order 2, but
-shows order 4 from the prior at every practical number of steps. Errors from the prior are measured too, at few steps.
+The order is measured from lam = 0, where signal and noise are equal, to lam = 1. From pure noise the errors of the
+first steps hardly matter, and near the data those of the last: a multistep method of order 4 whose first or last step
+is DDIM has order 2, but shows order 4 from the prior to the data at every practical number of steps. Errors from the
+prior are measured too, at few steps.
+
+An order cannot show a wrong coefficient that keeps it: a method of three nodes that starts with DDIM has order two
+whether its second difference is right or has the wrong sign. So the error constants of multistep steps are compared
+with those of interpolation through the same nodes, or with those that the solver declares: see
+:mod:`scoresde.analysis.error_constants`.
 """
 
 from __future__ import annotations
@@ -17,11 +23,12 @@ import itertools
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from scoresde.analysis.error_constants import ErrorConstant, error_constants
 from scoresde.analysis.moments import exact, moments
 from scoresde.problems import Gaussian, GaussianMixture
 from scoresde.sampling import sample
@@ -62,6 +69,7 @@ class Convergence:
         order: the measured order, the slope in the asymptotic range; NaN if there is no such range.
         interval: the confidence interval of the order.
         weak: the errors are errors of mean and covariance.
+        constants: the error constants of a multistep solver, each with the expected one.
     """
 
     solver: str
@@ -73,15 +81,19 @@ class Convergence:
     order: float
     interval: tuple[float, float]
     weak: bool
+    constants: tuple[ErrorConstant, ...] = ()
 
     @property
     def verdict(self) -> str:
-        """The comparison with the declared order: "confirmed", "lower", "higher", or "undecided" without a clear slope."""
+        """The comparison with the declared order: "confirmed", "lower", "higher", or "undecided" without a clear slope.
+
+        It is "other constant" where the order is confirmed and an error constant of a step is not.
+        """
         low, high = self.interval
         if self.asymptotic is None or not high - low < 4 * WITHIN:
             return "undecided"
         if abs(self.order - self.declared) <= WITHIN:
-            return "confirmed"
+            return "confirmed" if all(c.agrees for c in self.constants) else "other constant"
         return "lower" if self.order < self.declared else "higher"
 
     def __repr__(self) -> str:
@@ -89,6 +101,8 @@ class Convergence:
         lines = [f"{self.solver}: {kind} {self.declared:g} declared, {self.verdict}"]
         if self.asymptotic is not None:
             lines[0] += f": {self.order:.2f} in [{self.interval[0]:.2f}, {self.interval[1]:.2f}]"
+        if self.constants:
+            lines.append(f"error constants: {'; '.join(map(str, self.constants))}")
         lines.append(f"{'steps':>7} {'evaluations':>12} {'error':>10} {'slope':>6}")
         lines += [f"{m.steps:>7} {m.evaluations:>12} {m.error:>10.2e} {'':>6} from the prior" for m in self.few]
         for before, m in zip([None, *self.measurements], self.measurements, strict=False):
@@ -110,6 +124,7 @@ def convergence(
     few: Sequence[int] = (5, 10, 20),
     path: PathLike = "lam",
     t_max: float | None = None,
+    t_min: float | None = None,
     start: Tensor | None = None,
     confidence: float = 0.95,
 ) -> Convergence:
@@ -125,6 +140,8 @@ def convergence(
         path: the spacing of times.
         t_max: the start of the paths for the order, by default the time at which lam = 0. Paths from the prior start at the
             end of the SDE's span, or at nine tenths of it if alpha = 0 there.
+        t_min: the end of the paths for the order, by default the time at which lam = 1; with a ``t_max`` or a ``start``, by
+            default the end of the SDE's span, where paths from the prior end.
         start: initial states of all paths, shape ``(batch, *event)``, float64, noised to ``t_max``, whose default then is
             the end of the span. By default four noised samples of the problem from a fixed seed.
         confidence: the level of the confidence interval.
@@ -138,12 +155,12 @@ def convergence(
 
     Example:
         >>> convergence("ddim", steps=(20, 40, 80), few=(10,))
-        ddim: order 1 declared, confirmed: 0.99 in [0.99, 1.00]
+        ddim: order 1 declared, confirmed: 1.00 in [1.00, 1.00]
           steps  evaluations      error  slope
              10           10   1.56e-01        from the prior
-             20           20   2.04e-02        asymptotic
-             40           40   1.03e-02   0.99 asymptotic
-             80           80   5.15e-03   0.99 asymptotic
+             20           20   4.92e-03        asymptotic
+             40           40   2.46e-03   1.00 asymptotic
+             80           80   1.23e-03   1.00 asymptotic
     """
     method = get(solver) if isinstance(solver, str) else solver
     if list(steps) != sorted(set(steps)) or len(steps) < 3:
@@ -163,13 +180,15 @@ def convergence(
     where = VP() if sde is None else sde
     prior = t_start(where)
     begin = t_max or (prior if start is not None else _equal_signal_and_noise(where))
+    stop = t_min if t_min is not None or t_max is not None or start is not None else _where_the_model_changes(where)
     if method.stochastic:
-        first, _ = _weak_errors(method, problem, where, few, path, prior)
-        measured, floor = _weak_errors(method, problem, where, steps, path, begin)
+        first, _ = _weak_errors(method, problem, where, few, path, prior, None)
+        measured, floor = _weak_errors(method, problem, where, steps, path, begin, stop)
     else:
-        first, _ = _end_errors(method, problem, where, few, path, prior if start is None else begin, start)
-        measured, floor = _end_errors(method, problem, where, steps, path, begin, start)
-    return judge(method.name, float(declared), measured, first, floor, confidence, weak=method.stochastic)
+        first, _ = _end_errors(method, problem, where, few, path, prior if start is None else begin, None, start)
+        measured, floor = _end_errors(method, problem, where, steps, path, begin, stop, start)
+    found = judge(method.name, float(declared), measured, first, floor, confidence, weak=method.stochastic)
+    return replace(found, constants=error_constants(method))
 
 
 def t_start(sde: GaussianSDE) -> float:
@@ -190,6 +209,12 @@ def _equal_signal_and_noise(sde: GaussianSDE) -> float:
     return float(sde.time(0.0)) if low < 0 < high else t_start(sde)
 
 
+def _where_the_model_changes(sde: GaussianSDE) -> float | None:
+    """The time at which lam = 1, or ``None``, the end of the span, where lam does not pass from zero through one."""
+    low, high = float(sde.lam(sde.span[1])), float(sde.lam(max(sde.span[0], 1e-12)))
+    return float(sde.time(1.0)) if low < 0 and high > 1 else None
+
+
 # Errors --------------------------------------------------------------------------------------------------------------
 
 
@@ -205,17 +230,19 @@ def _gaussian() -> Gaussian:
 
 
 @functools.lru_cache(maxsize=64)
-def _problem_reference(problem: GaussianMixture, sde: GaussianSDE, t_max: float) -> tuple[Tensor, Tensor]:
+def _problem_reference(
+    problem: GaussianMixture, sde: GaussianSDE, t_max: float, t_min: float | None
+) -> tuple[Tensor, Tensor]:
     """Return initial states and the reference solution at the end of the path."""
     generator = torch.Generator().manual_seed(5)
     eps = torch.randn(4, *problem.event, generator=generator, dtype=torch.float64)
     start = sde.perturb(problem.sample(4, generator, torch.float64), t_max, eps)
-    return start, _reference(problem.model(sde), start, t_max)
+    return start, _reference(problem.model(sde), start, t_max, t_min)
 
 
-def _reference(model: ScoreModel, start: Tensor, t_max: float) -> Tensor:
+def _reference(model: ScoreModel, start: Tensor, t_max: float, t_min: float | None) -> Tensor:
     tight = rk45(1e-12, 1e-12, "DOP853")
-    return sample(model, start, tight, 1, t_max=t_max, end="stop", progress=False).x
+    return sample(model, start, tight, 1, t_max=t_max, t_min=t_min, end="stop", progress=False).x
 
 
 def _end_errors(
@@ -225,6 +252,7 @@ def _end_errors(
     steps: Sequence[int],
     path: PathLike,
     t_max: float,
+    t_min: float | None,
     start: Tensor | None,
 ) -> tuple[list[Measurement], float]:
     if isinstance(problem, ScoreModel) and start is None:
@@ -236,13 +264,13 @@ def _end_errors(
     problem = _smooth() if problem is None else problem
     model = problem if isinstance(problem, ScoreModel) else problem.model(sde)
     if start is not None:
-        truth = _reference(model, start, t_max)
+        truth = _reference(model, start, t_max, t_min)
     else:  # then the problem is a mixture
         assert isinstance(problem, GaussianMixture)
-        start, truth = _problem_reference(problem, sde, t_max)
+        start, truth = _problem_reference(problem, sde, t_max, t_min)
     measured = []
     for n in steps:
-        end = sample(model, start, method, n, path, t_max=t_max, end="stop", progress=False)
+        end = sample(model, start, method, n, path, t_max=t_max, t_min=t_min, end="stop", progress=False)
         measured.append(Measurement(n, end.evaluations, float((end.x - truth).square().mean().sqrt())))
     return measured, 3e-11 * max(1.0, float(truth.abs().max()))
 
@@ -254,6 +282,7 @@ def _weak_errors(
     steps: Sequence[int],
     path: PathLike,
     t_max: float,
+    t_min: float | None,
 ) -> tuple[list[Measurement], float]:
     problem = _gaussian() if problem is None else problem
     if not isinstance(problem, GaussianMixture) or len(problem.means) != 1:
@@ -267,7 +296,7 @@ def _weak_errors(
         )
     measured = []
     for n in steps:
-        where = make_path(sde, path, n, t_max=t_max, end="stop")
+        where = make_path(sde, path, n, t_max=t_max, t_min=t_min, end="stop")
         error = moments(method, where, problem.mean, problem.covariance).distance(
             exact(where, problem.mean, problem.covariance)
         )

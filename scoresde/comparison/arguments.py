@@ -20,7 +20,8 @@ from scoresde.comparison.peers.samplers import PEERS
 from scoresde.inverse import Steered, steered
 from scoresde.score import Conditions
 from scoresde.solvers import PATHS, SOLVERS, FreshNoise, Path, Solver, get, make_path, sample_seeds
-from scoresde.solvers.path import ENDS, Spacing
+from scoresde.solvers.path import ENDS
+from scoresde.solvers.spacings import Spacing
 
 __all__ = ["DEFAULT_SOLVERS", "Arguments", "Metrics", "Paths", "Solvers"]
 

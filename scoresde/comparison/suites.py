@@ -73,8 +73,8 @@ _DETERMINISTIC = {
     **_named("unipc-2", "unipc-3", "expam-2", "expam-3", "ipndm", "ipndm-v", "plms", "pndm", "gradient-estimation"),
     **_named("velocity-2", "velocity-3", "dpm-12", "dpm-23", "dopri5"),
     "heun-rho": lambda: solvers.heun("rho"),
-    "unipc-2-bh1": lambda: solvers.unipc(2, b="bh1"),
-    "unipc-3-bh1": lambda: solvers.unipc(3, b="bh1"),
+    "unipc-2-bh2": lambda: solvers.unipc(2, b="bh2"),
+    "unipc-3-bh2": lambda: solvers.unipc(3, b="bh2"),
     "dpm-12-batch": lambda: solvers.dpm_adaptive(12, controller="k-diffusion", norm="batch"),
     "dpm-23-batch": lambda: solvers.dpm_adaptive(23, controller="k-diffusion", norm="batch"),
     "dpm-fast-even": lambda: solvers.dpm_fast(spacing="even"),
@@ -99,7 +99,7 @@ SUITES: Table[Suite] = Table(
     {
         "quick": Suite(
             "quick",
-            1,
+            2,
             {"ring": Entry(problems.ring, n=128), "gaussian": Entry(problems.gaussian, n=128)},
             _named(
                 "ddim",
@@ -120,7 +120,7 @@ SUITES: Table[Suite] = Table(
         ),
         "standard": Suite(
             "standard",
-            1,
+            2,
             {
                 **{name: Entry(functools.partial(_problem, name), n=128) for name in _PLANE},
                 "textures": Entry(problems.textures, n=32),

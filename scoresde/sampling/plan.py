@@ -9,8 +9,9 @@ from typing import Any
 
 from scoresde.sde import GaussianSDE
 from scoresde.sde.names import SDES
-from scoresde.solvers.path import PATHS, Path, PathLike, make_path
+from scoresde.solvers.path import Path, PathLike, make_path
 from scoresde.solvers.solver import RowSolver, Solver
+from scoresde.solvers.spacings import PATHS
 from scoresde.solvers.table import SOLVERS
 from scoresde.solvers.updates import Update
 

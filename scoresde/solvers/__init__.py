@@ -28,6 +28,7 @@ from scoresde.solvers.drivers import (
     parallel,
     readable,
 )
+from scoresde.solvers.history import Finish, finishing
 from scoresde.solvers.methods.ancestral import (
     analytic_dpm,
     ancestral,
@@ -38,18 +39,15 @@ from scoresde.solvers.methods.ancestral import (
     sde_heun,
 )
 from scoresde.solvers.methods.er import er_sde_solver
-from scoresde.solvers.methods.exponential import (
-    ddim,
-    dpm_fast,
-    dpm_multistep,
-    dpm_solver,
-    dpmpp_2m,
-    dpmpp_2s,
-    dpmpp_3m,
-    dpmpp_3s,
-)
+from scoresde.solvers.methods.exponential import ddim, dpm_multistep, dpmpp_2m, dpmpp_3m
 from scoresde.solvers.methods.exponential_sde import sde_dpm_solver, sde_dpmpp, seeds
-from scoresde.solvers.methods.langevin import annealed_langevin, predictor_corrector, underdamped_corrector
+from scoresde.solvers.methods.langevin import (
+    annealed_langevin,
+    langevin,
+    predictor_corrector,
+    sgld,
+    underdamped_corrector,
+)
 from scoresde.solvers.methods.multistep import deis, gradient_estimation, ipndm, ipndm_v, lms, plms, pndm, velocity
 from scoresde.solvers.methods.renoising import (
     churn,
@@ -64,14 +62,16 @@ from scoresde.solvers.methods.renoising import (
 )
 from scoresde.solvers.methods.runge_kutta import euler, explicit_midpoint, heun, rk3, rk4
 from scoresde.solvers.methods.sa import sa_solver
+from scoresde.solvers.methods.singlestep import dpm_fast, dpm_solver, dpmpp_2s, dpmpp_3s
 from scoresde.solvers.methods.third_party import rk45, torchsde_solver
 from scoresde.solvers.methods.unipc import exp_adams_moulton, unipc
 from scoresde.solvers.noise.brownian import BrownianNoise
 from scoresde.solvers.noise.fresh import FreshNoise, NoiseSource, sample_seeds
-from scoresde.solvers.path import PATHS, Path, Point, make_path, points
+from scoresde.solvers.path import Path, Point, make_path, points
 from scoresde.solvers.prediction import Data, Noise, Prediction, Rho, Time, Velocity
 from scoresde.solvers.rows import each_step, one_step, stencil_rows
 from scoresde.solvers.solver import Description, Dynamics, RowSolver, Solver, compose
+from scoresde.solvers.spacings import PATHS, ChainSpacing
 from scoresde.solvers.stencil import Stage, midpoint, multistep, radau, trapezoid
 from scoresde.solvers.table import SOLVERS, get
 from scoresde.solvers.updates import Langevin, LearnedNoise, Row, Update, evaluations, from_json, to_json
@@ -84,6 +84,7 @@ __all__ = [
     "AdaptiveSDE",
     "BrownianNoise",
     "CapturedSampler",
+    "ChainSpacing",
     "Compiled",
     "Controller",
     "CudaGraph",
@@ -95,6 +96,7 @@ __all__ = [
     "Driver",
     "Dynamics",
     "Fast",
+    "Finish",
     "FreshNoise",
     "Langevin",
     "LearnedNoise",
@@ -149,6 +151,7 @@ __all__ = [
     "exp_adams_moulton",
     "explicit_midpoint",
     "fast",
+    "finishing",
     "from_json",
     "get",
     "gotta_go_fast",
@@ -157,6 +160,7 @@ __all__ = [
     "ipndm",
     "ipndm_v",
     "lagrange_integrals",
+    "langevin",
     "lms",
     "make_path",
     "midpoint",
@@ -184,6 +188,7 @@ __all__ = [
     "sde_dpmpp",
     "sde_heun",
     "seeds",
+    "sgld",
     "stencil_rows",
     "to_json",
     "torchsde_solver",

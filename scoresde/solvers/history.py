@@ -1,7 +1,7 @@
-r"""Rows that look back: published multistep rules, the steps that open them, and predictor-corrector pairs.
+r"""Rows that look back: published multistep rules, the steps that open and end them, and predictor-corrector pairs.
 
-The exact interpolation needs nothing from here but :func:`openings`: a stencil says it all. A published rule that is not
-the exact interpolation is a :data:`Rule`, a function from the nodes that exist to their factors. All nodes are points of
+The exact interpolation needs nothing from here but :func:`step_stencils`: a stencil says it all. A published rule that is
+not the exact interpolation is a :data:`Rule`, a function from the nodes that exist to their factors. All nodes are points of
 the path, newest first; those before a move towards the noise, and one at alpha = 0, are never among them, so that a rule
 sees fewer nodes there.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from scoresde.solvers import scalar, stencil
 from scoresde.solvers.coefficients import lagrange_integrals, moments
@@ -21,7 +21,21 @@ from scoresde.solvers.rows import apart, forward_move, last_move, newest_first, 
 from scoresde.solvers.stencil import Stencil
 from scoresde.solvers.updates import Row
 
-__all__ = ["Choice", "Opening", "Rule", "constant_weight", "exact_rule", "high_order", "multistep_rows", "openings"]
+__all__ = [
+    "SAME",
+    "Choice",
+    "Finish",
+    "Opening",
+    "Rule",
+    "constant_weight",
+    "exact_rule",
+    "finishing",
+    "high_order",
+    "most_nodes",
+    "multistep_rows",
+    "reached_order",
+    "step_stencils",
+]
 
 Rule = Callable[[Prediction, Point, Point, Sequence[Point]], list[float]]
 """``rule(prediction, u, v, nodes)``: the factor of N at each node in x_v of the step u -> v."""
@@ -48,16 +62,116 @@ def high_order(order: int, start: str) -> list[Stencil]:
     return [one_below[order]] * (order - 1) if start == "high-order" else []
 
 
-def openings(path: Path, opening: Sequence[Opening], running: Stencil) -> list[Stencil]:
-    """The stencil of every step towards the data: those of ``opening`` first, and again after a move towards the noise."""
-    out: list[Stencil] = []
-    since = 0
+FINISHES = ("published", "lower-order", "same", "high-order")
+
+
+@dataclass(frozen=True)
+class Finish:
+    """How the last steps of a multistep method differ from those before them: see :func:`finishing`.
+
+    Attributes:
+        kind: "lower-order", "same" or "high-order".
+        below: the number of steps from which on a "lower-order" finish is none.
+    """
+
+    kind: str
+    below: float = math.inf
+
+    def most_nodes(self, order: int, step: int, steps: float) -> float:
+        """Return how many nodes the predictor of the step number ``step``, from 0 on, of ``steps`` may have at most.
+
+        The steps of the start, whose history still grows, are as they are, unless one of them is the last.
+        """
+        if self.kind != "lower-order" or not steps < self.below or step + 1 < min(order, steps):
+            return math.inf
+        return steps - step
+
+    def singlestep(self, order: int, step: int, steps: float) -> Stencil | None:
+        """Return the singlestep stencil that the step takes in place of the method, or ``None``."""
+        return _SINGLESTEP[order] if self.kind == "high-order" and step + 1 == steps else None
+
+
+SAME = Finish("same")
+"""The order of the steps before, to the end."""
+
+_SINGLESTEP: dict[int, Stencil] = {1: stencil.euler, 2: stencil.midpoint, 3: stencil.radau, 4: stencil.radau}
+"""A step that looks back on itself alone, of the order of a method, or one below, which a single step may have."""
+
+
+def finishing(finish: str, published: Finish = SAME) -> Finish:
+    r"""Return how a multistep method ends, from the argument ``finish`` of a solver.
+
+    The last steps of a path that is not even in lam are its longest in lam, over which an extrapolation from the steps
+    before does harm.
+
+    Args:
+        finish: ``"lower-order"``: the last step takes one node, the one before it two, and so on, as many as there are,
+            and a corrector one more; ``"same"``: as many as before; ``"high-order"``: the last step is a singlestep one of
+            the method's order (of order 3 for order 4), which looks back on no step before it and costs one or two
+            evaluations more; ``"published"``: as the authors' code does by default, which is one of the others.
+        published: the last of these.
+
+    The last step is the one to the last point before sigma = 0; the move to sigma = 0 is the same for all solvers. Before a
+    move towards the noise a method does not finish.
+
+    Raises:
+        ValueError: for any other finish.
+
+    Example:
+        >>> finishing("lower-order").most_nodes(3, step=8, steps=10)
+        2
+        >>> finishing("published").kind
+        'same'
+    """
+    if finish not in FINISHES:
+        raise ValueError(f"got finish={finish!r}; expected one of {', '.join(map(repr, FINISHES))}")
+    return published if finish == "published" else Finish(finish)
+
+
+def reached_order(order: int, start: str, finish: Finish = SAME) -> int:
+    """Return the order of a method of ``order`` with this start and finish: a step of order one makes it two at most."""
+    lowered = finish.kind == "lower-order" and finish.below == math.inf
+    return order if start == "high-order" and not lowered else min(order, 2)
+
+
+def step_stencils(
+    path: Path, opening: Sequence[Opening], order: int, running: Callable[[int], Stencil], finish: Finish = SAME
+) -> list[Stencil]:
+    """Return the stencil of every step towards the data: ``running(order)``, but at the start and at the end.
+
+    Those of ``opening`` come first, and again after a move towards the noise. ``running(k)`` is the stencil with k nodes.
+    """
+    return [
+        shape or running(int(min(most, order))) for shape, most in _plan(path, opening, order, finish, opens_with_rule=False)
+    ]
+
+
+def most_nodes(path: Path, order: int, finish: Finish) -> list[int]:
+    """Return how many nodes each step towards the data may have at most, ``order`` but at the end."""
+    return [int(min(most, order)) for _, most in _plan(path, (), order, finish, opens_with_rule=True)]
+
+
+def _plan(
+    path: Path, opening: Sequence[Opening], order: int, finish: Finish, *, opens_with_rule: bool
+) -> list[tuple[Stencil | None, float]]:
+    """Of every step towards the data: its singlestep stencil, or ``None`` where it is the method's, and its most nodes."""
+    runs: list[list[tuple[Point, Point]]] = [[]]
     for u, v in path.moves:
         if v.lam < u.lam:
-            since = 0
+            runs.append([])
         elif v.sigma > 0:
-            out.append(_opened(opening, since, u, v, running))
-            since += 1
+            runs[-1].append((u, v))
+    out: list[tuple[Stencil | None, float]] = []
+    for run in runs:
+        steps = len(run) if run is runs[-1] else math.inf
+        for i, (u, v) in enumerate(run):
+            shape = finish.singlestep(order, i, steps)
+            if i < len(opening):
+                first = opening[i]
+                shape = first(u, v) if callable(first) else first
+                if opens_with_rule and len(shape) == 1:
+                    shape = None
+            out.append((shape, finish.most_nodes(order, i, steps)))
     return out
 
 
@@ -86,6 +200,7 @@ def multistep_rows(
     corrector: tuple[int, Rule] | None = None,
     opening: Sequence[Opening] = (),
     *,
+    finish: Finish = SAME,
     corrects_end: bool = False,
 ) -> list[Row]:
     """The rows of a rule over past evaluations; with a corrector: predict, evaluate, correct, at one evaluation a step.
@@ -100,13 +215,17 @@ def multistep_rows(
             interpolated.
         opening: the steps that come first, as they are, and again after a move towards the noise; a first-order one is left
             to the rule.
+        finish: how the last steps differ.
         corrects_end: whether to correct the state before the move to sigma = 0 too, which then takes the prediction that the
             correction was made with.
     """
     rows: list[Row] = []
     known: list[tuple[int, Point]] = []  # the evaluations at starts of steps, newest first: their numbers and points
     evaluated, since, fresh = 0, 0, False  # fresh: the newest evaluation is already that of the step's start
+    order = max(predictor[0], corrector[0] - 1 if corrector else 0)
     depth = max(predictor[0], corrector[0] if corrector else 0)
+    steps = _plan(path, opening, order, finish, opens_with_rule=True)
+    number = 0
     for (u, v), then in itertools.zip_longest(path.moves, path.moves[1:]):
         if v.sigma == 0 or v.lam < u.lam:
             row = last_move(path) if v.sigma == 0 else forward_move(u, v)
@@ -116,28 +235,28 @@ def multistep_rows(
         step = prediction if isinstance(prediction, Prediction) else prediction(u, v)
         if not fresh:
             known, evaluated = [(evaluated, u), *known[: depth - 1]], evaluated + 1
-        shape = _opened(opening, since, u, v)
-        since += 1
-        if len(shape) == 1:
-            step = step.starting_at(u)
-        else:
+        shape, most = steps[number]
+        since, number = since + 1, number + 1
+        if shape is not None:
             # A singlestep method looks back on its own step only, so that its rows are the same anywhere.
             rows += stencil_rows(step, shape, Path(path.sde, (u, v), "stop"))
             evaluated += len(shape) - 1
             continue
-        row = _predicted(step, u, v, None if fresh else u, predictor, known, evaluated)
-        # An evaluation at v is handed on to a step of the method, not to one of the opening.
-        fresh = corrector is not None and since >= len(opening) and _goes_on(u, v, then, corrects_end)
+        step = step.starting_at(u)
+        row = _predicted(step, u, v, None if fresh else u, _limited(predictor, most), known, evaluated)
+        # An evaluation at v is handed on to a step of the method, not to one of the opening or a singlestep end.
+        by_rule = since >= len(opening) and not any(shape for shape, _ in steps[number : number + 1])
+        fresh = corrector is not None and by_rule and _goes_on(u, v, then, corrects_end)
         rows.append(replace(row, ends_step=not fresh))
         if corrector is not None and fresh:
             known, evaluated = [(evaluated, v), *known[: depth - 1]], evaluated + 1
-            rows.append(replace(_predicted(step, u, v, v, corrector, known, evaluated), draw=None))
+            rows.append(replace(_predicted(step, u, v, v, _limited(corrector, most + 1), known, evaluated), draw=None))
     return rows
 
 
-def _opened(opening: Sequence[Opening], since: int, u: Point, v: Point, running: Stencil = stencil.euler) -> Stencil:
-    shape = opening[since] if since < len(opening) else running
-    return shape(u, v) if callable(shape) else shape
+def _limited(method: tuple[int, Rule], most: float) -> tuple[int, Rule]:
+    count, rule = method
+    return int(min(count, most)), rule
 
 
 def _goes_on(u: Point, v: Point, then: tuple[Point, Point] | None, corrects_end: bool) -> bool:

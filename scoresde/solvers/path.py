@@ -9,29 +9,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from scoresde.base.names import Table
 from scoresde.base.numbers import whole
 from scoresde.sde import GaussianSDE
 from scoresde.solvers import scalar
+from scoresde.solvers.spacings import PATHS, ChainSpacing, Spacing
 
-__all__ = [
-    "PATHS",
-    "Path",
-    "Point",
-    "karras",
-    "make_path",
-    "points",
-    "quadratic",
-    "uniform_lam",
-    "uniform_t",
-]
+__all__ = ["Path", "Point", "make_path", "points"]
 
 
 class Point(NamedTuple):
@@ -167,49 +157,7 @@ class Path:
         return len(self.points) - 1
 
 
-Spacing = Callable[[GaussianSDE, int, float, float], Tensor]
 PathLike = str | Path | Spacing | Tensor | Sequence[float]
-
-
-def uniform_t(sde: GaussianSDE, n: int, t_max: float, t_min: float) -> Tensor:
-    """``n`` times, equidistant: the spacing of DDPM and of Song et al., 2021."""
-    return torch.linspace(t_max, t_min, n, dtype=torch.float64)
-
-
-def quadratic(sde: GaussianSDE, n: int, t_max: float, t_min: float) -> Tensor:
-    """``n`` times whose square roots are equidistant (Song et al., "Denoising Diffusion Implicit Models", 2020)."""
-    return torch.linspace(math.sqrt(t_max), math.sqrt(t_min), n, dtype=torch.float64) ** 2
-
-
-def _lam_range(sde: GaussianSDE, t_max: float, t_min: float) -> tuple[float, float]:
-    low, high = float(sde.lam(t_max)), float(sde.lam(t_min))
-    if high == math.inf:
-        raise ValueError(f"got t_min={t_min}, where sigma = 0 and lam is infinite; expected a larger t_min, or path='t'")
-    # From alpha = 0, lam has infinitely far to go: the spacing is laid out from the mirror image of its end instead.
-    return (low if math.isfinite(low) else -abs(high) - 1), high
-
-
-def uniform_lam(sde: GaussianSDE, n: int, t_max: float, t_min: float) -> Tensor:
-    """``n`` times, equidistant in lam (Lu et al., "DPM-Solver", 2022)."""
-    return sde.time(torch.linspace(*_lam_range(sde, t_max, t_min), n, dtype=torch.float64))
-
-
-def karras(sde: GaussianSDE, n: int, t_max: float, t_min: float, rho: float = 7.0) -> Tensor:
-    """``n`` times, equidistant in (sigma / alpha)^(1 / rho) (Karras et al., 2022, equation (5))."""
-    low, high = _lam_range(sde, t_max, t_min)
-    level = torch.linspace(math.exp(-low / rho), math.exp(-high / rho), n, dtype=torch.float64)
-    return sde.time(-rho * torch.log(level))
-
-
-PATHS: Table[Spacing] = Table(
-    "path",
-    "scoresde.solvers.PATHS",
-    {"t": uniform_t, "quadratic": quadratic, "lam": uniform_lam, "karras": karras},
-    also="a Path, a spacing function or a list of times",
-    check=callable,
-    expects="a spacing function: (sde, n, t_max, t_min) -> n times",
-)
-"""The named spacings: ``(sde, n, t_max, t_min) -> n times``."""
 
 
 def make_path(
@@ -221,7 +169,7 @@ def make_path(
     t_min: float | None = None,
     end: str = "denoise",
 ) -> Path:
-    """A :class:`Path` from a name of :data:`PATHS`, a spacing function, times, or a path, which is returned as it is.
+    """Make a :class:`Path` from a name of :data:`~scoresde.solvers.PATHS`, a spacing function or times; a path is returned.
 
     Args:
         steps: number of moves.
@@ -250,6 +198,9 @@ def make_path(
             f"got t_max={start} and t_min={stop}; expected 0 <= t_min < t_max <= {sde.span[1]} on {type(sde).__name__}"
         )
     n = steps + 1 if end == "stop" else steps
+    if isinstance(path, ChainSpacing):  # which starts and stops at steps of its own
+        times = path(sde, n, start, stop)
+        return Path.from_times(sde, times if end == "stop" else torch.cat([times, torch.zeros_like(times[:1])]), end)
     if n == 1:
         return Path.from_times(sde, [start, 0.0], end)
     times = path(sde, n, start, stop)

@@ -19,6 +19,7 @@ from scoresde.solvers.updates import Row
 __all__ = [
     "apart",
     "each_step",
+    "each_step_of",
     "first_move",
     "forward_move",
     "kernel_of_decay",
@@ -71,7 +72,15 @@ def first_move(u: Point, v: Point, eta: float = 0.0) -> Row:
 
 def each_step(rule: Callable[[Point, Point], Row], path: Path) -> list[Row]:
     """A one-step rule along a path; moves towards the noise and the last move to sigma = 0 are the same for all."""
-    return [last_move(path) if v.sigma == 0 else forward_move(u, v) if v.lam < u.lam else rule(u, v) for u, v in path.moves]
+    return each_step_of(lambda u, v: [rule(u, v)], path)
+
+
+def each_step_of(rule: Callable[[Point, Point], list[Row]], path: Path) -> list[Row]:
+    """The same for a rule of several rows."""
+    rows: list[Row] = []
+    for u, v in path.moves:
+        rows += [last_move(path)] if v.sigma == 0 else [forward_move(u, v)] if v.lam < u.lam else rule(u, v)
+    return rows
 
 
 def stencil_rows(prediction: Prediction, stencil: Stencil | list[Stencil], path: Path) -> list[Row]:

@@ -35,6 +35,10 @@ class Description:
             deterministic one and for Langevin dynamics, whose error does not fall with the step alone.
         evaluations: per step, of the model; ``None`` where the solver decides.
         stochastic: whether it draws noise.
+        constants: of a multistep method whose updates are not the interpolation through their nodes: for each update of a
+            step, the lowest degree that it does not integrate exactly and its error constant, see
+            :mod:`scoresde.analysis.error_constants`. ``None`` where they are the interpolation, empty where they have no
+            limit for short steps.
         paper: authors, year and link.
     """
 
@@ -45,6 +49,7 @@ class Description:
     weak_order: float | None = None
     evaluations: int | None = 1
     stochastic: bool = False
+    constants: tuple[tuple[int, float], ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,9 @@ class Adaptive(OwnSteps):
             step, or ``"estimate"``, the lower estimate of it, with which the last step ended.
         first_step: length in lam of the first attempt.
         max_attempts: after which it gives up.
-        norm: ``"sample"``, an error and steps for each sample by itself; or ``"batch"``, the root mean square over the batch
-            and one step for all, which then depend on the batch. Where all have to wait for the slowest, that is often
-            more accurate for the same number of evaluations.
+        norm: ``"sample"``, an error and steps for each sample by itself; or one step for all, which then depend on the
+            batch, by the root mean square of the errors over the ``"batch"`` or by their ``"maximum"``. Where all have to
+            wait for the slowest, that is often more accurate for the same number of evaluations.
         scale: what the tolerances are for: ``"state"``, x; or ``"data"``, x / alpha, which is the same under every SDE.
     """
 
@@ -76,8 +76,8 @@ class Adaptive(OwnSteps):
     def __post_init__(self) -> None:
         if self.scale not in ("state", "data"):
             raise ValueError(f"got scale={self.scale!r}; expected 'state' or 'data'")
-        if self.norm not in ("sample", "batch"):
-            raise ValueError(f"got norm={self.norm!r}; expected 'sample' or 'batch'")
+        if self.norm not in ("sample", "batch", "maximum"):
+            raise ValueError(f"got norm={self.norm!r}; expected 'sample', 'batch' or 'maximum'")
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"got rtol={self.rtol} and atol={self.atol}; expected positive tolerances")
         if self.before not in ("state", "estimate"):
@@ -131,7 +131,10 @@ class Adaptive(OwnSteps):
             v, u = (expand(1 / at.u.alpha, y).to(y) for at in (there, here))
             low, y, before = v * low, v * y, u * before
         error = scaled_error(low, y, before, self.rtol, self.atol)
-        return error.square().mean().sqrt().expand_as(error) if self.norm == "batch" else error
+        if self.norm == "sample":
+            return error
+        whole = error.max() if self.norm == "maximum" else error.square().mean().sqrt()
+        return whole.expand_as(error)
 
     def _attempt(self, flow: _Flow, here: Here, goal: Tensor) -> tuple[Here, Tensor]:
         """A step from ``here`` to lam = ``goal``: its end, with the last slope evaluated, and the other estimate of it."""
@@ -238,7 +241,9 @@ def dpm_adaptive(
         controller: ``"published"`` accepts E <= 1 and takes the factor 0.9 E^{-1/q}, q being 2 or 3; ``"k-diffusion"`` takes
             1 + arctan(E^{-1/q} - 1) and accepts where that is at least 0.81, an error of up to 1.5 (q = 2) or 1.9 (3); its
             tolerances are for x / alpha, its own state.
-        norm: "sample" or "batch": see :class:`Adaptive`.
+        norm: ``"sample"``, an error and steps for each sample by itself, or ``"batch"``, one step for all as those have it
+            whose controller it is: the authors by the maximum of the errors over the samples, k-diffusion by their root
+            mean square.
 
     With ``norm="batch"``, or for one sample, these are the authors' and k-diffusion's samplers, step for step. Neither
     bounds the growth of the steps well, so that up to half of the attempts are rejected;
@@ -251,6 +256,8 @@ def dpm_adaptive(
     pairs = {12: DPM_12, 23: DPM_23}
     if order not in pairs:
         raise ValueError(f"got order={order}; expected 12 or 23")
+    if norm not in ("sample", "batch"):
+        raise ValueError(f"got norm={norm!r}; expected 'sample' or 'batch'")
     if controller not in ("published", "k-diffusion"):
         raise ValueError(f"got controller={controller!r}; expected 'published' or 'k-diffusion'")
     pair = pairs[order]
@@ -259,6 +266,8 @@ def dpm_adaptive(
         control = Controller(1 / pair.order, safety=1.0, limit=smooth, accepts=(1 - math.tan(0.19)) ** -pair.order)
     description = Description(f"dpm-{order}", "adaptive", DPM, evaluations=None)
     scale = "data" if controller == "k-diffusion" else "state"
+    if norm == "batch" and controller == "published":
+        norm = "maximum"
     return Adaptive(description, pair, rtol, atol, control, "estimate", norm=norm, scale=scale)
 
 

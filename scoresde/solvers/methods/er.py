@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 
 from scoresde.solvers import scalar
+from scoresde.solvers.history import finishing, most_nodes
 from scoresde.solvers.path import Path, Point
 from scoresde.solvers.rows import apart, first_move, forward_move, kernel_of_decay, last_move, newest_first
 from scoresde.solvers.solver import Description, RowSolver, maker
@@ -30,7 +31,7 @@ def _fifth(rho: float) -> float:
 
 
 @maker
-def er_sde_solver(order: int = 3, scale: Scale = _fifth, variant: str = "published") -> RowSolver:
+def er_sde_solver(order: int = 3, scale: Scale = _fifth, variant: str = "published", finish: str = "published") -> RowSolver:
     r"""ER-SDE-Solver-1, -2 or -3: with :math:`r = \phi(\rho_v) / \phi(\rho_u)`,
 
     .. math:: \frac{x_v}{\alpha_v} = r \frac{x_u}{\alpha_u}
@@ -47,6 +48,8 @@ def er_sde_solver(order: int = 3, scale: Scale = _fifth, variant: str = "publish
             :math:`\rho\, (e^{\rho^{0.3}} + 10)`.
         variant: ``"published"`` sums the integrals over 100 points and takes the backward difference for the derivative;
             ``"exact"`` integrates the polynomial, by Gauss's rule.
+        finish: ``"published"`` and ``"same"`` keep the order to the end, as the authors' code does; ``"lower-order"`` is
+            explained at :func:`~scoresde.solvers.finishing`. There is no singlestep method of this kind.
 
     Weak order 1 (1), and 2 with ``"exact"`` (2, 3). As published, 2 and 3 are of weak order 1 too, by the error of their
     sums, some hundred times smaller than that of order 1. With the measure of :func:`sde_dpmpp` and 10, 20 and 40
@@ -58,9 +61,14 @@ def er_sde_solver(order: int = 3, scale: Scale = _fifth, variant: str = "publish
     if variant not in ("published", "exact"):
         raise ValueError(f"got variant={variant!r}; expected 'published' or 'exact'")
 
+    end = finishing(finish)
+    if end.kind == "high-order":
+        raise ValueError("got finish='high-order', for which there is no singlestep step; expected 'same' or 'lower-order'")
+
     def rows(path: Path) -> list[Row]:
         out: list[Row] = []
         past: list[float] = []  # rho of the evaluations, newest first
+        nodes_at = iter(most_nodes(path, order, end))
         for u, v in path.moves:
             if v.sigma == 0:
                 out.append(last_move(path))
@@ -68,16 +76,18 @@ def er_sde_solver(order: int = 3, scale: Scale = _fifth, variant: str = "publish
                 out.append(forward_move(u, v))
                 past = []
             elif u.log_alpha == -math.inf:
+                next(nodes_at)
                 out.append(first_move(u, v, 1.0))
             else:
                 past = [scalar.exp(-u.lam), *past[: order - 1]]
-                nodes = apart(past, scalar.exp(-v.lam) - past[0])
+                nodes = apart(past, scalar.exp(-v.lam) - past[0])[: next(nodes_at)]
                 row = _row(u, v, [past[i] for i in nodes], scale, variant)
                 out.append(replace(row, w=newest_first(row.w, [-i for i in nodes], 1)))
         return out
 
     weak = min(order, 2) if variant == "exact" else 1
-    return RowSolver(Description(f"er-sde-{order}", "stochastic", CUI, weak_order=weak, stochastic=True), rows)
+    description = Description(f"er-sde-{order}", "stochastic", CUI, weak_order=weak, stochastic=True)
+    return RowSolver(description if variant == "exact" else replace(description, constants=()), rows)
 
 
 def _row(u: Point, v: Point, past: list[float], scale: Scale, variant: str) -> Row:

@@ -1,4 +1,4 @@
-"""Exponential integrators of the probability flow: DDIM and the DPM-Solvers.
+"""Exponential integrators of the probability flow with one evaluation a step: DDIM and the multistep DPM-Solvers.
 
 Notation of the formulas: a step goes from u to v, towards the data; h = lam_v - lam_u > 0; m is the data prediction and
 eps the noise prediction at u; xi is standard normal.
@@ -6,31 +6,40 @@ eps the noise prediction at u; xi is standard normal.
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
 from scoresde.solvers import scalar, stencil
 from scoresde.solvers.coefficients import moments
-from scoresde.solvers.history import Rule, constant_weight, exact_rule, high_order, multistep_rows, openings
-from scoresde.solvers.path import Path, Point, points
+from scoresde.solvers.history import (
+    Finish,
+    Rule,
+    constant_weight,
+    exact_rule,
+    finishing,
+    high_order,
+    multistep_rows,
+    reached_order,
+    step_stencils,
+)
+from scoresde.solvers.path import Point
 from scoresde.solvers.prediction import Data, Noise, Prediction
 from scoresde.solvers.rows import each_step, kernel_of_decay, one_step, stencil_rows
 from scoresde.solvers.solver import Description, RowSolver, compose, maker
-from scoresde.solvers.stencil import Stencil
 from scoresde.solvers.updates import Row
 
-__all__ = ["ddim", "dpm_fast", "dpm_multistep", "dpm_solver", "dpmpp_2m", "dpmpp_2s", "dpmpp_3m", "dpmpp_3s"]
+__all__ = ["ddim", "dpm_multistep", "dpmpp_2m", "dpmpp_3m"]
 
 DDIM = "Song et al. 2020, arXiv:2010.02502"
 DPM = "Lu et al. 2022, arXiv:2206.00927"
 DPMPP = "Lu et al. 2022, arXiv:2211.01095"
 
-SINGLESTEP: dict[int, Stencil] = {1: stencil.multistep(1), 2: stencil.midpoint, 3: stencil.radau}
-"""The singlestep DPM-Solvers by order."""
+LU_FINISH = Finish("lower-order", below=10)
+"""What the code of DPM-Solver does by default (``lower_order_final=True``), from one step less than 10 on."""
+
+
+HALF_A_PARABOLA = ((2, 1 / 12),)
+"""The error constant of the published rule of three nodes, which misses half of the integral of a parabola, 1/3 theta^2."""
 
 
 @maker
@@ -59,23 +68,6 @@ def ddim(eta: float = 0.0) -> RowSolver:
     )
 
 
-@maker
-def dpm_solver(order: int = 2) -> RowSolver:
-    r"""DPM-Solver-1, -2 or -3, singlestep: exponential Runge-Kutta methods in the noise prediction.
-
-    .. math:: x_v = \frac{\alpha_v}{\alpha_u} x_u - \sigma_v \int_{\lambda_u}^{\lambda_v}
-              e^{\lambda_v - s}\, \epsilon(s)\, ds
-
-    with eps constant at the start (1), constant at the middle of the step in lam (2), and linear through the start and
-    two thirds of it (3). Source: Lu et al., "DPM-Solver", 2022, algorithms 1 and 2.
-    """
-    if order not in SINGLESTEP:
-        raise ValueError(f"got order={order}; expected 1, 2 or 3")
-    return compose(
-        Description(f"dpm-{order}", "exponential", DPM, order=order, evaluations=order), Noise(), SINGLESTEP[order]
-    )
-
-
 def _two_nodes(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point]) -> list[float]:
     """The published two-step rule: the value halfway on the line through both nodes, as if it were constant."""
     constant = constant_weight(prediction, u, v)
@@ -98,61 +90,51 @@ def _three_nodes(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Poi
 
 
 def _variant(
-    description: Description, prediction: Prediction, order: int, variant: str, start: str, published: Rule
+    description: Description, prediction: Prediction, order: int, variant: str, start: str, finish: str, published: Rule
 ) -> RowSolver:
     """The published rule or the exact interpolation through ``order`` nodes, after either start."""
     if variant not in ("published", "exact"):
         raise ValueError(f"got variant={variant!r}; expected 'published' or 'exact'")
-    opening = high_order(order, start)
+    opening, end = high_order(order, start), finishing(finish, LU_FINISH)
     if variant == "published":
-        return RowSolver(description, lambda path: multistep_rows(prediction, path, (order, published), opening=opening))
-    kept = order if start == "high-order" else min(order, 2)
-    running = stencil.multistep(order)
+        return RowSolver(
+            description, lambda path: multistep_rows(prediction, path, (order, published), opening=opening, finish=end)
+        )
     return RowSolver(
-        replace(description, order=kept), lambda path: stencil_rows(prediction, openings(path, opening, running), path)
+        replace(description, order=reached_order(order, start, end), constants=None),
+        lambda path: stencil_rows(prediction, step_stencils(path, opening, order, stencil.multistep, end), path),
     )
 
 
 @maker
-def dpmpp_2s() -> RowSolver:
-    r"""DPM-Solver++(2S), the singlestep method of order 2 in the data prediction.
-
-    .. math:: x_v = \frac{\sigma_v}{\sigma_u} x_u + \alpha_v (1 - e^{-h})\, m(x_s, s)
-
-    with s the middle of the step in lam and x_s reached by DDIM. Source: Lu et al., "DPM-Solver++", 2022, algorithm 1 with
-    r = 1/2.
-    """
-    return compose(Description("dpmpp-2s", "exponential", DPMPP, order=2, evaluations=2), Data(), stencil.midpoint)
-
-
-@maker
-def dpmpp_3s() -> RowSolver:
-    r"""DPM-Solver++(3S), the singlestep method of order 3 in the data prediction: DPM-Solver-3 with m for eps.
-
-    .. math:: x_v = \frac{\sigma_v}{\sigma_u} x_u + \alpha_v (1 - e^{-h})\, m_u
-              + \tfrac32 \alpha_v \left( \frac{e^{-h} - 1}{h} + 1 \right) (m(x_s, s) - m_u)
-
-    with s at two thirds of the step in lam. Source: Lu et al., 2022, their code.
-    """
-    return compose(Description("dpmpp-3s", "exponential", DPMPP, order=3, evaluations=3), Data(), stencil.radau)
-
-
-@maker
-def dpmpp_2m(variant: str = "published") -> RowSolver:
+def dpmpp_2m(variant: str = "published", finish: str = "published") -> RowSolver:
     r"""DPM-Solver++(2M), the two-step method in the data prediction.
 
     .. math:: x_v = \frac{\sigma_v}{\sigma_u} x_u + \alpha_v (1 - e^{-h})
               \left[ \left(1 + \frac{1}{2r}\right) m_u - \frac{1}{2r} m_{u-1} \right], \qquad r = \frac{h_{u-1}}{h}
 
     That is the published rule; ``variant="exact"`` integrates the line through both predictions exactly. The first step
-    is DDIM. Source: Lu et al., "DPM-Solver++", 2022, algorithm 2.
+    is DDIM. ``finish`` is explained at :func:`~scoresde.solvers.finishing`.
+
+    The name means the authors' code at its defaults: with fewer than 10 steps to the last point before sigma = 0 the last
+    one is DDIM too (their ``lower_order_final``; diffusers and older copies do so with fewer than 15). k-diffusion's
+    ``sample_dpmpp_2m`` never does; it is ``finish="same"``.
+    Source: Lu et al., "DPM-Solver++", 2022, https://arxiv.org/abs/2211.01095, algorithm 2, and their code.
+
+    Example:
+        >>> from scoresde import VP, solvers
+        >>> path = solvers.make_path(VP(), "t", 5, end="stop")
+        >>> [len(row.w) for row in dpmpp_2m().rows(path)]  # the predictions that each step takes
+        [1, 2, 2, 2, 1]
+        >>> [len(row.w) for row in dpmpp_2m(finish="same").rows(path)]
+        [1, 2, 2, 2, 2]
     """
     description = Description("dpmpp-2m", "exponential", DPMPP, order=2)
-    return _variant(description, Data(), 2, variant, "published", _two_nodes)
+    return _variant(description, Data(), 2, variant, "published", finish, _two_nodes)
 
 
 @maker
-def dpmpp_3m(variant: str = "published", start: str = "published") -> RowSolver:
+def dpmpp_3m(variant: str = "published", start: str = "published", finish: str = "published") -> RowSolver:
     r"""DPM-Solver++(3M), the three-step method in the data prediction.
 
     .. math:: x_v = \frac{\sigma_v}{\sigma_u} x_u + \alpha_v h \left[ M_0\, m_u + M_1 D_1 + c\, M_2 D_2 \right], \qquad
@@ -164,19 +146,41 @@ def dpmpp_3m(variant: str = "published", start: str = "published") -> RowSolver:
     one can be the more accurate all the same: on a mixture in the plane from EDM's prior on Karras' path, 12 steps leave an
     error of 0.06 where the exact one has 0.15, 102 steps 1.5e-4 where it has 0.9e-4.
 
-    The published rule is that of k-diffusion (without noise), whose second step integrates the line through two nodes
-    exactly; the authors' own code takes the rule of :func:`dpmpp_2m` there and is the same from the third step on.
-    Source: Lu et al., "DPM-Solver++", 2022, their code.
+    The name means the authors' code at its defaults: the second step is that of :func:`dpmpp_2m`, and with fewer than 10
+    steps the last two are those of :func:`dpmpp_2m` and DDIM. ``variant="k-diffusion"`` is k-diffusion's
+    ``sample_dpmpp_3m_sde`` without noise, whose steps through two nodes are exact on the line, and which keeps its order to
+    the end.
+
+    Args:
+        variant: ``"published"``, ``"k-diffusion"`` or ``"exact"``.
+        start: ``"published"``, with the history that there is, or ``"high-order"``, singlestep steps first.
+        finish: see :func:`~scoresde.solvers.finishing`.
+
+    Source: Lu et al., "DPM-Solver++", 2022, https://arxiv.org/abs/2211.01095, their code.
     """
+    description = Description("dpmpp-3m", "exponential", DPMPP, order=2, constants=HALF_A_PARABOLA)
+    if variant == "k-diffusion":
+        opening, end = high_order(3, start), finishing(finish)
+        return RowSolver(
+            description, lambda path: multistep_rows(Data(), path, (3, _exact_to_two), opening=opening, finish=end)
+        )
+    return _variant(description, Data(), 3, variant, start, finish, _up_to_three)
 
-    def published(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point]) -> list[float]:
-        return (_three_nodes if len(nodes) == 3 else exact_rule)(prediction, u, v, nodes)
 
-    return _variant(Description("dpmpp-3m", "exponential", DPMPP, order=2), Data(), 3, variant, start, published)
+def _up_to_three(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point]) -> list[float]:
+    """The rule of the authors' code: of three nodes, or of as many as there are."""
+    return (_three_nodes if len(nodes) == 3 else _two_nodes)(prediction, u, v, nodes)
+
+
+def _exact_to_two(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point]) -> list[float]:
+    """The rule of k-diffusion: exact where there are fewer than three nodes."""
+    return (_three_nodes if len(nodes) == 3 else exact_rule)(prediction, u, v, nodes)
 
 
 @maker
-def dpm_multistep(order: int = 2, variant: str = "published", start: str = "published") -> RowSolver:
+def dpm_multistep(
+    order: int = 2, variant: str = "published", start: str = "published", finish: str = "published"
+) -> RowSolver:
     r"""DPM-Solver, multistep: :func:`dpmpp_2m` and :func:`dpmpp_3m` in the noise prediction.
 
     .. math:: x_v = \frac{\alpha_v}{\alpha_u} x_u - \sigma_v (e^h - 1)
@@ -184,85 +188,12 @@ def dpm_multistep(order: int = 2, variant: str = "published", start: str = "publ
               \qquad r = \frac{h_{u-1}}{h}
 
     and with three nodes the rule given at :func:`dpmpp_3m`, its missing factor 2 included, after a step of this one.
-    ``variant="exact"`` is exponential Adams-Bashforth, :func:`~scoresde.solvers.deis` in lam.
+    ``variant="exact"`` is exponential Adams-Bashforth, :func:`~scoresde.solvers.deis` in lam. Start and finish are those of
+    :func:`dpmpp_3m`, as are the authors' defaults.
     Source: Lu et al., "DPM-Solver++", 2022, their code (``algorithm_type="dpmsolver"``).
     """
     if order not in (2, 3):
         raise ValueError(f"got order={order!r}; expected 2 or 3")
-
-    def published(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point]) -> list[float]:
-        return (_three_nodes if len(nodes) == 3 else _two_nodes)(prediction, u, v, nodes)
-
-    return _variant(Description(f"dpm-{order}m", "exponential", DPM, order=2), Noise(), order, variant, start, published)
-
-
-@maker
-def dpm_fast(
-    evaluations: int | None = None, finish: str = "published", *, spacing: str = "path", prediction: Prediction | None = None
-) -> RowSolver:
-    r"""DPM-Solver-fast: as many steps of DPM-Solver-3 as a budget of evaluations has room for, the rest of lower order.
-
-    Args:
-        evaluations: by default the number of moves of the path, whose points are then taken by threes (at the end by twos
-            and ones), the authors' rule for a path of any spacing. If given, the path's moves are the steps themselves,
-            n // 3 + 1 of them as published: the authors' rule for the spacing uniform in lam, and k-diffusion's.
-        finish: ``"published"``: the orders of n evaluations are 3, .., 3, 2, 1 if 3 divides n, and 3, .., 3 and the
-            remainder if not; ``"high-order"``: 3, .., 3 if it does, and else one or two steps of order 2 at the end, so
-            that there are as few steps as can be, n / 3 rounded up.
-        spacing: ``"path"``, or ``"even"``: from each end of the path's moves to the next in steps of equal length in lam,
-            whatever lies between; where the number of evaluations is that of the moves, k-diffusion's choice.
-        prediction: what is interpolated, by default ``Noise()``, as published; ``Data()`` makes DPM-Solver++ of it.
-
-    The move to sigma = 0 counts apart. As published it is third order only if n leaves the remainder 2: else its last step
-    is of order 1, and its local error of order 2, though small where the data are smooth at the noise of that step, stays.
-    With the finish of high order it is third order whatever n is (from n = 3 on).
-    Source: Lu et al., "DPM-Solver", 2022, section 3.4.
-    """
-    if evaluations is not None and evaluations < 1:
-        raise ValueError(f"got evaluations={evaluations}; expected at least 1")
-    if finish not in ("published", "high-order"):
-        raise ValueError(f"got finish={finish!r}; expected 'published' or 'high-order'")
-    if spacing not in ("path", "even"):
-        raise ValueError(f"got spacing={spacing!r}; expected 'path' or 'even'")
-
-    def rows(path: Path) -> list[Row]:
-        kept, orders, run = [path.points[0]], list[int](), list[Point]()
-        for u, v in path.moves:
-            if v.lam > u.lam and v.sigma > 0:
-                run.append(v)
-            if run and (v is path.points[-1] or v.lam < u.lam or v.sigma == 0):
-                budget = _fast_orders(evaluations or len(run), finish)
-                if evaluations is not None and len(budget) != len(run):
-                    raise ValueError(
-                        f"got a path of {len(run)} steps for {evaluations} evaluations of 'dpm-fast'; expected "
-                        f"{len(budget)} steps, or no number of evaluations, which then is that of the path's moves"
-                    )
-                if spacing == "even":
-                    kept += _even(path, kept[-1], run[-1], len(budget))
-                else:
-                    ends = itertools.accumulate(budget if evaluations is None else [1] * len(budget))
-                    kept += [run[end - 1] for end in ends]
-                orders += budget
-                run = []
-            if v.lam < u.lam or v.sigma == 0:
-                kept.append(v)
-        stencils = [SINGLESTEP[order] for order in orders]
-        return stencil_rows(prediction or Noise(), stencils, Path(path.sde, tuple(kept), path.end))
-
-    order = 3 if finish == "high-order" or (evaluations is not None and evaluations % 3 == 2) else 2
-    return RowSolver(Description("dpm-fast", "exponential", DPM, order=order), rows)
-
-
-def _even(path: Path, start: Point, to: Point, n: int) -> list[Point]:
-    """The ends of ``n`` steps of equal length in lam."""
-    # From alpha = 0, lam has infinitely far to go: as for the spacing "lam".
-    low = float(start.lam) if math.isfinite(start.lam) else -abs(float(to.lam)) - 1
-    lams = torch.linspace(low, float(to.lam), n + 1, dtype=torch.float64)
-    return [*points(path.sde, path.sde.time(lams[1:-1])), to]
-
-
-def _fast_orders(n: int, finish: str) -> list[int]:
-    if finish == "published":
-        return [3] * (n // 3 - 1) + [2, 1] if n % 3 == 0 else [3] * (n // 3) + [n % 3]
-    twos = min(-n % 3, n // 2)
-    return [3] * ((n - 2 * twos) // 3) + [2] * twos if n > 1 else [1]
+    constants = HALF_A_PARABOLA if order == 3 else None
+    description = Description(f"dpm-{order}m", "exponential", DPM, order=2, constants=constants)
+    return _variant(description, Noise(), order, variant, start, finish, _up_to_three)

@@ -16,11 +16,12 @@ the noise prediction at u; xi is standard normal.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 
 from scoresde.solvers import scalar, stencil
-from scoresde.solvers.history import Choice, Rule, exact_rule, multistep_rows
-from scoresde.solvers.methods.exponential import _three_nodes, _two_nodes
+from scoresde.solvers.history import Choice, Rule, exact_rule, finishing, multistep_rows
+from scoresde.solvers.methods.exponential import HALF_A_PARABOLA, _exact_to_two, _two_nodes
 from scoresde.solvers.path import Path, Point
 from scoresde.solvers.prediction import Data, Noise, Prediction
 from scoresde.solvers.rows import forward_move, last_move, stencil_rows
@@ -37,7 +38,7 @@ Eta = float | Callable[[float], float]
 """The share of noise: a number, or a function of lam, taken at the start of each step and held over it."""
 
 
-def per_step(kind: type[Data] | type[Noise], eta: Eta) -> Choice:
+def per_step(kind: type[Data] | type[Noise], eta: Eta, *, at_end: bool = False) -> Choice:
     """The prediction of each step u -> v, with ``eta`` at its start (at its end, where lam is infinite at the start)."""
     if not callable(eta):
         if not eta >= 0:
@@ -46,7 +47,7 @@ def per_step(kind: type[Data] | type[Noise], eta: Eta) -> Choice:
         return lambda u, v: fixed
 
     def choose(u: Point, v: Point) -> Prediction:
-        lam = u.lam if scalar.isfinite(u.lam) else v.lam
+        lam = u.lam if scalar.isfinite(u.lam) and not at_end else v.lam
         value = eta(lam)
         if not isinstance(value, scalar.Coefficient):
             value = float(value)
@@ -70,10 +71,6 @@ def singlestep_rows_per_step(path: Path, choice: Choice, shape: Stencil) -> list
     return out
 
 
-def _up_to_three(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point]) -> list[float]:
-    return (_three_nodes if len(nodes) == 3 else exact_rule)(prediction, u, v, nodes)
-
-
 def _rule(published: Rule, variant: str) -> Rule:
     if variant not in ("published", "exact"):
         raise ValueError(f"got variant={variant!r}; expected 'published' or 'exact'")
@@ -87,7 +84,7 @@ def _description(name: str, paper: str, weak_order: float, evaluations: int, eta
 
 
 @maker
-def sde_dpmpp(kind: str = "2m", eta: Eta = 1.0, variant: str = "published") -> RowSolver:
+def sde_dpmpp(kind: str = "2m", eta: Eta = 1.0, variant: str = "published", finish: str = "published") -> RowSolver:
     r"""SDE-DPM-Solver++ of kind "1", "2s", "2m" or "3m": the reverse SDE in the data prediction.
 
     .. math:: x_v = \frac{\sigma_v}{\sigma_u} e^{-\eta h} x_u
@@ -109,26 +106,32 @@ def sde_dpmpp(kind: str = "2m", eta: Eta = 1.0, variant: str = "published") -> R
         kind: as above.
         eta: a number, or a function of lam.
         variant: "published" or "exact".
+        finish: of "2m" and "3m", see :func:`~scoresde.solvers.finishing`. The code followed is k-diffusion's, which
+            keeps the order to the end; diffusers lowers that of "2m" with fewer than 15 steps by default.
 
-    Source: Lu et al., "DPM-Solver++", 2022, appendix B; k-diffusion for "2s" and "3m".
+    Source: Lu et al., "DPM-Solver++", 2022, https://arxiv.org/abs/2211.01095, appendix B, which has no code of the authors;
+    k-diffusion.
     """
-    rules: dict[str, Rule] = {"1": exact_rule, "2m": _two_nodes, "3m": _up_to_three}
+    rules: dict[str, Rule] = {"1": exact_rule, "2m": _two_nodes, "3m": _exact_to_two}
     if kind not in (*rules, "2s"):
         raise ValueError(f"got kind={kind!r}; expected one of '1', '2s', '2m', '3m'")
-    choice = per_step(Data, eta)
+    choice, end = per_step(Data, eta), finishing(finish)
     if kind == "2s":
         _rule(exact_rule, variant)
+        if end.kind != "same":
+            raise ValueError(f"got finish={finish!r} for kind='2s', whose steps look back on none; expected 'same'")
         description = _description("sde-dpmpp-2s", DPMPP, 2, 2, eta, 2)
         return RowSolver(description, lambda path: _stages(path, choice, eta, stencil.midpoint))
     rule, order = _rule(rules[kind], variant), int(kind[0])
+    description = _description(f"sde-dpmpp-{kind}", DPMPP, min(order, 2), 1, eta, min(order, 2))
     return RowSolver(
-        _description(f"sde-dpmpp-{kind}", DPMPP, min(order, 2), 1, eta, min(order, 2)),
-        lambda path: multistep_rows(choice, path, (order, rule)),
+        replace(description, constants=HALF_A_PARABOLA if kind == "3m" and variant == "published" else None),
+        lambda path: multistep_rows(choice, path, (order, rule), finish=end),
     )
 
 
 @maker
-def sde_dpm_solver(order: int = 2, eta: Eta = 1.0, variant: str = "published") -> RowSolver:
+def sde_dpm_solver(order: int = 2, eta: Eta = 1.0, variant: str = "published", finish: str = "published") -> RowSolver:
     r"""SDE-DPM-Solver-1 or -2M: the reverse SDE in the noise prediction.
 
     .. math:: x_v = \frac{\alpha_v}{\alpha_u} x_u
@@ -136,14 +139,14 @@ def sde_dpm_solver(order: int = 2, eta: Eta = 1.0, variant: str = "published") -
               + \sigma_v \sqrt{\eta\, (e^{2h} - 1)}\, \xi
 
     with eps constant (1) or extrapolated through two points, taken halfway in the published form (2). The weak order is
-    ``order``; 1 is SEEDS-1. Source: Lu et al., "DPM-Solver++", 2022, appendix B.
+    ``order``; 1 is SEEDS-1. ``finish`` is that of :func:`sde_dpmpp`. Source: Lu et al., "DPM-Solver++", 2022, appendix B.
     """
     if order not in (1, 2):
         raise ValueError(f"got order={order}; expected 1 or 2")
-    choice, rule = per_step(Noise, eta), _rule(_two_nodes, variant)
+    choice, rule, end = per_step(Noise, eta), _rule(_two_nodes, variant), finishing(finish)
     return RowSolver(
         _description(f"sde-dpm-{order}", DPMPP, order, 1, eta, order),
-        lambda path: multistep_rows(choice, path, (order, rule)),
+        lambda path: multistep_rows(choice, path, (order, rule), finish=end),
     )
 
 

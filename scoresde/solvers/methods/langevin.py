@@ -1,4 +1,4 @@
-"""Langevin dynamics: as a corrector after any solver, and annealed by itself.
+"""Langevin dynamics: as a corrector after any solver, annealed by itself, and at one level of noise.
 
 Notation of the formulas: a step goes from u to v, towards the data; h = lam_v - lam_u > 0; m is the data prediction and
 eps the noise prediction at u; xi is standard normal.
@@ -18,16 +18,22 @@ from scoresde.solvers.rows import first_move, forward_move, last_move, one_step
 from scoresde.solvers.solver import Description, RowSolver, maker
 from scoresde.solvers.updates import Langevin, Row, Update
 
-__all__ = ["annealed_langevin", "predictor_corrector", "underdamped_corrector"]
+__all__ = ["annealed_langevin", "langevin", "predictor_corrector", "sgld", "underdamped_corrector"]
 
 LEIMKUHLER = "Leimkuhler & Matthews 2013, arXiv:1203.5428; Cheng et al. 2018, arXiv:1707.03663"
 NCSN_2019 = "Song & Ermon 2019, arXiv:1907.05600"
+ROBERTS = "Roberts & Tweedie 1996, doi:10.2307/3318418"
+WELLING = "Welling & Teh 2011, ICML"
 SONG_2021 = "Song et al. 2021, arXiv:2011.13456"
 
 
 @maker
 def predictor_corrector(
-    predictor: RowSolver | None = None, corrections: int = 1, snr: float = 0.16, norm: str = "sample"
+    predictor: RowSolver | None = None,
+    corrections: int = 1,
+    snr: float = 0.16,
+    norm: str = "sample",
+    order: str = "predictor-first",
 ) -> RowSolver:
     r"""Any solver, followed at each point by Langevin corrections of the marginal there.
 
@@ -42,24 +48,44 @@ def predictor_corrector(
         snr: the signal-to-noise ratio of a Langevin step.
         norm: ``"sample"`` takes the two norms of each sample, so that a sample does not depend on its batch;
             ``"batch"`` their averages over the batch, as in the authors' code.
+        order: ``"predictor-first"``, as in the paper: the corrections follow each step, at its end; or
+            ``"corrector-first"``, as in the authors' code: they come before each step, at its start, so that the start of
+            the path is corrected too, and its end is not.
 
-    Source: Song et al., 2021, algorithms 2 to 5.
+    Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", 2021,
+    https://arxiv.org/abs/2011.13456, algorithms 2 to 5, and their code.
+
+    Example:
+        >>> from scoresde import VP, solvers
+        >>> path = solvers.make_path(VP(), "t", 3)
+        >>> for order in ("predictor-first", "corrector-first"):
+        ...     print("".join("PC"[isinstance(row, Langevin)] for row in predictor_corrector(order=order).rows(path)))
+        PCPCP
+        CPCPCP
     """
     base = _predictor(predictor, corrections)
     if not snr > 0:
         raise ValueError(f"got snr={snr}; expected a positive number")
     if norm not in ("sample", "batch"):
         raise ValueError(f"got norm={norm!r}; expected 'sample' or 'batch'")
+    if order not in ("predictor-first", "corrector-first"):
+        raise ValueError(f"got order={order!r}; expected 'predictor-first' or 'corrector-first'")
 
     def rows(path: Path) -> list[Update]:
         below = dict(path.moves)
-        out: list[Update] = []
-        for row in base.rows(path):
+
+        def corrected(at: Point) -> list[Update]:
+            towards_data = below.get(at, at)
+            scale = scalar.exp(2 * (at.log_alpha - towards_data.log_alpha)) if at.log_alpha != -math.inf else 1.0
+            return [Langevin(at, snr, scale, norm)] * corrections
+
+        made = base.rows(path)
+        out: list[Update] = corrected(path.points[0]) if order == "corrector-first" else []
+        for i, row in enumerate(made):
             out.append(row)
-            if row.ends_step and row.to.sigma > 0:
-                towards_data = below.get(row.to, row.to)
-                scale = scalar.exp(2 * (row.to.log_alpha - towards_data.log_alpha))
-                out += [Langevin(row.to, snr, scale, norm)] * corrections
+            last = order == "corrector-first" and i == len(made) - 1
+            if row.ends_step and row.to.sigma > 0 and not last:
+                out += corrected(row.to)
         return out
 
     evaluations = None if base.description.evaluations is None else base.description.evaluations + corrections
@@ -172,6 +198,81 @@ def _later(factors: tuple[float, ...], where: list[int], total: int) -> tuple[fl
 
 
 @maker
+def langevin(step: float = 0.2, decay: float = 0.0) -> RowSolver:
+    r"""Plain Langevin dynamics at the last level of the path before sigma = 0, one iteration for each of its moves.
+
+    .. math:: x \leftarrow x + \tfrac12 r_k \sigma^2 s(x) + \sqrt{r_k}\, \sigma\, \xi, \qquad r_k = r\, (1 + k)^{-\gamma}
+
+    with k = 0, 1, .. the number of the iteration. The path gives the start, whose x / alpha is kept, the level, and the
+    number of iterations; its other points do not matter. A path that goes back has one such run after each move towards the
+    noise.
+
+    It samples the marginal of that level if it runs for long enough, and with few iterations is far from it where the data
+    have modes apart: the reason for :func:`annealed_langevin`, which has the same fields. With a constant step the samples
+    keep a bias of the order of the step; a step that falls with gamma between 1/2 and 1 loses it, :func:`sgld`.
+
+    Args:
+        step: r, in units of the variance of the level, below 4.
+        decay: gamma, between 0, a constant step, and 1.
+
+    Sources: Roberts and Tweedie, "Exponential convergence of Langevin distributions and their discrete approximations",
+    1996, https://doi.org/10.2307/3318418; Song and Ermon, "Generative Modeling by Estimating Gradients of the Data
+    Distribution", 2019, https://arxiv.org/abs/1907.05600, section 3.2, for why it fails.
+
+    Example:
+        >>> from scoresde import VE, solvers
+        >>> [row.at.t for row in langevin().rows(solvers.make_path(VE(), [0.9, 0.5, 0.3, 0.0])) if row.at]
+        [0.3, 0.3, 0.3]
+    """
+    if not 0 < step < 4:
+        raise ValueError(f"got step={step}; expected a number between 0 and 4, beyond which Langevin dynamics diverge")
+    if not 0 <= decay <= 1:
+        raise ValueError(f"got decay={decay}; expected a number between 0 (a constant step) and 1")
+
+    def rows(path: Path) -> list[Update]:
+        out: list[Update] = []
+        begins, run = path.points[0], list[Point]()
+        for u, v in path.moves:
+            rises = v.sigma > 0 and v.lam > u.lam
+            if rises:
+                run.append(v)
+            if run and (not rises or v is path.points[-1]):
+                out += _at_one_level(begins, run[-1], len(run), step, decay)
+                run = []
+            if not rises:
+                out.append(last_move(path) if v.sigma == 0 else forward_move(u, v))
+                begins = v
+        return out
+
+    name = "sgld" if decay else "langevin"
+    paper = WELLING if decay else ROBERTS
+    return RowSolver(Description(name, "langevin", paper, stochastic=True), rows)
+
+
+def _at_one_level(u: Point, v: Point, count: int, step: float, decay: float) -> list[Update]:
+    """``count`` iterations at ``v``, the first from x / alpha carried there from ``u``, or from a step where alpha = 0."""
+    if u.log_alpha == -math.inf:
+        start = replace(first_move(u, v), ends_step=False)
+    else:
+        start = Row(to=v, at=None, a=scalar.exp(v.log_alpha - u.log_alpha), ends_step=False)
+    first, *rest = (_iteration(v, step * (1 + k) ** -decay) for k in range(count))
+    return [start, replace(first, a=start.a, w=(*first.w, *start.w)), *rest]
+
+
+@maker
+def sgld(step: float = 0.2, decay: float = 0.55) -> RowSolver:
+    """Stochastic gradient Langevin dynamics: :func:`langevin` with a step that falls as a power of the iteration.
+
+    What is stochastic about the gradient is up to the model: a network's estimate of the score, or one from a few data.
+    Source: Welling and Teh, "Bayesian Learning via Stochastic Gradient Langevin Dynamics", 2011,
+    https://www.stats.ox.ac.uk/~teh/research/compstats/WelTeh2011a.pdf, whose power of 0.55 this is.
+    """
+    if not decay > 0:
+        raise ValueError(f"got decay={decay}; expected a positive number (with a constant step it is the solver 'langevin')")
+    return langevin(step, decay)
+
+
+@maker
 def annealed_langevin(steps_per_level: int = 5, step: float = 0.2) -> RowSolver:
     r"""Langevin dynamics at each noise level of the path in turn, with the step proportional to the level's variance.
 
@@ -187,16 +288,7 @@ def annealed_langevin(steps_per_level: int = 5, step: float = 0.2) -> RowSolver:
     def rows(path: Path) -> list[Update]:
         out: list[Update] = []
         for u, v in path.moves:
-            correction = one_step(
-                u,
-                u,
-                a=1.0,
-                w=0.5 * step * u.sigma**2,
-                s=scalar.sqrt(step) * u.sigma,
-                p=-1 / u.sigma**2,
-                q=u.alpha / u.sigma**2,
-            )
-            out += [correction] * steps_per_level
+            out += [_iteration(u, step)] * steps_per_level
             if v.sigma == 0:
                 out.append(last_move(path))
             elif v.lam < u.lam:
@@ -209,4 +301,17 @@ def annealed_langevin(steps_per_level: int = 5, step: float = 0.2) -> RowSolver:
 
     return RowSolver(
         Description("annealed-langevin", "langevin", NCSN_2019, evaluations=steps_per_level, stochastic=True), rows
+    )
+
+
+def _iteration(u: Point, step: float) -> Row:
+    """x + r sigma^2 s(x) / 2 + sqrt(r) sigma xi at ``u``, with N the score."""
+    return one_step(
+        u,
+        u,
+        a=1.0,
+        w=0.5 * step * u.sigma**2,
+        s=scalar.sqrt(step) * u.sigma,
+        p=-1 / u.sigma**2,
+        q=u.alpha / u.sigma**2,
     )

@@ -5,14 +5,16 @@ Notation of the formulas: a step goes from u to v, towards the data; :math:`\rho
 it; h, h_1, h_2, .. are the lengths in rho of this step and of those before it.
 
 All of them start with DDIM, since there is no history yet, and are second order at best for that reason;
-``start="high-order"`` takes singlestep steps first.
+``start="high-order"`` takes singlestep steps first. All keep their order to the end by default, as their authors' code does;
+``finish`` changes that, see :func:`~scoresde.solvers.finishing`.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -20,7 +22,17 @@ import torch
 from scoresde.sde import GaussianSDE
 from scoresde.solvers import scalar, stencil
 from scoresde.solvers.coefficients import gauss_legendre, lagrange_weights
-from scoresde.solvers.history import Rule, constant_weight, exact_rule, high_order, multistep_rows, openings
+from scoresde.solvers.history import (
+    Opening,
+    Rule,
+    constant_weight,
+    exact_rule,
+    finishing,
+    high_order,
+    multistep_rows,
+    reached_order,
+    step_stencils,
+)
 from scoresde.solvers.path import Path, Point, points
 from scoresde.solvers.prediction import Noise, Prediction, Rho, Velocity
 from scoresde.solvers.rows import stencil_rows
@@ -46,41 +58,50 @@ ADAMS: tuple[tuple[float, ...], ...] = (
 """The Adams-Bashforth weights of equal steps, by the number of nodes."""
 
 
-def _reached(order: int, start: str) -> int:
-    """A first step of order one leaves a local error of order two."""
-    return order if start == "high-order" else min(order, 2)
+def _exact(description: Description, prediction: Prediction, order: int, start: str, finish: str) -> RowSolver:
+    opening, end = high_order(order, start), finishing(finish)
+    return RowSolver(
+        replace(description, order=reached_order(order, start, end)),
+        lambda path: stencil_rows(prediction, step_stencils(path, opening, order, stencil.multistep, end), path),
+    )
 
 
-def _exact(prediction: Prediction, order: int, start: str) -> Callable[[Path], list[Row]]:
-    opening, running = high_order(order, start), stencil.multistep(order)
-    return lambda path: stencil_rows(prediction, openings(path, opening, running), path)
+def _by_rule(
+    description: Description, prediction: Prediction, order: int, rule: Rule, finish: str, opening: Sequence[Opening] = ()
+) -> RowSolver:
+    end = finishing(finish)
+    return RowSolver(description, lambda path: multistep_rows(prediction, path, (order, rule), opening=opening, finish=end))
 
 
 @maker
-def deis(order: int = 3, clock: str = "lam", start: str = "published") -> RowSolver:
+def deis(order: int = 3, clock: str = "lam", start: str = "published", finish: str = "published") -> RowSolver:
     r"""DEIS, exponential Adams-Bashforth: a polynomial through the newest ``order`` values of eps, integrated exactly.
 
     .. math:: x_v = \frac{\alpha_v}{\alpha_u} x_u + \alpha_v \int_{\rho_u}^{\rho_v} P\, d\rho
 
     Args:
-        order: number of nodes, 1 to 4. Order 1 is DDIM.
+        order: number of nodes, 1 to 4, which the names count too: "tab-3" and "rhoab-3" are what the authors call
+            ``ab_order=2``, the degree of P. Order 1 is DDIM.
         clock: what P is a polynomial in: ``"lam"`` (log-rho), ``"t"`` (tAB-DEIS) or ``"rho"`` (rhoAB-DEIS, which is
             :func:`lms`).
         start: ``"published"`` or ``"high-order"``.
+        finish: the authors keep the order to the end; diffusers lowers it with fewer than 15 steps by default.
 
-    The integral in t is taken by Gauss-Legendre quadrature in lam, to rounding. In t the sample depends on the SDE, in lam
-    and rho it does not. Source: Zhang and Chen, "Fast Sampling of Diffusion Models with Exponential Integrator", 2023.
+    The integral in t is taken by Gauss-Legendre quadrature in lam, to rounding, where the authors sum over 10,000 points. In
+    t the sample depends on the SDE, in lam and rho it does not.
+    Source: Zhang and Chen, "Fast Sampling of Diffusion Models with Exponential Integrator", 2023,
+    https://arxiv.org/abs/2204.13902, and their code.
     """
     names = {"lam": "deis", "t": "tab", "rho": "rhoab"}
     if clock not in names:
         raise ValueError(f"got clock={clock!r}; expected 'lam', 't' or 'rho'")
-    opening = high_order(order, start)
-    description = Description(f"{names[clock]}-{order}", "multistep", DEIS, order=_reached(order, start))
+    opening, end = high_order(order, start), finishing(finish)
+    description = Description(f"{names[clock]}-{order}", "multistep", DEIS, order=reached_order(order, start, end))
     if clock != "t":
-        return RowSolver(description, _exact(Noise() if clock == "lam" else Rho(), order, start))
+        return _exact(description, Noise() if clock == "lam" else Rho(), order, start, finish)
 
     def rows(path: Path) -> list[Row]:
-        return multistep_rows(Noise(), path, (order, _polynomial_in_t(path)), opening=opening)
+        return multistep_rows(Noise(), path, (order, _polynomial_in_t(path)), opening=opening, finish=end)
 
     return RowSolver(description, rows)
 
@@ -119,19 +140,18 @@ def _powers_of_t(sde: GaussianSDE, moves: Sequence[tuple[Point, Point]]) -> list
 
 
 @maker
-def lms(order: int = 4, start: str = "published") -> RowSolver:
+def lms(order: int = 4, start: str = "published", finish: str = "published") -> RowSolver:
     r"""Linear multistep (Adams-Bashforth with varying steps) in rho: k-diffusion's LMS, rhoAB-DEIS.
 
     .. math:: \frac{x_v}{\alpha_v} = \frac{x_u}{\alpha_u} + \int_{\rho_u}^{\rho_v} P(\rho)\, d\rho
 
     with P the polynomial through the newest ``order`` values of eps, 1 to 4. Order 1 is DDIM, Euler in rho.
     """
-    description = Description("lms", "multistep", CROWSON, order=_reached(order, start))
-    return RowSolver(description, _exact(Rho(), order, start))
+    return _exact(Description("lms", "multistep", CROWSON), Rho(), order, start, finish)
 
 
 @maker
-def velocity(order: int = 2, start: str = "published") -> RowSolver:
+def velocity(order: int = 2, start: str = "published", finish: str = "published") -> RowSolver:
     r"""Multistep in the velocity eps - m of a rectified flow, in the clock :math:`\tau = \sigma / (\alpha + \sigma)`.
 
     .. math:: \frac{x_v}{\alpha_v + \sigma_v} = \frac{x_u}{\alpha_u + \sigma_u} + \int_{\tau_u}^{\tau_v} P(\tau)\, d\tau
@@ -140,8 +160,7 @@ def velocity(order: int = 2, start: str = "published") -> RowSolver:
     :class:`~scoresde.RectifiedFlow`, where tau = t, order 1 is Euler's method, the sampler of Liu et al., "Flow Straight and
     Fast", 2023. It carries alpha = 0.
     """
-    description = Description(f"velocity-{order}", "multistep", RECTIFIED, order=_reached(order, start))
-    return RowSolver(description, _exact(Velocity(), order, start))
+    return _exact(Description(f"velocity-{order}", "multistep", RECTIFIED), Velocity(), order, start, finish)
 
 
 def _classical(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point]) -> list[float]:
@@ -149,14 +168,15 @@ def _classical(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point
     return [constant * w for w in ADAMS[len(nodes) - 1]]
 
 
-def _check_order(order: int) -> int:
+def _numbered(name: str, order: int) -> str:
+    """The name in the table: that of order 4, the default, has no number."""
     if order not in (1, 2, 3, 4):
         raise ValueError(f"got order={order!r}; expected 1, 2, 3 or 4")
-    return order
+    return name if order == 4 else f"{name}-{order}"
 
 
 @maker
-def ipndm(order: int = 4) -> RowSolver:
+def ipndm(order: int = 4, finish: str = "published") -> RowSolver:
     r"""iPNDM: a DDIM step with the Adams-Bashforth combination of the newest eps, by the weights of equal steps.
 
     .. math:: x_v = \frac{\alpha_v}{\alpha_u} x_u + \alpha_v (\rho_v - \rho_u)\, \bar\epsilon, \qquad
@@ -167,15 +187,12 @@ def ipndm(order: int = 4) -> RowSolver:
     nonetheless (on a mixture in the plane, 6 steps uniform in lam: an error of 0.05, where LMS has 0.18 and UniPC-3 0.20).
     Source: Zhang and Chen, 2023, section 3.3; the weights are those of :func:`pndm`.
     """
-    depth = _check_order(order)
-    return RowSolver(
-        Description("ipndm", "multistep", DEIS, order=min(order, 2)),
-        lambda path: multistep_rows(Rho(), path, (depth, _classical)),
-    )
+    description = Description(_numbered("ipndm", order), "multistep", DEIS, order=min(order, 2))
+    return _by_rule(description, Rho(), order, _classical, finish)
 
 
 @maker
-def ipndm_v(order: int = 4, variant: str = "published") -> RowSolver:
+def ipndm_v(order: int = 4, variant: str = "published", finish: str = "published") -> RowSolver:
     r"""iPNDM with weights for varying steps in rho.
 
     With :math:`\Delta_k` the k-th differences of eps over the newest nodes, the published rule is
@@ -195,14 +212,14 @@ def ipndm_v(order: int = 4, variant: str = "published") -> RowSolver:
     :func:`lms`. Both are second order, from their first step.
     Source: Zhou et al., "Fast ODE-based Sampling for Diffusion Models in Around 5 Steps", 2024, their code.
     """
-    depth = _check_order(order)
+    name = _numbered("ipndm-v", order)
     if variant not in ("published", "exact"):
         raise ValueError(f"got variant={variant!r}; expected 'published' or 'exact'")
     rule = exact_rule if variant == "exact" else _published_ipndm_v
-    return RowSolver(
-        Description("ipndm-v", "multistep", ZHOU, order=min(order, 2)),
-        lambda path: multistep_rows(Rho(), path, (depth, rule)),
-    )
+    # For equal steps the published four weights are those of Adams and Bashforth and a twelfth of the third difference.
+    constants = ((3, -1 / 12),) if variant == "published" and order == 4 else None
+    description = Description(name, "multistep", ZHOU, order=min(order, 2), constants=constants)
+    return _by_rule(description, Rho(), order, rule, finish)
 
 
 def _published_ipndm_v(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point]) -> list[float]:
@@ -227,21 +244,19 @@ def _published_ipndm_v(prediction: Prediction, u: Point, v: Point, nodes: Sequen
 
 
 @maker
-def plms() -> RowSolver:
+def plms(finish: str = "published") -> RowSolver:
     r"""PLMS, the pseudo linear multistep method: :func:`ipndm` whose first step is an average of two.
 
     The first step evaluates at its DDIM prediction as well and takes the mean of both eps (Heun's method in rho), so that it
     costs two evaluations. Second order, for the reason given at :func:`ipndm`.
     Source: Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds", 2022, as in Stable Diffusion.
     """
-    return RowSolver(
-        Description("plms", "multistep", LIU_2022, order=2, evaluations=None),
-        lambda path: multistep_rows(Rho(), path, (4, _classical), opening=[stencil.trapezoid]),
-    )
+    description = Description("plms", "multistep", LIU_2022, order=2, evaluations=None)
+    return _by_rule(description, Rho(), 4, _classical, finish, [stencil.trapezoid])
 
 
 @maker
-def pndm() -> RowSolver:
+def pndm(finish: str = "published") -> RowSolver:
     r"""PNDM: three steps of the pseudo Runge-Kutta method, then the Adams-Bashforth weights of :func:`ipndm`.
 
     The pseudo Runge-Kutta step is the classical one of order 4 with DDIM steps for Euler's and its middle at the mean of
@@ -249,11 +264,13 @@ def pndm() -> RowSolver:
     Source: Liu et al., 2022, algorithm 2.
     """
 
+    end = finishing(finish)
+
     def rows(path: Path) -> list[Row]:
         up = [(u, v) for u, v in path.moves if v.sigma > 0 and v.lam > u.lam]
         middles = points(path.sde, scalar.vector([(u.t + v.t) / 2 for u, v in up])) if up else []
         steps = {move: _pseudo_rk4(*move, middle) for move, middle in zip(up, middles, strict=True)}
-        return multistep_rows(Rho(), path, (4, _classical), opening=[lambda u, v: steps[u, v]] * 3)
+        return multistep_rows(Rho(), path, (4, _classical), opening=[lambda u, v: steps[u, v]] * 3, finish=end)
 
     return RowSolver(Description("pndm", "multistep", LIU_2022, order=2, evaluations=None), rows)
 
@@ -266,7 +283,7 @@ def _pseudo_rk4(u: Point, v: Point, middle: Point) -> Stencil:
 
 
 @maker
-def gradient_estimation(gamma: float = 2.0) -> RowSolver:
+def gradient_estimation(gamma: float = 2.0, finish: str = "published") -> RowSolver:
     r"""The gradient-estimation sampler: DDIM with eps extrapolated from the last one.
 
     .. math:: x_v = \frac{\alpha_v}{\alpha_u} x_u + \alpha_v (\rho_v - \rho_u)\,
@@ -283,5 +300,6 @@ def gradient_estimation(gamma: float = 2.0) -> RowSolver:
         constant = constant_weight(prediction, u, v)
         return [constant] if len(nodes) == 1 else [gamma * constant, (1 - gamma) * constant]
 
-    description = Description("gradient-estimation", "multistep", PERMENTER, order=2 if gamma == 1.5 else 1)
-    return RowSolver(description, lambda path: multistep_rows(Rho(), path, (2, rule)))
+    order, constants = (2, None) if gamma == 1.5 else (1, ((1, 1.5 - gamma),))
+    description = Description("gradient-estimation", "multistep", PERMENTER, order=order, constants=constants)
+    return _by_rule(description, Rho(), 2, rule, finish)

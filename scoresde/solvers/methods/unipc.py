@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scoresde.solvers.history import constant_weight, exact_rule, high_order, multistep_rows, openings
+from scoresde.solvers import stencil
+from scoresde.solvers.history import (
+    Finish,
+    constant_weight,
+    exact_rule,
+    finishing,
+    high_order,
+    multistep_rows,
+    step_stencils,
+)
 from scoresde.solvers.path import Point
 from scoresde.solvers.prediction import Data, Noise, Prediction
 from scoresde.solvers.rows import stencil_rows
@@ -32,7 +41,12 @@ def _prediction(name: str) -> Prediction:
 
 @maker
 def unipc(
-    order: int = 3, b: str = "bh2", prediction: str = "data", variant: str = "published", start: str = "published"
+    order: int = 3,
+    b: str = "bh1",
+    prediction: str = "data",
+    variant: str = "published",
+    start: str = "published",
+    finish: str = "published",
 ) -> RowSolver:
     r"""UniPC-``order``: a predictor through ``order`` nodes (UniP), corrected through those and the new one (UniC).
 
@@ -44,17 +58,20 @@ def unipc(
 
     Args:
         order: number of nodes of the predictor, 1 to 4. The order of the corrected method is one more, but 4 at most, which
-            is what the steps of the start allow.
-        b: ``"bh1"``, B = h, or ``"bh2"``, B = 1 - e^{-h}: of the shortcuts.
+            is what the steps of the start allow; 2 with the published finish.
+        b: ``"bh1"``, B = h, as in the authors' code by default, or ``"bh2"``, B = 1 - e^{-h}, as in diffusers: of the
+            shortcuts.
         prediction: ``"data"``, or ``"noise"`` for the same in eps.
         variant: ``"published"`` with the shortcuts; ``"exact"`` without, which is exponential PEC.
         start: ``"published"``: the order grows with the history, which limits the whole to order 3, from a corrected first
             step; ``"high-order"``: singlestep steps first, until the history is long enough.
+        finish: ``"published"`` is ``"lower-order"``, whatever the number of steps; the others are explained at
+            :func:`~scoresde.solvers.finishing`.
 
     The last correction is dropped. UniPC-2 with "bh2" is DPM-Solver++(2M) with a corrector. High orders need small steps in
-    lam: on a mixture in the plane UniPC-3 was eight times closer than UniPC-2 at 102 steps uniform in lam, three times
-    farther at 6. Source: Zhao et al., "UniPC",
-    2023, algorithms 5 to 8.
+    lam: on a mixture in the plane UniPC-3 that keeps its order was eight times closer than UniPC-2 at 102 steps uniform in
+    lam, three times farther at 6.
+    Source: Zhao et al., "UniPC", 2023, https://arxiv.org/abs/2302.04867, algorithms 5 to 8, and their code.
     """
     if order not in (1, 2, 3, 4):
         raise ValueError(f"got order={order!r}; expected 1, 2, 3 or 4")
@@ -74,15 +91,26 @@ def unipc(
         return [w, constant - w] if corrects else [constant - w, w]
 
     kind, opening = _prediction(prediction), high_order(min(order + 1, 4), start)[: order - 1]
-    reached = min(order + 1, 4 if start == "high-order" else 3)
+    end = finishing(finish, Finish("lower-order"))
     return RowSolver(
-        Description(f"unipc-{order}", "exponential", ZHAO, order=reached),
-        lambda path: multistep_rows(kind, path, (order, rule), (order + 1, rule), opening),
+        Description(f"unipc-{order}", "exponential", ZHAO, order=_reached(order + 1, start, end)),
+        lambda path: multistep_rows(kind, path, (order, rule), (order + 1, rule), opening, finish=end),
     )
 
 
+def _reached(order: int, start: str, end: Finish) -> int:
+    """The order of a corrected method, whose first step leaves a local error of order three, a last step of DDIM of two."""
+    return min(order, 2 if end.kind == "lower-order" else 4 if start == "high-order" else 3)
+
+
 @maker
-def exp_adams_moulton(order: int = 3, mode: str = "pec", prediction: str = "data", start: str = "published") -> RowSolver:
+def exp_adams_moulton(
+    order: int = 3,
+    mode: str = "pec",
+    prediction: str = "data",
+    start: str = "published",
+    finish: str = "published",
+) -> RowSolver:
     r"""Exponential Adams-Bashforth prediction, exponential Adams-Moulton correction, both exact interpolations in lam.
 
     .. math:: x_v = \frac{\sigma_v}{\sigma_u} x_u + \alpha_v \int_{\lambda_u}^{\lambda_v} e^{s - \lambda_v} P(s)\, ds
@@ -96,6 +124,7 @@ def exp_adams_moulton(order: int = 3, mode: str = "pec", prediction: str = "data
             corrected state, with a predictor of one node less.
         prediction: ``"data"`` or ``"noise"``.
         start: as of :func:`unipc`; the published one limits the order to 3.
+        finish: as of :func:`unipc`, but that ``"published"`` is ``"same"``: there is no code to follow.
 
     Order 2 with ``"pece"`` is Heun's method in lam, DPM-Solver++'s exponential trapezoid. Source: Hochbruck and Ostermann,
     "Exponential multistep methods of Adams-type", 2011.
@@ -104,13 +133,17 @@ def exp_adams_moulton(order: int = 3, mode: str = "pec", prediction: str = "data
         raise ValueError(f"got order={order!r}; expected 2, 3 or 4")
     if mode not in ("pec", "pece"):
         raise ValueError(f"got mode={mode!r}; expected 'pec' or 'pece'")
-    kind, opening = _prediction(prediction), high_order(order, start)
-    reached = order if start == "high-order" else min(order, 3)
+    kind, opening, end = _prediction(prediction), high_order(order, start), finishing(finish)
+    reached = _reached(order, start, end)
     description = Description(f"expam-{order}", "exponential", HOCHBRUCK, order=reached, evaluations=1 + (mode == "pece"))
     if mode == "pec":
-        return RowSolver(
-            description, lambda path: multistep_rows(kind, path, (order, exact_rule), (order, exact_rule), opening)
-        )
+        pair = order, exact_rule
+        return RowSolver(description, lambda path: multistep_rows(kind, path, pair, pair, opening, finish=end))
+    return RowSolver(
+        description, lambda path: stencil_rows(kind, step_stencils(path, opening, order, _predict_and_correct, end), path)
+    )
+
+
+def _predict_and_correct(order: int) -> Stencil:
     past = tuple(range(0, 1 - order, -1))
-    pair: Stencil = (Stage(1.0, past), Stage(1.0, (1, *past)))
-    return RowSolver(description, lambda path: stencil_rows(kind, openings(path, opening, pair), path))
+    return (Stage(1.0, past), Stage(1.0, (1, *past))) if past else stencil.euler

@@ -1,0 +1,134 @@
+r"""Spacings: where the times of a path are, between its first and its last.
+
+A spacing is a function ``(sde, n, t_max, t_min) -> n times``, falling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde.base.names import Table
+from scoresde.base.numbers import is_whole
+from scoresde.sde import ChainSDE, GaussianSDE
+
+__all__ = ["PATHS", "ChainSpacing", "Spacing", "karras", "quadratic", "uniform_lam", "uniform_t"]
+
+Spacing = Callable[[GaussianSDE, int, float, float], Tensor]
+"""``(sde, n, t_max, t_min)``: the n times of a path between the two, falling."""
+
+
+def uniform_t(sde: GaussianSDE, n: int, t_max: float, t_min: float) -> Tensor:
+    """``n`` times, equidistant: the spacing of DDPM and of Song et al., 2021."""
+    return torch.linspace(t_max, t_min, n, dtype=torch.float64)
+
+
+def quadratic(sde: GaussianSDE, n: int, t_max: float, t_min: float) -> Tensor:
+    """``n`` times whose square roots are equidistant (Song et al., "Denoising Diffusion Implicit Models", 2020)."""
+    return torch.linspace(math.sqrt(t_max), math.sqrt(t_min), n, dtype=torch.float64) ** 2
+
+
+def _lam_range(sde: GaussianSDE, t_max: float, t_min: float) -> tuple[float, float]:
+    low, high = float(sde.lam(t_max)), float(sde.lam(t_min))
+    if high == math.inf:
+        raise ValueError(f"got t_min={t_min}, where sigma = 0 and lam is infinite; expected a larger t_min, or path='t'")
+    # From alpha = 0, lam has infinitely far to go: the spacing is laid out from the mirror image of its end instead.
+    return (low if math.isfinite(low) else -abs(high) - 1), high
+
+
+def uniform_lam(sde: GaussianSDE, n: int, t_max: float, t_min: float) -> Tensor:
+    """``n`` times, equidistant in lam (Lu et al., "DPM-Solver", 2022)."""
+    return sde.time(torch.linspace(*_lam_range(sde, t_max, t_min), n, dtype=torch.float64))
+
+
+def karras(sde: GaussianSDE, n: int, t_max: float, t_min: float, rho: float = 7.0) -> Tensor:
+    """``n`` times, equidistant in (sigma / alpha)^(1 / rho) (Karras et al., 2022, equation (5))."""
+    low, high = _lam_range(sde, t_max, t_min)
+    level = torch.linspace(math.exp(-low / rho), math.exp(-high / rho), n, dtype=torch.float64)
+    return sde.time(-rho * torch.log(level))
+
+
+@dataclass(frozen=True)
+class ChainSpacing:
+    r"""A spacing that visits whole steps of a chain of N steps, k = 1..N, whose time is k / N.
+
+    Args:
+        kind: ``"leading"``, :math:`k = 1 + i \lfloor N / n \rfloor`, as in DDIM and DDPM on fewer steps, which never visits
+            the noisiest ones; ``"trailing"``, :math:`k = \mathrm{round}(N - i N / n)`, from the noisiest; or ``"linspace"``,
+            n steps from the noisiest to the first, rounded. In each, i = 0..n-1.
+        offset: what is added to k: 1 for the ``steps_offset`` of Stable Diffusion's configurations.
+
+    Between ``t_max`` and ``t_min`` N is the number of steps from one to the other.
+
+    Raises:
+        ValueError: for any other kind, an offset that is not whole or leaves the chain, an SDE that is not a chain's, or
+            more steps than there are.
+
+    Source: Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2023,
+    https://arxiv.org/abs/2305.08891, table 2; diffusers' ``timestep_spacing``.
+
+    Example:
+        >>> from scoresde import DDPM
+        >>> sde = DDPM().sde()
+        >>> [(1000 * ChainSpacing(kind)(sde, 4, 1.0, 0.001)).round().int().tolist() for kind in ("leading", "trailing")]
+        [[751, 501, 251, 1], [1000, 750, 500, 250]]
+    """
+
+    kind: str
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("leading", "trailing", "linspace"):
+            raise ValueError(f"got kind={self.kind!r}; expected 'leading', 'trailing' or 'linspace'")
+        if not is_whole(self.offset) or self.offset < 0:
+            raise ValueError(f"got offset={self.offset!r}; expected a whole number of at least 0")
+
+    def __call__(self, sde: GaussianSDE, n: int, t_max: float, t_min: float) -> Tensor:
+        if not isinstance(sde, ChainSDE):
+            raise ValueError(
+                f"got path={self.kind!r} on {sde!r}, which has no steps; expected the SDE of a chain (DDPM().sde()), or a "
+                "spacing for any SDE: path='t'"
+            )
+        total = len(sde.chain)
+        last, first = round(total * t_max), max(round(total * t_min), 1)
+        steps = last - first + 1
+        if n > steps:
+            raise ValueError(
+                f"got {n} times on a chain with {steps} steps between t_max and t_min; expected no more than these"
+            )
+        i = torch.arange(n, dtype=torch.float64)
+        if self.kind == "leading":
+            k = first + i.flip(0) * (steps // n)
+        elif self.kind == "trailing":
+            k = (first - 1) + (steps + i * ((steps - steps / n) - steps)).round()  # NumPy's arange, to its roundings
+        else:
+            k = first + (i.flip(0) * ((steps - 1) / max(n - 1, 1))).round()
+        k = k + self.offset
+        if float(k[0]) > total:
+            raise ValueError(
+                f"got offset={self.offset}, with which the first of {n} steps is {k[0]:.0f} of {total}; expected less"
+            )
+        return k / total
+
+
+PATHS: Table[Spacing] = Table(
+    "path",
+    "scoresde.solvers.PATHS",
+    {
+        "t": uniform_t,
+        "quadratic": quadratic,
+        "lam": uniform_lam,
+        "karras": karras,
+        "leading": ChainSpacing("leading"),
+        "trailing": ChainSpacing("trailing"),
+        "linspace": ChainSpacing("linspace"),
+    },
+    also="a Path, a spacing function or a list of times",
+    check=callable,
+    expects="a spacing function: (sde, n, t_max, t_min) -> n times",
+)
+"""The named spacings: ``(sde, n, t_max, t_min) -> n times``; the last three are for the SDEs of chains alone."""
