@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.base.shape import check_batch
 from scoresde.base.trace import quadratic_forms, unit_vectors
 from scoresde.sampling.counted import evaluation_mode
+from scoresde.sampling.start import check_data
 from scoresde.score import Conditions, ScoreModel
 from scoresde.sde import GaussianSDE
 from scoresde.solvers.noise.fresh import FreshNoise, sample_seeds
@@ -87,11 +87,7 @@ def log_likelihood(
         >>> torch.allclose(found.log_prob.float(), problem.log_prob(x, VP(), VP().span[0]), atol=1e-3)
         True
     """
-    if not isinstance(model, ScoreModel):
-        raise TypeError(f"got model of type {type(model).__name__}; expected a ScoreModel: ScoreModel(net, sde) makes one")
-    bad = int((~torch.isfinite(check_batch(x))).sum())
-    if bad or not len(x):
-        raise ValueError(f"got {len(x)} samples with {bad} numbers that are not finite; expected at least one, all finite")
+    check_data(model, x)
     if trace not in ("hutchinson", "exact") or probes < 1:
         raise ValueError(
             f"got trace={trace!r} and probes={probes}; expected 'hutchinson' or 'exact', and at least one probe"
