@@ -114,7 +114,8 @@ def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
     theta = 2 * torch.atan2(*chords)
     # sin(w theta) / sin(theta), which is w for a vanishing angle.
     factors = [torch.where(theta < 1e-8, s, torch.sin(s * theta) / torch.sin(theta)) for s in (1 - w, w)]
-    return ((factors[0] * u + factors[1] * v) * norms[0] ** (1 - w) * norms[1] ** w).to(a)
+    norm: Tensor = norms[0] ** (1 - w) * norms[1] ** w
+    return (norm * (factors[0] * u + factors[1] * v)).to(a)
 
 
 def combine(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -148,7 +149,7 @@ def combine(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
             f"got {len(parts)} latents of shapes {sorted(shapes)} with weights {list(weights)}; expected latents of one "
             "shape with a finite weight for each, not all zero"
         )
-    mixed = weights[0] / total * parts[0]
+    mixed: Tensor = weights[0] / total * parts[0]
     for w, z in zip(weights[1:], parts[1:], strict=True):
         mixed = mixed + w / total * z
     return mixed

@@ -24,11 +24,9 @@ class Tempered(Wrapper):
     .. math:: D_\tau(y, \rho) = D(y, \rho / \sqrt\tau),
 
     the same state seen as if it had another level of noise. Under any solver, deterministic or stochastic, this samples
-    N(mu, tau C) for Gaussian data N(mu, C), exactly. For a mixture it is not exact. A
-    stochastic solver comes closer than the flow: of two modes of weights 0.3 and 0.7 and variance 0.25, eight apart, at
-    tau = 0.2 the second one gets the weight 0.90 (0.986 is wanted) and the variance 0.052 (0.05 is wanted), by the flow 0.87
-    and 0.111. Levels of noise beyond the span of the SDE are
-    replaced by its ends.
+    N(mu, tau C) for Gaussian data N(mu, C), exactly. For a mixture it is not exact: the weights of its modes come out
+    between those of p and those of :math:`p^{1 / \tau}`, and the flow makes the modes wider than they should be, which a
+    stochastic solver hardly does. Levels of noise beyond the span of the SDE are replaced by its ends.
 
     A scaled prior, :func:`scoresde.sampling.latents` with a temperature, has the same law for Gaussian data, but only
     along the flow.
