@@ -115,7 +115,8 @@ def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
     # sin(w theta) / sin(theta), which is w for a vanishing angle.
     factors = [torch.where(theta < 1e-8, s, torch.sin(s * theta) / torch.sin(theta)) for s in (1 - w, w)]
     norm: Tensor = norms[0] ** (1 - w) * norms[1] ** w
-    return (norm * (factors[0] * u + factors[1] * v)).to(a)
+    mixed: Tensor = norm * (factors[0] * u + factors[1] * v)
+    return mixed.to(a)
 
 
 def combine(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
