@@ -44,10 +44,10 @@ def normal(d: float) -> float:
 
 @pytest.mark.parametrize("d", [-1.0, 0.0, 0.5, 1.0, 2.5])
 def test_the_area_between_normal_scores_is_known(d: float) -> None:
-    g, n = generator(), 200_000
+    g, n = generator(), 50_000
     x, y = torch.randn(n, generator=g), torch.randn(n, generator=g) + d
     found = auroc_estimate(x, y, 0.9999)
-    assert found.low < normal(d) < found.high and found.high - found.low < 0.01
+    assert found.low < normal(d) < found.high and found.high - found.low < 0.02
     assert found.value == float(auroc(x, y))
 
 
@@ -144,10 +144,10 @@ def test_reconstructions_are_those_of_sdedit() -> None:
     assert one.shape == (2, 2)
 
 
-@pytest.mark.parametrize("sde", [VP(), EDM(), RectifiedFlow()], ids=repr)
+@pytest.mark.parametrize("sde", [VP(), RectifiedFlow()], ids=repr)
 def test_the_likelihood_and_typicality_are_the_closed_form(sde: GaussianSDE) -> None:
-    x, reference = torch.tensor([[1.5, -0.4], [0.0, 0.0]], dtype=F64), DATA.sample(500, generator(1), dtype=F64)
-    model, exact = DATA.model(sde), {"steps": 20, "trace": "exact"}
+    x, reference = torch.tensor([[1.5, -0.4], [0.0, 0.0]], dtype=F64), DATA.sample(100, generator(1), dtype=F64)
+    model, exact = DATA.model(sde), {"steps": 12, "trace": "exact"}
     truth = -DATA.log_prob(x)
     found = Detector(model, LikelihoodScore(**exact))(x)
     torch.testing.assert_close(found.score, truth, rtol=0, atol=2e-2)  # of the noise at t_min, and the prior
@@ -156,7 +156,7 @@ def test_the_likelihood_and_typicality_are_the_closed_form(sde: GaussianSDE) -> 
     torch.testing.assert_close(
         Detector(model, Typicality(**exact), reference)(x).score, (truth - entropy).abs(), rtol=0, atol=2e-2
     )
-    guessed = Detector(model, LikelihoodScore(20, probes=32))(x)
+    guessed = Detector(model, LikelihoodScore(12, probes=8))(x)
     assert ((guessed.score - found.score).abs() < 5 * guessed.error + 1e-6).all()
 
 
@@ -176,7 +176,9 @@ def test_a_score_depends_on_its_seed_alone_and_not_on_the_batch(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ANOMALY_SCORES)
-@pytest.mark.parametrize("sde", [VP(), EDM(), RectifiedFlow()], ids=repr)
+@pytest.mark.parametrize(
+    "sde", [VP(), *(pytest.param(s, marks=pytest.mark.slow) for s in (EDM(), RectifiedFlow()))], ids=repr
+)
 def test_every_score_tells_what_is_far_from_the_data_and_nothing_of_data(name: str, sde: GaussianSDE) -> None:
     problem = problems.ring()
     x, reference = problem.sample(120, generator(2)), problem.sample(150, generator(3))

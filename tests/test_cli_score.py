@@ -49,6 +49,16 @@ def test_the_table_has_every_sample_and_score(folder, tmp_path):
     assert [float(row["score-norms"]) for row in rows[:20]] == pytest.approx(truth.tolist(), rel=1e-6)
 
 
+def test_a_reference_from_the_same_source_is_of_other_samples(folder, tmp_path):
+    out, path = tmp_path / "scores.csv", folder / "data.npy"
+    done = invoke("score", folder / "model.safetensors", "--data", path, "--reference", path, "-n", 12, "--out", out)
+    assert done.exit_code == 0, done.output
+    x = torch.from_numpy(np.load(path))
+    truth = Detector(scoresde.load(folder / "model.safetensors"), "loss-excess", x[12:24])(x[:12]).score
+    found = [float(row["loss-excess"]) for row in csv.DictReader(out.read_text().splitlines())]
+    assert found == pytest.approx(truth.tolist(), rel=1e-6)
+
+
 def test_without_a_reference_the_score_is_the_likelihood(folder):
     done = invoke("score", folder / "model.safetensors", "--data", folder / "data.npy", "-n", 3)
     assert done.exit_code == 0, done.output
@@ -66,6 +76,7 @@ def test_without_a_reference_the_score_is_the_likelihood(folder):
         (["--data", "data.npy", "-n", "0"], "got --n 0"),
         (["--data", "wide.npy"], "got --data with samples of shape (3,) for a model of (2,)"),
         (["--data", "data.npy", "--reference", "wide.npy"], "got --reference with samples of shape (3,)"),
+        (["--data", "data.npy", "--reference", "data.npy", "-n", "30"], "30 samples, all of which are scored"),
         (["--data", "data.npy", "--label", "3"], "for a model without classes"),
         (["--data", "nowhere.npy"], "nowhere.npy"),
     ],

@@ -23,15 +23,19 @@ __all__ = ["score"]
 Scores = dict[str, tuple[Tensor, Tensor]]
 
 
-def _first(data: Dataset, n: int, event: tuple[int, ...], option: str) -> Tensor:
-    """The first ``n`` samples, or all of fewer, as a tensor of the shape that the model was trained on."""
+def _samples(data: Dataset, start: int, n: int, event: tuple[int, ...], option: str) -> Tensor:
+    """The ``n`` samples from number ``start`` on, or as many as there are, of the shape that the model was trained on."""
     if tuple(data.event) != tuple(event):
         raise ValueError(
-            f"got {option} with samples of shape {tuple(data.event)} for a model of {tuple(event)}; give --size"
+            f"got {option} with samples of shape {tuple(data.event)} for a model of {tuple(event)}; expected the same: "
+            "--size scales the images of a folder"
         )
-    if not len(data):
-        raise ValueError(f"got {option} without samples; expected at least one")
-    return data.samples(range(min(n, len(data))))
+    if len(data) <= start:
+        raise ValueError(
+            f"got {option} with {len(data)} samples, all of which are scored; expected more of them, a smaller --n, or other "
+            "samples"
+        )
+    return data.samples(range(start, min(start + n, len(data))))
 
 
 def _write(rows: list[tuple[str, int, Scores]], names: list[str], out: Path) -> None:
@@ -50,7 +54,7 @@ def score(
     run: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, published weights, or a folder of diffusers.")],
     data: Annotated[str, typer.Option(help="What to score: whatever --data of train may be, or mnist:FOLDER ..")],
     reference: Annotated[
-        str | None, typer.Option(help="Samples of the data of the model, better ones that it was not trained on.")
+        str | None, typer.Option(help="Samples of the data of the model; if those of --data, the ones after the first --n.")
     ] = None,
     against: Annotated[
         str | None, typer.Option(help="Anomalies, scored too: how well each score tells them from --data, as an AUROC.")
@@ -72,7 +76,8 @@ def score(
 ) -> None:
     """Score how anomalous samples are under a model, and write a table.
 
-    A score is larger for anomalies. All scores but the likelihood compare with --reference. The samples are the first --n.
+    A score is larger for anomalies. All scores but the likelihood compare with --reference, better with samples on which the
+    model was not trained. Of each set the first --n samples are taken.
     """
     if n < 1:
         raise ValueError(f"got --n {n}; expected at least 1")
@@ -90,7 +95,9 @@ def score(
     model.to(where)
     how = {"split": split, "size": size, "unreadable": unreadable, "limit": limit}
     opened = {
-        option: _first(open_data(name, **how), n, event, f"--{option}").to(where)
+        option: _samples(open_data(name, **how), n * (option == "reference" and name == data), n, event, f"--{option}").to(
+            where
+        )
         for option, name in (("data", data), ("against", against), ("reference", reference))
         if name is not None
     }
