@@ -32,8 +32,8 @@ def _samples(data: Dataset, start: int, n: int, event: tuple[int, ...], option: 
         )
     if len(data) <= start:
         raise ValueError(
-            f"got {option} with {len(data)} samples, all of which are scored; expected more of them, a smaller --n, or other "
-            "samples"
+            f"got {option} with {len(data)} samples, all of which are scored; expected more of them, a smaller --n, or "
+            "others"
         )
     return data.samples(range(start, min(start + n, len(data))))
 
