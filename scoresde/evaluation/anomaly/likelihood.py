@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoresde.evaluation.anomaly.statistics import AnomalyScore, Reference, Statistics
 from scoresde.sampling import log_likelihood
-from scoresde.score import Conditions, ScoreModel, Shared
+from scoresde.score import Conditions, ScoreModel
 
 __all__ = ["LikelihoodScore", "Typicality"]
 
@@ -47,7 +47,6 @@ class LikelihoodScore(AnomalyScore):
 
     def statistics(self, model: ScoreModel, x: Tensor, seeds: list[int], conditions: Conditions) -> Statistics:
         """Return the negative log-density, shape ``(batch, 1)``."""
-        values = {name: v if name in conditions.per_sample else Shared(v) for name, v in conditions.values.items()}
         found = log_likelihood(
             model,
             x,
@@ -57,7 +56,7 @@ class LikelihoodScore(AnomalyScore):
             probes=self.probes,
             seed=seeds,
             t_min=self.t_min,
-            conditions=values,
+            conditions=conditions.values,
         )
         return Statistics(-found.log_prob[:, None], found.error[:, None])
 

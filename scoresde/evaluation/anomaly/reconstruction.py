@@ -18,7 +18,7 @@ from scoresde.evaluation.anomaly.statistics import (
     mean_excess,
 )
 from scoresde.sampling import sdedit
-from scoresde.score import Conditions, ScoreModel, Shared
+from scoresde.score import Conditions, ScoreModel
 from scoresde.solvers import sample_seeds
 
 __all__ = ["Reconstruction"]
@@ -57,13 +57,12 @@ class Reconstruction(AnomalyScore):
 
     def statistics(self, model: ScoreModel, x: Tensor, seeds: list[int], conditions: Conditions) -> Statistics:
         """Return the mean squared error from each level, shape ``(batch, levels)``."""
-        values = {name: v if name in conditions.per_sample else Shared(v) for name, v in conditions.values.items()}
         draws, columns = whole("draws", self.draws, 1), []
         for i, t in enumerate(level_times(model, self.levels).tolist()):
             errors = []
             for j in range(draws):
                 own = [sample_seeds(seed + i * draws + j, 1)[0] for seed in seeds]
-                back = sdedit(model, x, t, self.solver, self.steps, seed=own, conditions=values).x
+                back = sdedit(model, x, t, self.solver, self.steps, seed=own, conditions=conditions.values).x
                 errors.append((back - x).double().square().flatten(1).mean(1))
             columns.append(mean_and_error(errors))
         return Statistics(*(torch.stack(c, 1) for c in zip(*columns, strict=True)))

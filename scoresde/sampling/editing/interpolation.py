@@ -11,7 +11,7 @@ from torch import Tensor
 from scoresde.sampling.editing.encoding import decode, encode
 from scoresde.sampling.editing.latents import slerp
 from scoresde.sampling.start import check_data
-from scoresde.score import Conditions, ScoreModel, Shared
+from scoresde.score import Conditions, ScoreModel
 from scoresde.solvers.path import PathLike
 from scoresde.solvers.solver import Solver
 
@@ -62,12 +62,8 @@ def interpolate(
     check_data(model, a)
     told = Conditions.of(conditions, len(a), device=a.device, dtype=a.dtype)
 
-    def repeated(copies: int) -> dict[str, Any]:
-        values = told.repeated(copies)
-        return {name: v if name in told.per_sample else Shared(v) for name, v in values.items()}
-
     how: dict[str, Any] = {"solver": solver, "steps": steps, "path": path, "t_max": t_max}
-    ends = encode(model, torch.cat([a, b]), conditions=repeated(2), **how).x
+    ends = encode(model, torch.cat([a, b]), conditions=told.repeated(2), **how).x
     mixed = torch.cat([slerp(ends[: len(a)], ends[len(a) :], w) for w in weights])
-    between = decode(model, mixed, conditions=repeated(len(weights)), **how).x
+    between = decode(model, mixed, conditions=told.repeated(len(weights)), **how).x
     return between.reshape(len(weights), *a.shape)
