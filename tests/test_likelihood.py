@@ -66,6 +66,17 @@ def test_probes_estimate_the_exact_trace_without_bias() -> None:
     assert 0.85 < 2 * four.std() / one.std() < 1.15
 
 
+def test_the_error_is_the_deviation_of_the_estimates() -> None:
+    """For a Gaussian all that probes change is the trace, so that the estimates of one point are all of one law."""
+    covariance = torch.tensor([[1.0, 0.6, 0.2], [0.6, 0.8, -0.1], [0.2, -0.1, 0.5]], dtype=torch.float64)
+    model = Gaussian(torch.zeros(3, dtype=torch.float64), covariance).model(VP())
+    x = torch.tensor([[0.4, -0.3, 0.9]], dtype=torch.float64).expand(2000, 3)
+    found = log_likelihood(model, x, 10, probes=8)
+    assert float(found.error.square().mean().sqrt()) == pytest.approx(float(found.log_prob.std()), rel=0.1)
+    assert bool(log_likelihood(model, x[:3], 10).error.isnan().all())
+    assert log_likelihood(model, x[:3], 10, trace="exact").error.tolist() == [0.0] * 3
+
+
 def test_a_sample_has_its_own_probes_whatever_its_batch() -> None:
     model, x = mixture().model(VP()), points(5)
     whole = log_likelihood(model, x, 5, seed=[3, 1, 4, 15, 9]).log_prob

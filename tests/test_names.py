@@ -295,6 +295,9 @@ DOORS: dict[str, list[Callable[[str], object]]] = {
     "extractor": [lambda name: evaluation.find_features(name)],
     "method": [lambda name: inverse.METHODS[name](scoresde.problems.ring().model(scoresde.VP()), SEEN)],
     "sampler": [lambda name: inverse.SAMPLERS[name](SEEN)],
+    "anomaly score": [
+        lambda name: evaluation.Detector(scoresde.problems.ring().model(scoresde.VP()), name, torch.randn(4, 2)),
+    ],
 }
 """What takes the names of each table from a user."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import scoresde
-from scoresde.cli import compare, demo, evaluate, presets, reproduce, sample, solvers, train
+from scoresde.cli import compare, demo, evaluate, reproduce, sample, score, solvers, train
 
 __all__ = ["EXAMPLES", "app", "main"]
 
@@ -39,11 +39,15 @@ EXAMPLES: dict[Callable[..., Any], tuple[str, ...]] = {
         "scoresde evaluate runs/digits --against digits -n 1000",
         "scoresde evaluate samples.npy --against photos:val --size 64 --features inception:FILE",
     ),
+    score.score: (
+        "scoresde score runs/digits --data digits --by likelihood -n 100",
+        "scoresde score runs/mnist --data mnist:FOLDER --split test --reference mnist:FOLDER --against fashion-mnist:OTHER",
+    ),
     compare.compare: (
         "scoresde compare ring grid --solver ddim,dpmpp-2m --evaluations 5,10,20 --out runs/compared",
         "scoresde compare runs/digits --metric rms -n 64",
     ),
-    presets.presets: ("scoresde presets", "scoresde presets edm-cifar10-vp > run.toml"),
+    reproduce.presets: ("scoresde presets", "scoresde presets edm-cifar10-vp > run.toml"),
     reproduce.reproduce: (
         "scoresde reproduce edm-cifar10-vp --data cifar10:FOLDER --features inception:FILE --out runs/edm",
     ),

@@ -1,10 +1,23 @@
 """Measuring the quality of samples: Fréchet distance, sFID, KID, precision and recall, Inception score, in any features;
-and the sliced Wasserstein distance without any.
+and the sliced Wasserstein distance without any. And telling anomalies from data with a score model.
 
 Sets are read once, part by part, so that 50,000 samples never sit in memory; statistics of real data are kept by content;
 samples are drawn into files by several processes and continued where they stopped.
 """
 
+from scoresde.evaluation.anomaly import (
+    ANOMALY_SCORES,
+    Anomaly,
+    AnomalyScore,
+    Detector,
+    LikelihoodScore,
+    LossExcess,
+    Reconstruction,
+    Reference,
+    ScoreNorms,
+    Statistics,
+    Typicality,
+)
 from scoresde.evaluation.evaluate import Scores, compare_statistics, evaluate
 from scoresde.evaluation.features import EXTRACTORS, Features, find_features, inception
 from scoresde.evaluation.generation import Generated, generate
@@ -13,12 +26,23 @@ from scoresde.evaluation.scores import kernel_inception_distance, precision_reca
 from scoresde.evaluation.summary import Summary, eight_bits, summarize
 
 __all__ = [
+    "ANOMALY_SCORES",
     "EXTRACTORS",
+    "Anomaly",
+    "AnomalyScore",
+    "Detector",
     "FeatureMoments",
     "Features",
     "Generated",
+    "LikelihoodScore",
+    "LossExcess",
+    "Reconstruction",
+    "Reference",
+    "ScoreNorms",
     "Scores",
+    "Statistics",
     "Summary",
+    "Typicality",
     "compare_statistics",
     "eight_bits",
     "evaluate",

@@ -8,6 +8,7 @@ with its confidence interval. Compare the distance of generated data from real d
 samples of real data, the floor that no generator can be expected to beat.
 """
 
+from scoresde.metrics.auroc import auroc, auroc_estimate
 from scoresde.metrics.classifier import Classifier, train_classifier
 from scoresde.metrics.cost import PeakMemory, peak_memory, seconds_per_evaluation
 from scoresde.metrics.errors import (
@@ -35,6 +36,8 @@ __all__ = [
     "Classifier",
     "Estimate",
     "PeakMemory",
+    "auroc",
+    "auroc_estimate",
     "covariance_error",
     "energy_distance",
     "energy_estimate",

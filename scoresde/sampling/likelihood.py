@@ -14,15 +14,16 @@ https://arxiv.org/abs/1806.07366; Grathwohl et al., "FFJORD", 2019, https://arxi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from scoresde.base.shape import check_batch
 from scoresde.base.trace import quadratic_forms, unit_vectors
 from scoresde.sampling.counted import evaluation_mode
+from scoresde.sampling.start import check_data
 from scoresde.score import Conditions, ScoreModel
 from scoresde.sde import GaussianSDE
 from scoresde.solvers.noise.fresh import FreshNoise, sample_seeds
@@ -38,11 +39,14 @@ class Likelihood(NamedTuple):
         log_prob: the log-density in nats, shape ``(batch,)``, float64.
         latent: the end of the flow at ``t_max``, shape of the data.
         evaluations: the number of evaluations of the model, each with the divergence at the same point.
+        error: the standard error of ``log_prob`` that the random probes leave, shape ``(batch,)``, float64: zero with the
+            exact divergence, NaN (unknown) with a single probe. It does not contain the error of the steps.
     """
 
     log_prob: Tensor
     latent: Tensor
     evaluations: int
+    error: Tensor
 
 
 def log_likelihood(
@@ -87,11 +91,7 @@ def log_likelihood(
         >>> torch.allclose(found.log_prob.float(), problem.log_prob(x, VP(), VP().span[0]), atol=1e-3)
         True
     """
-    if not isinstance(model, ScoreModel):
-        raise TypeError(f"got model of type {type(model).__name__}; expected a ScoreModel: ScoreModel(net, sde) makes one")
-    bad = int((~torch.isfinite(check_batch(x))).sum())
-    if bad or not len(x):
-        raise ValueError(f"got {len(x)} samples with {bad} numbers that are not finite; expected at least one, all finite")
+    check_data(model, x)
     if trace not in ("hutchinson", "exact") or probes < 1:
         raise ValueError(
             f"got trace={trace!r} and probes={probes}; expected 'hutchinson' or 'exact', and at least one probe"
@@ -119,7 +119,7 @@ def _integrated(
     directions = unit_vectors(x) if trace == "exact" else _signs(x, probes, seed)
     scale = model.sde.alpha(times) + model.sde.sigma(times)
     flow = _Flow(model, directions, trace, conditions)
-    w, integral = x / float(scale[0]), torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    w, integral = x / float(scale[0]), torch.zeros(1, dtype=torch.float64, device=x.device)
     for i in range(0, len(times) - 2, 2):
         h, t, r = float(u[i + 2] - u[i]), times[i : i + 3], scale[i : i + 3]
         k1, g1 = flow(w, t[0], r[0])
@@ -131,7 +131,10 @@ def _integrated(
     latent = w * float(scale[-1])
     volume = x[0].numel() * float(torch.log(scale[-1] / scale[0]))
     prior = model.sde.prior_log_prob(latent).to(torch.float64)
-    return Likelihood(prior + volume + integral, latent, flow.evaluations)
+    error = torch.zeros_like(prior)
+    if trace != "exact":
+        error = integral.std(0) / probes**0.5 if probes > 1 else torch.full_like(prior, math.nan)
+    return Likelihood(prior + volume + integral.mean(0), latent, flow.evaluations, error)
 
 
 def _grid(sde: GaussianSDE, falling: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -159,7 +162,7 @@ class _Flow:
         self.constant = False  # in x, as far as was seen: a prediction without a graph has no divergence then
 
     def __call__(self, w: Tensor, t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-        """Return eps - m at w, and its divergence with respect to w, shape ``(batch,)``."""
+        """Return eps - m at w, and its divergence in w, shape ``(probes, batch)``, or ``(1, batch)`` if exact."""
         c = self.model.coefficients(t)
         of_x, of_output = (float(eps - x0) for eps, x0 in zip(c.eps, c.x0, strict=True))
         x = (float(r) * w).detach().requires_grad_()
@@ -167,7 +170,7 @@ class _Flow:
         if not output.requires_grad and not self.constant:
             self._check_constant(x.detach(), t, output)
         forms = quadratic_forms(output, x, self.directions, create_graph=False)
-        jacobian = (forms.sum(0) if self.trace == "exact" else forms.mean(0)).to(torch.float64)
+        jacobian = (forms.sum(0, keepdim=True) if self.trace == "exact" else forms).to(torch.float64)
         return of_x * x.detach() + of_output * output.detach(), float(r) * (of_x * x[0].numel() + of_output * jacobian)
 
     def _predicted(self, x: Tensor, t: Tensor) -> Tensor:

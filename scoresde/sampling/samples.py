@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from scoresde.sampling.counted import Counted, evaluation_mode
+from scoresde.sampling.kept import Keeper, Times, kept_points, with_kept
 from scoresde.sampling.plan import plan
 from scoresde.sampling.run import NonFiniteError, Run, bar, checked, finite
 from scoresde.sampling.start import start
@@ -48,6 +49,7 @@ class Samples:
         info: reports of the driver or the solver: ``sweeps`` of the parallel driver, ``accepted`` and ``rejected`` steps of
             an adaptive solver for each sample.
         backward: the number of backward calls of the network, by a model that needs gradients.
+        states: the states at the times ``keep``, by these times, each of the shape of ``x``.
     """
 
     x: Tensor
@@ -58,6 +60,7 @@ class Samples:
     times: tuple[float, ...]
     info: dict[str, Any] = field(default_factory=dict)
     backward: int = 0
+    states: dict[float, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return (
@@ -80,6 +83,7 @@ def sample(
     end: str = "denoise",
     progress: bool = True,
     callback: Callable[[State], object] | None = None,
+    keep: Times | None = None,
     transform: Transform | None = None,
     project: Project | None = None,
     driver: str | Driver = "auto",
@@ -111,6 +115,9 @@ def sample(
         progress: whether to show a progress bar.
         callback: a function called with every :class:`~scoresde.solvers.State` (step, point, x); sampling stops if it
             returns something true.
+        keep: times whose states are returned in :attr:`Samples.states`; the samples are the same with and without. A
+            deterministic solver has a state at any time of the path, interpolated by a cubic between two points, for whose
+            slopes the model is evaluated once more at each point. A stochastic one has states at the points of the path.
         transform: a function ``transform(m, t)`` applied to each data prediction, for clipping or thresholding. ``t`` is a
             number, or a tensor of shape ``(batch,)`` where samples have different times (adaptive solvers, the parallel
             driver).
@@ -145,7 +152,7 @@ def sample(
         raise TypeError(f"got solver {solver!r}; expected a name or a solver object")
     if isinstance(model, ReverseSDE) or (isinstance(model, ScoreModel) and not isinstance(model.sde, GaussianSDE)):
         given = {"driver": driver not in ("auto", "readable"), "project": project, "noise": noise, "transform": transform}
-        _refuse_without_marginals({**given, "end": end == "flow"})
+        _refuse_without_marginals({**given, "end": end == "flow", "keep": keep})
         noising, scored = (model.forward, None) if isinstance(model, ReverseSDE) else (model.sde, model)
         general = falling_times(noising.span, path, steps, t_max, t_min)
         x, fresh = start(shape_or_start, scored, seed, noising.prior_std, device, dtype)
@@ -159,7 +166,12 @@ def sample(
     drawn = not isinstance(shape_or_start, Tensor)
     if drawn:
         _check_prior(where, model.sde)
-    loop = _loop(method, driver, callback, project)
+    kept = {} if keep is None else kept_points(keep, where)
+    if kept:
+        determined = not method.stochastic and all(v.lam > u.lam for u, v in where.moves)
+        where = with_kept(where, kept, method.name, dense=method.dense, determined=determined)
+    watched = "a callback" if callback is not None else None if keep is None else "times to keep"
+    loop = _loop(method, driver, watched, project)
     grads = loop is not None and loop.differentiates
     seed = seed if noise is None else noise.seeds
     if isinstance(noise, BrownianNoise):
@@ -169,25 +181,42 @@ def sample(
     told = Conditions.of(conditions, x.shape[0], device=x.device, dtype=x.dtype)
     counted = Counted(model, told, grads=grads)
     run = Run(method, loop, where, rows, counted, x, fresh if noise is None else noise, project)
+    keeper = Keeper(kept, where, x, counted) if kept else None
+    watch = _watching(keeper, callback)
     with torch.set_grad_enabled(grads), evaluation_mode(model), bar(progress, method.name, run.steps) as on_step:
         model.check_start(x, **told.values)
         begin = time.perf_counter()
-        last = run.last(callback, on_step)
+        last = run.last(watch, on_step)
         whole = finite(last.x)  # the one synchronisation with the device
         seconds, forward, backward = time.perf_counter() - begin, counted.forward, counted.backward
         if not whole:
             last = run.again(drawn and noise is None).last_checked()
     times = tuple(value(t) for t in where.times[: last.reached])
-    return Samples(last.x, forward, seconds, run.noise.seeds, method.name, times, dict(last.info or {}), backward)
+    states = {} if keeper is None else keeper.found(method.name, whole=last.reached is None)
+    return Samples(last.x, forward, seconds, run.noise.seeds, method.name, times, dict(last.info or {}), backward, states)
+
+
+def _watching(keeper: Keeper | None, callback: Callable[[State], object] | None) -> Callable[[State], object] | None:
+    """Return the function to call with every state, if there is one."""
+    if keeper is None:
+        return callback
+
+    def watch(state: State) -> object:
+        keeper(state)
+        return callback(state) if callback is not None else None
+
+    return watch
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------
 
 
-def _loop(
-    method: Solver, driver: str | Driver, callback: Callable[[State], object] | None, project: Project | None
-) -> Driver | None:
-    """Return the driver that runs the rows of ``method``, or ``None`` for a solver that has its own loop."""
+def _loop(method: Solver, driver: str | Driver, watched: str | None, project: Project | None) -> Driver | None:
+    """Return the driver that runs the rows of ``method``, or ``None`` for a solver that has its own loop.
+
+    Args:
+        watched: what the states are shown to, in words, if they are.
+    """
     loop = None if driver == "auto" else driver_of(driver)
     if not isinstance(method, RowSolver):
         if loop not in (None, readable):
@@ -202,10 +231,10 @@ def _loop(
             )
         return None
     if loop is None:
-        return readable if callback is not None else fast
-    if callback is not None and not loop.shows_states:
+        return readable if watched is not None else fast
+    if watched is not None and not loop.shows_states:
         raise ValueError(
-            f"got a callback for driver {loop.name!r}, which overwrites its states and has none to show; take "
+            f"got {watched} for driver {loop.name!r}, which overwrites its states and has none to show; take "
             "driver='readable', which computes the same, or 'auto'"
         )
     return loop

@@ -1,4 +1,4 @@
-"""The start of sampling: a given tensor, or noise drawn from the prior."""
+"""The start of sampling: a given tensor, or noise drawn from the prior; and the check of data to start from."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor
 from scoresde.base.numbers import is_whole
 from scoresde.base.shape import check_batch
 from scoresde.score import ScoreModel
+from scoresde.sde import GaussianSDE
 from scoresde.solvers.noise.fresh import FreshNoise, sample_seeds
 
-__all__ = ["start"]
+__all__ = ["check_data", "check_model", "start"]
 
 
 def start(
@@ -55,3 +56,31 @@ def start(
         dtype = torch.get_default_dtype() if model is None else model.dtype
     noise = FreshNoise(sample_seeds(seed, shape[0]), torch.device(device))
     return noise.normal(torch.empty(shape, device=device, dtype=dtype)).mul_(prior_std), noise
+
+
+def check_model(model: ScoreModel) -> None:
+    """Refuse what is not a score model on an SDE with Gaussian marginals.
+
+    Raises:
+        TypeError: if ``model`` is not a score model.
+        ValueError: for an SDE without Gaussian marginals.
+    """
+    if not isinstance(model, ScoreModel):
+        raise TypeError(f"got model of type {type(model).__name__}; expected a ScoreModel: ScoreModel(net, sde) makes one")
+    if not isinstance(model.sde, GaussianSDE):
+        raise ValueError(
+            f"got a model on {type(model.sde).__name__}, which has no alpha(t) and sigma(t); expected a model on a "
+            "GaussianSDE, such as VP()"
+        )
+
+
+def check_data(model: ScoreModel, x: Tensor) -> None:
+    """Refuse a model by :func:`check_model`, and data that it cannot start from.
+
+    Raises:
+        ValueError: for data of a wrong shape or dtype, without samples, or with numbers that are not finite.
+    """
+    check_model(model)
+    bad = int((~torch.isfinite(check_batch(x))).sum())
+    if bad or not len(x):
+        raise ValueError(f"got {len(x)} samples with {bad} numbers that are not finite; expected at least one, all finite")

@@ -7,7 +7,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from torch import Tensor
 
@@ -71,6 +71,9 @@ class Solver(ABC):
     """Interface of all solvers."""
 
     description: Description
+
+    dense: ClassVar[bool] = False
+    """Whether it has a state at any point of a path, on whose points its steps do not depend."""
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,6 +62,8 @@ class Adaptive(OwnSteps):
             wait for the slowest, that is often more accurate for the same number of evaluations.
         scale: what the tolerances are for: ``"state"``, x; or ``"data"``, x / alpha, which is the same under every SDE.
     """
+
+    dense: ClassVar[bool] = True
 
     pair: Pair
     rtol: float

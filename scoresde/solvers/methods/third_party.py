@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -81,7 +81,8 @@ class SciPy(_Outside):
     """The probability flow by ``scipy.integrate.solve_ivp``, in float64 on the host.
 
     The batch is one system: the tolerance is met for the batch as a whole, and a sample depends on its batch within it.
-    Only the ends of a path matter; the steps are the method's own.
+    The steps are the method's own, whatever the points of a path; the states at the points between its ends are by the
+    method's interpolation.
 
     Args:
         description: what it claims.
@@ -91,6 +92,8 @@ class SciPy(_Outside):
     Raises:
         ArithmeticError: where the network returns what is no number, or after too many evaluations, with the time.
     """
+
+    dense: ClassVar[bool] = True
 
     method: str = "RK45"
     rtol: float = 1e-5
@@ -121,11 +124,12 @@ class SciPy(_Outside):
             return found
 
         start = x.detach().double().cpu().numpy().ravel()
-        solution = solve_ivp(slope, (times[0], times[-1]), start, method=self.method, rtol=self.rtol, atol=self.atol)
+        asked: dict[str, Any] = {"method": self.method, "rtol": self.rtol, "atol": self.atol}
+        solution = solve_ivp(slope, (times[0], times[-1]), start, t_eval=times[1:], **asked)
         if not solution.success:
             raise ArithmeticError(f"solver {self.name!r} stopped at t={solution.t[-1]:.6g}: {solution.message}")
-        end = torch.from_numpy(solution.y[:, -1]).to(x).reshape(x.shape)
-        yield State(len(times) - 1, point_at(times[-1]), end)
+        for i, (t, y) in enumerate(zip(times[1:], solution.y.T, strict=True)):
+            yield State(i + 1, point_at(t), torch.from_numpy(y.copy()).to(x).reshape(x.shape))
 
 
 @dataclass(frozen=True, repr=False)

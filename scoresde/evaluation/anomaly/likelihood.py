@@ -1,0 +1,93 @@
+"""Anomaly scores by the likelihood along the probability flow: the likelihood itself, and typicality."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from scoresde.evaluation.anomaly.statistics import AnomalyScore, Reference, Statistics
+from scoresde.sampling import log_likelihood
+from scoresde.score import Conditions, ScoreModel
+
+__all__ = ["LikelihoodScore", "Typicality"]
+
+
+@dataclass(frozen=True)
+class LikelihoodScore(AnomalyScore):
+    r"""The negative log-density :math:`-\log p(x)` in nats, by :func:`scoresde.log_likelihood`.
+
+    It needs no reference. It is known to fail on images: simple ones, such as digits under a model of clothes, have a larger
+    density than the data themselves.
+
+    Args:
+        steps, path, probes, t_min: as in :func:`scoresde.log_likelihood`; with two probes or more the error is known.
+        trace: ``"hutchinson"`` or ``"exact"``.
+
+    Source of the failure: Nalisnick et al., "Do Deep Generative Models Know What They Don't Know?", 2018,
+    https://arxiv.org/abs/1810.09136.
+
+    Example:
+        >>> import torch
+        >>> from scoresde import VP, evaluation, problems
+        >>> detector = evaluation.Detector(problems.ring().model(VP()), LikelihoodScore(steps=20, trace="exact"))
+        >>> score, error = detector(torch.tensor([[1.0, 1.0], [3.0, 3.0]]))
+        >>> bool(score[1] > score[0]), error.tolist()
+        (True, [0.0, 0.0])
+    """
+
+    steps: int = 20
+    path: str = "lam"
+    probes: int = 2
+    t_min: float | None = None
+    trace: str = "hutchinson"
+    needs_reference: ClassVar[bool] = False
+
+    def statistics(self, model: ScoreModel, x: Tensor, seeds: list[int], conditions: Conditions) -> Statistics:
+        """Return the negative log-density, shape ``(batch, 1)``."""
+        found = log_likelihood(
+            model,
+            x,
+            self.steps,
+            self.path,
+            trace=self.trace,
+            probes=self.probes,
+            seed=seeds,
+            t_min=self.t_min,
+            conditions=conditions.values,
+        )
+        return Statistics(-found.log_prob[:, None], found.error[:, None])
+
+    def combine(self, found: Statistics, reference: Reference | None) -> tuple[Tensor, Tensor]:
+        """Return the negative log-density and its error."""
+        return found.values[:, 0], found.error[:, 0]
+
+
+@dataclass(frozen=True)
+class Typicality(LikelihoodScore):
+    r"""The distance :math:`|-\log p(x) - H|` of the log-density from its mean over the data, the entropy H.
+
+    Data lie where the log-density is about -H, the typical set; a density that is too large is as anomalous as one that is
+    too small.
+
+    Source: Nalisnick et al., "Detecting Out-of-Distribution Inputs to Deep Generative Models Using Typicality", 2019,
+    https://arxiv.org/abs/1906.02994, with sets of one sample.
+
+    Example:
+        >>> import torch
+        >>> from scoresde import EDM, evaluation, problems
+        >>> problem = problems.Gaussian(torch.zeros(16), torch.eye(16))
+        >>> x = problem.sample(200, torch.Generator().manual_seed(0))
+        >>> detector = evaluation.Detector(problem.model(EDM()), Typicality(trace="exact"), x)
+        >>> bool(detector(torch.zeros(1, 16)).score > detector(x).score.median())  # the mode is not typical
+        True
+    """
+
+    needs_reference: ClassVar[bool] = True
+
+    def combine(self, found: Statistics, reference: Reference | None) -> tuple[Tensor, Tensor]:
+        """Return the distance from the mean of the reference, and the error of the log-density."""
+        assert reference is not None
+        return torch.abs(found.values[:, 0] - reference.mean[0]), found.error[:, 0]

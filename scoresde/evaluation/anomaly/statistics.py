@@ -1,0 +1,108 @@
+"""The interface of anomaly scores: statistics of each sample under a model, and the number that is made of them."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoresde.base.numbers import whole
+from scoresde.score import Conditions, ScoreModel
+
+__all__ = ["AnomalyScore", "Levels", "Reference", "Statistics", "level_times", "mean_and_error", "mean_excess"]
+
+Levels = int | Sequence[float]
+"""A number of levels of noise, or their times."""
+
+
+class Statistics(NamedTuple):
+    """The statistics of a batch, float64.
+
+    Args:
+        values: shape ``(batch, k)``.
+        error: their standard errors from random draws, shape ``(batch, k)``; NaN where they are unknown.
+    """
+
+    values: Tensor
+    error: Tensor
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What an anomaly score knows of samples of the data: the statistics of n of them, shape ``(n, k)``, float64."""
+
+    values: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of each statistic, shape ``(k,)``."""
+        return self.values.mean(0)
+
+    @property
+    def deviation(self) -> Tensor:
+        """The standard deviation of each statistic, shape ``(k,)``; never zero."""
+        return self.values.std(0).clamp(min=1e-12)
+
+
+class AnomalyScore(ABC):
+    """Interface of anomaly scores. They are frozen dataclasses whose fields are their options.
+
+    A subclass gives :meth:`statistics` of a batch, and :meth:`combine`, which makes one number of them for each sample,
+    larger for anomalies.
+
+    Attributes:
+        needs_reference: whether it compares with samples of the data.
+    """
+
+    needs_reference: ClassVar[bool] = True
+
+    @abstractmethod
+    def statistics(self, model: ScoreModel, x: Tensor, seeds: list[int], conditions: Conditions) -> Statistics:
+        """Return the statistics of ``x``, shape ``(batch, *event)``, with the random numbers of one seed for each sample."""
+
+    @abstractmethod
+    def combine(self, found: Statistics, reference: Reference | None) -> tuple[Tensor, Tensor]:
+        """Return the score and its standard error, both of shape ``(batch,)``; the error is NaN where it is unknown."""
+
+
+def level_times(model: ScoreModel, levels: Levels) -> Tensor:
+    """Return the times of the levels of noise, float64, from little noise to much.
+
+    A number of levels is spread evenly in lam between 3 and -2, as far as the span of the SDE goes. For data with a standard
+    deviation of about one, that is from little noise to much more noise than signal.
+
+    Raises:
+        ValueError: for fewer than one level, and for times outside the span.
+    """
+    sde = model.sde
+    low, high = sde.span
+    if isinstance(levels, Sequence | Tensor):
+        t = torch.as_tensor(levels, dtype=torch.float64)
+        if t.ndim != 1 or not len(t) or not bool(((t > 0) & (t >= low) & (t <= high)).all()):
+            raise ValueError(
+                f"got levels={levels!r}; expected times from {low:.6g} to {high:.6g}, with some noise, or a number of levels"
+            )
+        return t.sort().values
+    n = whole("levels", levels, 1)
+    top, bottom = min(3.0, float(sde.lam(low))), max(-2.0, float(sde.lam(high)))
+    return sde.time(torch.linspace(top, bottom, n + 2, dtype=torch.float64)[1:-1])
+
+
+def mean_excess(found: Statistics, reference: Reference) -> tuple[Tensor, Tensor]:
+    """Return the mean over the statistics of how many standard deviations of the data each lies above their mean."""
+    z = (found.values - reference.mean) / reference.deviation
+    error = (found.error / reference.deviation).square().sum(1).sqrt() / z.shape[1]
+    return z.mean(1), error
+
+
+def mean_and_error(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the mean of repeated draws, each of shape ``(batch,)``, and its standard error: NaN for a single draw."""
+    stacked = torch.stack(list(values)).double()
+    n = len(stacked)
+    error = stacked.std(0) / math.sqrt(n) if n > 1 else torch.full_like(stacked[0], math.nan)
+    return stacked.mean(0), error
