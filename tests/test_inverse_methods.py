@@ -100,7 +100,7 @@ def test_the_exact_methods_predict_the_posterior(sde: Any, matrix: Tensor, sigma
         torch.testing.assert_close(model.x0(scaled, times), wanted, rtol=1e-6, atol=3e-7)
 
 
-@pytest.mark.parametrize("sde", [*SDES.values(), VE(sigma_max=1e7)], ids=repr)
+@pytest.mark.parametrize("sde", [*SDES.values(), VE(sigma_max=1e7)], ids=[*SDES, "wide VE"])
 def test_the_exact_methods_predict_the_posterior_in_single_precision(sde: Any) -> None:
     """At the noisy end, where the Jacobian is all rounding: taken at alpha / sigma = sqrt(eps), it is as good as that."""
     times = torch.tensor([1.0, 0.999, 0.9], dtype=F64) * sde.span[1]
