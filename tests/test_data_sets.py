@@ -168,7 +168,7 @@ def test_folders_that_cannot_be_trained_on_are_refused_with_the_remedy(tmp_path)
     (tmp_path / "text" / "a.txt").write_text("")
     refused(tmp_path / "text", r"it holds 'a\.txt'")
     mixed = save_all(tmp_path / "mixed", [*IMAGES[:3], pixels(1, 9, 8)[0]])
-    refused(mixed, r"3 of 6x5, such as .*000\.png'; 1 of 9x8, such as .*003\.png'; .* give size=5 \(--size 5\)")
+    refused(mixed, r"3 of 6x5, such as .*000\.png'; 1 of 9x8, such as .*003\.png'; .* pass size=5 \(--size 5\)")
     assert data.open(mixed, size=5).tensor().shape == (4, 3, 5, 5)
     refused(mixed, r"3 images are smaller than 8x8: .*000\.png'.* pass size=5", size=8)
     deep = tmp_path / "deep"
