@@ -21,7 +21,7 @@ if a.data:
     training, test = (data.open(f"mnist:{a.data / 'mnist'}", split=part).tensor() for part in ("train", "test"))
     others = {"clothes": data.open(f"fashion-mnist:{a.data / 'fashion-mnist'}", split="test").tensor()}
 else:
-    training, test = (data.digits()[0][part] for part in data.split(1797, held_out=0.3))
+    training, test = (data.load_digits()[0][part] for part in data.split(1797, held_out=0.3))
     others = {"faint digits": 0.4 * (test + 1) - 1, "mirrored digits": test.flip(3)}
 
 torch.manual_seed(0)  # of the initial weights

@@ -16,7 +16,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--quick", action="store_true", help="fewer digits and steps, to see that it runs")
 parser.add_argument("--out", type=Path, default=Path("runs/editing"))
 a = parser.parse_args()
-images, labels = data.digits()
+images, labels = data.load_digits()
 sde, n = scoresde.VP(), 4 if a.quick else 8
 model = ppca_mixture(images, modes=10 if a.quick else 40, rank=10).model(sde)  # no network: a mixture fitted to the digits
 one, other = (torch.stack([images[labels == k][i] for k in range(n)]) for i in (0, 5))
@@ -32,9 +32,9 @@ again = sampling.decode(model, both.x, sampling.Bidirectional(), steps=20, partn
 print(f"round trip of an invertible method: {float((again.x - x).abs().max()):.1e} in {both.evaluations} evaluations")
 
 between = sampling.interpolate(model, one, other.roll(1, 0), [0, 0.2, 0.4, 0.6, 0.8, 1], "dpmpp-2m", 20)
-plots.save(plots.panels({"from one digit to another": between.transpose(0, 1).flatten(0, 1)}, columns=6), a.out / "way.png")
+plots.save_figure(plots.panels({"two digits": between.transpose(0, 1).flatten(0, 1)}, columns=6), a.out / "way.png")
 drawing = torch.full((n, 1, 8, 8), -1.0)
 drawing[..., 1:7, 3:5] = 0.8  # a bar
 levels = {f"lam = {lam}": float(sde.time(lam)) for lam in (1.5, 0.5, -0.5)}
 edits = {name: sampling.sdedit(model, drawing, t, "ddpm", 50).x for name, t in levels.items()}
-plots.save(plots.panels({"drawing": drawing, **edits}, columns=4), a.out / "drawing.png")
+plots.save_figure(plots.panels({"drawing": drawing, **edits}, columns=4), a.out / "drawing.png")

@@ -15,7 +15,7 @@ parser.add_argument("--quick", action="store_true", help="a few steps, to see th
 parser.add_argument("--out", type=Path, default=Path("runs/guidance"))
 a = parser.parse_args()
 
-images, labels = data.digits()  # (1797, 1, 8, 8) from -1 to 1
+images, labels = data.load_digits()  # (1797, 1, 8, 8) from -1 to 1
 learn, test = data.split(len(images), held_out=0.2)
 model = networks.build(images, scoresde.VP(), "v", classes=10)
 how = {"steps": 20 if a.quick else 4000, "batch_size": 64, "lr": 2e-3, "out": a.out / "model.safetensors"}
@@ -36,5 +36,5 @@ for scale in (0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0):
     rows.append((scale, right, float(metrics.energy_distance(found, real)), within))
     print("{:5g}  {:8.1%}  {:15.3f}  {:23.2f}".format(*rows[-1]))
 some = {name: drawn[name][:50] for name in ("scale 0", "scale 1", "scale 3", "scale 8")}
-plots.save(plots.panels(some, columns=10, across=2), a.out / "samples.png")
+plots.save_figure(plots.panels(some, columns=10, across=2), a.out / "samples.png")
 print(f"figure: {a.out / 'samples.png'}")

@@ -32,7 +32,7 @@ def main() -> None:
     for name, x in rows.items():
         print(f"{name:<16} mean square distance from the truth {float((x - truth).square().mean()):.3f}")
     figure = plots.panels(rows, columns=4, across=3, title="Digits from a quarter of their numbers, with noise 0.2")
-    plots.save(figure, arguments.out / "digits.png")
+    plots.save_figure(figure, arguments.out / "digits.png")
     print(f"figure: {arguments.out / 'digits.png'}")
 
 

@@ -53,7 +53,7 @@ def open_sets(name: str, folder: Path | None) -> tuple[data.Arrays, data.Arrays]
     """The training set and the test set; of the embedded digits every fifth is for the test."""
     if folder is not None:
         return tuple(data.open(f"{name}:{folder}", split=part) for part in ("train", "test"))
-    images, labels = data.digits()
+    images, labels = data.load_digits()
     return tuple(data.Arrays(images[part], labels[part]) for part in data.split(len(images), held_out=0.2))
 
 
@@ -113,7 +113,7 @@ def main() -> None:
     best = trainer.averaged["power-0.05"].eval()
     n = min(500 if a.quick else a.samples, len(training))
     picture = a.out / "samples.png"
-    plots.save(plots.panels({"samples": draw(best, training.event, torch.arange(100) % 10)}, columns=10), picture)
+    plots.save_figure(plots.panels({"samples": draw(best, training.event, torch.arange(100) % 10)}, columns=10), picture)
     print(f"figure: {picture}")
     features = evaluation.find_features(a.features) if a.features else classifier(training)
     some = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[:n]

@@ -41,8 +41,8 @@ def main() -> None:
     for name, x in [("real data", other), ("trained model", learned.x), ("exact score", exact.x)]:
         print(f"energy distance of {name:<13} from data: {float(metrics.energy_distance(x, real)):8.5f}")
 
-    plots.save(plots.losses(result.history, report.edges, report.loss, report.excess), arguments.out / "loss.png")
-    plots.save(plots.scatter(clouds, title="A ring of eight Gaussians"), arguments.out / "samples.png")
+    plots.save_figure(plots.losses(result.history, report.edges, report.loss, report.excess), arguments.out / "loss.png")
+    plots.save_figure(plots.scatter(clouds, title="A ring of eight Gaussians"), arguments.out / "samples.png")
     print(f"figures: {arguments.out / 'loss.png'}, {arguments.out / 'samples.png'}")
 
 

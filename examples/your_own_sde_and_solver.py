@@ -57,7 +57,7 @@ def main() -> None:
     plot.set_xticks(counts, map(str, counts))
     plot.minorticks_off()
     plot.legend(frameon=False)
-    plots.save(figure, arguments.out / "order.png")
+    plots.save_figure(figure, arguments.out / "order.png")
     print(f"figure: {arguments.out / 'order.png'}")
 
 

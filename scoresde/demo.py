@@ -30,7 +30,7 @@ from scoresde.training.files import runs
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["BUDGETS", "Budget", "Entry", "markdown", "run"]
+__all__ = ["run"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Entry:
 class _Quality:
     """Distances of samples from the held-out digits; samples are clipped to the range of a pixel first."""
 
-    def __init__(self, classifier: metrics.Classifier, held_out: Tensor) -> None:
+    def __init__(self, classifier: metrics.ImageClassifier, held_out: Tensor) -> None:
         self.classifier, self.held_out = classifier, held_out
         self.features = classifier.features(held_out)
 
@@ -134,7 +134,7 @@ def run(
         The rows of the table, the floor first.
     """
     out = Path(out)
-    images, labels = data.digits()
+    images, labels = data.load_digits()
     training, held_out = data.split(len(images))
     if quick:
         held_out = held_out[:48]
@@ -143,13 +143,13 @@ def run(
     model, report = result.model, result.report
 
     echo("[3/5] pictures of the forward and the reverse process")
-    plots.save(plots.losses(result.history, report.edges, report.loss, report.excess), out / "loss.png")
+    plots.save_figure(plots.losses(result.history, report.edges, report.loss, report.excess), out / "loss.png")
     generator = torch.Generator().manual_seed(1)
     times = _STRIP_TIMES[::-1]
     forward = _forward(model.sde, images[held_out[:8]], times, generator)
-    plots.save(plots.strips({"forward SDE": forward}, times, "From digits to noise"), out / "forward.png")
+    plots.save_figure(plots.strips({"forward SDE": forward}, times, "From digits to noise"), out / "forward.png")
     reverse = _reverse(model, images.shape[1:], 20 if quick else 200, generator)
-    plots.save(plots.strips(reverse, _STRIP_TIMES, "From the same noise to digits"), out / "reverse.png")
+    plots.save_figure(plots.strips(reverse, _STRIP_TIMES, "From the same noise to digits"), out / "reverse.png")
 
     echo("[4/5] a classifier, whose features the Fréchet distance is measured in")
     classifier = metrics.train_classifier(images[training], labels[training], epochs=1 if quick else 12)
@@ -168,8 +168,8 @@ def run(
         temporary.write_text(markdown(entries, spread), encoding="utf-8")
     title = f"Samples by every solver (E: energy distance, F: Fréchet distance, of {len(held_out)} samples from real digits)"
     grids = {_title(entry): entry.x[:40] for entry in entries}
-    plots.save(plots.panels(grids, columns=8, title=title), out / "samples.png")
-    plots.save(_overview(reverse, entries), out / "overview.png", dpi=110)
+    plots.save_figure(plots.panels(grids, columns=8, title=title), out / "samples.png")
+    plots.save_figure(_overview(reverse, entries), out / "overview.png", dpi=110)
     for name, what in _FILES.items():
         echo(f"{what + ':':<22} {out / name}")
     return entries

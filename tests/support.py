@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -29,6 +30,11 @@ SDES: dict[str, GaussianSDE] = {
     "FunctionSDE": FunctionSDE(lambda t: -0.5 * t**2, lambda t: torch.log(t) + 0.3 * t, t_min=1e-3, t_max=2.0),
 }
 """Every SDE; a new one is tested by being added here."""
+
+
+def mostly_slow(values: Iterable[Any], quick: Collection[Any]) -> list[Any]:
+    """The values of a parameter, of which all but ``quick`` are run with ``-m slow`` alone."""
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def finite_start(sde: GaussianSDE) -> float:

@@ -106,7 +106,7 @@ def test_training_writes_the_checkpoint_the_curve_and_the_loss_by_time(run, vect
 @pytest.mark.parametrize("sde", ["vp", "cosine", "subvp", "ve", "edm", "flow"])
 def test_every_sde_trains_on_images_and_is_sampled_with_its_defaults(tmp_path, sde):
     images = tmp_path / "images.npz"
-    np.savez(images, x=data.digits()[0][:100].numpy())
+    np.savez(images, x=data.load_digits()[0][:100].numpy())
     out = tmp_path / sde
     trained = invoke("train", "--data", images, "--out", out, "--sde", sde, "--steps", 3, "--width", 4, "--batch-size", 8)
     assert trained.exit_code == 0, trained.output
@@ -134,7 +134,7 @@ def test_samples_are_those_of_the_library_whatever_the_batch_and_the_format(run,
         np.testing.assert_allclose(archive["x"], expected, atol=1e-5)
         assert len(set(archive["seeds"].tolist())) == 8
     assert files(tmp_path) == set(outs), "nothing is left beside the files asked for"
-    assert data.load(outs["b.npz"]).shape == (8, 2), "samples can be data again"
+    assert data.load_tensor(outs["b.npz"]).shape == (8, 2), "samples can be data again"
 
 
 def test_the_last_step_ends_as_asked(run, tmp_path):

@@ -13,18 +13,29 @@ from scipy.integrate import quad
 from support import SDES, finite_start
 
 from scoresde import VP, solvers
-from scoresde.solvers import Data, Noise, Path, Prediction, Rho, Time, Velocity, lagrange_integrals, moments, points
+from scoresde.solvers import (
+    Data,
+    Drift,
+    Noise,
+    Path,
+    Prediction,
+    Rho,
+    Velocity,
+    exponential_moments,
+    lagrange_integrals,
+    points,
+)
 
 F64 = torch.float64
 PREDICTIONS: list[Prediction] = [
-    *(kind(eta) for kind in (Data, Noise, Rho, Time) for eta in (0.0, 0.4, 1.0)),
+    *(kind(eta) for kind in (Data, Noise, Rho, Drift) for eta in (0.0, 0.4, 1.0)),
     Velocity(),
 ]
 
 
 @given(z=st.floats(-80, 80))
 def test_moments_agree_with_mpmath_to_full_precision(z: float) -> None:
-    got = moments(z, 5)
+    got = exponential_moments(z, 5)
     with mpmath.workdps(40):
         for k in range(5):
             # M_k = k! e^-z / z^(k+1) (series): Kummer's function 1F1(1; k+2; -z) / (k+1) is an independent closed form.

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from scoresde.data import digits, load, split
+from scoresde.data import load_digits, load_tensor, split
 
 IDX_TYPES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 
@@ -58,10 +58,10 @@ CONTAINERS = {
 
 @pytest.mark.parametrize("container", CONTAINERS.values(), ids=CONTAINERS)
 def test_bytes_come_back_as_images_between_minus_one_and_one(container, write):
-    x = load(write(container(BYTES)))
+    x = load_tensor(write(container(BYTES)))
     assert x.shape == (3, 1, 5, 4) and x.dtype == torch.float32
     assert np.array_equal(np.rint((x[:, 0].numpy() + 1) * 127.5), BYTES)
-    ends = load(write(container(np.array([[[0, 255]]], dtype=np.uint8))))
+    ends = load_tensor(write(container(np.array([[[0, 255]]], dtype=np.uint8))))
     assert ends.flatten().tolist() == [-1, 1]
 
 
@@ -69,16 +69,16 @@ def test_bytes_come_back_as_images_between_minus_one_and_one(container, write):
 def test_all_formats_agree(write, data, dtype, shape):
     values = {"min_value": -1, "max_value": 1} if dtype != "u1" else {}
     array = data.draw(arrays.arrays(np.dtype(dtype), shape, elements=values or None))
-    expected = load(write(npy(array)))
+    expected = load_tensor(write(npy(array)))
     assert len(expected) == len(array) and expected.numel() == array.size
     for container in CONTAINERS.values():
-        assert torch.equal(load(write(container(array))), expected)
+        assert torch.equal(load_tensor(write(container(array))), expected)
 
 
 def test_vectors_of_floats_are_taken_as_they_are(write):
     array = 100 * np.random.default_rng(0).standard_normal((6, 3))
     for stored in (array, np.asfortranarray(array), array.astype(">f8")):
-        assert torch.equal(load(write(npy(stored))), torch.from_numpy(array).float())
+        assert torch.equal(load_tensor(write(npy(stored))), torch.from_numpy(array).float())
 
 
 @pytest.mark.parametrize(
@@ -95,21 +95,21 @@ def test_vectors_of_floats_are_taken_as_they_are(write):
 def test_channels_that_stand_last_are_moved_forward(write, shape, moved):
     array = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
     expected = np.moveaxis(array, 3, 1) if moved else array
-    assert np.array_equal(load(write(npy(array))).numpy(), expected)
+    assert np.array_equal(load_tensor(write(npy(array))).numpy(), expected)
 
 
 def test_digits():
-    images, labels = digits()
+    images, labels = load_digits()
     assert images.shape == (1797, 1, 8, 8) and images.dtype == torch.float32
     assert images.min() == -1 and images.max() == 1
     assert labels.unique().tolist() == list(range(10))
-    assert torch.equal(load("digits"), images)
+    assert torch.equal(load_tensor("digits"), images)
     # Right way up: the first is a zero, dark in its middle and bright around it.
     assert images[0, 0, 3:5, 3:5].mean() < -0.9 < images[0, 0, 3:5, 2].mean()
 
 
 def test_real_files_of_mnist(shared_data):
-    x = load(shared_data / "mnist" / "t10k-images-idx3-ubyte.gz")
+    x = load_tensor(shared_data / "mnist" / "t10k-images-idx3-ubyte.gz")
     assert x.shape == (10_000, 1, 28, 28)
     assert (x.min(), x.max()) == (-1, 1)
     assert (x == -1).float().mean() > 0.75  # paper is most of a page
@@ -180,14 +180,14 @@ FLOATS = np.zeros((4, 3), dtype=np.float32)
 )
 def test_what_cannot_be_read_is_refused(write, content, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
-        load(write(content))
+        load_tensor(write(content))
     assert "file" in str(caught.value)  # the message names the file
 
 
 def test_unknown_names_list_the_nearest(tmp_path):
     with pytest.raises(ValueError, match=r"got data 'digit'; expected one of digits, or a file.* did you mean 'digits'"):
-        load("digit")
+        load_tensor("digit")
     with pytest.raises(ValueError, match=r"got data '.*absent.npy'; .* a folder that exists, or with a colon mnist:F"):
-        load(tmp_path / "absent.npy")
+        load_tensor(tmp_path / "absent.npy")
     with pytest.raises(ValueError, match=r"found no images in the folder .* it is empty"):
-        load(tmp_path)
+        load_tensor(tmp_path)

@@ -135,7 +135,7 @@ def test_tables_have_parts_by_their_names_and_folders(tmp_path):
             pq.write_table(pa.table({"a": [float(k)] * (k + 1)}), folder / f"{name}.parquet")
         with pytest.raises(ValueError, match="has the parts test, train"):
             data.open(tmp_path / layout)
-        assert data.load(f"{tmp_path / layout}:test").flatten().tolist() == [2, 2, 2]
+        assert data.load_tensor(f"{tmp_path / layout}:test").flatten().tolist() == [2, 2, 2]
         assert data.open(tmp_path / layout, split="train").tensor().flatten().tolist() == [0, 1, 1]
 
 

@@ -55,7 +55,7 @@ def test_a_folder_gives_its_images_in_the_order_of_their_names_with_sub_folders_
     assert (len(found), found.event, found.classes) == (7, (3, 6, 5), ("cats", "dogs"))
     assert found.labels.tolist() == [0] * 4 + [1] * 3
     assert np.array_equal(as_bytes(found.tensor()), IMAGES)
-    assert torch.equal(data.load(folder), found.tensor())
+    assert torch.equal(data.load_tensor(folder), found.tensor())
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=12), st.sampled_from([0, 100, 2**28]))
@@ -78,9 +78,9 @@ def test_images_at_the_top_of_a_folder_have_no_labels(tmp_path):
 def test_grey_stays_grey_and_mixed_sets_are_coloured(tmp_path):
     grey = pixels(2, channels=1)
     save_all(tmp_path, grey)
-    assert np.array_equal(as_bytes(data.load(tmp_path))[..., 0], grey)
+    assert np.array_equal(as_bytes(data.load_tensor(tmp_path))[..., 0], grey)
     Image.fromarray(IMAGES[0]).save(tmp_path / "z.png")
-    mixed = as_bytes(data.load(tmp_path))
+    mixed = as_bytes(data.load_tensor(tmp_path))
     assert np.array_equal(mixed[:2], np.repeat(grey[..., None], 3, 3)) and np.array_equal(mixed[2], IMAGES[0])
 
 
@@ -88,7 +88,7 @@ def test_transparent_pixels_are_white(tmp_path):
     image = np.concatenate([IMAGES[0], np.full((6, 5, 1), 255, np.uint8)], -1)
     image[:3, :, 3] = 0
     Image.fromarray(image).save(tmp_path / "a.png")
-    found = as_bytes(data.load(tmp_path))[0]
+    found = as_bytes(data.load_tensor(tmp_path))[0]
     assert (found[:3] == 255).all() and np.array_equal(found[3:], IMAGES[0][3:])
 
 
@@ -98,7 +98,7 @@ def test_photographs_on_their_side_are_turned(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown after a quarter turn to the right
     Image.fromarray(left).save(tmp_path / "a.jpg", exif=exif, quality=100)
-    x = data.load(tmp_path)[0]
+    x = data.load_tensor(tmp_path)[0]
     assert x.shape == (3, 32, 16) and x[:, :15].min() > 0.9 and x[:, 17:].max() < -0.9
 
 
@@ -168,7 +168,7 @@ def test_folders_that_cannot_be_trained_on_are_refused_with_the_remedy(tmp_path)
     (tmp_path / "text" / "a.txt").write_text("")
     refused(tmp_path / "text", r"it holds 'a\.txt'")
     mixed = save_all(tmp_path / "mixed", [*IMAGES[:3], pixels(1, 9, 8)[0]])
-    refused(mixed, r"3 of 6x5, such as .*000\.png'; 1 of 9x8, such as .*003\.png'; .* give size=5 \(--size 5\)")
+    refused(mixed, r"3 of 6x5, such as .*000\.png'; 1 of 9x8, such as .*003\.png'; .* pass size=5 \(--size 5\)")
     assert data.open(mixed, size=5).tensor().shape == (4, 3, 5, 5)
     refused(mixed, r"3 images are smaller than 8x8: .*000\.png'.* pass size=5", size=8)
     deep = tmp_path / "deep"

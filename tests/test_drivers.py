@@ -19,7 +19,7 @@ from torch import Tensor
 
 from scoresde import EDM, VP, GeneralSDE, ScoreModel, sample, solvers
 from scoresde.problems import GaussianMixture
-from scoresde.solvers import SOLVERS, FreshNoise, Path, RowSolver, make_path, moments, scalar
+from scoresde.solvers import SOLVERS, FreshNoise, Path, RowSolver, exponential_moments, make_path, scalar
 from scoresde.solvers.adaptive.control import Controller
 from scoresde.solvers.adaptive.pairs import Where
 from scoresde.solvers.methods.third_party import SciPy
@@ -397,12 +397,12 @@ def test_solvers_that_compute_with_plain_floats_refuse_to_lose_a_gradient() -> N
 @given(z=st.floats(-60, 60), count=st.integers(1, 6))
 def test_moments_of_tensors_are_those_of_floats(z: float, count: int) -> None:
     tensor = torch.tensor(z, dtype=F64, requires_grad=True)
-    got = moments(tensor.as_subclass(scalar.Coefficient), count)  # type: ignore[arg-type]
-    for k, (one, wanted) in enumerate(zip(got, moments(z, count), strict=True)):
+    got = exponential_moments(tensor.as_subclass(scalar.Coefficient), count)  # type: ignore[arg-type]
+    for k, (one, wanted) in enumerate(zip(got, exponential_moments(z, count), strict=True)):
         assert scalar.value(one) == pytest.approx(wanted, rel=1e-11)
         # dM_k / dz = M_{k+1} - M_k
         (slope,) = torch.autograd.grad(scalar.plain(one), tensor, retain_graph=True)
-        pair = moments(z, k + 2)
+        pair = exponential_moments(z, k + 2)
         assert float(slope) == pytest.approx(pair[k + 1] - pair[k], rel=1e-7, abs=1e-11 * abs(wanted))
 
 

@@ -30,7 +30,7 @@ def write_idx(path, values):
 @pytest.fixture
 def folder(tmp_path):
     """The embedded digits in the four files of MNIST."""
-    images, labels = data.digits()
+    images, labels = data.load_digits()
     ink = ((images[:, 0] + 1) * 127.5).round().numpy()
     for stem, part in (("train", slice(0, 200)), ("t10k", slice(200, 300))):
         write_idx(tmp_path / f"{stem}-images-idx3-ubyte", ink[part])

@@ -209,7 +209,7 @@ def damage_weights(name, tmp_path, seeds):
     for seed in seeds:
         path = tmp_path / f"{seed}{Path(name).suffix}"
         path.write_bytes(damaged(whole, seed))
-        found = judged(lambda path=path: weights.load(path), WeightsError)
+        found = judged(lambda path=path: weights.load_published(path), WeightsError)
         judged(lambda path=path: weights.recognizes(path))
         if found is not None:
             assert all(bool(torch.isfinite(p).all()) for p in found.parameters())
@@ -219,7 +219,7 @@ def damage_weights(name, tmp_path, seeds):
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_damaged_weights(name, tmp_path):
     (tmp_path / name).write_bytes(WEIGHTS[name]())
-    assert isinstance(weights.load(tmp_path / name), ScoreModel)
+    assert isinstance(weights.load_published(tmp_path / name), ScoreModel)
     damage_weights(name, tmp_path, range(14))
 
 
@@ -235,10 +235,10 @@ def damage_folder(tmp_path, seeds):
         whole = (folder / file).read_bytes()
         for seed in seeds:
             (folder / file).write_bytes(damaged(whole, seed))
-            judged(lambda: weights.load(folder), WeightsError)
+            judged(lambda: weights.load_published(folder), WeightsError)
             judged(lambda: weights.event(folder), WeightsError)
         (folder / file).write_bytes(whole)
-    assert isinstance(weights.load(folder), ScoreModel)
+    assert isinstance(weights.load_published(folder), ScoreModel)
 
 
 def test_a_damaged_folder_of_diffusers(tmp_path):
@@ -368,7 +368,7 @@ ARCHIVES = {
 def test_archives_that_are_none(name, tmp_path):
     (tmp_path / "a.npz").write_bytes(zipped(ARCHIVES[name]))
     assert judged(lambda: opened(tmp_path / "a.npz")) is None
-    assert judged(lambda: weights.load(tmp_path / "a.npz"), WeightsError) is None
+    assert judged(lambda: weights.load_published(tmp_path / "a.npz"), WeightsError) is None
 
 
 @pytest.mark.slow
@@ -439,14 +439,14 @@ def test_configurations_that_cannot_be(file, tmp_path):
     whole = json.loads((folder / file).read_text())
     for content in JSON:
         (folder / file).write_bytes(content)
-        assert judged(lambda: weights.load(folder), WeightsError) is None, content[:60]
+        assert judged(lambda: weights.load_published(folder), WeightsError) is None, content[:60]
         judged(lambda: weights.event(folder), WeightsError)
         try:
             changed = {**whole, **json.loads(content)}
         except (ValueError, TypeError, RecursionError):
             continue
         (folder / file).write_text(json.dumps(changed))
-        judged(lambda: weights.load(folder), WeightsError)
+        judged(lambda: weights.load_published(folder), WeightsError)
 
 
 def test_notes_in_tables_that_cannot_be(tmp_path):
@@ -536,19 +536,19 @@ def test_tensors_that_cannot_be(tmp_path):
     for k, value in enumerate(tensors_that_cannot_be(tmp_path)):
         path = tmp_path / "a.pt"
         torch.save(value, path)
-        assert judged(lambda path=path: weights.load(path), WeightsError) is None, (k, value)
+        assert judged(lambda path=path: weights.load_published(path), WeightsError) is None, (k, value)
         judged(lambda path=path: weights.recognizes(path))
     for config in list(weights.PUBLISHED)[::25]:
-        assert judged(lambda config=config: weights.load(path, config), WeightsError) is None
+        assert judged(lambda config=config: weights.load_published(path, config), WeightsError) is None
     path.write_bytes(pickle.dumps({"a": Payload(str(tmp_path / "executed"))}))
-    assert judged(lambda: weights.load(path), WeightsError) is None
+    assert judged(lambda: weights.load_published(path), WeightsError) is None
     path.write_bytes(zipped({"archive/data.pkl": pickle.dumps({}), "archive/data/0": bytes(10**6)}))
-    assert judged(lambda: weights.load(path), WeightsError) is None
+    assert judged(lambda: weights.load_published(path), WeightsError) is None
     for size in (0, 2**31, 2**62, 2**64 - 1):
         path.write_bytes(struct.pack("<Q", size) + b"{" + b" " * 100)
-        assert judged(lambda: weights.load(path), WeightsError) is None
+        assert judged(lambda: weights.load_published(path), WeightsError) is None
     path.write_bytes(struct.pack("<Q", 200_000) + b'{"a":' + b"[" * 199_995)
-    assert judged(lambda: weights.load(path), WeightsError) is None
+    assert judged(lambda: weights.load_published(path), WeightsError) is None
     assert not (tmp_path / "executed").exists()
 
 
@@ -566,7 +566,7 @@ def test_what_is_no_file(kind, tmp_path):
     elif kind == "a name of NUL":
         path = Path("a\0b")
     assert judged(lambda: opened(path)) is None
-    assert judged(lambda: weights.load(path), WeightsError) is None
+    assert judged(lambda: weights.load_published(path), WeightsError) is None
     assert judged(lambda: weights.recognizes(path)) in (False, None)
     assert judged(lambda: Summary.load(path)) is None
     folder = folder_of_diffusers(tmp_path / "diffusers")
@@ -574,4 +574,4 @@ def test_what_is_no_file(kind, tmp_path):
         for name in ("scheduler_config.json", "diffusion_pytorch_model.safetensors", "config.json"):
             (folder / name).unlink()
             os.mkfifo(folder / name)
-            assert judged(lambda: weights.load(folder), WeightsError) is None
+            assert judged(lambda: weights.load_published(folder), WeightsError) is None

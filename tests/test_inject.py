@@ -302,7 +302,12 @@ def test_at_few_steps_a_rough_error_is_amplified_by_the_order():
     truth = flow_end(exact, start, make_path(VP()), tolerance=1e-6).x
 
     def errors(model, steps):
-        return [rms(sample(model, start, s, steps, progress=False).x - truth) for s in ("ddim", "dpmpp-2m", "dpmpp-3m")]
+        same = (
+            "ddim",
+            "dpmpp-2m: finish='same'",
+            "dpmpp-3m: finish='same'",
+        )  # as published they lower the order of few steps
+        return [rms(sample(model, start, s, steps, progress=False).x - truth) for s in same]
 
     first, second, third = errors(wrong, 5)
     assert 2 * first < second and 2 * second < third

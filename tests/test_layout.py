@@ -310,3 +310,12 @@ def test_the_versions_agree():
     citation = (ROOT / "CITATION.cff").read_text()
     assert f"\nversion: {scoresde.__version__}\n" in citation
     assert f"## [{scoresde.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_a_public_name_means_one_thing():
+    meanings: dict[str, dict[int, str]] = {}
+    for room in ["scoresde", *(f"scoresde.{module.name}" for module in pkgutil.iter_modules(scoresde.__path__))]:
+        module = importlib.import_module(room)
+        for name in getattr(module, "__all__", ()):
+            meanings.setdefault(name, {}).setdefault(id(getattr(module, name)), room)
+    assert {name: [*rooms.values()] for name, rooms in meanings.items() if len(rooms) > 1} == {}

@@ -12,7 +12,7 @@ from scipy import linalg, stats
 from scipy.spatial.distance import pdist
 from sklearn.metrics import pairwise
 
-from scoresde.data import digits, split
+from scoresde.data import load_digits, split
 from scoresde.metrics import (
     _samples,
     energy_distance,
@@ -257,7 +257,7 @@ def test_bad_arguments_are_refused():
 
 
 def test_classifier_reads_held_out_digits_and_its_features_order_damage():
-    images, labels = digits()
+    images, labels = load_digits()
     training, held_out = split(len(images))
     before = torch.get_rng_state()
     model = train_classifier(images[training], labels[training])
@@ -277,7 +277,7 @@ def test_classifier_reads_held_out_digits_and_its_features_order_damage():
 
 
 def test_classifier_depends_on_its_seed_alone():
-    images, labels = digits()
+    images, labels = load_digits()
     models = [train_classifier(images[:100], labels[:100], seed=s, epochs=1) for s in (0, 0, 1)]
     a, b, c = (m.features(images[:5]) for m in models)
     assert torch.equal(a, b) and not torch.equal(a, c)
@@ -294,7 +294,7 @@ def test_distances_on_the_device_of_the_samples(distance):
 
 @pytest.mark.gpu
 def test_classifier_on_the_device_of_the_images():
-    images, labels = digits()
+    images, labels = load_digits()
     model = train_classifier(images[:100].cuda(), labels[:100].cuda(), epochs=1)
     assert model.features(images[:5].cuda()).device.type == "cuda"
 

@@ -53,7 +53,7 @@ CHECKPOINTS = {
 
 def network(name: str) -> nn.Module:
     """The network that the command would build for a preset, without memory."""
-    given = presets.get(name).train
+    given = presets.find_preset(name).train
     classes, augment = 10 if given.get("labels") else 0, data.Augmentation.size if "augment" in given else 0
     process = names.process(given["sde"])
     with torch.device("meta"):
@@ -65,7 +65,7 @@ def network(name: str) -> nn.Module:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_key_is_an_option_and_every_value_what_the_command_takes(name):
-    preset = presets.get(name)
+    preset = presets.find_preset(name)
     for command, given in (("train", preset.train), ("evaluate", preset.sample)):
         command = get_command(app).commands[command]
         needed = {"train": ["--data", "x", "--out", "y"], "evaluate": ["x", "--against", "y"]}[command.name]
@@ -78,22 +78,22 @@ def test_every_key_is_an_option_and_every_value_what_the_command_takes(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_images_warm_up_and_averages_are_those_of_the_paper(name):
-    given, (images, warmup, half_life) = presets.get(name).train, RULES[name]
+    given, (images, warmup, half_life) = presets.find_preset(name).train, RULES[name]
     batch = given["batch-size"]
-    assert presets.get(name).images == presets.get(name).published["images"] == images
+    assert presets.find_preset(name).images == presets.find_preset(name).published["images"] == images
     assert abs(given["warmup"] * batch - warmup) < batch
     assert math.log(0.5) / math.log(given["ema"]) * batch == pytest.approx(half_life, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_network_has_as_many_parameters_as_the_paper_s(name):
-    published = models.NETWORKS[presets.get(name).train["network"]]
+    published = models.NETWORKS[presets.find_preset(name).train["network"]]
     assert sum(p.numel() for p in network(name).parameters()) == published.parameters
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_training_makes_the_model_of_the_published_checkpoint(name):
-    given, published = presets.get(name).train, PUBLISHED[CHECKPOINTS[name]]
+    given, published = presets.find_preset(name).train, PUBLISHED[CHECKPOINTS[name]]
     assert names.process(given["sde"]).config() == published.process().config()
     assert given["predicts"] == published.predicts
     with torch.device("meta"):
@@ -124,7 +124,7 @@ def test_a_network_is_told_the_time_as_in_its_paper(sde, told):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_sampler_takes_the_published_number_of_evaluations(name):
-    preset = presets.get(name)
+    preset = presets.find_preset(name)
     how = {key: value for key, value in preset.sample.items() if key in ("solver", "steps", "path", "end")}
     model = ScoreModel(lambda x, t: 0 * x, names.process(preset.train["sde"]), preset.train["predicts"])
     counted = scoresde.sample(model, (1, 2), progress=False, **how).evaluations
@@ -133,7 +133,7 @@ def test_the_sampler_takes_the_published_number_of_evaluations(name):
 
 
 def test_the_levels_of_noise_of_edm_are_those_of_its_equation_5():
-    given = presets.get("edm-cifar10-vp")
+    given = presets.find_preset("edm-cifar10-vp")
     path = make_path(names.sde(given.train["sde"]), given.sample["path"], given.sample["steps"])
     low, high, i = 0.002 ** (1 / 7), 80 ** (1 / 7), np.arange(18)
     assert np.allclose(path.times[:-1], (high + i / 17 * (low - high)) ** 7) and path.times[-1] == 0
@@ -141,7 +141,7 @@ def test_the_levels_of_noise_of_edm_are_those_of_its_equation_5():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_cost_is_that_of_the_counted_operations(name):
-    preset = presets.get(name)
+    preset = presets.find_preset(name)
     assert presets.gpu_hours(preset) == pytest.approx(preset.cost["a100-hours"], rel=0.02)
 
 
@@ -160,7 +160,7 @@ def test_operations_are_those_of_convolutions_and_attention_by_hand():
 @pytest.mark.parametrize(("name", "factor"), [("ncsnpp-cifar10", 1536), ("edm-cifar10-vp", 3072)])
 def test_steps_on_the_mean_are_the_paper_s_on_the_sum(name, factor):
     """Adam on the sum over an image with the paper's numbers, and on the mean with those of the preset."""
-    given = presets.get(name).train
+    given = presets.find_preset(name).train
     settings = parse(given["optimizer"])[1]
     theirs_clip = 1.0 if math.isfinite(given["clip"]) else math.inf
     generator = torch.Generator().manual_seed(0)
@@ -216,7 +216,7 @@ SMALL = "width=8, blocks=1, multipliers=[1], attention=[]"
 
 def small(name: str) -> list[str]:
     """Changes that make a preset a matter of a second."""
-    given = presets.get(name).train["network"]
+    given = presets.find_preset(name).train["network"]
     stem = ", stem=8" if given.startswith("edm") else ""
     changes = [f"network={given}: {SMALL}{stem}", "steps=2", "batch-size=2", "sample.n=4", "sample.steps=2"]
     return [word for change in changes for word in ("--set", change)]
@@ -231,12 +231,12 @@ def test_every_preset_trains_samples_and_is_evaluated(tmp_path, cifar, features,
     assert {"model.safetensors", "scores.json", "loss.png"} <= files(tmp_path / "run")
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert (scores["n"], scores["m"]) == (4, 20)
-    published = presets.get(name).published
+    published = presets.find_preset(name).published
     line = done.stdout.splitlines()[-1]
     assert f"FID {scores['frechet']:.4g} of 4 samples against 20" in line
     assert f"published: {published['fid']:g} with {published['evaluations']}" in line and published["source"] in line
     model, event = runs.open_run(tmp_path / "run")
-    assert event == (3, 32, 32) and model.predicts == presets.get(name).train["predicts"]
+    assert event == (3, 32, 32) and model.predicts == presets.find_preset(name).train["predicts"]
     assert model.net.config["augment"] == network(name).config["augment"]
     assert (model.net.config["num_classes"] == 10) == name.endswith("-cond")
 
@@ -294,7 +294,7 @@ def test_the_table_of_presets_has_all_of_them_within_100_columns():
     rows = {line.split()[0]: line for line in shown.splitlines()[2:]}
     assert set(rows) == set(NAMES)
     for name, row in rows.items():
-        published = presets.get(name).published
+        published = presets.find_preset(name).published
         assert re.search(rf" {published['fid']:.2f} +{published['evaluations']} ", row) and published["hardware"] in row
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scoresde import EDM, VP
-from scoresde.data import digits as load_digits
+from scoresde.data import load_digits as load_digits
 from scoresde.problems import Empirical, GaussianMixture, LowRankMixture, ppca_digits, ppca_mixture, random_mixture
 from scoresde.problems import digits as digits_problem
 from tests.support import SDES, generator

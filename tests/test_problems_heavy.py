@@ -9,6 +9,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from support import mostly_slow
 
 from scoresde import EDM, VP
 from scoresde.problems import Funnel, GaussianMixture, ScaleMixture, funnel, laplace, student_t
@@ -142,7 +143,7 @@ def noised_funnel(p, x, alpha, sigma):
 
 
 @pytest.mark.parametrize(("d", "spread"), [(2, 2.0), (10, 3.0), (3, 0.5)])
-@pytest.mark.parametrize("t", [0.02, 0.3, 0.6])
+@pytest.mark.parametrize("t", mostly_slow([0.02, 0.3, 0.6], {0.3}))
 def test_the_noised_funnel_is_the_integral_of_mpmath(d, spread, t):
     p, sde = Funnel(d, spread), VP()
     x0 = p.sample(1, generator(8), torch.float64)

@@ -8,7 +8,7 @@ from pathlib import Path as PathOfFile
 
 import pytest
 import torch
-from support import SDES, amid_the_modes, mixture, model_on, rms, slopes
+from support import SDES, amid_the_modes, mixture, model_on, mostly_slow, rms, slopes
 from torch import nn
 
 from scoresde import EDM, VP, ScoreModel, models, sample, solvers
@@ -301,7 +301,7 @@ def test_what_the_steps_add_is_the_error_at_the_end(solver, end):
         assert found.carried[-1].abs().max() < 1e-9  # the last move is made alike by all
 
 
-@pytest.mark.parametrize("solver", [*ONE_STEP, *MULTISTEP])
+@pytest.mark.parametrize("solver", mostly_slow([*ONE_STEP, *MULTISTEP], {"heun", "dpm-2", "dpmpp-2m", "tab-3"}))
 def test_local_errors_are_of_one_order_more_than_the_method(solver):
     model, (start, _) = model_on(VP()), amid_the_modes(VP())
     order = MULTISTEP.get(solver) or solvers.get(solver).description.order

@@ -8,7 +8,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import SDES, BasisNoise, amid_the_modes, finite_start, generator, mixture, model_on, propagate, rms, slopes
+from support import (
+    SDES,
+    BasisNoise,
+    amid_the_modes,
+    finite_start,
+    generator,
+    mixture,
+    model_on,
+    mostly_slow,
+    propagate,
+    rms,
+    slopes,
+)
 
 from scoresde import DDPM, EDM, NCSN, VE, VP, CosineVP, RectifiedFlow, discretize, sample, solvers
 from scoresde.sde import GaussianSDE
@@ -49,7 +61,7 @@ def reference(name: str, t_min: float | None = None) -> torch.Tensor:
     return _references[key]
 
 
-@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("name", mostly_slow(SDES, {"VP", "EDM", "RectifiedFlow", "FunctionSDE"}))
 @pytest.mark.parametrize("solver", [*DETERMINISTIC, *VARIANTS])
 def test_deterministic_solvers_have_the_order_they_claim(solver: str, name: str) -> None:
     sde, model = SDES[name], model_on(SDES[name])
@@ -77,7 +89,7 @@ def weak_errors(method: RowSolver, sde: GaussianSDE, t_min: float | None = None)
     return errors
 
 
-@pytest.mark.parametrize("name", ["VP", "VE", "EDM", "SubVP", "FunctionSDE"])
+@pytest.mark.parametrize("name", mostly_slow(["VP", "VE", "EDM", "SubVP", "FunctionSDE"], {"VP", "VE"}))
 @pytest.mark.parametrize("solver", WEAK)
 def test_stochastic_solvers_converge_at_the_weak_order_they_claim(solver: str, name: str) -> None:
     """Mean and variance on Gaussian data, propagated exactly: no Monte Carlo."""
@@ -94,7 +106,9 @@ def test_stochastic_solvers_converge_at_the_weak_order_they_claim(solver: str, n
         assert slopes(errors)[-1] < order + slack, slopes(errors)
 
 
-@pytest.mark.parametrize("solver", [*DETERMINISTIC])
+@pytest.mark.parametrize(
+    "solver", mostly_slow(DETERMINISTIC, {"euler", "heun", "ddim", "dpmpp-2m", "unipc-3", "velocity-2"})
+)
 def test_deterministic_solvers_transport_gaussians_exactly_in_the_limit(solver: str) -> None:
     method = solvers.get(solver)
     assert isinstance(method, RowSolver)

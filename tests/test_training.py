@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import divided
+from support import divided, mostly_slow
 from torch import Tensor, nn
 
 from scoresde import DDPM, EDM, NCSN, VE, VP, CosineVP, FunctionSDE, RectifiedFlow, ScoreModel, SubVP, discretize
@@ -115,7 +115,7 @@ def images() -> tuple[ScoreModel, Tensor, dict[str, Any]]:
     return ScoreModel(net, DDPM.linear(10, 0.01, 0.4)), torch.randn(20, 1, 4, 4, generator=generator()), arguments
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", mostly_slow(OBJECTIVES, {"ddpm", "sigmoid", "likelihood"}))
 def test_resumed_is_uninterrupted_bit_for_bit(objective: str, tmp_path: Path) -> None:
     model, data, arguments = images()
     whole = quiet(model, data, steps=7, objective=objective, **arguments)

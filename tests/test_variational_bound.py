@@ -145,7 +145,7 @@ def test_who_cannot_have_a_learned_variance_says_so() -> None:
     with pytest.raises(ValueError, match="twice the channels"):
         sample(ScoreModel(lambda x, t: x, VP(), learned_variance=True), (2, 2), "ddim", 3, progress=False)
     both = ScoreModel(lambda x, t: torch.cat([x, x], 1), VP(), learned_variance=True)
-    with pytest.raises(ValueError, match="learned noise, so that driver 'parallel' cannot"):
+    with pytest.raises(ValueError, match="learned noise or with a measurement, so that driver 'parallel' cannot"):
         sample(both, (2, 2), solvers.ddpm("learned"), 3, driver="parallel", progress=False)
     times = torch.tensor([0.9, 0.5, 0.1], dtype=D, requires_grad=True)
     with pytest.raises(ValueError, match="gradients for a solver with a learned variance"):

@@ -338,7 +338,7 @@ def test_a_file_is_known_by_its_tensors_and_sampled_from(
 def test_a_loaded_learned_variance_is_sampled_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     published, state, _ = small("improved")
     patched(monkeypatch, ours=published)
-    model = weights.load(as_file(state, tmp_path / "theirs.pt"))
+    model = weights.load_published(as_file(state, tmp_path / "theirs.pt"))
     scoresde.save(model, tmp_path / "ours.safetensors")
     again = scoresde.load(tmp_path / "ours.safetensors")
     first, second = (sample(m, (1, 3, 32, 32), solvers.ddpm("learned"), 3, progress=False).x for m in (model, again))
@@ -348,7 +348,7 @@ def test_a_loaded_learned_variance_is_sampled_with(monkeypatch: pytest.MonkeyPat
 def test_a_loaded_model_can_be_saved_and_loaded_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     published, state, _ = small("NCSN++")
     patched(monkeypatch, ours=published)
-    model = weights.load(as_file(state, tmp_path / "theirs.pt"))
+    model = weights.load_published(as_file(state, tmp_path / "theirs.pt"))
     scoresde.save(model, tmp_path / "ours.safetensors")
     again, (x, t) = scoresde.load(tmp_path / "ours.safetensors"), batch()
     assert torch.equal(again.score(x.float(), t), model.score(x.float(), t))
@@ -359,8 +359,8 @@ def test_wrappers_around_the_names_are_taken_off(monkeypatch: pytest.MonkeyPatch
     patched(monkeypatch, ours=published)
     wrapped = {f"model.{name}": tensor.float() for name, tensor in state.tensors.items()}
     torch.save(wrapped, tmp_path / "wrapped.pt")
-    plain = weights.load(as_file(state, tmp_path / "plain.pt"))
-    loaded = weights.load(tmp_path / "wrapped.pt")
+    plain = weights.load_published(as_file(state, tmp_path / "plain.pt"))
+    loaded = weights.load_published(tmp_path / "wrapped.pt")
     for name, tensor in plain.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
 
@@ -373,14 +373,14 @@ def test_averages_without_names_get_them(monkeypatch: pytest.MonkeyPatch, tmp_pa
     trained = [n for n in model if n not in ("module.sigmas", "module.all_modules.0.W")]
     content = {"model": model, "ema": {"decay": 0.999, "shadow_params": [model[n] + 1 for n in trained]}, "step": 3}
     torch.save(content, tmp_path / "checkpoint.pth")
-    last = weights.load(tmp_path / "checkpoint.pth", ema=False).net
-    averaged = weights.load(tmp_path / "checkpoint.pth").net
+    last = weights.load_published(tmp_path / "checkpoint.pth", ema=False).net
+    averaged = weights.load_published(tmp_path / "checkpoint.pth").net
     torch.testing.assert_close(averaged.stem.weight, last.stem.weight + 1)
     assert torch.equal(averaged.embedding.features.frequencies, last.embedding.features.frequencies)
     content["ema"]["shadow_params"].pop()  # type: ignore[index]
     torch.save(content, tmp_path / "short.pth")
     with pytest.raises(WeightsError, match="trained tensors; expected one for each: pass ema=False"):
-        weights.load(tmp_path / "short.pth")
+        weights.load_published(tmp_path / "short.pth")
 
 
 def test_a_name_of_a_file_decides_between_equals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -388,13 +388,13 @@ def test_a_name_of_a_file_decides_between_equals(monkeypatch: pytest.MonkeyPatch
     sub = dataclasses.replace(published, process=SubVP)
     entries = {"vp/one": published, "subvp/two": sub}
     monkeypatch.setattr(weights, "PUBLISHED", Table("config", "scoresde.weights.PUBLISHED", entries))
-    assert isinstance(weights.load(as_file(state, tmp_path / "two.pt")).sde, SubVP)
-    assert isinstance(weights.load(as_file(state, tmp_path / "two.pt"), "vp/one").sde, VP)
+    assert isinstance(weights.load_published(as_file(state, tmp_path / "two.pt")).sde, SubVP)
+    assert isinstance(weights.load_published(as_file(state, tmp_path / "two.pt"), "vp/one").sde, VP)
     with pytest.raises(WeightsError, match="has the tensors of vp/one, subvp/two; expected only one match: pass config="):
-        weights.load(as_file(state, tmp_path / "three.pt"))
+        weights.load_published(as_file(state, tmp_path / "three.pt"))
     again = dataclasses.replace(published, config={**published.config, "dropout": 0.4})
     patched(monkeypatch, one=published, again=again)  # which differ in nothing that matters
-    assert isinstance(weights.load(tmp_path / "three.pt").sde, VP)
+    assert isinstance(weights.load_published(tmp_path / "three.pt").sde, VP)
 
 
 @given(data=st.data())
@@ -441,19 +441,19 @@ def test_other_files_are_refused(tmp_path: Path, content: Any, message: str, mon
     if content is not None:
         torch.save(content, tmp_path / "file.pt")
     with pytest.raises(WeightsError, match=message):
-        weights.load(tmp_path / "file.pt")
+        weights.load_published(tmp_path / "file.pt")
 
 
 def test_a_plain_pickle_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "network.pkl").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(WeightsError, match=r"save the network's state_dict\(\)"):
-        weights.load(tmp_path / "network.pkl")
+        weights.load_published(tmp_path / "network.pkl")
     assert not weights.recognizes(tmp_path / "network.pkl")
 
 
 def test_an_unknown_configuration_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="did you mean 'edm-cifar10-32x32-cond-v"):
-        weights.load(tmp_path / "file.pt", "edm-cifar10-cond-vp")
+        weights.load_published(tmp_path / "file.pt", "edm-cifar10-cond-vp")
 
 
 def test_parts_are_all_of_the_network() -> None:
@@ -530,7 +530,7 @@ def test_other_transformers_are_refused(change: Any, message: str, tmp_path: Pat
     state, _ = transformer()
     change(state.tensors)
     with pytest.raises(WeightsError, match=message):
-        weights.load(as_file(state, tmp_path / "file.pt"))
+        weights.load_published(as_file(state, tmp_path / "file.pt"))
 
 
 # RefineNets ----------------------------------------------------------------------------------------------------------
@@ -567,7 +567,7 @@ def test_a_checkpoint_of_ncsnv2_holds_averages_by_name(tmp_path: Path) -> None:
     model = {f"module.{name}": tensor for name, tensor in {**trained, "sigmas": SIGMAS.float()}.items()}
     averages = {name: tensor + 1 for name, tensor in trained.items()}
     torch.save([model, {"state": {}, "param_groups": []}, 3, 100, averages], tmp_path / "checkpoint.pth")
-    last, averaged = (weights.load(tmp_path / "checkpoint.pth", ema=ema).net for ema in (False, True))
+    last, averaged = (weights.load_published(tmp_path / "checkpoint.pth", ema=ema).net for ema in (False, True))
     torch.testing.assert_close(averaged.stem.weight, last.stem.weight + 1)
     torch.testing.assert_close(averaged.output.weight, last.output.weight - 1, msg="which is negated")
 
@@ -587,7 +587,7 @@ def test_other_refinenets_are_refused(change: Any, message: str, tmp_path: Path)
     state.tensors["sigmas"] = SIGMAS
     change(state.tensors)
     with pytest.raises(WeightsError, match=message):
-        weights.load(as_file(state, tmp_path / "file.pt"))
+        weights.load_published(as_file(state, tmp_path / "file.pt"))
 
 
 # Folders of diffusers -----------------------------------------------------------------------------------------------
@@ -785,7 +785,7 @@ def test_an_incomplete_folder(tmp_path: Path, missing: str, message: str) -> Non
     (tmp_path / "diffusion_pytorch_model.safetensors").write_text("")
     (tmp_path / missing).unlink()
     with pytest.raises(WeightsError, match=message):
-        weights.load(tmp_path)
+        weights.load_published(tmp_path)
 
 
 def test_old_names_of_attention() -> None:

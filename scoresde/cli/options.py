@@ -136,7 +136,7 @@ def _take(context: typer.Context, kind: str, given: Mapping[str, Any], where: st
 def from_preset(context: typer.Context, name: str | None) -> str | None:
     """Take the options of a preset."""
     if name is not None:
-        _take(context, "preset", presets.get(name).train, f"the preset {name!r}")
+        _take(context, "preset", presets.find_preset(name).train, f"the preset {name!r}")
     return name
 
 

@@ -13,7 +13,7 @@ from scoresde import presets as published
 from scoresde.cli import options
 from scoresde.cli.errors import reported
 from scoresde.evaluation import find_features
-from scoresde.presets import get
+from scoresde.presets import find_preset
 from scoresde.sde.names import sde
 from scoresde.solvers import get as get_solver
 from scoresde.solvers import make_path
@@ -30,12 +30,12 @@ def presets(
     The hours are expected ones: three forward passes for every image at 40 % of the peak of bfloat16.
     """
     if name is not None:
-        typer.echo(published.get(name).text, nl=False)
+        typer.echo(published.find_preset(name).text, nl=False)
         return
     typer.echo(f"{'name':<22} {'FID':>5} {'evaluations':>11} {'images':>7} {'A100 hours':>10}  as the paper states it")
     typer.echo("-" * 100)
     published.PRESETS.load()  # those that installed packages bring along are listed as well
-    for preset in map(published.get, published.PRESETS):
+    for preset in map(published.find_preset, published.PRESETS):
         told = preset.published
         typer.echo(
             f"{preset.name:<22} {told['fid']:>5.2f} {told['evaluations']:>11} {preset.images / 1e6:>6.1f}M "
@@ -64,7 +64,7 @@ def reproduce(
 
     One command from the data to the number, which the same command continues wherever it was stopped.
     """
-    preset, changes = get(name), _changes(change or [])
+    preset, changes = find_preset(name), _changes(change or [])
     where = {"device": device or ("cuda" if torch.cuda.is_available() else "cpu"), "progress": progress}
     fixed = {"against": data, "features": features, "out": out / "scores.json", "cache": out / "statistics"}
     sampling = _options(context, "evaluate", preset.sample, changes["sample"], {**fixed, "processes": processes, **where})

@@ -27,7 +27,7 @@ def write(x: Tensor, seeds: list[int], out: Path, title: str) -> None:
 
     if out.suffix == ".png":
         figure = plots.scatter({title: x}) if x.ndim == 2 else plots.panels({title: x}, columns=max(1, round(len(x) ** 0.5)))
-        plots.save(figure, out)
+        plots.save_figure(figure, out)
         return
     with replacing(out) as temporary:
         if out.suffix == ".npy":

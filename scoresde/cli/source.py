@@ -53,7 +53,7 @@ def open_model(where: Path, shape: str | None = None) -> Opened:
         event = event or weights.event(where)
         if event is None:
             raise ValueError(f"{str(where)!r} does not tell the shape of a sample; give it: --shape 3,32,32")
-        return Opened(weights.load(where), event, ())
+        return Opened(weights.load_published(where), event, ())
     model, event = runs.open_run(where, event)
     return Opened(model, event, runs.class_names(where))
 

@@ -186,7 +186,7 @@ def _watch(out: Path, x: Tensor, classes: int) -> Callable[[int, ScoreModel], di
 def _finish(result: FitResult, out: Path) -> None:
     """What a training leaves beside the checkpoint, and says."""
     report = result.report
-    plots.save(plots.losses(result.history, report.edges, report.loss, report.excess), out / "loss.png")
+    plots.save_figure(plots.losses(result.history, report.edges, report.loss, report.excess), out / "loss.png")
     typer.echo(f"\nloss by time after {len(result.history)} steps:\n{report}\n")
     typer.echo(f"checkpoint: {out / runs.CHECKPOINT}\nlog: {(out / runs.CHECKPOINT).with_suffix('.csv')}")
     typer.echo(f"loss curve: {out / 'loss.png'}\nnow: scoresde sample {out}")

@@ -1,15 +1,15 @@
 """Data: images in [-1, 1] or vectors from arrays, folders of images, tables, published and built-in datasets.
 
 The samples of a :class:`Dataset` are indexed, so that the order of a training is a function of its seed and step alone.
-:func:`open` opens every kind of data as a dataset; :func:`load` reads all samples into one tensor. Bytes are scaled from
-0..255 to [-1, 1]; floats are not scaled. Nothing is ever unpickled.
+:func:`open` opens every kind of data as a dataset; :func:`load_tensor` reads all samples into one tensor. Bytes are scaled
+from 0..255 to [-1, 1]; floats are not scaled. Nothing is ever unpickled.
 """
 
 from scoresde.data.augmentation import Augmentation
 from scoresde.data.dataset import Arrays, Dataset, Flipped
-from scoresde.data.images import Files, Images
+from scoresde.data.images import ImageFiles, Images
 from scoresde.data.loader import batches
-from scoresde.data.opening import DATASETS, digits, load, open, split
+from scoresde.data.opening import DATASETS, load_digits, load_tensor, open, split
 from scoresde.data.presets import COLLECTIONS, cifar10, fashion_mnist, mnist
 
 __all__ = [
@@ -18,14 +18,14 @@ __all__ = [
     "Arrays",
     "Augmentation",
     "Dataset",
-    "Files",
     "Flipped",
+    "ImageFiles",
     "Images",
     "batches",
     "cifar10",
-    "digits",
     "fashion_mnist",
-    "load",
+    "load_digits",
+    "load_tensor",
     "mnist",
     "open",
     "split",

@@ -9,7 +9,7 @@ from typing import Any
 
 from scoresde.data.arrays import VIDEOS
 from scoresde.data.classes import natural, numbered
-from scoresde.data.images import FORMATS, Files, Images
+from scoresde.data.images import FORMATS, ImageFiles, Images
 from scoresde.data.parts import choose_part, is_part
 
 __all__ = ["file_names", "image_names", "open_folder"]
@@ -145,6 +145,6 @@ def open_folder(folder: Path, split: str | None = None, **options: Any) -> Image
         below = own = list(names)
     among = {name.partition("/")[0] for name in below if "/" in name}
     if len(among) < 2 or not all("/" in name for name in own):
-        return Images(Files(folder, names), str(folder), **options)
+        return Images(ImageFiles(folder, names), str(folder), **options)
     labels, classes = numbered([name.partition("/")[0] for name in own], among)
-    return Images(Files(folder, names), str(folder), labels, classes, **options)
+    return Images(ImageFiles(folder, names), str(folder), labels, classes, **options)

@@ -26,7 +26,7 @@ from scoresde.data.dataset import Dataset, Indices
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
-__all__ = ["FORMATS", "Cells", "Files", "Images", "Sources"]
+__all__ = ["FORMATS", "Cells", "ImageFiles", "Images", "Sources"]
 
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP")
 """The formats that are decoded, by Pillow's names: raster formats that need no external program."""
@@ -57,7 +57,7 @@ class Sources(Protocol):
 
 
 @dataclass(frozen=True)
-class Files:
+class ImageFiles:
     """The image files of a folder.
 
     Args:
@@ -65,7 +65,7 @@ class Files:
         names: the paths of the images relative to the folder.
 
     Example:
-        >>> Files(Path("birds"), ("owl/1.png",)).name(0)
+        >>> ImageFiles(Path("birds"), ("owl/1.png",)).name(0)
         'birds/owl/1.png'
     """
 
@@ -192,7 +192,7 @@ class Images(Dataset):
         >>> from PIL import Image
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Image.new("L", (8, 6)).save(f"{folder}/owl.png")
-        ...     Images(Files(Path(folder), ("owl.png",)), folder, size=4).samples([0]).shape
+        ...     Images(ImageFiles(Path(folder), ("owl.png",)), folder, size=4).samples([0]).shape
         torch.Size([1, 1, 4, 4])
     """
 

@@ -20,10 +20,10 @@ from scoresde.data.parts import choose_part, is_part, split_off
 from scoresde.data.presets import COLLECTIONS
 from scoresde.data.tables import open_hugging_face, open_parquet
 
-__all__ = ["DATASETS", "digits", "load", "open", "split"]
+__all__ = ["DATASETS", "load_digits", "load_tensor", "open", "split"]
 
 
-def digits() -> tuple[Tensor, Tensor]:
+def load_digits() -> tuple[Tensor, Tensor]:
     """Return the images and labels of the handwritten digits in scikit-learn.
 
     Returns:
@@ -33,18 +33,18 @@ def digits() -> tuple[Tensor, Tensor]:
     https://doi.org/10.24432/C50P49. A pixel there is a number of ink points from 0 to 16.
 
     Example:
-        >>> images, labels = digits()
+        >>> images, labels = load_digits()
         >>> images.shape, labels[:3]
         (torch.Size([1797, 1, 8, 8]), tensor([0, 1, 2]))
     """
-    from sklearn.datasets import load_digits
+    from sklearn import datasets
 
-    ink, labels = load_digits(return_X_y=True)
+    ink, labels = datasets.load_digits(return_X_y=True)
     return torch.from_numpy(ink).float().reshape(-1, 1, 8, 8) / 8 - 1, torch.from_numpy(labels).long()
 
 
 def _digits() -> Dataset:
-    return Arrays(*digits(), classes=tuple("0123456789"))
+    return Arrays(*load_digits(), classes=tuple("0123456789"))
 
 
 DATASETS: Table[Callable[[], Dataset]] = Table(
@@ -197,7 +197,7 @@ def _part_of(table: str) -> str:
     return next((name for name in (folder, re.split("[-_.]", stem)[0]) if is_part(name)), "")
 
 
-def load(source: str | Path) -> Tensor:
+def load_tensor(source: str | Path) -> Tensor:
     """Read all samples of the data with the name, in the file or in the folder ``source`` into one tensor.
 
     Args:
@@ -214,7 +214,7 @@ def load(source: str | Path) -> Tensor:
             finite, and images of floats outside [-1, 1].
 
     Example:
-        >>> x = load("digits")
+        >>> x = load_tensor("digits")
         >>> x.shape, x.min().item(), x.max().item()
         (torch.Size([1797, 1, 8, 8]), -1.0, 1.0)
     """

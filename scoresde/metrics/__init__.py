@@ -9,7 +9,7 @@ samples of real data, the floor that no generator can be expected to beat.
 """
 
 from scoresde.metrics.auroc import auroc, auroc_estimate
-from scoresde.metrics.classifier import Classifier, train_classifier
+from scoresde.metrics.classifier import ImageClassifier, train_classifier
 from scoresde.metrics.cost import PeakMemory, peak_memory, seconds_per_evaluation
 from scoresde.metrics.errors import (
     covariance_error,
@@ -33,8 +33,8 @@ from scoresde.metrics.sliced import sliced_wasserstein, sliced_wasserstein_estim
 from scoresde.metrics.wasserstein import wasserstein, wasserstein_estimate
 
 __all__ = [
-    "Classifier",
     "Estimate",
+    "ImageClassifier",
     "PeakMemory",
     "auroc",
     "auroc_estimate",

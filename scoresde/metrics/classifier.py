@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Classifier", "train_classifier"]
+__all__ = ["ImageClassifier", "train_classifier"]
 
 
-class Classifier(nn.Module):
+class ImageClassifier(nn.Module):
     """A small convolutional classifier of images, whose last hidden layer serves as features.
 
     Args:
@@ -57,8 +57,8 @@ class Classifier(nn.Module):
         return out
 
 
-def train_classifier(images: Tensor, labels: Tensor, *, seed: int = 0, epochs: int = 12, batch: int = 64) -> Classifier:
-    """Train a :class:`Classifier` by Adam with a learning rate that falls to zero.
+def train_classifier(images: Tensor, labels: Tensor, *, seed: int = 0, epochs: int = 12, batch: int = 64) -> ImageClassifier:
+    """Train a :class:`ImageClassifier` by Adam with a learning rate that falls to zero.
 
     The result depends on the arguments only, not on the global random state, and is on the device of ``images``.
 
@@ -73,8 +73,8 @@ def train_classifier(images: Tensor, labels: Tensor, *, seed: int = 0, epochs: i
         ValueError: for shapes that do not fit, labels that are not whole numbers from 0, or ``epochs`` below 1.
 
     Example:
-        >>> from scoresde.data import digits
-        >>> images, labels = digits()
+        >>> from scoresde.data import load_digits
+        >>> images, labels = load_digits()
         >>> train_classifier(images[:64], labels[:64], epochs=1).features(images[:5]).shape
         torch.Size([5, 32])
     """
@@ -88,7 +88,7 @@ def train_classifier(images: Tensor, labels: Tensor, *, seed: int = 0, epochs: i
     if epochs < 1 or batch < 1:
         raise ValueError(f"got epochs={epochs} and batch={batch}; expected at least 1 of each")
     generator = torch.Generator().manual_seed(seed)
-    model = Classifier(images.shape[1], int(labels.max()) + 1, generator=generator).to(images)
+    model = ImageClassifier(images.shape[1], int(labels.max()) + 1, generator=generator).to(images)
     optimizer = torch.optim.Adam(model.parameters())
     steps = epochs * -(-len(images) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)

@@ -6,7 +6,7 @@ of Okabe and Ito ("Color Universal Design", 2008), which colour-blind readers ca
 """
 
 from scoresde.plots.curves import losses, scatter
-from scoresde.plots.figure import PALETTE, new_figure, save
+from scoresde.plots.figure import PALETTE, new_figure, save_figure
 from scoresde.plots.images import overview, panels, strips, tile
 
-__all__ = ["PALETTE", "losses", "new_figure", "overview", "panels", "save", "scatter", "strips", "tile"]
+__all__ = ["PALETTE", "losses", "new_figure", "overview", "panels", "save_figure", "scatter", "strips", "tile"]

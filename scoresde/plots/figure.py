@@ -12,7 +12,7 @@ from scoresde.base.files import replacing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["PALETTE", "new_figure", "save"]
+__all__ = ["PALETTE", "new_figure", "save_figure"]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """The colours of Okabe and Ito, the most distinct first."""
@@ -20,7 +20,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _DPI = 130
 
 
-def save(figure: Figure, path: str | os.PathLike[str], dpi: int = _DPI) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = _DPI) -> None:
     """Write ``figure`` atomically to ``path``, whose suffix is the format."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=dpi, facecolor="white")

@@ -5,6 +5,6 @@ evaluate``; ``[published]``, the results in the paper; and ``[cost]``, the cost 
 """
 
 from scoresde.presets.cost import PEAK, gpu_hours, operations
-from scoresde.presets.files import PRESETS, TABLES, Preset, get, read
+from scoresde.presets.files import PRESETS, TABLES, Preset, find_preset, read
 
-__all__ = ["PEAK", "PRESETS", "TABLES", "Preset", "get", "gpu_hours", "operations", "read"]
+__all__ = ["PEAK", "PRESETS", "TABLES", "Preset", "find_preset", "gpu_hours", "operations", "read"]

@@ -50,8 +50,8 @@ def gpu_hours(preset: Preset, event: Sequence[int] = (3, 32, 32), *, rate: float
             40 % of the peak.
 
     Example:
-        >>> from scoresde.presets import get
-        >>> abs(gpu_hours(get("ddpm-cifar10")) / get("ddpm-cifar10").cost["a100-hours"] - 1) < 0.02
+        >>> from scoresde.presets import find_preset
+        >>> abs(gpu_hours(find_preset("ddpm-cifar10")) / find_preset("ddpm-cifar10").cost["a100-hours"] - 1) < 0.02
         True
     """
     name, changes = parse(preset.train["network"])

@@ -12,7 +12,7 @@ from typing import Any
 
 from scoresde.base.names import Table
 
-__all__ = ["PRESETS", "TABLES", "Preset", "get", "read"]
+__all__ = ["PRESETS", "TABLES", "Preset", "find_preset", "read"]
 
 _FOLDER = files("scoresde.presets")
 
@@ -85,14 +85,14 @@ PRESETS: Table[Callable[[], Preset]] = Table(
 """The presets by name, as functions that read their files."""
 
 
-def get(name: str) -> Preset:
+def find_preset(name: str) -> Preset:
     """Return the preset with this name.
 
     Raises:
         ValueError: for an unknown name; lists the nearest names.
 
     Example:
-        >>> preset = get("edm-cifar10-vp")
+        >>> preset = find_preset("edm-cifar10-vp")
         >>> preset.images, preset.published["fid"]
         (200000000, 1.97)
     """

@@ -158,21 +158,21 @@ def measured(prior: str = "ring", numbers: int = 1, sigma: float = 0.3, seed: in
 
 
 def digits(std: float = 0.05) -> Empirical:
-    """Return the empirical distribution of the 1797 images of :func:`scoresde.data.digits`, ``(1, 8, 8)`` in [-1, 1].
+    """Return the empirical distribution of the 1797 images of :func:`scoresde.data.load_digits`, ``(1, 8, 8)`` in [-1, 1].
 
     They are smoothed with standard deviation ``std``, by default less than half the difference of neighbouring grey levels.
     """
-    from scoresde.data import digits
+    from scoresde.data import load_digits
 
-    return Empirical(digits()[0], std)
+    return Empirical(load_digits()[0], std)
 
 
 @cache
 def ppca_digits(modes: int = 10, rank: int = 8) -> LowRankMixture:
     """Return a :func:`scoresde.problems.ppca_mixture` fitted to the handwritten digits, computed once in a process."""
-    from scoresde.data import digits
+    from scoresde.data import load_digits
 
-    return ppca_mixture(digits()[0], modes, rank)
+    return ppca_mixture(load_digits()[0], modes, rank)
 
 
 PROBLEMS: Table[Callable[..., Problem[Any]]] = Table(

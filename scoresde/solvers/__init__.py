@@ -6,7 +6,7 @@ A solver is a prediction and a stencil on a path; it turns the path into rows, a
 from scoresde.solvers.adaptive.control import Controller
 from scoresde.solvers.adaptive.flow import Adaptive, bogacki_shampine, dormand_prince, dpm_adaptive
 from scoresde.solvers.adaptive.reverse_sde import AdaptiveSDE, gotta_go_fast
-from scoresde.solvers.coefficients import lagrange_integrals, moments
+from scoresde.solvers.coefficients import exponential_moments, lagrange_integrals
 from scoresde.solvers.drivers import (
     DRIVERS,
     CapturedSampler,
@@ -68,7 +68,7 @@ from scoresde.solvers.methods.unipc import exp_adams_moulton, unipc
 from scoresde.solvers.noise.brownian import BrownianNoise
 from scoresde.solvers.noise.fresh import FreshNoise, NoiseSource, sample_seeds
 from scoresde.solvers.path import Path, Point, make_path, points
-from scoresde.solvers.prediction import Data, Noise, Prediction, Rho, Time, Velocity
+from scoresde.solvers.prediction import Data, Drift, Noise, Prediction, Rho, Velocity
 from scoresde.solvers.rows import each_step, one_step, stencil_rows
 from scoresde.solvers.solver import Description, Dynamics, RowSolver, Solver, compose
 from scoresde.solvers.spacings import PATHS, ChainSpacing
@@ -93,6 +93,7 @@ __all__ = [
     "Denoiser",
     "Description",
     "Differentiable",
+    "Drift",
     "Driver",
     "Dynamics",
     "Fast",
@@ -114,7 +115,6 @@ __all__ = [
     "Solver",
     "Stage",
     "State",
-    "Time",
     "Update",
     "Velocity",
     "analytic_dpm",
@@ -150,6 +150,7 @@ __all__ = [
     "evaluations",
     "exp_adams_moulton",
     "explicit_midpoint",
+    "exponential_moments",
     "fast",
     "finishing",
     "from_json",
@@ -164,7 +165,6 @@ __all__ = [
     "lms",
     "make_path",
     "midpoint",
-    "moments",
     "multistep",
     "ncsn",
     "one_step",

@@ -19,16 +19,16 @@ from torch import Tensor
 
 from scoresde.solvers import scalar
 
-__all__ = ["gauss_legendre", "lagrange_integrals", "lagrange_weights", "moments"]
+__all__ = ["exponential_moments", "gauss_legendre", "lagrange_integrals", "lagrange_weights"]
 
 
-def moments(z: float, count: int) -> list[float]:
+def exponential_moments(z: float, count: int) -> list[float]:
     r"""M_k(z) = :math:`\int_0^1 e^{-z (1 - \theta)} \theta^k d\theta` for k = 0..count-1, to full float64 precision.
 
     For a 0-dim tensor ``z`` they are tensors, differentiable in it.
 
     Example:
-        >>> moments(0.0, 3) == [1.0, 1 / 2, 1 / 3]
+        >>> exponential_moments(0.0, 3) == [1.0, 1 / 2, 1 / 3]
         True
     """
     if abs(z) > 25:  # integration by parts; stable where |z| exceeds k
@@ -86,7 +86,7 @@ def lagrange_integrals(nodes: Sequence[float], z: float) -> list[float]:
         >>> lagrange_integrals([0.0, -1.0], 0.0)  # Adams-Bashforth of order 2
         [1.5, -0.5]
     """
-    return lagrange_weights(nodes, moments(z, len(nodes)))
+    return lagrange_weights(nodes, exponential_moments(z, len(nodes)))
 
 
 def lagrange_weights(nodes: Sequence[float], powers: Sequence[float]) -> list[float]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from scoresde.solvers import scalar, stencil
-from scoresde.solvers.coefficients import lagrange_integrals, moments
+from scoresde.solvers.coefficients import exponential_moments, lagrange_integrals
 from scoresde.solvers.path import Path, Point
 from scoresde.solvers.prediction import Prediction
 from scoresde.solvers.rows import apart, forward_move, last_move, newest_first, stencil_rows
@@ -180,7 +180,7 @@ def constant_weight(prediction: Prediction, u: Point, v: Point) -> float:
     length = prediction.clock(v) - prediction.clock(u)
     if abs(length) == math.inf:  # from alpha = 0, in the only prediction that carries it in this clock
         return prediction.gain(v) / prediction.rate
-    return prediction.gain(v) * length * moments(prediction.rate * length, 1)[0]
+    return prediction.gain(v) * length * exponential_moments(prediction.rate * length, 1)[0]
 
 
 def exact_rule(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point]) -> list[float]:

@@ -24,7 +24,7 @@ from scoresde.sde import GaussianSDE
 from scoresde.solvers import scalar
 from scoresde.solvers.path import Point
 
-__all__ = ["Data", "Noise", "Prediction", "Rho", "Time", "Velocity"]
+__all__ = ["Data", "Drift", "Noise", "Prediction", "Rho", "Velocity"]
 
 
 def _step(u: Point, v: Point) -> float:
@@ -210,7 +210,7 @@ class Velocity(Prediction):
 
 
 @dataclass(frozen=True)
-class Time(Prediction):
+class Drift(Prediction):
     """N = dx/dt, the drift of the reverse process itself, in the clock t: Euler, Heun, Runge-Kutta, Euler-Maruyama."""
 
     eta: float = 0.0

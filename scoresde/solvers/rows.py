@@ -93,7 +93,7 @@ def stencil_rows(prediction: Prediction, stencil: Stencil | list[Stencil], path:
     if prediction.rate != 0 and any(stage.weights is not None for shape in stencils for stage in shape):
         raise ValueError(
             f"got a stencil with explicit weights in {type(prediction).__name__} prediction; expected one whose rate is "
-            "zero (Rho, Velocity, Time), or a stencil without weights"
+            "zero (Rho, Velocity, Drift), or a stencil without weights"
         )
     moves = path.moves[:-1] if path.ends_clean else path.moves
     up = [(u, v) for u, v in moves if v.lam > u.lam]

@@ -21,10 +21,10 @@ from scoresde.weights.families import FAMILIES
 from scoresde.weights.files import WeightsError, read_names, read_tensors
 from scoresde.weights.published import PUBLISHED, Published
 
-__all__ = ["PUBLISHED", "Published", "WeightsError", "event", "load", "recognizes"]
+__all__ = ["PUBLISHED", "Published", "WeightsError", "event", "load_published", "recognizes"]
 
 
-def load(path: str | os.PathLike[str], config: str | None = None, *, ema: bool = True) -> ScoreModel:
+def load_published(path: str | os.PathLike[str], config: str | None = None, *, ema: bool = True) -> ScoreModel:
     """Load the score model of a published checkpoint.
 
     It reads the checkpoints of NCSNv2 (Song and Ermon, 2020) and score_sde_pytorch (Song et al., 2021), the state dicts of
@@ -51,7 +51,7 @@ def load(path: str | os.PathLike[str], config: str | None = None, *, ema: bool =
     Example:
         >>> sorted(PUBLISHED)[:2]
         ['128x128_diffusion', '256x256_diffusion']
-        >>> load("edm-cifar10-32x32-uncond-vp.pt")  # doctest: +IGNORE_EXCEPTION_DETAIL
+        >>> load_published("edm-cifar10-32x32-uncond-vp.pt")  # doctest: +IGNORE_EXCEPTION_DETAIL
         Traceback (most recent call last):
         scoresde.weights.files.WeightsError: there is no file edm-cifar10-32x32-uncond-vp.pt; check the path
     """

@@ -83,7 +83,7 @@ def main(name: str) -> None:
     (ROOT / "docs" / "tables" / f"inverse-{name}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     figure = plots.panels(grids, columns=SHOWN, across=5)
-    plots.save(figure, ROOT / "docs" / "images" / f"inverse-{name}.png")
+    plots.save_figure(figure, ROOT / "docs" / "images" / f"inverse-{name}.png")
 
 
 def scores(x: Tensor, truth: Tensor, exact: Tensor) -> list[str]:

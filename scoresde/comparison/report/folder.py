@@ -20,7 +20,7 @@ from scoresde.comparison.report import figures, tables
 from scoresde.comparison.report.order_plots import by_order
 from scoresde.comparison.report.page import page
 from scoresde.comparison.report.series import styles, titles
-from scoresde.plots import save
+from scoresde.plots import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,7 +79,7 @@ def write(
         written.append(folder / name)
     for name, figure in _figures(comparison, highlight):
         path = _free(folder / name, written)
-        save(figure, path)
+        save_figure(figure, path)
         written.append(path)
     return written
 

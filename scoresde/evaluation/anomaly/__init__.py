@@ -5,7 +5,7 @@ from scoresde.evaluation.anomaly.likelihood import LikelihoodScore, Typicality
 from scoresde.evaluation.anomaly.loss_excess import LossExcess
 from scoresde.evaluation.anomaly.reconstruction import Reconstruction
 from scoresde.evaluation.anomaly.score_norms import ScoreNorms
-from scoresde.evaluation.anomaly.statistics import AnomalyScore, Reference, Statistics
+from scoresde.evaluation.anomaly.statistics import AnomalyScore, ReferenceStatistics, Statistics
 
 __all__ = [
     "ANOMALY_SCORES",
@@ -15,7 +15,7 @@ __all__ = [
     "LikelihoodScore",
     "LossExcess",
     "Reconstruction",
-    "Reference",
+    "ReferenceStatistics",
     "ScoreNorms",
     "Statistics",
     "Typicality",

@@ -14,7 +14,7 @@ from scoresde.evaluation.anomaly.likelihood import LikelihoodScore, Typicality
 from scoresde.evaluation.anomaly.loss_excess import LossExcess
 from scoresde.evaluation.anomaly.reconstruction import Reconstruction
 from scoresde.evaluation.anomaly.score_norms import ScoreNorms
-from scoresde.evaluation.anomaly.statistics import AnomalyScore, Reference, Statistics
+from scoresde.evaluation.anomaly.statistics import AnomalyScore, ReferenceStatistics, Statistics
 from scoresde.sampling.counted import evaluation_mode
 from scoresde.sampling.start import check_data, check_model
 from scoresde.score import Conditions, ScoreModel
@@ -103,7 +103,7 @@ class Detector:
         self.batch_size = whole("batch_size", batch_size, 1)
         self.reference = None
         if found.needs_reference and reference is not None:
-            self.reference = Reference(self._statistics(reference, conditions, seed + 1).values)
+            self.reference = ReferenceStatistics(self._statistics(reference, conditions, seed + 1).values)
 
     def __call__(self, x: Tensor, *, conditions: Mapping[str, Any] | None = None) -> Anomaly:
         """Return the scores of ``x``, shape ``(batch, *event)``.

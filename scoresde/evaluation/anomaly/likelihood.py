@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from scoresde.evaluation.anomaly.statistics import AnomalyScore, Reference, Statistics
+from scoresde.evaluation.anomaly.statistics import AnomalyScore, ReferenceStatistics, Statistics
 from scoresde.sampling import log_likelihood
 from scoresde.score import Conditions, ScoreModel
 
@@ -60,7 +60,7 @@ class LikelihoodScore(AnomalyScore):
         )
         return Statistics(-found.log_prob[:, None], found.error[:, None])
 
-    def combine(self, found: Statistics, reference: Reference | None) -> tuple[Tensor, Tensor]:
+    def combine(self, found: Statistics, reference: ReferenceStatistics | None) -> tuple[Tensor, Tensor]:
         """Return the negative log-density and its error."""
         return found.values[:, 0], found.error[:, 0]
 
@@ -87,7 +87,7 @@ class Typicality(LikelihoodScore):
 
     needs_reference: ClassVar[bool] = True
 
-    def combine(self, found: Statistics, reference: Reference | None) -> tuple[Tensor, Tensor]:
+    def combine(self, found: Statistics, reference: ReferenceStatistics | None) -> tuple[Tensor, Tensor]:
         """Return the distance from the mean of the reference, and the error of the log-density."""
         assert reference is not None
         return torch.abs(found.values[:, 0] - reference.mean[0]), found.error[:, 0]

@@ -11,7 +11,7 @@ from scoresde.base.numbers import whole
 from scoresde.evaluation.anomaly.statistics import (
     AnomalyScore,
     Levels,
-    Reference,
+    ReferenceStatistics,
     Statistics,
     level_times,
     mean_and_error,
@@ -63,7 +63,7 @@ class LossExcess(AnomalyScore):
             columns.append(mean_and_error(errors))
         return Statistics(*(torch.stack(c, 1) for c in zip(*columns, strict=True)))
 
-    def combine(self, found: Statistics, reference: Reference | None) -> tuple[Tensor, Tensor]:
+    def combine(self, found: Statistics, reference: ReferenceStatistics | None) -> tuple[Tensor, Tensor]:
         """Return the mean excess over the levels, in standard deviations of the reference, and its error."""
         assert reference is not None
         return mean_excess(found, reference)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.evaluation.anomaly.statistics import AnomalyScore, Levels, Reference, Statistics, level_times
+from scoresde.evaluation.anomaly.statistics import AnomalyScore, Levels, ReferenceStatistics, Statistics, level_times
 from scoresde.score import Conditions, ScoreModel
 
 __all__ = ["ScoreNorms"]
@@ -48,7 +48,7 @@ class ScoreNorms(AnomalyScore):
         values = torch.stack(norms, 1)
         return Statistics(values, torch.zeros_like(values))
 
-    def combine(self, found: Statistics, reference: Reference | None) -> tuple[Tensor, Tensor]:
+    def combine(self, found: Statistics, reference: ReferenceStatistics | None) -> tuple[Tensor, Tensor]:
         """Return the Mahalanobis distance from the reference; its error is zero."""
         assert reference is not None
         centred = reference.values - reference.mean

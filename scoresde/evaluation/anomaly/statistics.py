@@ -14,7 +14,7 @@ from torch import Tensor
 from scoresde.base.numbers import whole
 from scoresde.score import Conditions, ScoreModel
 
-__all__ = ["AnomalyScore", "Levels", "Reference", "Statistics", "level_times", "mean_and_error", "mean_excess"]
+__all__ = ["AnomalyScore", "Levels", "ReferenceStatistics", "Statistics", "level_times", "mean_and_error", "mean_excess"]
 
 Levels = int | Sequence[float]
 """A number of levels of noise, or their times."""
@@ -33,7 +33,7 @@ class Statistics(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceStatistics:
     """What an anomaly score knows of samples of the data: the statistics of n of them, shape ``(n, k)``, float64."""
 
     values: Tensor
@@ -66,7 +66,7 @@ class AnomalyScore(ABC):
         """Return the statistics of ``x``, shape ``(batch, *event)``, with the random numbers of one seed for each sample."""
 
     @abstractmethod
-    def combine(self, found: Statistics, reference: Reference | None) -> tuple[Tensor, Tensor]:
+    def combine(self, found: Statistics, reference: ReferenceStatistics | None) -> tuple[Tensor, Tensor]:
         """Return the score and its standard error, both of shape ``(batch,)``; the error is NaN where it is unknown."""
 
 
@@ -93,7 +93,7 @@ def level_times(model: ScoreModel, levels: Levels) -> Tensor:
     return sde.time(torch.linspace(top, bottom, n + 2, dtype=torch.float64)[1:-1])
 
 
-def mean_excess(found: Statistics, reference: Reference) -> tuple[Tensor, Tensor]:
+def mean_excess(found: Statistics, reference: ReferenceStatistics) -> tuple[Tensor, Tensor]:
     """Return the mean over the statistics of how many standard deviations of the data each lies above their mean."""
     z = (found.values - reference.mean) / reference.deviation
     error = (found.error / reference.deviation).square().sum(1).sqrt() / z.shape[1]

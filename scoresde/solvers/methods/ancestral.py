@@ -13,7 +13,7 @@ from dataclasses import replace
 from scoresde.solvers import scalar, stencil
 from scoresde.solvers.methods import drift_diffusion
 from scoresde.solvers.path import Path, Point
-from scoresde.solvers.prediction import Data, Time
+from scoresde.solvers.prediction import Data, Drift
 from scoresde.solvers.rows import each_step, first_move, forward_move, last_move, one_step, stencil_rows
 from scoresde.solvers.solver import Description, RowSolver, compose, maker
 from scoresde.solvers.updates import LearnedNoise, Row, Update
@@ -134,7 +134,7 @@ def euler_maruyama(eta: float = 1.0) -> RowSolver:
     if not eta > 0:
         raise ValueError(f"got eta={eta}; expected a positive number (without noise it is the solver 'euler')")
     description = Description("euler-maruyama", "stochastic", SONG_2021, weak_order=1, stochastic=True)
-    return replace(compose(description, Time(eta), stencil.euler), general=drift_diffusion.euler_maruyama)
+    return replace(compose(description, Drift(eta), stencil.euler), general=drift_diffusion.euler_maruyama)
 
 
 @maker
@@ -151,7 +151,7 @@ def sde_heun(eta: float = 1.0) -> RowSolver:
     """
     if not eta > 0:
         raise ValueError(f"got eta={eta}; expected a positive number (without noise it is the solver 'heun')")
-    drift = Time(eta)
+    drift = Drift(eta)
 
     def rows(path: Path) -> list[Row]:
         out: list[Row] = []

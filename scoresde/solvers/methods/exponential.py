@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from scoresde.solvers import scalar, stencil
-from scoresde.solvers.coefficients import moments
+from scoresde.solvers.coefficients import exponential_moments
 from scoresde.solvers.history import (
     Finish,
     Rule,
@@ -84,7 +84,7 @@ def _three_nodes(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Poi
     """
     h = v.lam - u.lam
     r0, r1 = (u.lam - nodes[1].lam) / h, (nodes[1].lam - nodes[2].lam) / h
-    m0, m1, m2 = (prediction.gain(v) * h * m for m in moments(prediction.rate * h, 3))
+    m0, m1, m2 = (prediction.gain(v) * h * m for m in exponential_moments(prediction.rate * h, 3))
     newest, before = m1 + m1 * r0 / (r0 + r1) + 0.5 * m2 / (r0 + r1), -m1 * r0 / (r0 + r1) - 0.5 * m2 / (r0 + r1)
     return [m0 + newest / r0, -newest / r0 + before / r1, -before / r1]
 

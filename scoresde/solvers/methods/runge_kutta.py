@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from scoresde.solvers import stencil
 from scoresde.solvers.methods import drift_diffusion
-from scoresde.solvers.prediction import Prediction, Rho, Time
+from scoresde.solvers.prediction import Drift, Prediction, Rho
 from scoresde.solvers.solver import Description, RowSolver, compose, maker
 
 __all__ = ["euler", "explicit_midpoint", "heun", "rk3", "rk4"]
@@ -19,7 +19,7 @@ __all__ = ["euler", "explicit_midpoint", "heun", "rk3", "rk4"]
 SONG_2021 = "Song et al. 2021, arXiv:2011.13456"
 KARRAS = "Karras et al. 2022, arXiv:2206.00364"
 
-_CLOCKS: dict[str, Callable[[], Prediction]] = {"t": Time, "rho": Rho}
+_CLOCKS: dict[str, Callable[[], Prediction]] = {"t": Drift, "rho": Rho}
 
 
 def _clock(clock: str) -> Prediction:

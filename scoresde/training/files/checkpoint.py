@@ -82,9 +82,35 @@ def read(path: str | os.PathLike[str], groups: Collection[str] | None = None) ->
         ...     read(f"{folder}/a", ("ema",)).group("ema")
         {'w': tensor([0., 0.])}
     """
+    path = Path(path)
+    for _ in range(_ATTEMPTS):
+        version = _version(path)
+        try:
+            found = _read(path, groups)
+        except CheckpointError:
+            if _version(path) == version:
+                raise
+            continue
+        if _version(path) == version:
+            return found
+    return _read(path, groups)
+
+
+_ATTEMPTS = 20  # safetensors opens a file twice, and another process may put a new version in its place in between
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """Return what differs between two versions of a file that was replaced."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _read(path: Path, groups: Collection[str] | None) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
     _check_is_safetensors(path)
     try:
         with safe_open(path, framework="pt") as file:

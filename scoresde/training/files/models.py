@@ -113,7 +113,7 @@ def load(
 
     Args:
         path: a file written by :func:`save` or :func:`~scoresde.training.fit`, a run folder with one, or published weights
-            that :func:`scoresde.weights.load` reads.
+            that :func:`scoresde.weights.load_published` reads.
         net: a network, into which the weights are copied; needed for a network of your own.
         model: a score model, into which the weights are copied; needed for a subclass of :class:`~scoresde.ScoreModel`.
         ema: load the averaged weights, where the file has them, instead of the last ones; or the name of one of several
@@ -139,7 +139,7 @@ def load(
     """
     path = in_run(path)
     if net is None and sde is None and time is None and model is None and weights_of_others.recognizes(path):
-        return weights_of_others.load(path, ema=bool(ema))
+        return weights_of_others.load_published(path, ema=bool(ema))
     group = average_group(read(path, ()).description, ema, path)
     stored = read(path, (group,))
     tensors = stored.group(group)
