@@ -425,7 +425,7 @@ def drawn_small(figure, path):
 def test_a_report_is_made_of_what_there_is(found, trails, described):
     given_ = Comparison(tuple(found), described, tuple(trails))
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folder, "save", drawn_small)
+        patch.setattr(folder, "save_figure", drawn_small)
         paths = folder.write(given_, place)
         assert len(set(paths)) == len(paths) and set(paths) == set(Path(place).iterdir())
         names_ = {p.name for p in paths}
