@@ -59,7 +59,7 @@ def evaluate(
     ] = 1,
     batch_size: Annotated[int, typer.Option(help="Samples in one call of the extractor.")] = 256,
     keep: Annotated[int, typer.Option(help="Samples whose features to keep for precision, recall, KID.")] = 10_000,
-    cache: Annotated[Path | None, typer.Option(help="Folder to keep the statistics of the real data in.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder for the statistics of the real data; none by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the scores to this file, as JSON.")] = None,
     device: options.Device = "cpu",
     progress: options.Progress = True,

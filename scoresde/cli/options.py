@@ -32,9 +32,7 @@ Seed = Annotated[int, typer.Option(help="Seed from which the seeds of all sample
 Shape = Annotated[str | None, typer.Option(help="Shape of a sample, such as 1,28,28, where there is no run folder.")]
 Process = Annotated[str, typer.Option(help=f"SDE or chain: {', '.join(SDES)}, with settings: 've: sigma_max=100.0'.")]
 Out = Annotated[File, typer.Option(help="Run folder.")]
-Unreadable = Annotated[
-    str, typer.Option(help="Raise an error for damaged files and files that are no images, or skip them.")
-]
+Unreadable = Annotated[str, typer.Option(help="Treatment of damaged files and files that are no images: raise or skip.")]
 Device = Annotated[str, typer.Option(help="Device of the model: cpu, cuda, ..")]
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars.")]
 

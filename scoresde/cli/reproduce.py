@@ -53,7 +53,7 @@ def reproduce(
     change: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", help="Change an option of train, precision=bf16, or of sample, sample.n=1000; may be repeated."
+            "--set", help="Change an option of train, precision=bf16, or of the sampling, sample.n=1000; may be repeated."
         ),
     ] = None,
     processes: Annotated[

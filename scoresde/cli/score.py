@@ -54,7 +54,7 @@ def score(
     run: Annotated[Path, typer.Argument(help="Run folder, checkpoint, published weights, or folder of diffusers.")],
     data: Annotated[str, typer.Option(help="Samples to score, as for --data of train: mnist:FOLDER, a file ..")],
     reference: Annotated[
-        str | None, typer.Option(help="Samples like the training data; if equal to --data, those after the first --n.")
+        str | None, typer.Option(help="Samples like the training data; if the same as --data, those after the first --n.")
     ] = None,
     against: Annotated[
         str | None, typer.Option(help="Anomalies to score too; the AUROC of each score against --data is printed.")

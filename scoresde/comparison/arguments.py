@@ -81,7 +81,7 @@ class Arguments:
         end: str,
         peers: bool,
     ) -> Arguments:
-        """Return the checked arguments; raise ValueError for any of which no comparison can be made."""
+        """Return the checked arguments; raise ValueError where they allow no comparison."""
         if end not in ENDS:
             raise ValueError(f"got end={end!r}; expected one of {', '.join(ENDS)}")
         made = cls(

@@ -86,7 +86,7 @@ def _wasserstein(x: Tensor, y: Tensor) -> float:
 
 
 def compare_statistics(x: Summary, y: Summary, *, neighbours: int = 3, subsets: int = 100, seed: int = 0) -> Scores:
-    """Return all scores of one summary against another, as far as both have what they need.
+    """Return all scores of one summary against another, as far as both have the features.
 
     Precision, recall and the kernel distance use the features that were kept.
 

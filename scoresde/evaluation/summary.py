@@ -37,7 +37,7 @@ def eight_bits(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """A summary of a dataset: the statistics that scores need.
+    """A summary of a dataset: the statistics from which scores are computed.
 
     Args:
         n: the number of samples.
