@@ -1,6 +1,6 @@
 """The demonstration: train on handwritten digits, sample with every solver, compare, and leave pictures and a table.
 
-All of it is what a user of the library would write: the pieces are those of the public API.
+It uses the public API only, as a user of the library would.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["run"]
 
 @dataclass(frozen=True)
 class Budget:
-    """How many steps a solver gets, on which path, and the solver itself where it is not the table's."""
+    """The number of steps of a solver, its path, and the solver itself where it is not the default of its name."""
 
     steps: int
     path: str = "lam"
@@ -62,7 +62,7 @@ BUDGETS: dict[str, Budget] = {
     "torchsde-milstein": Budget(60, "quadratic"),
     "torchsde-srk": Budget(40, "quadratic"),
 }
-"""The solvers of the demonstration, every family among them, and what suits each."""
+"""The solvers of the demonstration, from every family, each with its budget."""
 
 TRAINING_STEPS = 2400
 _STRIP_TIMES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05, 0.0)
@@ -70,7 +70,7 @@ _STRIP_TIMES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05, 0.0)
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the table. ``x`` are the samples."""
+    """A row of the table, with the samples ``x``."""
 
     solver: str
     family: str
@@ -83,7 +83,7 @@ class Entry:
 
 
 class _Quality:
-    """Distances of samples from the held-out digits; samples are clipped to the range of a pixel first."""
+    """Distances of samples, clipped to the range of a pixel, from the held-out digits."""
 
     def __init__(self, classifier: metrics.ImageClassifier, held_out: Tensor) -> None:
         self.classifier, self.held_out = classifier, held_out
@@ -95,7 +95,7 @@ class _Quality:
         return float(energy), float(metrics.frechet_distance(self.classifier.features(x), self.features))
 
     def floor(self, real: Tensor) -> tuple[float, float]:
-        """The mean over disjoint sets of training digits, each of the size of the held-out set."""
+        """Return the mean distances over disjoint parts of the training digits, each as large as the held-out set."""
         sets = [part for part in torch.split(real, len(self.held_out)) if len(part) == len(self.held_out)]
         pairs = [self(part) for part in sets]
         return sum(e for e, _ in pairs) / len(pairs), sum(f for _, f in pairs) / len(pairs)
@@ -103,7 +103,10 @@ class _Quality:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """On images this small a second thread gains a quarter, and where other work holds its core costs many times over."""
+    """Run on a single thread.
+
+    On images this small a second thread gains little, and where other work holds its core it costs many times over.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -122,13 +125,13 @@ def run(
 ) -> list[Entry]:
     """Run the demonstration and write its pictures and its table to the folder ``out``.
 
-    A training that was interrupted continues, a finished one is used again.
+    A training that was interrupted continues, and a finished one is used again.
 
     Args:
-        out: the run folder.
-        quick: about a twentieth of the work, to see that everything runs; the samples are then no digits.
-        progress: a progress bar for the training.
-        echo: called with each line of the report.
+        out: the folder of the run.
+        quick: whether to do about a twentieth of the work, to see that everything runs; the samples are then not digits.
+        progress: whether to show a progress bar for the training.
+        echo: a function called with each line of the report.
 
     Returns:
         The rows of the table, the floor first.
@@ -200,7 +203,7 @@ def _train(x: Tensor, out: Path, steps: int, progress: bool, echo: Callable[[str
 
 
 def _forward(sde: GaussianSDE, x0: Tensor, times: Sequence[float], generator: torch.Generator) -> Tensor:
-    """One trajectory of the forward SDE from each of ``x0``, at ``times`` from 0, by its exact transitions."""
+    """Draw a trajectory of the forward SDE from each of ``x0``, at ``times`` from 0, by its exact transitions."""
     states = [x0]
     for u, v in itertools.pairwise(times):
         ratio = float(sde.alpha(v) / sde.alpha(u))
@@ -210,7 +213,7 @@ def _forward(sde: GaussianSDE, x0: Tensor, times: Sequence[float], generator: to
 
 
 def _reverse(model: ScoreModel, event: Sequence[int], steps: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """The time-reversed SDE and the probability flow from the same noise, at the times of the strip."""
+    """Run the time-reversed SDE and the probability flow from the same noise; return both at the times of the strip."""
     start = model.sde.prior((4, *event), generator=generator)
     path = SolverPath.from_times(model.sde, torch.linspace(model.sde.span[1], 0, steps + 1, dtype=torch.float64))
     wanted = {round((1 - t) * steps) for t in _STRIP_TIMES}
@@ -230,14 +233,14 @@ def _reverse(model: ScoreModel, event: Sequence[int], steps: int, generator: tor
 def _compare(
     model: ScoreModel, quality: _Quality, shape: Sequence[int], quick: bool, echo: Callable[[str], object]
 ) -> list[Entry]:
-    """Sample with every solver of the demonstration; the entries by family and evaluations."""
+    """Sample with every solver of the demonstration; return the entries ordered by family and evaluations."""
     entries = []
     for i, (name, budget) in enumerate(BUDGETS.items(), start=1):
         solver = (budget.make or SOLVERS[name])()
         steps = max(2, budget.steps // 10) if quick else budget.steps
         drawn = sample(model, shape, solver, steps, budget.path, progress=False)
         scores = quality(drawn.x)
-        taken = None if solver.description.evaluations is None else steps  # an adaptive one chooses its own
+        taken = None if solver.description.evaluations is None else steps  # an adaptive solver chooses its own
         entry = Entry(name, solver.description.family, taken, drawn.evaluations, drawn.seconds, *scores, drawn.x)
         cost = f"{drawn.evaluations:4} evaluations {drawn.seconds:6.1f} s"
         echo(f"      {i:2}/{len(BUDGETS)} {name:<18} {cost}   {_scores(entry)}")
@@ -246,7 +249,7 @@ def _compare(
 
 
 def _spread(model: ScoreModel, quality: _Quality, shape: Sequence[int]) -> tuple[float, float]:
-    """The standard deviation of both distances from one seed to another, of a solver that costs little."""
+    """Return the standard deviation of both distances over seeds, measured with a solver that costs little."""
     scores = torch.tensor([quality(sample(model, shape, steps=15, seed=seed, progress=False).x) for seed in range(1, 6)])
     energy, frechet = scores.std(0).tolist()
     return energy, frechet
@@ -277,7 +280,7 @@ def _overview(reverse: dict[str, Tensor], entries: Sequence[Entry]) -> Figure:
 
 
 def markdown(entries: Sequence[Entry], spread: tuple[float, float]) -> str:
-    """The table as Markdown, with what the columns mean; ``spread`` is what chance does to both distances."""
+    """Return the table as Markdown with the meaning of its columns; ``spread`` holds the standard deviations over seeds."""
     n = len(entries[0].x)
     lines = [
         "# Solvers on handwritten digits",

@@ -1,7 +1,7 @@
-"""The command line: ``scoresde demo``, ``solvers``, ``train``, ``sample``, ``evaluate``, ``compare``, ``presets`` and
-``reproduce``, a module each.
+"""The command line: ``scoresde demo``, ``solvers``, ``train``, ``sample``, ``evaluate``, ``score``, ``compare``,
+``presets`` and ``reproduce``.
 
-What the library refuses is one line on standard error and exit status 2; Ctrl-C is 130, after saving.
+An error of the library is one line on standard error with exit status 2; Ctrl-C saves and exits with status 130.
 """
 
 from scoresde.cli.application import app, main

@@ -1,4 +1,4 @@
-"""``python -m scoresde.cli``, which launchers of several processes need."""
+"""Entry point of ``python -m scoresde.cli``, which launchers of several processes need."""
 
 from scoresde.cli.application import main
 

@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-"""The commands, as an application of typer."""
+"""The commands, as a typer application."""
 
 EXAMPLES: dict[Callable[..., Any], tuple[str, ...]] = {
     demo.demo: ("scoresde demo --out runs/demo", "scoresde demo --quick"),
@@ -52,15 +52,15 @@ EXAMPLES: dict[Callable[..., Any], tuple[str, ...]] = {
         "scoresde reproduce edm-cifar10-vp --data cifar10:FOLDER --features inception:FILE --out runs/edm",
     ),
 }
-"""The commands, in the order of the help, each with lines that a reader may type."""
+"""The commands in the order of the help, each with examples that a user can type."""
 
 for command, lines in EXAMPLES.items():
-    # \b keeps the lines as they are.
+    # \b keeps the line breaks.
     app.command(epilog="\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines))(command)
 
 
 def main() -> None:
-    """The console command."""
+    """Run the console command."""
     app()
 
 

@@ -1,4 +1,4 @@
-"""``scoresde compare``."""
+"""The command ``scoresde compare``."""
 
 from __future__ import annotations
 
@@ -34,30 +34,32 @@ def compare(
         list[str] | None, typer.Argument(help="Names of problems (ring, grid, ..), or one run folder or checkpoint.")
     ] = None,
     suite_name: Annotated[
-        str | None, typer.Option("--suite", help="quick or standard, in place of all that follows.")
+        str | None, typer.Option("--suite", help="Suite, quick or standard, in place of all options below.")
     ] = None,
-    solver: Annotated[str, typer.Option(help="Names, with commas: scoresde solvers.")] = ",".join(DEFAULT_SOLVERS),
-    evaluations: Annotated[str, typer.Option(help="Budgets, with commas.")] = ",".join(map(str, BUDGETS)),
-    path: Annotated[str, typer.Option(help="t, quadratic, lam or karras, or several with commas.")] = "lam",
-    metric: Annotated[str | None, typer.Option(help="Names, with commas; by default all that apply.")] = None,
+    solver: Annotated[str, typer.Option(help="Names of solvers, with commas: scoresde solvers lists them.")] = ",".join(
+        DEFAULT_SOLVERS
+    ),
+    evaluations: Annotated[str, typer.Option(help="Budgets of evaluations, with commas.")] = ",".join(map(str, BUDGETS)),
+    path: Annotated[str, typer.Option(help="Paths: t, quadratic, lam or karras, several with commas.")] = "lam",
+    metric: Annotated[str | None, typer.Option(help="Names of metrics, with commas; by default all that apply.")] = None,
     sde: Annotated[
         list[str] | None,
-        typer.Option(help=f"One of {', '.join(sdes.SDES)}, with settings; again for several.  [default: vp]"),
+        typer.Option(help=f"SDE: {', '.join(sdes.SDES)}, with settings; repeat it for several.  [default: vp]"),
     ] = None,
     n: options.Samples = 256,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
     end: options.End = "flow",
     shape: options.Shape = None,
     label: Labels = None,
     peers: Annotated[
-        bool, typer.Option("--peers", help="Also the samplers of k-diffusion, diffusers and torchsde.")
+        bool, typer.Option("--peers", help="Compare the samplers of k-diffusion, diffusers and torchsde too.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="A folder for results, as they come, and for the report.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results of finished runs and for the report.")] = None,
     progress: options.Progress = True,
 ) -> None:
     """Compare solvers by their error against evaluations of the model: a table and, with --out, charts and a page.
 
-    An interrupted comparison continues where it stopped when the same command is given again.
+    An interrupted comparison continues when the same command is given again.
     """
     if suite_name is not None:
         if on:
@@ -79,7 +81,7 @@ def compare(
 
 
 def _compared(names: list[str], sde: list[str], shape: str | None, label: list[str] | None, n: int) -> dict[str, Any]:
-    """Return the problems of these names or, where there is such a file or folder, the model in it."""
+    """Return the problems of these names or the model in a file or folder of that name."""
     if len(names) == 1 and Path(names[0]).exists():
         model, event, classes = open_model(Path(names[0]), shape)
         labels = chosen_labels(label, model, classes)

@@ -1,4 +1,4 @@
-"""``scoresde demo``."""
+"""The command ``scoresde demo``."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["demo"]
 @reported()
 def demo(
     out: Out = Path("runs/demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="A twentieth of the work, to see that everything runs.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Do a twentieth of the work, to see that everything runs.")] = False,
     progress: Progress = True,
 ) -> None:
     """Train on handwritten digits, sample with every solver, and compare them: pictures and a table.
 
-    Takes about three minutes on two CPU cores. A training that was interrupted continues, a finished one is used again.
+    It takes about three minutes on two CPU cores. An interrupted training continues, and a finished one is used again.
     """
     demonstration.run(out, quick=quick, progress=progress, echo=typer.echo)

@@ -1,4 +1,4 @@
-"""What a command does with an error: one line on standard error, and an exit status."""
+"""The handling of errors by commands: one line on standard error and an exit status."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["reported"]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class reported(contextlib.ContextDecorator):  # it is used as a function
-    """Turn what the library raises into a line on standard error and an exit status; decorates a command.
+class reported(contextlib.ContextDecorator):  # lower case, since it is used as a function
+    """A decorator of commands that turns errors of the library into a line on standard error and an exit status.
 
-    Where the library speaks of its arguments, ``resume=False`` or ``lr=0.5``, the line has the options of the command:
-    ``--no-resume``, ``--lr 0.5``.
+    Where the message names arguments of the library, ``resume=False`` or ``lr=0.5``, the line names the options of the
+    command: ``--no-resume``, ``--lr 0.5``.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class reported(contextlib.ContextDecorator):  # it is used as a function
 
 
 def _options(command: Callable[..., Any]) -> dict[str, list[str]]:
-    """The options of a command by its arguments: one, or of a switch two."""
+    """Return the options of a command by its arguments: one for each, or two for a switch."""
     found = {}
     for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
         infos = [m for m in typing.get_args(parameter.annotation)[1:] if isinstance(m, OptionInfo)]

@@ -1,4 +1,4 @@
-"""``scoresde evaluate``."""
+"""The command ``scoresde evaluate``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["evaluate"]
 
 
 def _samples_to_evaluate(what: Path, n: int, show_bar: bool, unreadable: str, limit: int | None, **how: Any) -> data.Dataset:
-    """The samples in a file or folder, or those of a run or checkpoint, which are drawn beside it."""
+    """Return the samples in a file or folder, or draw those of a run or checkpoint into files beside it."""
     is_run = what.suffix == ".safetensors" or (what / runs.CHECKPOINT).exists() or (what.is_dir() and recognizes(what))
     if not is_run:
         return open_data(what, unreadable=unreadable, limit=limit)
@@ -37,15 +37,15 @@ def _samples_to_evaluate(what: Path, n: int, show_bar: bool, unreadable: str, li
 
 @reported()
 def evaluate(
-    samples: Annotated[Path, typer.Argument(help="A run folder or checkpoint to sample from; or samples: file or folder.")],
-    against: Annotated[str, typer.Option(help="Data: whatever --data of train may be, or mnist:FOLDER, cifar10:FOLDER ..")],
-    split: Annotated[str | None, typer.Option(help="Part of a published set to compare with: train or test.")] = None,
+    samples: Annotated[Path, typer.Argument(help="Run folder or checkpoint to sample from, or file or folder of samples.")],
+    against: Annotated[str, typer.Option(help="Data, as for --data of train, to compare with: mnist:FOLDER, a file ..")],
+    split: Annotated[str | None, typer.Option(help="Split of a published dataset to compare with: train or test.")] = None,
     size: Annotated[int | None, typer.Option(help="Scale and crop the images of a folder to this height and width.")] = None,
     unreadable: options.Unreadable = "raise",
     limit: Limit = None,
-    floor: Annotated[str | None, typer.Option(help="Other real data, to compare in the same way: the floor.")] = None,
+    floor: Annotated[str | None, typer.Option(help="Other real data, compared in the same way: the floor.")] = None,
     features: Annotated[
-        str | None, typer.Option(help="Extractor: package.module:name or file.py:name, code of yours; or inception:FILE.")
+        str | None, typer.Option(help="Extractor: inception:FILE, or your code as package.module:name or file.py:name.")
     ] = None,
     n: options.Samples = 10_000,
     solver: options.Solver = "dpmpp-2m",
@@ -54,9 +54,11 @@ def evaluate(
     end: options.End = "denoise",
     seed: options.Seed = 0,
     label: Labels = None,
-    processes: Annotated[int, typer.Option(help="Processes that draw; on several GPUs they take turns among them.")] = 1,
-    batch_size: Annotated[int, typer.Option(help="Samples at a time, of the extractor.")] = 256,
-    keep: Annotated[int, typer.Option(help="Of how many samples to keep the features: precision, recall, KID.")] = 10_000,
+    processes: Annotated[
+        int, typer.Option(help="Number of processes that draw; on several GPUs they take turns among them.")
+    ] = 1,
+    batch_size: Annotated[int, typer.Option(help="Samples in one call of the extractor.")] = 256,
+    keep: Annotated[int, typer.Option(help="Samples whose features to keep for precision, recall, KID.")] = 10_000,
     cache: Annotated[Path | None, typer.Option(help="Folder for the statistics of the real data; none by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the scores to this file, as JSON.")] = None,
     device: options.Device = "cpu",
@@ -64,7 +66,7 @@ def evaluate(
 ) -> evaluation.Scores:
     """Compare samples with data: Fréchet distance, sFID, KID, precision, recall, Inception score, sliced Wasserstein.
 
-    What was drawn before is used again, so that an evaluation that was stopped continues.
+    Samples from an earlier run of the command are used again, so that an evaluation that was stopped continues.
     """
     from tqdm.auto import tqdm
 

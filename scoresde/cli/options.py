@@ -1,4 +1,4 @@
-"""Options that several commands have, and what they are read from."""
+"""Options that several commands share, and the dataclasses, presets and files they come from."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ __all__ = ["checked", "derived", "from_file", "from_preset", "parse_shape"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-# What stands in the signatures of the commands.
-Solver = Annotated[str, typer.Option(help="A name of the table: scoresde solvers.")]
-Steps = Annotated[int, typer.Option(help="Steps of the solver.")]
-Path = Annotated[str, typer.Option(help="t, quadratic, lam or karras.")]
-End = Annotated[str, typer.Option(help="denoise, flow or stop: how the last step ends.")]
-Samples = Annotated[int, typer.Option("--n", "-n", help="How many samples.")]
-Seed = Annotated[int, typer.Option(help="From which each sample's own seed derives.")]
-Shape = Annotated[str | None, typer.Option(help="Of a sample, such as 1,28,28, where there is no run folder.")]
-Process = Annotated[str, typer.Option(help=f"One of {', '.join(SDES)}, with settings: 've: sigma_max=100.0'.")]
-Out = Annotated[File, typer.Option(help="The run folder.")]
-Unreadable = Annotated[str, typer.Option(help="raise or skip: what to do with files that are no images, or damaged ones.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, ..")]
+# Annotations for the signatures of the commands.
+Solver = Annotated[str, typer.Option(help="Name of a solver: scoresde solvers lists them.")]
+Steps = Annotated[int, typer.Option(help="Number of steps of the solver.")]
+Path = Annotated[str, typer.Option(help="Path of the solver: t, quadratic, lam or karras.")]
+End = Annotated[str, typer.Option(help="End of the path: denoise, flow or stop.")]
+Samples = Annotated[int, typer.Option("--n", "-n", help="Number of samples.")]
+Seed = Annotated[int, typer.Option(help="Seed from which the seeds of all samples derive.")]
+Shape = Annotated[str | None, typer.Option(help="Shape of a sample, such as 1,28,28, where there is no run folder.")]
+Process = Annotated[str, typer.Option(help=f"SDE or chain: {', '.join(SDES)}, with settings: 've: sigma_max=100.0'.")]
+Out = Annotated[File, typer.Option(help="Run folder.")]
+Unreadable = Annotated[str, typer.Option(help="Treatment of damaged files and files that are no images: raise or skip.")]
+Device = Annotated[str, typer.Option(help="Device of the model: cpu, cuda, ..")]
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars.")]
 
 
 def parse_shape(text: str | None) -> tuple[int, ...] | None:
-    """The shape of a sample, from ``"1,28,28"``."""
+    """Return the shape of a sample that ``"1,28,28"`` stands for."""
     try:
         return None if text is None else tuple(int(n) for n in text.split(","))
     except ValueError:
@@ -49,10 +49,10 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
 
 
 def derived(**defaults: Any) -> Callable[[Command], Command]:
-    """Give a command the options of the dataclasses among its parameters, each of which it gets filled.
+    """Give a command the options of the dataclasses among its parameters, and call it with these dataclasses filled.
 
     Args:
-        defaults: those of the command, where they are not those of the dataclass.
+        defaults: the defaults of the command that differ from those of the dataclass.
 
     Example:
         >>> from scoresde.training import Method
@@ -88,7 +88,7 @@ def derived(**defaults: Any) -> Callable[[Command], Command]:
 
 
 def _parameter(f: Field[Any], about: Option, default: Any) -> inspect.Parameter:
-    """The parameter of a command from which typer makes the option of a field."""
+    """Return the parameter of a command from which typer makes the option of a field."""
     name = (about.name or f.name).replace("_", "-")
     kind: Any = about.kind
     declared = [f"--{name}/--no-{name}"] if kind is bool else [f"--{name}"]
@@ -106,10 +106,10 @@ def _parameter(f: Field[Any], about: Option, default: Any) -> inspect.Parameter:
 
 
 def checked(command: Any, given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What a file gives for the options of ``command``, by the names of its arguments.
+    """Return the options that a file gives to ``command``, by the names of its arguments.
 
     Raises:
-        ValueError: for a key that is no option, with the nearest ones.
+        ValueError: for a key that is no option; the message lists the nearest ones.
     """
     by_option = {option.lstrip("-"): p.name for p in command.params for option in p.opts if option.startswith("--")}
     names = {name.replace("-", "_"): argument for name, argument in by_option.items() if name not in ("help", "preset")}
@@ -126,7 +126,7 @@ def checked(command: Any, given: Mapping[str, Any], where: str) -> dict[str, Any
 
 
 def _take(context: typer.Context, kind: str, given: Mapping[str, Any], where: str) -> None:
-    """Take options from a preset or a file for those that the command line does not give; those of a file win."""
+    """Take options that the command line does not give from a preset or a file; those of a file win."""
     sources = context.meta.setdefault("options", {})
     sources[kind] = checked(context.command, given, where)
     context.default_map = {**(context.default_map or {}), **sources.get("preset", {}), **sources.get("file", {})}

@@ -1,4 +1,4 @@
-"""``scoresde sample``."""
+"""The command ``scoresde sample``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["sample", "write"]
 
 
 def write(x: Tensor, seeds: list[int], out: Path, title: str) -> None:
-    """Write samples to a picture or an array, by the ending of the name ``out``."""
+    """Write samples to a picture or an array, depending on the ending of ``out``."""
     import numpy as np
 
     if out.suffix == ".png":
@@ -37,7 +37,7 @@ def write(x: Tensor, seeds: list[int], out: Path, title: str) -> None:
 
 
 def _check_output(out: Path, event: tuple[int, ...]) -> None:
-    """Fail before the sampling, not after it."""
+    """Refuse an output that cannot be written, before the sampling and not after it."""
     if out.suffix not in (".png", ".npy", ".npz"):
         raise ValueError(f"got --out {str(out)!r}; expected a name that ends in .png, .npy or .npz")
     drawable = event == (2,) or (len(event) == 3 and event[0] in (1, 3))
@@ -52,7 +52,7 @@ def _check_output(out: Path, event: tuple[int, ...]) -> None:
 def sample(
     run: Annotated[
         Path,
-        typer.Argument(help="A run folder, a checkpoint, published weights, or a folder of diffusers: what load reads."),
+        typer.Argument(help="Run folder, checkpoint, published weights, or folder of diffusers, as for scoresde.load."),
     ],
     n: options.Samples = 64,
     solver: options.Solver = "dpmpp-2m",
@@ -67,10 +67,10 @@ def sample(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help=".png, .npy or .npz; by default samples.png (.npy for vectors) in the run folder."),
+        typer.Option(help="Output file, .png, .npy or .npz; by default samples.png (.npy for vectors) in the run folder."),
     ] = None,
     shape: options.Shape = None,
-    batch_size: Annotated[int, typer.Option(help="Samples at a time; they do not depend on it.")] = 512,
+    batch_size: Annotated[int, typer.Option(help="Samples in one call of the model; results do not depend on it.")] = 512,
     device: options.Device = "cpu",
     progress: options.Progress = True,
 ) -> None:

@@ -1,4 +1,4 @@
-"""``scoresde score``."""
+"""The command ``scoresde score``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Scores = dict[str, tuple[Tensor, Tensor]]
 
 
 def _samples(data: Dataset, start: int, n: int, event: tuple[int, ...], option: str) -> Tensor:
-    """The ``n`` samples from number ``start`` on, or as many as there are, of the shape that the model was trained on."""
+    """Return the ``n`` samples from number ``start`` on, or as many as there are; check their shape against the model's."""
     if tuple(data.event) != tuple(event):
         raise ValueError(
             f"got {option} with samples of shape {tuple(data.event)} for a model of {tuple(event)}; expected the same: "
@@ -39,7 +39,7 @@ def _samples(data: Dataset, start: int, n: int, event: tuple[int, ...], option: 
 
 
 def _write(rows: list[tuple[str, int, Scores]], names: list[str], out: Path) -> None:
-    """Write a line for each sample: the set it is from, its number there, and the scores with their errors."""
+    """Write a line for each sample: its dataset, its number there, and the scores with their errors."""
     with replacing(out) as temporary, temporary.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["set", "index", *(column for name in names for column in (name, f"{name} error"))])
@@ -51,33 +51,35 @@ def _write(rows: list[tuple[str, int, Scores]], names: list[str], out: Path) -> 
 
 @reported()
 def score(
-    run: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, published weights, or a folder of diffusers.")],
-    data: Annotated[str, typer.Option(help="What to score: whatever --data of train may be, or mnist:FOLDER ..")],
+    run: Annotated[Path, typer.Argument(help="Run folder, checkpoint, published weights, or folder of diffusers.")],
+    data: Annotated[str, typer.Option(help="Samples to score, as for --data of train: mnist:FOLDER, a file ..")],
     reference: Annotated[
-        str | None, typer.Option(help="Samples of the data of the model; if those of --data, the ones after the first --n.")
+        str | None, typer.Option(help="Samples like the training data; if the same as --data, those after the first --n.")
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="Anomalies, scored too: how well each score tells them from --data, as an AUROC.")
+        str | None, typer.Option(help="Anomalies to score too; the AUROC of each score against --data is printed.")
     ] = None,
     by: Annotated[
         list[str] | None,
-        typer.Option(help=f"{', '.join(ANOMALY_SCORES)}; may be repeated; settings may follow: 'loss-excess: draws=8'."),
+        typer.Option(
+            help=f"Scores: {', '.join(ANOMALY_SCORES)}; may be repeated; settings may follow: 'loss-excess: draws=8'."
+        ),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Part of a published set: train or test.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a published dataset: train or test.")] = None,
     size: Annotated[int | None, typer.Option(help="Scale and crop the images of a folder to this height and width.")] = None,
     unreadable: options.Unreadable = "raise",
     limit: Limit = None,
     n: options.Samples = 1000,
     seed: options.Seed = 0,
     label: Labels = None,
-    out: Annotated[Path | None, typer.Option(help="The table, .csv; by default scores.csv in the run folder.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Samples at a time; scores do not depend on it.")] = 256,
+    out: Annotated[Path | None, typer.Option(help="Table, .csv; by default scores.csv in the run folder.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples in one call of the model; scores do not depend on it.")] = 256,
     device: options.Device = "cpu",
 ) -> None:
     """Score how anomalous samples are under a model, and write a table.
 
-    A score is larger for anomalies. All scores but the likelihood compare with --reference, better with samples on which the
-    model was not trained. Of each set the first --n samples are taken.
+    A score is larger for anomalies. All scores but the likelihood compare with --reference, preferably samples on which the
+    model was not trained. The first --n samples of each dataset are scored.
     """
     if n < 1:
         raise ValueError(f"got --n {n}; expected at least 1")

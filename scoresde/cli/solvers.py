@@ -1,4 +1,4 @@
-"""``scoresde solvers``: the table, and the rows of one."""
+"""The command ``scoresde solvers``: the table, and the rows of one solver."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _COLUMNS = f"{'name':<18} {'family':<12} {'order':<7} {'evals/step':<10} {'noise
 
 @reported()
 def solvers(
-    show: Annotated[str | None, typer.Option(help="Print the rows of this solver as numbers instead.")] = None,
+    show: Annotated[str | None, typer.Option(help="Print the rows of this solver in place of the table.")] = None,
     steps: Annotated[int, typer.Option(help="Number of steps of the rows.")] = 5,
     path: options.Path = "lam",
     sde: options.Process = "vp",
-    as_json: Annotated[bool, typer.Option("--json", help="The rows as JSON, to be read back by solvers.from_json.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, which solvers.from_json reads.")] = False,
 ) -> None:
-    """The table of solvers: name, family, order, evaluations per step, whether noise is drawn, paper.
+    """List the solvers: name, family, order, evaluations per step, whether noise is drawn, paper.
 
-    The order is that of the end point's error or, of a solver that draws noise, the weak order: that of the moments. A
-    dash stands where it does not follow from the step.
+    The order is the order of the error at the end or, for a solver that draws noise, the weak order, that of the moments. A
+    dash marks solvers without an order in the step.
     """
-    SOLVERS.load()  # those that installed packages bring along are listed as well
+    SOLVERS.load()  # solvers of installed packages are listed too
     if show is not None:
         _show_rows(show, make_path(names.sde(sde), path, steps), as_json)
         return
@@ -50,7 +50,7 @@ def solvers(
 
 
 def _show_rows(name: str, path: Path, as_json: bool) -> None:
-    """Each row y = a x + sum_j w_j N_j + sum_k s_k xi_k with N = p y + q m evaluated at t, newest first."""
+    """Print each row y = a x + sum_j w_j N_j + sum_k s_k xi_k with N = p y + q m evaluated at t, newest first."""
     solver = get(name)
     if not isinstance(solver, RowSolver):
         raise ValueError(f"solver {name!r} chooses its own steps, so that it has no rows to show")

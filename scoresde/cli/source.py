@@ -1,4 +1,4 @@
-"""What the commands work on: data, of which what is left out is said, models, and the labels asked of them."""
+"""The sources of the commands: data, models, and the labels for their samples."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["Labels", "Limit", "Opened", "chosen_labels", "guided", "open_data", 
 Limit = Annotated[
     int | None, typer.Option(help="Bytes that one compressed file or image may unpack to; by default 2**30 and 2**28.")
 ]
-"""The option that lifts the bound on what hostile archives and images may take."""
+"""The option that sets how many bytes an archive or image may unpack to."""
 
 
 def open_data(name: str | Path, **how: Any) -> data.Dataset:
-    """:func:`scoresde.data.open`, with a line for each file that is left out in place of its warning."""
+    """Open data as :func:`scoresde.data.open` does, and print a line instead of a warning for each file left out."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "left out")
         found = data.open(name, **how)
@@ -35,7 +35,7 @@ def open_data(name: str | Path, **how: Any) -> data.Dataset:
 
 
 class Opened(NamedTuple):
-    """A trained model: the shape of its samples, and the names of its classes, empty where they have none."""
+    """A trained model, the shape of its samples, and the names of its classes, empty where they have none."""
 
     model: ScoreModel
     event: tuple[int, ...]
@@ -43,10 +43,10 @@ class Opened(NamedTuple):
 
 
 def open_model(where: Path, shape: str | None = None) -> Opened:
-    """Open whatever :func:`scoresde.load` reads: a run folder, a checkpoint, published weights, a folder of diffusers.
+    """Open anything that :func:`scoresde.load` reads: a run folder, a checkpoint, published weights, a diffusers folder.
 
     Raises:
-        ValueError: for what holds no model, and where the shape of a sample is neither in there nor in ``shape``.
+        ValueError: for a file or folder without a model, and for a sample shape that neither it nor ``shape`` gives.
     """
     event = options.parse_shape(shape)
     if where.is_dir() and not (where / runs.CHECKPOINT).exists() and weights.recognizes(where):
@@ -64,8 +64,8 @@ Labels = Annotated[
     list[str] | None,
     typer.Option(
         "--label",
-        help="Of a model with classes: names or numbers, with commas or repeated, which the samples take in turn; all for "
-        "every class, none for no class.",
+        help="Classes for a conditional model: names or numbers, with commas or repeated, which the samples take in turn; "
+        "all for every class, none for no class.",
     ),
 ]
 """The option that chooses the classes of samples."""
@@ -74,16 +74,16 @@ Labels = Annotated[
 def chosen_labels(texts: Sequence[str] | None, model: ScoreModel, classes: Sequence[str]) -> tuple[int, ...] | None:
     """Return the labels that samples take in turn; ``None`` where none are asked for.
 
-    A name comes before a number, so that of the classes 3 and 7 the text 7 is the second. ``all`` stands for every class,
-    and ``none`` for the label that a network takes for no class.
+    A name comes before a number: of the classes 3 and 7, the text 7 is the second. ``all`` stands for every class, and
+    ``none`` for the label that a network takes for no class.
 
     Args:
-        texts: what the options say: names and numbers, with commas between them.
-        model: the model, whose network tells how many classes there are.
-        classes: their names; empty where they have none.
+        texts: the values of the options: names and numbers, with commas between them.
+        model: the model, whose network has the number of classes.
+        classes: the names of the classes; empty where they have none.
 
     Raises:
-        ValueError: for a model without classes, a name that is none, a number past the last class, and no label where the
+        ValueError: for a model without classes, an unknown name, a number past the last class, and no label where the
             network needs one.
     """
     config: dict[str, Any] = getattr(model.net, "config", {})
@@ -116,7 +116,7 @@ def guided(model: ScoreModel, scale: float | None, labels: Sequence[int] | None)
     """Return the model under classifier-free guidance towards the labels, or the model itself where no scale is given.
 
     Raises:
-        ValueError: without labels, and for a network that cannot do without a label.
+        ValueError: for no labels, and for a network that always needs a label.
     """
     if scale is None:
         return model

@@ -1,4 +1,4 @@
-"""``scoresde train``."""
+"""The command ``scoresde train``."""
 
 from __future__ import annotations
 
@@ -35,46 +35,57 @@ def train(
     config: Annotated[
         Path | None,
         typer.Argument(
-            callback=options.from_file, is_eager=True, help="A TOML file of these options, which the line overrides."
+            callback=options.from_file, is_eager=True, help="TOML file of these options; options of the command line win."
         ),
     ] = None,
     *,
     preset: Annotated[
         str | None,
-        typer.Option(callback=options.from_preset, is_eager=True, help="Published options: scoresde presets lists them."),
+        typer.Option(
+            callback=options.from_preset,
+            is_eager=True,
+            help="Published training whose options to take: scoresde presets lists them.",
+        ),
     ] = None,
     data_name: Annotated[
         str,
         typer.Option(
-            "--data", help="digits, cifar10:FOLDER, mnist:.., a file (.npy, .npz, IDX, parquet), a folder, or hf:NAME."
+            "--data", help="Data: digits, cifar10:FOLDER, mnist:.., a file (.npy, .npz, IDX, parquet), a folder, or hf:NAME."
         ),
     ],
     out: options.Out,
     size: Annotated[int | None, typer.Option(help="Height and width to which image files are scaled and cropped.")] = None,
     unreadable: options.Unreadable = "raise",
     limit: Limit = None,
-    flips: Annotated[bool, typer.Option("--flips/--no-flips", help="Add the mirror image of each image.")] = False,
-    labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Give the network the labels of the data.")] = False,
-    label_dropout: Annotated[float, typer.Option(help="Probability of hiding a label, for guidance.")] = 0.1,
+    flips: Annotated[
+        bool, typer.Option("--flips/--no-flips", help="Add the mirror image of each image to the data.")
+    ] = False,
+    labels: Annotated[
+        bool, typer.Option("--labels/--no-labels", help="Condition the network on the labels of the data.")
+    ] = False,
+    label_dropout: Annotated[float, typer.Option(help="Probability of dropping a label, for guidance.")] = 0.1,
     sde: options.Process = "vp",
     predicts: Annotated[
-        str | None, typer.Option(help="eps, x0, v, velocity, score or edm; by default what suits the SDE.")
+        str | None,
+        typer.Option(help="Output of the network: eps, x0, v, velocity, score or edm; by default one that suits the SDE."),
     ] = None,
-    sigma_data: Annotated[float | None, typer.Option(help="Deviation of the data, for edm; by default measured.")] = None,
+    sigma_data: Annotated[
+        float | None, typer.Option(help="Standard deviation of the data, for edm; by default measured.")
+    ] = None,
     objective: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(OBJECTIVES)}; by default what suits the SDE.")
+        str | None, typer.Option(help=f"Objective: {', '.join(OBJECTIVES)}; by default one that suits the SDE.")
     ] = None,
     network: Annotated[
         str | None,
         typer.Option(
-            help="A name of scoresde.models.NETWORKS, with changes: 'ddpmpp-cifar10: dropout=0.2'; else a small one."
+            help="Name in scoresde.models.NETWORKS, with settings: 'ddpmpp-cifar10: dropout=0.2'; else a small one."
         ),
     ] = None,
     width: Annotated[int, typer.Option(help="Channels of the small U-Net; the MLP is four times as wide.")] = 32,
-    steps: Annotated[int, typer.Option(help="Steps of the whole training, with those of a resumed one.")] = 5000,
+    steps: Annotated[int, typer.Option(help="Total number of training steps, including those before a resume.")] = 5000,
     method: Method,
     files: Files,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ..")] = None,
+    device: Annotated[str | None, typer.Option(help="Device: cpu, cuda, ..")] = None,
     progress: options.Progress = True,
 ) -> bool:
     """Train a U-Net on images, or an MLP on vectors, and write the checkpoint, the log and the loss curve.
@@ -113,7 +124,7 @@ def train(
 
 
 def _opened(name: str, labels: bool, **how: Any) -> tuple[Tensor | data.Dataset, Tensor, int]:
-    """The data, some of them to see what they are like, and the number of their classes: 0 without labels."""
+    """Return the data, some of their samples, and the number of their classes, which is 0 without labels."""
     found = open_data(name, **how)
     x = found.samples(range(min(len(found), 4096)))
     if not labels:
@@ -137,7 +148,7 @@ def _model(
     sigma_data: float | None,
     seed: int,
 ) -> ScoreModel:
-    """The untrained score model: of a published network, or of a small one."""
+    """Return the untrained score model of a published network or of a small one."""
     process, predicts = names.process(sde), predicts or networks.choice(sde).predicts
     net: Callable[..., Tensor]
     if network is not None:
@@ -163,12 +174,12 @@ def _describe(model: ScoreModel, x: Tensor, n: int) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     typer.echo(f"data: {n} samples of shape {tuple(x.shape[1:])}, deviation {float(x.std()):.3g}")
     chain = model.sde.chain if isinstance(model.sde, ChainSDE) else None
-    process = repr(model.sde) if chain is None else f"{type(chain).__name__} in {len(chain)} steps"  # not all its numbers
+    process = repr(model.sde) if chain is None else f"{type(chain).__name__} in {len(chain)} steps"  # without its numbers
     typer.echo(f"model: {type(model.net).__name__} of {parameters} parameters, predicts {model.predicts} on {process}")
 
 
 def _watch(out: Path, x: Tensor, classes: int) -> Callable[[int, ScoreModel], dict[str, float]]:
-    """What is looked at during a training: samples, as a picture where they can be drawn, and their energy distance."""
+    """Return a function that draws samples during a training, as a picture where possible, and their energy distance."""
     real = x[:256]
 
     def watch(step: int, model: ScoreModel) -> dict[str, float]:
@@ -184,7 +195,7 @@ def _watch(out: Path, x: Tensor, classes: int) -> Callable[[int, ScoreModel], di
 
 
 def _finish(result: FitResult, out: Path) -> None:
-    """What a training leaves beside the checkpoint, and says."""
+    """Write the loss curve of a training and print its report and where its files are."""
     report = result.report
     plots.save_figure(plots.losses(result.history, report.edges, report.loss, report.excess), out / "loss.png")
     typer.echo(f"\nloss by time after {len(result.history)} steps:\n{report}\n")

@@ -1,4 +1,4 @@
-"""Comparing solvers: error against evaluations, on problems whose truth is known or on a network's own flow."""
+"""Comparison of solvers: error against evaluations, on problems with known truth or on the flow of a trained network."""
 
 from scoresde.comparison.arguments import DEFAULT_SOLVERS
 from scoresde.comparison.attribution.decomposition import Decomposition, decompose

@@ -1,4 +1,4 @@
-"""What a comparison is asked for, checked at the door."""
+"""The arguments of a comparison, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DEFAULT_SOLVERS = (
 """The solvers that are compared by default: one or two of each deterministic family."""
 
 Solvers = Sequence[str | Solver] | Mapping[str, str | Solver]
-"""Names or solvers, or a mapping from labels to either."""
+"""Names, solvers, or a mapping from labels to either."""
 
 Paths = Sequence[str | Spacing]
 """Names or spacing functions."""
@@ -54,8 +54,10 @@ Metrics = Metric | Sequence[Metric] | Mapping[str, Metric]
 
 @dataclass(frozen=True, eq=False)
 class Arguments:
-    """All that decides the results of a comparison, each part by the name it has in the records: a case by those of its
-    problem and its SDE."""
+    """The checked arguments of a comparison, which decide its results.
+
+    Each part is a mapping by the name it has in the records. A case goes by the names of its problem and its SDE.
+    """
 
     cases: dict[tuple[str, str], Case]
     solvers: dict[str, Solver]
@@ -79,7 +81,7 @@ class Arguments:
         end: str,
         peers: bool,
     ) -> Arguments:
-        """From what a caller writes; raises ValueError for whatever no comparison can be made of."""
+        """Return the checked arguments; raise ValueError where they allow no comparison."""
         if end not in ENDS:
             raise ValueError(f"got end={end!r}; expected one of {', '.join(ENDS)}")
         made = cls(
@@ -99,23 +101,23 @@ class Arguments:
         return made
 
     def path(self, case: Case, name: str, steps: int) -> Path:
-        """The path of a name here, or of one of ``scoresde.solvers.PATHS``."""
+        """Return a path of ``steps`` steps by its name in ``self.paths`` or in ``scoresde.solvers.PATHS``."""
         return make_path(case.sde, self.paths.get(name, name), steps, t_max=case.t_max, end=self.end)
 
     def start(self, case: Case, n: int | None = None) -> tuple[Tensor, list[int]]:
-        """The states from which all solvers start, and the seed of each."""
+        """Draw the states from which all solvers start; return them with the seed of each sample."""
         n = n or case.n or self.n
         seeds = sample_seeds(self.seed, n)
         x = torch.empty(n, *case.event, dtype=torch.float64, device=case.device)
         return FreshNoise(seeds, case.device).normal(x).mul_(float(case.sde.sigma(case.t_max))), seeds
 
     def generator(self, *key: Any) -> torch.Generator:
-        """A generator for one purpose, whatever was drawn for another."""
+        """Return a random generator for one purpose, independent of what was drawn for another."""
         digest = hashlib.sha256(json.dumps([self.seed, *key]).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
     def _probe(self, name: str, case: Case) -> None:
-        """Evaluate the model: what is wrong with it is said here, before any solver is blamed for it."""
+        """Evaluate the model once, so that a broken model is reported before any solver is blamed for it."""
         x, _ = self.start(case, None if case.conditions else 2)
         told = Conditions.of(case.conditions, len(x), device=x.device, dtype=x.dtype).values
         for t in (case.t_max, max(case.sde.span[0], 1e-3 * case.t_max)):
@@ -137,7 +139,7 @@ class Arguments:
                     )
 
     def _refuse_what_no_metric_applies_to(self) -> None:
-        """Refuse a comparison of which no number would come."""
+        """Refuse a comparison in which no metric applies to any run."""
         for case in self.cases.values():
             given = {"memory", *(["truth"] if case.problem is not None or case.truth is not None else [])}
             given |= {"moments", "log_prob", "modes"} if case.problem is not None else set()
@@ -152,10 +154,10 @@ class Arguments:
         )
 
     def identity(self) -> dict[str, Any]:
-        """Plain values that are equal for equal comparisons, in every process, and tell this one from another.
+        """Return plain values that identify the comparison: equal for equal ones, in every process.
 
         Raises:
-            ValueError: for a model, a solver or a function whose content cannot be told from another's.
+            ValueError: for a model, a solver or a function that cannot be identified by its content.
         """
         return {
             "problems": {" on ".join(names): _content(case) for names, case in self.cases.items()},
@@ -205,7 +207,7 @@ def _solvers(solvers: Solvers, peers: bool) -> dict[str, Solver]:
 
 
 def _named(text: str) -> tuple[str, Solver]:
-    """The solver or peer that ``text`` names, and what it is called in the records."""
+    """Return the solver or peer that ``text`` names, after its name in the records."""
     if text in SOLVERS:
         return SOLVERS.name(text), get(text)
     if "/" in text and ":" not in text:
@@ -213,7 +215,7 @@ def _named(text: str) -> tuple[str, Solver]:
     method = steered(text)
     if method is not None:
         return method.name, method
-    return text, get(text)  # with settings, or unknown
+    return text, get(text)  # a name with settings, or an unknown one
 
 
 def _budgets(evaluations: Any) -> tuple[int, ...]:
@@ -235,7 +237,7 @@ def _paths(paths: Any) -> dict[str, Spacing | str]:
 
 def _metrics(metrics: Metrics | None) -> dict[str, Measure]:
     listed: list[tuple[str, Any]]
-    if metrics is None:  # but memory, for which every run is made twice
+    if metrics is None:  # all but memory, which runs every solver twice
         listed = [(name, name) for name in MEASURES if name != "memory"]
     elif isinstance(metrics, Mapping):
         listed = list(metrics.items())

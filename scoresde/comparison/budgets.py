@@ -1,4 +1,4 @@
-"""Budgets: how many steps a solver may take within a number of evaluations, by counting what its steps evaluate."""
+"""Budgets: the largest number of steps that a solver can take within a number of evaluations."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from scoresde.solvers import FreshNoise, Path, RowSolver, Solver, evaluations
 __all__ = ["adaptive", "count", "ladder", "largest"]
 
 MakePath = Callable[[int], Path]
-"""The path of a number of steps."""
+"""A function from a number of steps to a path."""
 
 
 def adaptive(solver: Solver) -> bool:
-    """Whether a tolerance decides how often ``solver`` evaluates, so that a budget asks for a tolerance and not for steps.
+    """Tell whether ``solver`` chooses its own steps, so that a budget fixes its tolerance instead of its number of steps.
 
     Example:
         >>> from scoresde import solvers
@@ -34,7 +34,7 @@ def adaptive(solver: Solver) -> bool:
 
 
 def count(solver: Solver, path: Path) -> int:
-    """The evaluations of ``solver`` along ``path``: those of its rows or, without rows, of a trial run in one dimension.
+    """Count the evaluations of ``solver`` along ``path``: from its rows or, without rows, by a trial run in one dimension.
 
     Example:
         >>> from scoresde import VP, solvers
@@ -49,7 +49,7 @@ def count(solver: Solver, path: Path) -> int:
 
 
 class _Trial:
-    """A model that counts: the data prediction of standard normal data where alpha = sigma."""
+    """A model that counts its evaluations: the data prediction of standard normal data where alpha = sigma."""
 
     def __init__(self) -> None:
         self.evaluations = 0
@@ -66,9 +66,10 @@ class _Trial:
 
 
 def largest(solver: Solver, wanted: Sequence[int], path: MakePath, calls: int = 1) -> dict[int, tuple[int, int]]:
-    """For each budget the largest number of steps whose evaluations do not exceed it, and those evaluations; 0 steps where
-    there is none, with the evaluations of one step. An evaluation is a call of the network, of which a prediction of the
-    model makes ``calls``.
+    """Return, for each budget, the largest number of steps within it and the evaluations of these steps.
+
+    Where even one step exceeds the budget, the number is 0, with the evaluations of one step. An evaluation is a call of
+    the network. A prediction of the model makes ``calls`` of them.
 
     Example:
         >>> from scoresde import VP, solvers
@@ -85,12 +86,12 @@ def largest(solver: Solver, wanted: Sequence[int], path: MakePath, calls: int = 
     def cost(steps: int) -> int:
         if isinstance(solver, RowSolver) or steps < 5:
             return counted(steps)
-        return counted(4) + (steps - 4) * (counted(4) - counted(3))  # the run itself says whether each step costs the same
+        return counted(4) + (steps - 4) * (counted(4) - counted(3))  # the run itself tells whether all steps cost the same
 
     found = {}
     for budget in wanted:
         each = calls * (solver.description.evaluations or 1)
-        steps = (budget - 1) // each + 1  # where the last move costs one; mostly right
+        steps = (budget - 1) // each + 1  # right where the last move costs one evaluation, as it mostly does
         if not cost(steps) <= budget < cost(steps + 1):
             steps = bisect.bisect_right(range(1, budget + 1), budget, key=cost)
         found[budget] = steps, cost(max(steps, 1))
@@ -98,7 +99,7 @@ def largest(solver: Solver, wanted: Sequence[int], path: MakePath, calls: int = 
 
 
 def ladder(solver: Any, ratio: float = 10**0.25) -> Iterator[Any]:
-    """``solver`` with ever smaller tolerances, from 10 to 1e-12, each ``ratio`` times smaller than the one before."""
+    """Yield ``solver`` with tolerances from 10 down to 1e-12, each smaller than the one before by the factor ``ratio``."""
     for i in range(int(13 / math.log10(ratio)) + 1):
         tolerance = 10 / ratio**i
         inner: Any = solver.solver if isinstance(solver, Steered) else solver

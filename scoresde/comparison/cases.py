@@ -1,4 +1,4 @@
-"""What solvers are compared on: a model, and as much as is known of its data."""
+"""The cases on which solvers are compared: a model and what is known about its data."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ __all__ = ["Case", "Processes", "gather"]
 Process = str | GaussianSDE | Chain
 
 Processes = Process | Sequence[Process] | Mapping[str, Process]
-"""An SDE or the name of one, several, or a mapping from labels to them."""
+"""An SDE, the name of one, several of either, or a mapping from labels to them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A model and what is known of its data.
+    """A model and what is known about its data.
 
     Attributes:
-        model: the score model, in evaluation.
+        model: the score model, in evaluation mode.
         event: the shape of one sample.
-        problem: the distribution of the data, with ``sample`` and what else it knows; ``None`` for a network.
-        truth: samples of the data, shape ``(m, *event)``, where there is no problem to draw them from.
-        n: the number of samples, where it is not that of the comparison.
-        conditions: what the network is told beside the state and the time, as for :func:`scoresde.sample`: an entry for each
-            sample of the comparison where there is one per sample.
-        classes: the names of the labels, by which reports call them.
+        problem: the distribution of the data, with at least ``sample``; ``None`` for a trained network.
+        truth: samples of the data, shape ``(m, *event)``, for a model without a problem.
+        n: the number of samples; by default the comparison decides.
+        conditions: the values on which the network is conditioned, as for :func:`scoresde.sample`. A value per sample has an
+            entry for each sample of the comparison.
+        classes: the names of the classes, which reports print for the labels.
 
     Example:
         >>> from scoresde import EDM, problems
@@ -56,7 +56,7 @@ class Case:
 
     @classmethod
     def of(cls, problem: Any, sde: GaussianSDE | Chain | None = None, n: int | None = None) -> Case:
-        """A problem, or the name of one and its settings, on an SDE or a chain, by default VP."""
+        """Return the case of a problem, or of its name with settings, on an SDE or a chain, by default VP."""
         if isinstance(problem, str):
             problem = PROBLEMS.make(problem)
         return cls(problem.model(VP() if sde is None else sde), tuple(problem.event), problem, n=n)
@@ -67,23 +67,28 @@ class Case:
         return self.model.sde
 
     def on(self, solver: Solver) -> tuple[ScoreModel, Solver]:
-        """The model that ``solver`` samples and the solver itself: a method for inverse problems has its own of each."""
+        """Return the model that ``solver`` samples and the solver itself.
+
+        A method for inverse problems brings its own model and its own solver.
+        """
         return solver.on(self.problem, self.sde) if isinstance(solver, Steered) else (self.model, solver)
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device on which the model computes."""
         return self.model.device
 
     @property
     def t_max(self) -> float:
-        """Where all runs start: the end of the SDE's time or, where alpha = 0 there, the point with lam = -5 (as at the end
-        of VP), since not every solver can start from alpha = 0."""
+        """The time at which all runs start: the end of the SDE's time or, where alpha = 0 there, the time with lam = -5.
+
+        Not every solver can start from alpha = 0. The end of VP lies near lam = -5 too.
+        """
         end = self.sde.span[1]
         return end if math.isfinite(float(self.sde.lam(end))) else float(self.sde.time(-5.0))
 
     def precise(self) -> Case:
-        """The same with a network in float64 and in evaluation mode, so that rounding hides no error of a solver."""
+        """Return the case with the network in float64 and in evaluation mode: rounding then hides no error of a solver."""
         if next(self.model.parameters(), None) is None:
             return self
         return replace(self, model=copy.deepcopy(self.model).double().eval())
@@ -96,8 +101,9 @@ def gather(
     truth: Tensor | None = None,
     conditions: Mapping[str, Any] | None = None,
 ) -> dict[tuple[str, str], Case]:
-    """Cases by the names of their problem and their SDE, from whatever a comparison accepts: a name, a problem, a score
-    model, a case, several or a mapping.
+    """Return cases by the names of their problem and their SDE.
+
+    A comparison accepts a name, a problem, a score model, a case, several of them in a list, or a mapping from names.
 
     Raises:
         ValueError: for an unknown name, nothing at all, a model without the shape of its samples, or an ``sde`` that is not
@@ -127,7 +133,7 @@ def gather(
 
 
 def _processes(given: Processes) -> dict[str, GaussianSDE]:
-    """SDEs by name, one at least."""
+    """Return SDEs by name, at least one."""
     if isinstance(given, Mapping):
         labelled = list(given.items())
     else:
@@ -165,7 +171,7 @@ def _name(item: Any) -> str:
 def _cases(
     item: Any, on: dict[str, GaussianSDE] | None, shape: Sequence[int] | None, truth: Tensor | None
 ) -> dict[str, Case]:
-    """The cases of one problem or model, by SDE."""
+    """Return the cases of one problem or model by the name of their SDE."""
     if not isinstance(item, Case | ScoreModel):
         if not isinstance(item, str) and not all(hasattr(item, name) for name in ("model", "sample", "event")):
             raise TypeError(

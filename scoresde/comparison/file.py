@@ -1,4 +1,4 @@
-"""The file of a comparison: JSON that is written whole and read by the schema of its dataclasses."""
+"""The file of a comparison: JSON, written in one piece and checked against the schema of the dataclasses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class _Values:
-    """A tensor as plain values."""
+    """A tensor as plain values: its data type, its shape and its numbers."""
 
     dtype: str
     shape: list[int]
@@ -75,7 +75,7 @@ class _Whole:
 
 
 def to_json(comparison: Records) -> str:
-    """All of a comparison; NaN and infinities, which JSON has not, become ``{"float": "nan"}``.
+    """Return the comparison as JSON; NaN and infinities, which JSON lacks, become ``{"float": "nan"}``.
 
     Example:
         >>> one = Records((Record("ring", "ddim", "lam", 5, 5, 5, "rms", 0.1, 0.09, 0.2),), {"seed": 0})
@@ -93,7 +93,7 @@ def to_json(comparison: Records) -> str:
 
 
 def plain(value: Any) -> Any:
-    """``value`` in lists and mappings, with NaN and infinities as :func:`to_json` writes them."""
+    """Return ``value`` as lists and mappings, with NaN and infinities written as in :func:`to_json`."""
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}
     if isinstance(value, Mapping):
@@ -112,10 +112,10 @@ def _restored(value: Any) -> Any:
 
 
 def parsed(content: bytes, what: str) -> Any:
-    """Plain values from JSON in which NaN and infinities are as :func:`to_json` writes them.
+    """Parse JSON in which NaN and infinities are written as in :func:`to_json`.
 
     Raises:
-        ValueError: for a content that is not JSON, or nested too deeply to be of ours.
+        ValueError: for content that is not JSON, or is nested deeper than any file of a comparison.
     """
     try:
         return _restored(decode_json(content, Any))
@@ -124,10 +124,10 @@ def parsed(content: bytes, what: str) -> Any:
 
 
 def checked(value: Any, kind: type[T], what: str) -> T:
-    """Plain values as ``kind``, a dataclass or a type of lists and mappings.
+    """Return plain values as ``kind``, a dataclass or a type of lists and mappings.
 
     Raises:
-        ValueError: for values of another form, with the place and what stands there.
+        ValueError: for values of another form; the message names the place and quotes the value.
     """
     import msgspec
 
@@ -138,16 +138,16 @@ def checked(value: Any, kind: type[T], what: str) -> T:
 
 
 def read(path: Path) -> bytes:
-    """The content of a regular file; a pipe, which might never end, is refused."""
+    """Read a regular file; refuse a pipe, which might never end."""
     with open_regular(path) as file:
         return file.read()
 
 
 def from_json(text: str | bytes, what: str = "the text") -> Records:
-    """The comparison of which :func:`to_json` made ``text``; lists in its ``about`` stay lists.
+    """Return the comparison that :func:`to_json` wrote as ``text``; lists in its ``about`` stay lists.
 
     Raises:
-        ValueError: for a text that is cut short, or is none of a comparison; ``what`` is it called there.
+        ValueError: for a text that is cut short, or holds no comparison; the message calls the text ``what``.
     """
     whole = parsed(text.encode(errors="surrogatepass") if isinstance(text, str) else text, what)
     if not isinstance(whole, dict) or whole.get("format") != FORMAT:

@@ -1,4 +1,4 @@
-"""What a comparison measures of a run: the table that the runner iterates."""
+"""The measures of a comparison, in a table that the runner iterates over."""
 
 from __future__ import annotations
 
@@ -24,20 +24,24 @@ __all__ = ["MEASURES", "Estimate", "Measure", "Run", "of_samples"]
 
 @dataclass(frozen=True)
 class Run:
-    """What one solver made of one start within one budget, and what it is to be measured by.
+    """The samples that one solver drew from one start within one budget, and the data to measure them by.
 
     Attributes:
-        problem: the distribution, where it is known; ``model``: the score model that was sampled; ``sde``: its SDE.
-        start, end: the states at both ends, ``(n, *event)``, ``end`` in float64.
-        reference: the end of the flow from the same start; ``truth``: exact samples, ``(m, *event)``, of what ``end`` should
-            be distributed as.
-        evaluations: of the network, as counted; ``seconds``: wall time of the solver.
-        stochastic: whether the solver draws noise; ``generator``: for measures that draw.
-        strong: the end of a much finer run of the same SDE on the same Brownian path.
+        problem: the distribution of the data, where it is known.
+        model: the score model that was sampled.
+        sde: its SDE.
+        start, end: the states at both ends of the path, ``(n, *event)``, ``end`` in float64.
+        reference: the end of the probability flow from the same start.
+        truth: exact samples, ``(m, *event)``, from the distribution that ``end`` should have.
+        evaluations: the counted evaluations of the network.
+        seconds: the wall time of the solver.
+        stochastic: whether the solver draws noise.
+        generator: the random generator of measures that draw.
+        strong: the end of a run with many more steps of the same SDE on the same Brownian path.
         t: the time of ``end``: 0 for the data, or where the path stops.
-        features: a map of ``(n, *event)`` to ``(n, d)``, for the distances that are taken among features.
-        repeats: the seconds of further runs, from which the interval of the time is made.
-        memory: the bytes that the run held at most, beyond what was there before.
+        features: a map from ``(n, *event)`` to ``(n, d)``, for distances between features.
+        repeats: the seconds of repeated runs, which give the confidence interval of the time.
+        memory: the peak memory of the run in bytes, beyond what was in use before.
     """
 
     problem: Any
@@ -59,16 +63,16 @@ class Run:
 
     @property
     def clean(self) -> bool:
-        """Whether the end is data, not noised data."""
+        """Whether the run ends at the data and not at noised data."""
         return self.t == 0
 
     @functools.cached_property
     def has(self) -> frozenset[str]:
-        """What a measure may need and this run has.
+        """The names of the requirements of measures that this run meets.
 
-        ``"reference"``, ``"strong"``, ``"truth"``, ``"memory"``: that attribute. ``"moments"``: a problem whose mean and
-        covariance exist. ``"log_prob"``: one whose density exists where the run ends. ``"modes"``: a mixture, whose modes
-        have weights. Time is always there.
+        ``"reference"``, ``"strong"``, ``"truth"``, ``"memory"`` stand for the attribute of that name. ``"moments"`` stands
+        for a problem whose mean and covariance exist, ``"log_prob"`` for one whose density exists where the run ends, and
+        ``"modes"`` for a mixture, whose modes have weights. Every run has a time.
         """
         tests = {
             "reference": lambda: self.reference is not None,
@@ -82,10 +86,10 @@ class Run:
         return frozenset(name for name, test in tests.items() if _exists(test))
 
     def estimate(self, measure: Measure) -> Estimate:
-        """What ``measure`` says of this run.
+        """Return the estimate of ``measure`` for this run.
 
         Raises:
-            ValueError: if the run lacks what the measure needs, by name.
+            ValueError: if the run does not meet a requirement of the measure; the message names it.
         """
         if missing := measure.needs - self.has:
             raise ValueError(
@@ -100,12 +104,12 @@ class Measure:
     """One column of a comparison.
 
     Attributes:
-        name: its key in :data:`MEASURES`.
-        needs: what a run must have: names of :attr:`Run.has`.
-        compute: its estimate from a run.
-        doc: one sentence.
-        better: "lower", or "zero" where a value below zero is as bad as one above.
-        unit: of the value, empty for a pure number.
+        name: the key in :data:`MEASURES`.
+        needs: the requirements of the measure, names of :attr:`Run.has`.
+        compute: the function that returns the estimate for a run.
+        doc: a description of one sentence.
+        better: "lower", or "zero" where values below zero are as bad as values above.
+        unit: the unit of the value, empty for a pure number.
     """
 
     name: str
@@ -124,7 +128,7 @@ def _exists(test: Callable[[], bool]) -> bool:
 
 
 def _moments(run: Run) -> tuple[Tensor, Tensor]:
-    """The mean and the covariance of what the end should be distributed as."""
+    """Return the mean and the covariance of the distribution that the end should have."""
     if run.problem is None:
         raise ValueError("the distribution of the data is not known")
     mean, covariance = run.problem.mean, run.problem.covariance
@@ -135,7 +139,7 @@ def _moments(run: Run) -> tuple[Tensor, Tensor]:
 
 
 def _log_prob(run: Run) -> Callable[[Tensor], Tensor]:
-    """The log-density of what the end should be distributed as."""
+    """Return the log-density of the distribution that the end should have."""
     if run.problem is None:
         raise ValueError("the distribution of the data is not known")
     if run.clean:
@@ -144,7 +148,7 @@ def _log_prob(run: Run) -> Callable[[Tensor], Tensor]:
 
 
 def _modes(run: Run) -> Callable[[Tensor], Tensor]:
-    """The probabilities of the modes given samples, ``(n, *event) -> (n, K)``."""
+    """Return a function that gives the probabilities of the modes at samples, ``(n, *event) -> (n, K)``."""
     problem = run.problem
     if not isinstance(problem, GaussianMixture) or len(problem.means) < 2:
         raise ValueError("the distribution of the data is no mixture of several modes")
@@ -155,12 +159,12 @@ def _modes(run: Run) -> Callable[[Tensor], Tensor]:
 
 
 def of_samples(function: Callable[..., float | Tensor | Estimate], name: str = "") -> Measure:
-    """A measure of one's own, of a function of the samples, or of the samples and exact ones.
+    """Return the measure that a function of the samples, or of the samples and exact ones, computes.
 
     Args:
         function: ``function(samples)``, or ``function(samples, truth)``, of shapes ``(n, *event)`` and ``(m, *event)`` in
-            float64; it returns a number, or an :class:`~scoresde.metrics.Estimate` with its interval. The less the better.
-        name: by default the function's.
+            float64. It returns a number (lower is better), or an :class:`~scoresde.metrics.Estimate` with its interval.
+        name: the name of the measure, by default the name of the function.
 
     Raises:
         TypeError: for something that cannot be called with one tensor or two.
@@ -183,7 +187,7 @@ def of_samples(function: Callable[..., float | Tensor | Estimate], name: str = "
         raise ValueError("got a metric without a name; expected a mapping, such as metrics={'spread': function}")
     try:
         parameters = list(inspect.signature(function).parameters.values())
-    except ValueError:  # of some functions written in C
+    except ValueError:  # some functions written in C have no signature
         parameters = []
     required = [
         p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.kind is not p.VAR_POSITIONAL
@@ -227,7 +231,7 @@ def _covariance(run: Run) -> Estimate:
 
 
 def _pair(run: Run) -> tuple[Tensor, Tensor]:
-    """The samples and the exact ones, or the features of both."""
+    """Return the samples and the exact ones, or the features of both."""
     pair = run.end, cast(Tensor, run.truth)
     return pair if run.features is None else (run.features(pair[0]), run.features(pair[1]))
 

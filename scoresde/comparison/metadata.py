@@ -1,4 +1,4 @@
-"""What a comparison says of itself: versions, the kind of machine, the command, and what the names in it mean."""
+"""The metadata of a comparison: versions, the kind of machine, the command, and descriptions of the names in it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["about", "package", "versions"]
 
 
 def package(solver: Solver) -> str:
-    """Whose solver it is."""
+    """Return the name of the package that the solver is from."""
     if isinstance(solver, SciPy | TorchSDE):
         return type(solver).__name__.lower()
     return str(getattr(solver, "package", "scoresde"))
 
 
 def versions() -> dict[str, str]:
-    """The version of this package and of those that its results depend on."""
+    """Return the versions of this package and of the packages on which its results depend."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"scoresde": __version__, "python": platform.python_version(), "torch": torch.__version__}
@@ -57,7 +57,7 @@ def _condition(value: Any, classes: Sequence[str]) -> str:
 
 
 def about(arguments: Arguments, peers: bool) -> dict[str, Any]:
-    """The description of a comparison: see :class:`~scoresde.comparison.Comparison`."""
+    """Return the description of a comparison, the ``about`` of :class:`~scoresde.comparison.Comparison`."""
     problems: dict[str, dict[str, Any]] = {}
     for (name, sde), case in arguments.cases.items():
         told = {"problem": repr(case.problem), "event": list(case.event), "n": case.n or arguments.n, "sdes": {}}

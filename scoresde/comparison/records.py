@@ -1,4 +1,4 @@
-"""What a comparison leaves behind: one record per number, and what it needs to be read."""
+"""The records of a comparison: one for each number, with the descriptions needed to read them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ __all__ = ["Record", "Records", "Trace"]
 
 @dataclass(frozen=True)
 class Record:
-    """One number: what ``metric`` says of ``solver`` on ``problem`` within ``budget`` evaluations.
+    """One number: the value of ``metric`` for ``solver`` on ``problem`` within ``budget`` evaluations.
 
     Attributes:
-        problem, solver, path, metric: by name; ``solver`` is the label it is drawn under.
-        package: whose solver it is: "scoresde", "k-diffusion", "diffusers", "torchsde".
-        budget: the evaluations allowed; ``evaluations``: those counted, at most the budget; ``steps``: the steps they make.
-        value: the number; ``low``, ``high``: its confidence interval, equal to ``value`` where the number is exact.
-        error: why there is no number (``value`` is then NaN), or empty.
-        sde: the SDE, by name; a problem may be compared on several.
+        problem, solver, path, metric: names; ``solver`` is the label in figures and tables.
+        package: the package that the solver is from: "scoresde", "k-diffusion", "diffusers", "torchsde".
+        budget: the evaluations allowed.
+        evaluations: the counted evaluations, at most the budget.
+        steps: the steps that make them.
+        value: the number.
+        low, high: its confidence interval, equal to ``value`` where the number is exact.
+        error: the reason why there is no number (``value`` is then NaN), or empty.
+        sde: the name of the SDE; a problem may be compared on several.
     """
 
     problem: str
@@ -41,7 +44,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Trace:
-    """The states of a few samples along the path, for a picture: ``x``, ``(points, samples, *event)``, at ``times``."""
+    """The trajectories of a few samples: states ``x``, shape ``(points, samples, *event)``, at ``times``."""
 
     problem: str
     solver: str
@@ -54,13 +57,13 @@ class Trace:
 
 @dataclass(frozen=True, repr=False)
 class Records:
-    """The numbers of a comparison, and what it takes to read them.
+    """The records of a comparison and the descriptions needed to read them.
 
     Attributes:
-        records: in the order in which they were computed.
+        records: the records in the order in which they were computed.
         about: versions, seed, machine kind, command, and the descriptions of ``problems``, ``solvers`` (family, paper,
             order, evaluations per step, stochastic) and ``metrics`` (unit, direction, one sentence), each a mapping by name.
-        traces: of problems in the plane.
+        traces: the trajectories, for problems in the plane.
 
     Example:
         >>> Records((Record("ring", "ddim", "lam", 10, 10, 10, "rms", 0.1, 0.1, 0.1, sde="VP"),))
@@ -72,7 +75,7 @@ class Records:
     traces: tuple[Trace, ...] = ()
 
     def select(self, **conditions: Any) -> tuple[Record, ...]:
-        """The records whose attributes equal the conditions; a condition may be a collection of values.
+        """Return the records whose attributes equal the conditions; a condition may be a collection of values.
 
         Example:
             >>> one = Record("ring", "ddim", "lam", 10, 10, 10, "rms", 0.1, 0.1, 0.1)
@@ -83,7 +86,7 @@ class Records:
         return tuple(r for r in self.records if all(getattr(r, k) in v for k, v in wanted.items()))
 
     def named(self, attribute: str) -> list[Any]:
-        """The problems, solvers, paths, metrics, SDEs or budgets, in the order of the records."""
+        """Return the names of the problems, solvers, paths, metrics or SDEs, or the budgets, in the order of the records."""
         return list(dict.fromkeys(getattr(r, attribute) for r in self.records))
 
     def __repr__(self) -> str:

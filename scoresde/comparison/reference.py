@@ -1,8 +1,8 @@
-r"""References: where the probability flow ends, to 1e-10, and where along a path a solver leaves it.
+r"""References: the end of the probability flow to 1e-10, against which the error of a solver is measured.
 
-What a solver is compared with must be what it tends to as its steps grow in number, or its error stops falling at a floor
-that is not its own. All solvers make the last move to sigma = 0 alike, from the last time before it, and follow the flow
-only up to there. So the reference follows the flow from the start to that time and then makes the same move:
+The reference must be the limit of the solver as its number of steps grows. Otherwise the error stops falling at a floor
+that is not the solver's own. All solvers follow the flow up to the last time before sigma = 0 and make the same last move
+from there. So the reference follows the flow from the start to that time and then makes the same move:
 
 =============  ==============================================================================================
 the path ends  the reference
@@ -12,18 +12,18 @@ the path ends  the reference
 ``"flow"``     the flow's last move from there, (x / alpha + D) / 2
 =============  ==============================================================================================
 
-With ``to="data"`` it is instead the end of the flow of the data themselves: the flow is followed on to sigma / alpha = 1e-6
-and ends there with the data prediction. For a smooth density that is off by sigma^2 / 2 times the score, 1e-12 for a score
-of 2, and for data that lie on points it is the point. A solver's error against it includes what stopping early costs, which
-no number of steps removes, and a network is asked about noise that it may never have seen.
+With ``to="data"`` the reference is the end of the flow of the data instead. The flow is followed on to sigma / alpha = 1e-6
+and ends there with the data prediction. For a smooth density the error of this end is sigma^2 / 2 times the score, and for
+data that lie on points it is zero. A solver's error against this reference includes the cost of stopping early, which no
+number of steps removes. A network is then evaluated at levels of noise on which it may never have been trained.
 
-**The clock.** The flow is integrated in the angle of signal and noise,
+**Time variable.** The flow is integrated in the angle of signal and noise,
 
 .. math:: \varphi = \arctan(\sigma / \alpha), \qquad z = x / \sqrt{\alpha^2 + \sigma^2}, \qquad
           \frac{dz}{d\varphi} = \frac{z \cos\varphi - D}{\sin\varphi},
 
-which is regular at both ends and the same for every SDE: a schedule that has a kink at each of a thousand steps, as that of
-a chain, leaves none in it. In time an integrator of high order would stop at each of them.
+which is regular at both ends and the same for every SDE. The schedule of a chain has a kink at each of its thousand steps.
+The angle has none, whereas in time an integrator of high order would stop at each kink.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ from scoresde.solvers.rows import last_move
 
 __all__ = ["Reference", "flow_end", "follow"]
 
-TIGHTEST = 1e-13  # of SciPy's tolerances, which stop at 100 times the rounding of float64
-RATIO = 30  # between the tolerances of two solves
+TIGHTEST = 1e-13  # tolerance of SciPy, which accepts none below 100 times the rounding of float64
+RATIO = 30  # ratio between the tolerances of two solves
 CLOSE = 1e-6  # sigma / alpha where the flow of the data ends
 MOST = 20_000
-"""The evaluations of one solve, unless another limit is given: about thirty times those that a smooth flow takes."""
+"""The limit of evaluations of one solve, unless another is given: about thirty times the cost of a smooth flow."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The end of a flow.
+    """The end of a flow, with its estimated error.
 
     Attributes:
         x: the states, ``(n, *event)``, float64.
-        error: of each sample, root mean square over its coordinates, shape ``(n,)``, estimated from a second solve.
+        error: the root mean square error of each sample over its coordinates, shape ``(n,)``, estimated from a second solve.
     """
 
     x: Tensor
@@ -82,30 +82,31 @@ def flow_end(
     conditions: Mapping[str, Any] | None = None,
     limit: int = MOST,
 ) -> Reference:
-    """The end of the probability flow from ``start``, by SciPy's Dormand-Prince method of order 8 in float64.
+    """Solve for the end of the probability flow from ``start``, by SciPy's Dormand-Prince method of order 8 in float64.
 
-    It is solved twice, the second time with a thirtieth of the tolerance of the first. The second is returned, and half of
-    their distance is its error: a safe one, since SciPy meets a tolerance for the batch as a whole, which a sample may miss.
-    Where that is above ``tolerance`` for any sample both are tightened, as far as float64 goes: read the error, since a flow
-    may spread rounding errors apart further than was asked for.
+    The flow is solved twice, the second time with a thirtieth of the tolerance. The second solution is returned, and half
+    the distance between the two is its error. The estimate is conservative, since SciPy meets a tolerance for the batch as
+    a whole, which a sample may miss. Where the error of any sample exceeds ``tolerance``, both solves are repeated with
+    smaller tolerances, as far as float64 allows. Read the returned error: a flow may amplify rounding errors beyond the
+    tolerance.
 
     Args:
-        model: exact or a network, which is copied to float64 if it has other parameters.
-        start: shape ``(n, *event)``, noised to the first time of the path.
-        path: as for :func:`scoresde.sample`, with its convention for the end. Only its first time, its last one before
-            sigma = 0 and its end count, so that one reference serves all numbers of steps; of a path that goes to sigma = 0
-            in one move, the smallest time of the SDE.
-        tolerance: of the error.
-        to: ``"path"``, the end that solvers on this path tend to; ``"data"``, that of the flow of the data: see the module.
-        cache: a folder in which ends are kept by their content: the model's class, code and parameters, the SDE, the start,
-            the conditions, the times and the tolerance. A file that is damaged is computed again; one that cannot be
-            written is a warning.
-        conditions: what the network is told beside x and t, as for :func:`scoresde.sample`.
-        limit: the evaluations of one solve, after which it is given up.
+        model: an exact model or a network; a network in another precision is copied to float64.
+        start: the states at the first time of the path, shape ``(n, *event)``.
+        path: the path, as for :func:`scoresde.sample`, with its convention for the end. Only three points count: the first,
+            the last before sigma = 0, and the end. So one reference serves all numbers of steps. On a path that goes to
+            sigma = 0 in one move, the smallest time of the SDE takes the place of the last point before sigma = 0.
+        tolerance: the largest error of a sample.
+        to: ``"path"``, the limit of solvers on this path, or ``"data"``, the end of the flow of the data: see the module.
+        cache: a folder in which ends are kept. Their key is the content of the model (class, code and parameters), the SDE,
+            the start, the conditions, the times and the tolerance. The end of a damaged file is computed again. A file that
+            cannot be written is a warning.
+        conditions: the values on which the network is conditioned, as for :func:`scoresde.sample`.
+        limit: the largest number of evaluations of one solve.
 
     Raises:
-        ValueError: for a path that goes back towards the noise, a network that computes in less than float64, or one that
-            cannot be told from others by its content, where there is a cache.
+        ValueError: for a path that goes back towards the noise, a network that computes in less than float64, or, with a
+            cache, a network that cannot be identified by its content.
         ArithmeticError: if the network is not finite, or the flow not smooth enough for the tolerance within the limit.
 
     Example:
@@ -132,7 +133,7 @@ def flow_end(
 
 
 def check_falls(path: Path) -> Path:
-    """``path``, if it never goes back towards the noise."""
+    """Return ``path`` if it never goes back towards the noise; raise ValueError otherwise."""
     if any(v.lam < u.lam for u, v in path.moves):
         raise ValueError(
             "got a path that goes back towards the noise, which no flow follows; expected times that fall: the path without "
@@ -142,7 +143,7 @@ def check_falls(path: Path) -> Path:
 
 
 def truth_of(path: Path, to: str = "path") -> Path:
-    """The path of one solve of the flow: its first point, its last one before sigma = 0, and its end."""
+    """Return the path of one solve of the flow: its first point, its last one before sigma = 0, and its end."""
     if to not in ("path", "data"):
         raise ValueError(f"got to={to!r}; expected 'path' or 'data'")
     first, last = check_falls(path).points[0], path.points[-1]
@@ -173,12 +174,12 @@ def _solve(
 
 
 def in_double(model: ScoreModel, start: Tensor, conditions: Mapping[str, Any] | None = None) -> ScoreModel:
-    """The model, or a copy of it, in float64."""
+    """Return the model, or a copy of it, in float64."""
     if any(p.is_floating_point() and p.dtype != torch.float64 for p in (*model.parameters(), *model.buffers())):
         model = copy.deepcopy(model).double()
     with torch.no_grad(), evaluation_mode(model):
         t = torch.full((len(start),), model.sde.span[1], dtype=torch.float64, device=start.device)
-        # States that are no shorter numbers: an output that is one all the same, and no constant, was rounded.
+        # The inputs need all digits of float64. An output that fits a shorter format and is no constant was rounded.
         found, other = (model(scale * start.double(), t, **(conditions or {})) for scale in (1 + 1e-9 / 3, 2.0))
     if torch.equal(found, found.float().double()) and not torch.equal(found, other):
         raise ValueError(
@@ -196,7 +197,7 @@ def follow(
     conditions: Mapping[str, Any] | None = None,
     limit: int = MOST,
 ) -> Tensor:
-    """The end of the flow from ``x`` along ``path``, by one solve with ``tolerance``, in float64.
+    """Solve for the end of the flow from ``x`` along ``path``, once, with ``tolerance``, in float64.
 
     Raises:
         ArithmeticError: if the network is not finite, or the limit of evaluations is reached.
@@ -212,14 +213,14 @@ def follow(
 
 
 class _Flow:
-    """The probability flow from ``x`` in the clock of the module, with its evaluations counted."""
+    """The probability flow from ``x`` in the angle of the module, with its evaluations counted."""
 
     def __init__(self, model: ScoreModel, x: Tensor, conditions: Mapping[str, Any], tolerance: float, limit: int) -> None:
         self.model, self.x, self.conditions, self.tolerance, self.limit = model, x, conditions, tolerance, limit
         self.calls = 0
 
     def predicted(self, x: Tensor, t: Tensor) -> Tensor:
-        """The data prediction, or why the flow has no end."""
+        """Return the data prediction; raise ArithmeticError where it is not finite or the limit is reached."""
         self.calls += 1
         if self.calls > self.limit:
             raise ArithmeticError(
@@ -228,12 +229,12 @@ class _Flow:
                 "tolerance or limit"
             )
         m = self.model.x0(x, t, **self.conditions)
-        if not bool(torch.isfinite(m).all()):  # SciPy would go on and on
+        if not bool(torch.isfinite(m).all()):  # SciPy would never stop
             raise ArithmeticError(f"the network is not finite at t={float(t):.6g}, so its flow has no end; check it there")
         return m
 
     def between(self, start: Point, end: Point) -> Tensor:
-        """The state at ``end`` of the flow that is at ``x`` at ``start``."""
+        """Return the state at ``end`` of the flow that is at ``x`` at ``start``."""
         from scipy.integrate import solve_ivp
 
         if start == end:
@@ -262,7 +263,7 @@ def _checksum(found: Reference) -> str:
 
 
 def _read(file: File, start: Tensor) -> Reference | None:
-    """What ``file`` holds, or None where it is absent or not what was written."""
+    """Read the reference in ``file``; return None where the file is absent or damaged."""
     from safetensors import SafetensorError, safe_open
 
     wanted = {"x": list(start.shape), "error": [len(start)]}

@@ -1,4 +1,4 @@
-"""What a comparison returns: its records, and how to read, draw and keep them."""
+"""The result of a comparison: its records, with methods that tabulate, draw and save them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ FILE = "comparison.json"
 
 
 SHOWN = 4
-"""Tables that a notebook shows of itself."""
+"""The number of tables that a notebook shows."""
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Records):
-    """What :func:`scoresde.compare` returns: :class:`~scoresde.comparison.Records` with a table, a report and a file.
+    """The result of :func:`scoresde.compare`: :class:`~scoresde.comparison.Records` with a table, a report and a file.
 
-    A notebook shows its first tables.
+    A notebook shows the first tables.
     """
 
     def table(self, problem: str | Iterable[str] | None = None, metric: str | Iterable[str] | None = None) -> str:
-        """The numbers as Markdown: see :func:`scoresde.comparison.report.tables.markdown`."""
+        """Return the numbers as Markdown: see :func:`scoresde.comparison.report.tables.markdown`."""
         return markdown(self, problem, metric)
 
     def report(self, folder: str | os.PathLike[str]) -> list[Path]:
@@ -38,7 +38,7 @@ class Comparison(Records):
         return list(write(self, folder))
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``comparison.json``, which holds all of it, to ``folder``.
+        """Write the whole comparison to ``comparison.json`` in ``folder`` and return the path of the file.
 
         Example:
             >>> import tempfile
@@ -55,11 +55,11 @@ class Comparison(Records):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Comparison:
-        """Read what :meth:`save` wrote: the file, or the folder it is in.
+        """Read a comparison that :meth:`save` wrote, from the file or its folder.
 
         Raises:
-            ValueError: for a file that is cut short, or holds something else.
-            FileNotFoundError: where there is no such file.
+            ValueError: for a file that is cut short, or holds no comparison.
+            FileNotFoundError: if there is no such file.
         """
         file = Path(path)
         file = file / FILE if file.is_dir() else file
@@ -67,7 +67,7 @@ class Comparison(Records):
         return cls(found.records, found.about, found.traces)
 
     def _repr_markdown_(self) -> str:
-        """The first tables, for a notebook."""
+        """Return the first tables, for a notebook."""
         tables = self.table().split("\n### ")
         more = f"\n{len(tables) - SHOWN} more tables: print(comparison.table())\n" if len(tables) > SHOWN else ""
         return "\n### ".join(tables[:SHOWN]) + more

@@ -1,4 +1,4 @@
-"""The comparison itself: every solver on every problem, from the same noise, within the same budgets, kept as it comes."""
+"""The comparison itself: every solver on every problem, from the same noise, within the same budgets; results are kept."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from scoresde.inverse import Steered
 __all__ = ["BUDGETS", "OWN", "compare"]
 
 BUDGETS = (5, 6, 8, 10, 15, 20, 30, 50, 100)
-"""The evaluations that are compared by default."""
+"""The budgets of evaluations that are compared by default."""
 
 OWN = "own"
 """The name of the path of a solver that chooses its own steps."""
@@ -52,50 +52,50 @@ def compare(
     peers: bool = False,
     progress: bool = True,
 ) -> Comparison:
-    """Compare solvers: every one on every problem and path, within each budget of evaluations, from the same noise.
+    """Compare solvers: each on every problem and path, from the same noise, within each budget of evaluations.
 
-    A solver takes the largest number of steps whose evaluations, as counted, do not exceed the budget; one that chooses its
-    own steps takes, of a ladder of tolerances, the one that comes closest to it. All of it is in float64. Those that draw
-    noise share one Brownian path per sample. An evaluation is a call of the network, forward or backward.
+    A solver takes the largest number of steps whose counted evaluations do not exceed the budget. A solver that chooses its
+    own steps runs with a ladder of tolerances, and the run that comes closest to the budget counts. All runs are in float64.
+    Solvers that draw noise share one Brownian path per sample. An evaluation is a call of the network, forward or backward.
 
     On a posterior, ``problem.posterior(operator, y, sigma)``, a solver is given the exact score of the posterior. A method
-    for inverse problems is given that of the prior, and the measurement: ``"tmpd + dpmpp-2m"``, ``"ddrm"``.
+    for inverse problems is given the score of the prior, and the measurement: ``"tmpd + dpmpp-2m"``, ``"ddrm"``.
 
     Args:
-        problem: a name of ``scoresde.problems.PROBLEMS``, a problem, a score model, a :class:`~scoresde.comparison.Case`;
-            several of them in a list, or a mapping from the names they are to have.
-        solvers: names (of ``scoresde.solvers.SOLVERS``, or of ``scoresde.comparison.PEERS``), solvers, or a mapping from
-            labels to either. On posteriors also a method of ``scoresde.inverse.METHODS``, a plus and the name of a solver,
-            or one of ``scoresde.inverse.SAMPLERS``.
-        evaluations: the budgets.
+        problem: a problem, its name in ``scoresde.problems.PROBLEMS``, a score model, a :class:`~scoresde.comparison.Case`;
+            several of them in a list, or a mapping from names to them.
+        solvers: names (of ``scoresde.solvers.SOLVERS`` or ``scoresde.comparison.PEERS``), solvers, or a mapping from labels
+            to either. On posteriors also a method of ``scoresde.inverse.METHODS`` with a plus and the name of a solver, or a
+            name of ``scoresde.inverse.SAMPLERS``.
+        evaluations: the budgets of evaluations.
         paths: names of ``scoresde.solvers.PATHS``, or spacing functions.
-        metrics: names of ``scoresde.comparison.MEASURES``, or functions of the samples, or of the samples and exact ones,
-            that return a number (the less the better): see :func:`scoresde.comparison.measures.of_samples`; a mapping
-            gives them labels. By default all of the table but "memory", for which every run is made twice. A metric that
-            needs what a problem or a solver does not have is left out there.
-        sde: of problems, an SDE, a chain, or the name of one ("vp", "ve: sigma_max=100.0"); several of them in a list, or a
-            mapping from labels to them, to compare on each. By default VP; a model brings its own.
+        metrics: names of ``scoresde.comparison.MEASURES``, functions, or a mapping from labels to either. A function of the
+            samples, or of the samples and exact ones, returns a number; lower is better: see
+            :func:`scoresde.comparison.measures.of_samples`. The default is all of the table but "memory", which runs every
+            solver twice. A metric is left out where the problem or the solver does not meet its requirements.
+        sde: the SDE of problems: an SDE, a chain, or the name of one ("vp", "ve: sigma_max=100.0"); several of them in a
+            list, or a mapping from labels to them, to compare on each. By default VP. A model brings its own.
         n: the number of samples.
-        seed: from which all that is random derives.
-        end: as in :func:`scoresde.sample`.
-        shape, truth: of a score model: the shape of one sample, or samples of the data, ``(m, *event)``, for the metrics
-            that compare with the data.
-        conditions: what a conditional model is told, as for :func:`scoresde.sample`; what has an entry for each sample has
-            ``n``.
-        out: a folder in which results are kept as they come. Compare again with the same arguments to continue.
-        references: a folder in which the flows' end points are kept; by default ``references`` in ``out``.
-        peers: also compare the samplers of k-diffusion, diffusers and torchsde, as far as they are installed.
-        progress: a progress bar.
+        seed: the seed from which all random numbers derive.
+        end: the end of the path, as in :func:`scoresde.sample`.
+        shape: the shape of one sample of a score model.
+        truth: samples of the data of a score model, ``(m, *event)``, for metrics that compare with the data.
+        conditions: the values on which a model is conditioned, as for :func:`scoresde.sample`; a value per sample has ``n``
+            entries.
+        out: a folder in which each result is kept when its run ends. Call again with the same arguments to continue.
+        references: a folder in which the end points of the flows are kept; by default ``references`` in ``out``.
+        peers: whether to compare the samplers of k-diffusion, diffusers and torchsdetoo, as far as they are installed.
+        progress: whether to show a progress bar.
 
     Returns:
-        A :class:`~scoresde.comparison.Comparison`. A solver that failed, or that no number of steps brings under a
-        budget, is a record that says why.
+        A :class:`~scoresde.comparison.Comparison`. Where a solver failed, or no number of steps fits a budget, the record
+        gives the reason.
 
     Raises:
-        ValueError: for nothing to compare, an unknown name, metrics that none of the solvers and problems can have, a budget
-            that no solver can keep, a model that returns the wrong shape or values that are not finite, or a folder that
-            holds another comparison.
-        StoreError: if a result cannot be written; it carries all that was computed.
+        ValueError: for nothing to compare, an unknown name, metrics that do not apply to any solver and problem, a budget
+            that no solver can keep, a model whose output has a wrong shape or is not finite, or a folder that holds another
+            comparison.
+        StoreError: if a result cannot be written; the error carries all results so far.
         InUseError: if another comparison writes into ``out``.
 
     Example:
@@ -136,8 +136,11 @@ def compare(
 class _Group:
     """The runs of one solver on one path of one case.
 
-    ``case``: the names of the problem and the SDE. ``steps``: by budget, the number of steps and the evaluations they make;
-    no steps and the evaluations of one step where that exceeds the budget. ``error``: why the solver takes no such path.
+    Attributes:
+        case: the names of the problem and the SDE.
+        steps: for each budget, the number of steps and the evaluations they make; 0 steps and the evaluations of one step
+            where one step exceeds the budget.
+        error: the reason why the solver does not run on this path, or empty.
     """
 
     case: tuple[str, str]
@@ -171,7 +174,7 @@ def _plan(arguments: Arguments, case: Case, path: str, label: str) -> tuple[dict
     try:
         model, solver = case.on(arguments.solvers[label])
         return budgets.largest(solver, arguments.budgets, make, sum(model.calls)), ""
-    except ValueError as error:  # the solver refuses the path, or the method the measurement
+    except ValueError as error:  # the solver refuses the path, or the method refuses the measurement
         return {}, str(error)
 
 
@@ -235,14 +238,14 @@ def _fill(group: _Group, bench: Bench, store: Store, advance: Advance) -> None:
 
 
 def _is_traced(group: _Group, budget: int, bench: Bench) -> bool:
-    """Whether to keep the states along the path: of problems in the plane, on the first path, at about 20 evaluations."""
+    """Tell whether to keep trajectories: for problems in the plane, on the first path, at the budget closest to 20."""
     arguments = bench.arguments
     about_20 = min(arguments.budgets, key=lambda b: abs(b - 20))
     return bench.case.event == (2,) and group.path == next(iter(arguments.paths)) and budget == about_20
 
 
 def _closest(climbed: Sequence[Outcome], budget: int) -> Outcome:
-    """The run that makes the most of the budget, of several with the same evaluations the last, with the least tolerance."""
+    """Return the run with the most evaluations within the budget and, among equal ones, the smallest tolerance."""
     ran = [outcome for outcome in climbed if outcome.end is not None]
     within = [outcome for outcome in ran if outcome.evaluations <= budget]
     if within:

@@ -1,4 +1,4 @@
-"""One run after the other: a solver from the common start along a path, and what the metrics say of its end."""
+"""The runs of a comparison: a solver goes from the common start along a path, and the metrics measure its end."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from scoresde.solvers import BrownianNoise, Path, RowSolver, Solver, State, poin
 __all__ = ["Bench", "Outcome"]
 
 TRACED = 24
-"""How many samples are traced along the path, for pictures."""
+"""The number of samples whose trajectories are kept for pictures."""
 
 FINER = 4
-"""How many times the steps of the largest budget the run takes from which strong errors are measured."""
+"""The factor between the steps of the largest budget and the steps of the run from which strong errors are measured."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left: the end, or why there is none."""
+    """The result of a run: its end, or the reason why there is none."""
 
     end: Tensor | None
     steps: int = 0
@@ -46,12 +46,13 @@ class Outcome:
 
 
 class Bench:
-    """What all runs on one case share, each part made when a run first needs it.
+    """The parts that all runs on one case share, each computed when a run first needs it.
 
     Args:
-        name, case: the case, by its name in the arguments.
-        arguments: of the comparison.
-        references: the folder in which the flow's end points are kept, or ``None``.
+        name: the name of the case in the arguments.
+        case: the case.
+        arguments: the arguments of the comparison.
+        references: the folder in which the end points of the flow are kept, or ``None``.
     """
 
     def __init__(self, name: str, case: Case, arguments: Arguments, references: str | os.PathLike[str] | None) -> None:
@@ -65,9 +66,9 @@ class Bench:
 
     @functools.cached_property
     def _reference(self) -> Tensor | str:
-        """The end of the flow, or why there is none."""
+        """The end of the probability flow, or the reason why there is none."""
         path, error = self.arguments.path(self.case, "lam", 2), ""
-        for cache in dict.fromkeys((self.references, None)):  # none for a model whose content cannot be told from another's
+        for cache in dict.fromkeys((self.references, None)):  # no cache for a model without an identity
             try:
                 return flow_end(self.case.model, self._start[0], path, cache=cache, conditions=self.case.conditions).x
             except ArithmeticError as unsolved:
@@ -89,7 +90,7 @@ class Bench:
 
     @functools.cached_property
     def _knots(self) -> list[float]:
-        """The finest grid of lam that the paths of the comparison make: where the shared Brownian paths are cheap."""
+        """The grid of lam at which the shared Brownian paths are cheap: the points of all paths of the comparison."""
         lams = {p.lam for p in points(self.case.sde, torch.tensor([self.case.t_max, self.case.sde.span[0]]).double())}
         for name in self.arguments.paths:
             for budget in self.arguments.budgets:
@@ -102,8 +103,11 @@ class Bench:
         return self.arguments.path(self.case, name, FINER * self.arguments.budgets[-1])
 
     def _finer(self, solver: Solver, name: str) -> Tensor | None:
-        """The end of the same solver with many more steps on the same Brownian path, for solvers that follow it: in moves
-        towards the noise and Langevin corrections the noise is fresh."""
+        """Return the end of a run with many more steps on the same Brownian path, or None.
+
+        Only solvers that follow the Brownian path have such an end. Moves towards the noise and Langevin corrections draw
+        fresh noise instead.
+        """
         if (solver, name) not in self._strong:
             path, end = self._fine_path(name), None
             if isinstance(solver, RowSolver) and all(row.follows_path for row in solver.rows(path)):
@@ -112,7 +116,7 @@ class Bench:
         return self._strong[solver, name]
 
     def run(self, solver: Solver, path: Path, traced: bool = False) -> Outcome:
-        """Sample; whatever goes wrong is an outcome."""
+        """Sample along a path; return an outcome whatever goes wrong."""
         start = self._start[0]
         trace: list[tuple[float, Any]] = [(path.points[0].t, start[:TRACED].tolist())] if traced else []
 
@@ -126,7 +130,7 @@ class Bench:
                 with peak_memory(start.device) as peak:
                     self._sample(solver, path, None)
                 memory = peak.bytes
-        except Exception as error:  # of a solver or a model of the reader's own
+        except Exception as error:  # a user's solver or model may raise anything
             return Outcome(None, error=_said(error))
         if not bool(torch.isfinite(found.x).all()):
             return Outcome(None, error=f"solver {solver.name!r} returned values that are not finite")
@@ -135,22 +139,22 @@ class Bench:
 
     def _sample(self, solver: Solver, path: Path, callback: Callable[[State], None] | None) -> Samples:
         start, seeds = self._start
-        # New for every run, so that none depends on which were before it.
+        # A new noise for every run, so that no run depends on the runs before it.
         shares = solver.stochastic and not (
             isinstance(solver, Steered) and solver.solver is None
-        )  # a sampler's noise is fresh
+        )  # samplers for inverse problems draw fresh noise
         noise = BrownianNoise(seeds, start.device, self._knots) if shares else None
         given: dict[str, Any] = {"seed": seeds, "noise": noise, "conditions": self.case.conditions}
         model, inner = self.case.on(solver)
         return sample(model, start, inner, path=path, progress=False, callback=callback, **given)
 
     def climb(self, solver: Solver) -> list[Outcome]:
-        """The runs of a solver that chooses its own steps, with ever smaller tolerances, as far as the budgets reach."""
+        """Run a solver that chooses its own steps, with ever smaller tolerances, up to the largest budget."""
         path = self.arguments.path(self.case, "lam", 2)
         return list(_until(self.arguments.budgets[-1], (self.run(s, path) for s in budgets.ladder(solver))))
 
     def measured(self, outcome: Outcome, solver: Solver, path: str, key: str) -> Result:
-        """What is kept of a run on the path of this name."""
+        """Measure a run on the path of this name; return the numbers to keep."""
         if outcome.end is None:
             return Result(outcome.steps, outcome.evaluations, outcome.error)
         wanted = any("reference" in m.needs for m in self.arguments.metrics.values())
@@ -172,7 +176,7 @@ class Bench:
             generator=self.arguments.generator("metrics", key),
         )
         kind = solver.stochastic, run.strong is not None
-        if kind not in self._has:  # the same for all runs of the kind
+        if kind not in self._has:  # the requirements that runs meet are the same for the kind
             self._has[kind] = run.has
         metrics = self.arguments.metrics.items()
         values = {name: _value(m, run) for name, m in metrics if m.needs <= self._has[kind]}
@@ -190,11 +194,11 @@ def _until(budget: int, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
 
 
 def _value(measure: Measure, run: Run) -> tuple[float, float, float] | str:
-    """The estimate, or why there is none."""
+    """Return the estimate and its interval, or the reason why there is none."""
     try:
         found = measure.compute(run)
         return float(found.value), float(found.low), float(found.high)
-    except Exception as error:  # of a metric of the reader's own
+    except Exception as error:  # a user's metric may raise anything
         return _said(error)
 
 

@@ -1,4 +1,4 @@
-"""Results kept as they come: one line of JSON for each run that is finished."""
+"""The store of results: one line of JSON for each finished run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ FILE = "records.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The numbers of one run, as they are kept.
+    """The numbers of one run in the form in which they are kept.
 
     Attributes:
-        steps, evaluations: of the run, as counted.
-        error: why there was none, or empty.
-        values: by metric the value and its interval, or why there is no number.
-        times, states: of a few samples along the path, ``(points, samples, 2)``, where they are kept for a picture.
+        steps, evaluations: the counted steps and evaluations of the run.
+        error: the reason why the run failed, or empty.
+        values: for each metric the value and its interval, or the reason why there is none.
+        times, states: the trajectories of a few samples, ``(points, samples, 2)``, where they are kept for a picture.
     """
 
     steps: int
@@ -44,23 +44,24 @@ class _Line:
 
 
 class StoreError(OSError):
-    """A result could not be written; ``comparison`` holds all that was computed, this result among it."""
+    """A failure to write a result; ``comparison`` holds all results so far, this one among them."""
 
     comparison: Any = None
 
 
 class Store:
-    """The runs of one comparison by their keys, in memory and, where there is a folder, in its ``records.jsonl``.
+    """The runs of one comparison by key, in memory and, where a folder is given, in its ``records.jsonl``.
 
-    The first line holds the arguments of the comparison; a later one a key and its result. Each is on the disk before the
-    next run starts. A last line that was cut off is dropped.
+    The first line of the file holds the arguments of the comparison. Each further line holds a key and its result, and is
+    on disk before the next run starts. A last line that was cut off is dropped.
 
     Args:
-        folder: where to keep them; ``None`` keeps them in memory alone.
-        arguments: a function that returns plain values which decide the results; it is called where there is a folder.
+        folder: the folder of the file; ``None`` keeps the runs in memory alone.
+        arguments: a function that returns plain values which decide the results; only a store with a folder calls it.
 
     Raises:
-        ValueError: if the folder holds a comparison with other arguments, with what differs, or a file that is none of ours.
+        ValueError: if the folder holds a comparison with other arguments (the message lists the differences), or a file of
+            another kind.
 
     Example:
         >>> import tempfile
@@ -107,7 +108,7 @@ class Store:
         """Keep ``result`` under ``key``.
 
         Raises:
-            StoreError: if it cannot be written; it is kept in memory all the same.
+            StoreError: if the result cannot be written; memory keeps it all the same.
         """
         self._found[key] = result
         if self.path is not None:
@@ -130,10 +131,10 @@ class Store:
 
 @contextlib.contextmanager
 def reserved(folder: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Hold ``folder`` for one comparison, so that no other writes there at the same time; ``None`` holds nothing.
+    """Reserve ``folder`` for one comparison, so that no other writes there at the same time; ``None`` reserves nothing.
 
     Raises:
-        InUseError: if another comparison writes there.
+        InUseError: if another comparison has reserved it.
     """
     if folder is None:
         yield
@@ -148,7 +149,7 @@ def reserved(folder: str | os.PathLike[str] | None) -> Iterator[None]:
 
 
 def _lines(path: Path) -> tuple[list[Any], int]:
-    """The whole lines of a file, and how many bytes they take: a last line that cannot be read was cut off."""
+    """Read the whole lines of a file and count their bytes; a last line that cannot be read was cut off."""
     if not path.exists():
         return [], 0
     found: list[Any] = []
@@ -166,7 +167,7 @@ def _lines(path: Path) -> tuple[list[Any], int]:
 
 
 def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:
-    """What differs between two plain values, as "name: before, now"."""
+    """Yield the differences between two plain values, as "name: before, now"."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in [*before, *(k for k in now if k not in before)]:
             yield from _differences(before.get(key), now.get(key), f"{where}.{key}" if where else key)

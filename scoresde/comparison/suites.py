@@ -1,4 +1,4 @@
-"""Suites: fixed problems, budgets, solvers and metrics, so that a paper can quote a comparison by name and version."""
+"""Suites: comparisons with fixed problems, budgets, solvers and metrics, which a paper can quote by name and version."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["SUITES", "Entry", "Suite", "suite"]
 
 @dataclass(frozen=True)
 class Entry:
-    """A problem of a suite: what makes it, the SDE, and the number of samples."""
+    """A problem of a suite: the function that makes it, the SDE, and the number of samples."""
 
     problem: Callable[[], Any]
     sde: Callable[[], GaussianSDE] = VP
@@ -27,7 +27,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Suite:
-    """A comparison whose every argument is fixed; what it computes changes with its version alone.
+    """A comparison whose arguments are all fixed; its results change only with its version.
 
     Example:
         >>> SUITES["quick"].arguments()["evaluations"]
@@ -45,7 +45,7 @@ class Suite:
     end: str = "flow"
 
     def arguments(self) -> dict[str, Any]:
-        """What :func:`scoresde.compare` is called with."""
+        """Return the arguments of :func:`scoresde.compare`."""
         return {
             "problem": {name: Case.of(e.problem(), e.sde(), e.n) for name, e in self.problems.items()},
             "solvers": {name: make() for name, make in self.solvers.items()},
@@ -58,7 +58,7 @@ class Suite:
 
 
 def suite(name: str) -> Suite:
-    """Return the suite called ``name``; a ValueError names the nearest ones where there is none."""
+    """Return the suite called ``name``; raise a ValueError that lists the nearest names where there is none."""
     return SUITES[name]
 
 
@@ -66,7 +66,7 @@ def _named(*names: str) -> dict[str, Callable[[], Solver]]:
     return {name: functools.partial(solvers.get, name) for name in names}
 
 
-# The variants are those that peers have under names of their own.
+# The peers offer the variants in this table under names of their own.
 _DETERMINISTIC = {
     **_named("ddim", "heun", "midpoint", "rk4", "dpm-2", "dpm-3", "dpm-2m", "dpm-3m", "dpm-fast"),
     **_named("dpmpp-2s", "dpmpp-3s", "dpmpp-2m", "dpmpp-3m", "deis-2", "deis-3", "deis-4", "tab-3", "rhoab-3", "lms"),

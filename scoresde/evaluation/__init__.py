@@ -1,8 +1,10 @@
-"""Measuring the quality of samples: Fréchet distance, sFID, KID, precision and recall, Inception score, in any features;
-and the sliced Wasserstein distance without any. And telling anomalies from data with a score model.
+"""Measures of sample quality, and anomaly detection with a score model.
 
-Sets are read once, part by part, so that 50,000 samples never sit in memory; statistics of real data are kept by content;
-samples are drawn into files by several processes and continued where they stopped.
+Fréchet distance, sFID, KID, precision and recall, and the Inception score are measured in any features. The sliced
+Wasserstein distance needs none.
+
+Datasets are read once, part by part, so that 50,000 samples never sit in memory. Statistics of real data are stored by
+content. Several processes draw samples into files and continue where they stopped.
 """
 
 from scoresde.evaluation.anomaly import (

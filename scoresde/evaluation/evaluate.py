@@ -1,4 +1,4 @@
-"""The quality of samples: every score of one set against another, with the floor that real data set."""
+"""The quality of samples: all scores of one dataset against another, with the floor that other real data reach."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of ``n`` samples against ``m``; those that need features which are not there are ``None``.
+    """The scores of ``n`` samples against ``m`` samples of data; scores without the features they need are ``None``.
 
     Args:
-        n, m: the sizes of the sets.
-        sliced_wasserstein: of the samples themselves, over random directions.
-        frechet: the Fréchet distance of the features: FID in those of the Inception network.
-        spatial_frechet: that of the spatial features: sFID.
-        kernel, kernel_deviation: KID and its deviation over subsets.
-        precision, recall: of Kynkäänniemi et al.
-        inception_score, inception_deviation: of the samples alone.
+        n, m: the sizes of both datasets.
+        sliced_wasserstein: the sliced Wasserstein distance of the samples, over random directions.
+        frechet: the Fréchet distance of the features, which is FID for the Inception network.
+        spatial_frechet: the Fréchet distance of the spatial features, sFID.
+        kernel, kernel_deviation: KID and its standard deviation over subsets.
+        precision, recall: improved precision and recall of Kynkäänniemi et al.
+        inception_score, inception_deviation: the Inception score of the samples and its standard deviation over parts.
         floor: the scores of other real data against the same ``m``.
     """
 
@@ -72,12 +72,12 @@ class Scores:
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        """All numbers, as JSON."""
+        """Return all numbers as JSON."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
 def _wasserstein(x: Tensor, y: Tensor) -> float:
-    """The mean over columns of W_1, of ``(n, directions)`` from ``(m, directions)``."""
+    """Return the mean over columns of the distance W_1 of ``(n, directions)`` from ``(m, directions)``."""
     from scipy.stats import wasserstein_distance
 
     columns = zip(x.double().T.numpy(), y.double().T.numpy(), strict=True)
@@ -86,14 +86,15 @@ def _wasserstein(x: Tensor, y: Tensor) -> float:
 
 
 def compare_statistics(x: Summary, y: Summary, *, neighbours: int = 3, subsets: int = 100, seed: int = 0) -> Scores:
-    """Return all scores of one summary against another, as far as both have what they need.
+    """Return all scores of one summary against another, as far as both have the features.
 
-    Precision, recall and the kernel distance are of the features that were kept.
+    Precision, recall and the kernel distance use the features that were kept.
 
     Args:
-        x, y: summaries with the same extractor and directions: samples, and what they are compared with.
-        neighbours: of precision and recall; ``subsets``: of the kernel distance.
-        seed: chooses the subsets.
+        x, y: summaries with the same extractor and directions: those of the samples and of the data to compare with.
+        neighbours: the neighbours of precision and recall.
+        subsets: the number of subsets for the kernel distance.
+        seed: the seed of the choice of subsets.
 
     Raises:
         ValueError: for summaries of other directions or features.
@@ -108,7 +109,7 @@ def compare_statistics(x: Summary, y: Summary, *, neighbours: int = 3, subsets: 
     kernel = deviation = precision = recall = score = spread = None
     if min(len(x.rows), len(y.rows)) > neighbours:
         generator = torch.Generator().manual_seed(seed)
-        size = max(2, min(1000, len(x.rows) // 2, len(y.rows) // 2))  # subsets of all rows would not differ
+        size = max(2, min(1000, len(x.rows) // 2, len(y.rows) // 2))  # subsets of all rows would be equal
         kernel, deviation = kernel_inception_distance(x.rows, y.rows, subsets, size, generator=generator)
         precision, recall = precision_recall(x.rows, y.rows, neighbours)
     if x.predictions.shape[1] > 2:
@@ -144,19 +145,21 @@ def evaluate(
 ) -> Scores:
     """Compare samples with data.
 
-    Distances of finite sets are not zero: give other real data as ``floor``, the training set against the test set. The
-    Fréchet distance is biased upwards by an amount that falls with the number of samples: compare sets of the same size.
+    Distances of finite datasets are not zero. Give other real data as ``floor`` to see their size, for example the training
+    data against the test data. The Fréchet distance is biased upwards by an amount that falls with the number of samples:
+    compare datasets of the same size.
 
     Args:
-        samples, against: the sets, read part by part.
-        features: the extractor; without one, images have no score but the sliced Wasserstein distance, and vectors are
+        samples: the samples to evaluate.
+        against: the data to compare with; both are read part by part.
+        features: the extractor. Without one, images have no score but the sliced Wasserstein distance, and vectors are
             their own features.
-        floor: real data, compared with ``against`` in the same way.
-        cache: a folder in which the statistics of ``against`` and ``floor`` are kept, by their content.
-        keep, projections, seed, batch_size, device, progress: of :func:`summarize`.
+        floor: other real data, compared with ``against`` in the same way.
+        cache: a folder in which the statistics of ``against`` and ``floor`` are keptby content.
+        keep, projections, seed, batch_size, device, progress: the arguments of :func:`summarize`.
 
     Raises:
-        ValueError: for sets of different shapes, or of a single sample.
+        ValueError: for datasets of different shapes, or of a single sample.
 
     Example:
         >>> from scoresde.data import Arrays

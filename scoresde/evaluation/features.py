@@ -1,4 +1,4 @@
-"""Feature extractors: what they are given, what they may return, and how to name one on the command line."""
+"""Feature extractors: their input and output, and their names on the command line."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _KINDS = ("features", "spatial", "logits")
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """A network, or any function, whose values distances are measured in.
+    """A feature extractor: a network, or any function, in whose values distances are measured.
 
     Args:
-        function: takes samples, ``(batch, *event)``, float32, images in [-1, 1]; returns features ``(batch, d)``, or a
-            mapping with ``"features"`` and, where it has them, ``"spatial"``, features that know of places, ``(batch, ..)``,
-            for sFID, and ``"logits"`` of a classifier, ``(batch, classes)``, for the Inception score.
-        name: tells it from others, so that stored statistics are not taken for those of another; by default a digest of
-            a module's weights. Give one that changes where the code of a module does.
+        function: the map from samples, ``(batch, *event)``, float32, images in [-1, 1], to features ``(batch, d)`` or to a
+            mapping. The mapping has ``"features"``. It may have ``"spatial"``, features that keep the place in the image,
+            ``(batch, ..)``, for sFID, and ``"logits"`` of a classifier, ``(batch, classes)``, for the Inception score.
+        name: the name by which stored statistics are kept apart from those of other extractors; by default a digest of the
+            weights of a module. Give a name that changes when the code of a module does.
 
     Raises:
-        ValueError: for a function that is no module, without a name.
+        ValueError: for a function without a name that is no module.
 
     Example:
         >>> features = Features(lambda x: x.flatten(1), "pixels")
@@ -56,7 +56,7 @@ class Features:
         object.__setattr__(self, "name", f"{type(self.function).__name__} {digest.hexdigest()}")
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        """The values at samples, each ``(batch, d)``."""
+        """Return the values at samples, each ``(batch, d)``."""
         found = self.function(x)
         values = dict(found) if isinstance(found, Mapping) else {"features": found}
         wrong = sorted(set(values) - set(_KINDS))
@@ -71,14 +71,14 @@ class Features:
         return {kind: value.flatten(1) for kind, value in values.items()}
 
     def to(self, device: torch.device | str) -> Features:
-        """The same on a device, in evaluation mode, where it is a module."""
+        """Return the extractor on a device and in evaluation mode, where it is a module."""
         if isinstance(self.function, nn.Module):
             self.function.to(device).eval()
         return self
 
 
 class _Inception(nn.Module):
-    """The network of torch-fidelity, given images in [-1, 1]."""
+    """The network of torch-fidelity for images in [-1, 1]."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -91,10 +91,10 @@ class _Inception(nn.Module):
 
 
 def inception(weights: str | Path) -> Features:
-    """The Inception network of FID, KID and the Inception score, as torch-fidelity builds it; grey images become coloured.
+    """Load the Inception network of FID, KID and the Inception score from torch-fidelity; grey images become RGB.
 
     Args:
-        weights: the file that the project publishes, ``weights-inception-2015-12-05-6726825d.pth``: nothing is fetched.
+        weights: the published file, ``weights-inception-2015-12-05-6726825d.pth``; nothing is downloaded.
 
     Raises:
         ValueError: without torch-fidelity, or for a file that is missing, damaged, or holds anything but tensors.
@@ -112,7 +112,7 @@ def inception(weights: str | Path) -> Features:
             "or give an extractor of your own"
         ) from error
     try:
-        torch.load(path, map_location="cpu", weights_only=True)  # the network below would unpickle whatever is there
+        torch.load(path, map_location="cpu", weights_only=True)  # the network below would unpickle anything
         network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(path))
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
         raise ValueError(f"{str(path)!r} does not hold the weights of Inception of torch-fidelity: {error}") from error
@@ -127,17 +127,17 @@ EXTRACTORS: Table[Callable[[str], Features]] = Table(
     check=callable,
     expects="a function of the text after the colon that returns a Features",
 )
-"""The extractors by name: functions of what follows the name and a colon, such as the file of the weights."""
+"""The extractors by name: functions of the text after the name and a colon, such as the file of the weights."""
 
 
 def find_features(where: str) -> Features:
-    """Return the extractor that a command line names: ``inception:FILE``, with its weights, or code of the user's own.
+    """Return the extractor that a command line names: ``inception:FILE``, with its weights, or the user's own code.
 
-    That is a name of :data:`EXTRACTORS`, or ``package.module:name`` or ``file.py:name``, where ``name`` is a
-    :class:`Features`, a module, or a function of no arguments that returns one of them.
+    Such a name is a name of :data:`EXTRACTORS`, or ``package.module:name`` or ``file.py:name``. There ``name`` is a
+    :class:`Features`, a module, or a function without arguments that returns one of them.
 
     Raises:
-        ValueError: where there is no such thing.
+        ValueError: if nothing is found under the name.
     """
     kind, colon, rest = where.partition(":")
     if kind in EXTRACTORS:
@@ -166,8 +166,8 @@ def _module(place: str, where: str) -> Any:
     if not path.is_file():
         raise ValueError(f"found no file {place!r} for the extractor {where!r}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # it ends in .py
+    assert spec is not None and spec.loader is not None  # the path ends in .py
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # dataclasses look themselves up
+    sys.modules.setdefault(path.stem, module)  # dataclasses look up their own module
     spec.loader.exec_module(module)
     return module

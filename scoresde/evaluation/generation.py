@@ -1,4 +1,4 @@
-"""Samples by the ten thousand: in files by ranges of seeds, over several processes, continued where it stopped."""
+"""Generation of tens of thousands of samples: in files by ranges of seeds, by several processes, resumed after a stop."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from scoresde.solvers import get, sample_seeds
 __all__ = ["Generated", "generate"]
 
 
-_HEADER = 16384  # bytes, more than a header takes
+_HEADER = 16384  # bytes, more than any header takes
 
 
 @dataclass(frozen=True)
 class _Request:
-    """All that a sample depends on but the model: two equal ones of one model give equal samples."""
+    """All arguments but the model on which a sample depends: equal requests to one model give equal samples."""
 
     event: tuple[int, ...]
     solver: str
@@ -54,13 +54,13 @@ class _Request:
 
 @dataclass(eq=False)
 class Generated(Dataset):
-    """The samples in the files of a folder, which are read as they are asked for.
+    """A dataset of the samples in the files of a folder, which are read on demand.
 
     Args:
-        folder: of :func:`generate`.
+        folder: the folder that :func:`generate` made.
         event: the shape of a sample.
-        n: how many samples.
-        shard: samples of a file; the last may have fewer.
+        n: the number of samples.
+        shard: the number of samples in a file; the last file may have fewer.
     """
 
     folder: Path
@@ -72,15 +72,15 @@ class Generated(Dataset):
         return self.n
 
     def file(self, start: int) -> Path:
-        """The file of the samples from number ``start`` on."""
+        """Return the file of the samples from number ``start`` on."""
         return self.folder / f"{start:08}-{min(start + self.shard, self.n):08}.npy"
 
     def starts(self) -> list[int]:
-        """The numbers of the first samples of all files."""
+        """Return the numbers of the first samples of all files."""
         return list(range(0, self.n, self.shard))
 
     def samples(self, indices: Tensor | Any) -> Tensor:
-        """See :meth:`scoresde.data.Dataset.samples`."""
+        """Return the samples at these indices: see :meth:`scoresde.data.Dataset.samples`."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         x = torch.empty(len(chosen), *self.event)
         for k in torch.unique(chosen // self.shard).tolist():
@@ -89,7 +89,7 @@ class Generated(Dataset):
         return x
 
     def _shard(self, start: int) -> np.ndarray[Any, Any]:
-        """The samples of a file, which are not read before they are asked for."""
+        """Return the samples of a file, mapped into memory and read on demand."""
         path, shape = self.file(start), (min(self.shard, self.n - start), *self.event)
         try:
             with open_regular(path) as file:
@@ -102,7 +102,7 @@ class Generated(Dataset):
             raise ValueError(f"cannot read the samples in {str(path)!r}: {error}; remove the file and run again") from error
 
     def fingerprint(self) -> str:
-        """The name of the folder, which is a digest of all that the samples depend on, and their number."""
+        """Return the name of the folder, a digest of all that the samples depend on, and their number."""
         return f"{self.n} of {self.folder.name}"
 
 
@@ -123,28 +123,28 @@ def generate(
     device: str = "cpu",
     progress: Callable[[int], object] | None = None,
 ) -> Generated:
-    """Draw ``n`` samples into files below ``folder``, each a range of seeds, or find them there.
+    """Draw ``n`` samples into files below ``folder``, each a range of seeds, or return those that exist.
 
-    A file is written whole or not at all, so that a call that was stopped, by whatever, is continued by the same call; one
-    for more samples adds to what there is. A sample depends on its seed, and so neither on the number of processes nor on
-    interruptions (its last bits may, where processes have other numbers of threads).
+    A file is written whole or not at all. After an interruption of any kind, the same call continues. A call for more
+    samples adds to those that exist. A sample depends on its seed, and neither on the number of processes nor on
+    interruptions. (Its last bits may change with the number of threads of a process.)
 
     Args:
-        model: what to sample from.
+        model: the score model to sample from.
         event: the shape of a sample.
-        folder: a folder of its own, named by a digest of the model and the arguments below, is made in it.
-        n: how many.
-        solver, steps, path, end, seed: of :func:`scoresde.sample`; the seed is one integer.
-        labels: of a network with classes: samples take them in turn, so that sample i gets the label i modulo their number.
-        shard: samples of a file, drawn as one batch.
-        processes: how many draw at the same time; on several GPUs they take turns among them. Above 1 the model must be
-            picklable, and a script needs its ``if __name__ == "__main__":``.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-        progress: called with the number of new samples, those found at once.
+        folder: the folder in which the samples get a subfolder, named by a digest of the model and the arguments below.
+        n: the number of samples.
+        solver, steps, path, end, seed: the arguments of :func:`scoresde.sample`; the seed is one integer.
+        labels: the labels for a network with classes; samples take them in turn: sample i gets label i modulo their number.
+        shard: the number of samples in a file, which are drawn as one batch.
+        processes: the number of processes that draw at the same time; on several GPUs they take turns among them. Above 1,
+            the model must be picklable, and a script needs its ``if __name__ == "__main__":``.
+        device: the device of the model: ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        progress: a function called with the number of new samples; existing ones are counted in one call.
 
     Raises:
-        ValueError: for numbers below 1, an unknown solver, a device that is not there, a model whose content cannot be
-            told, and one that cannot be sent to the other processes.
+        ValueError: for numbers below 1, an unknown solver, a device that does not exist, a model that cannot be identified
+            by its content, and a model that cannot be sent to other processes.
 
     Example:
         >>> import scoresde, tempfile
@@ -226,7 +226,7 @@ def _spread(
     device: str,
     count: Callable[[int], object],
 ) -> None:
-    """The same by several processes, each with every so manieth file; what they finish is seen in the folder."""
+    """Draw the files by several processes, which take them in turn; finished files are counted in the folder."""
     threads = max(1, torch.get_num_threads() // processes)
     try:
         pickle.dumps(model.cpu())

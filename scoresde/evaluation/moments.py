@@ -1,4 +1,4 @@
-"""Mean and covariance of samples that come in parts, and are not kept."""
+"""The mean and covariance of samples that come in parts and are not kept."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class FeatureMoments:
     http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf.
 
     Args:
-        n: how many.
-        mean: shape ``(d,)``.
-        products: shape ``(d, d)``.
+        n: the number of samples.
+        mean: the mean, shape ``(d,)``.
+        products: the sum of the products of deviations from the mean, shape ``(d, d)``.
 
     Example:
         >>> whole = FeatureMoments.of(torch.tensor([[0.0], [2.0]])) + FeatureMoments.of(torch.tensor([[4.0]]))
@@ -43,7 +43,7 @@ class FeatureMoments:
 
     @classmethod
     def of(cls, x: Tensor) -> FeatureMoments:
-        """Those of samples, shape ``(n, d)``."""
+        """Return the moments of samples, shape ``(n, d)``."""
         x = x.double()
         mean = x.mean(0)
         deviations = x - mean
@@ -67,7 +67,7 @@ class FeatureMoments:
 
 
 def frechet(x: FeatureMoments, y: FeatureMoments) -> float:
-    """The Fréchet distance of the Gaussians with these moments; see :func:`scoresde.metrics.frechet_distance`.
+    """Return the Fréchet distance of the Gaussians with these moments; see :func:`scoresde.metrics.frechet_distance`.
 
     Example:
         >>> x = torch.tensor([[0.0], [2.0]])

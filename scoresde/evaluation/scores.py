@@ -1,4 +1,4 @@
-"""Scores of sets of features that sit in memory: the kernel distance, precision and recall."""
+"""Scores of features in memory: the kernel distance, precision and recall."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scoresde.metrics import mmd
 
 __all__ = ["kernel_inception_distance", "precision_recall"]
 
-_CHUNK = 2**22  # numbers of a temporary matrix: 32 MiB in float64
+_CHUNK = 2**22  # the size of a temporary matrix: 32 MiB in float64
 
 
 def _check(x: Tensor, y: Tensor, least: int) -> None:
@@ -23,16 +23,16 @@ def _check(x: Tensor, y: Tensor, least: int) -> None:
 def kernel_inception_distance(
     x: Tensor, y: Tensor, subsets: int = 100, size: int = 1000, *, generator: torch.Generator
 ) -> tuple[float, float]:
-    r"""KID, the squared maximum mean discrepancy with the kernel :math:`(x \cdot y / d + 1)^3`, and its deviation.
+    r"""Return KID, the squared maximum mean discrepancy with kernel :math:`(x \cdot y / d + 1)^3`, and its deviation.
 
-    The mean of unbiased estimates over random subsets, and their standard deviation, as published. About zero, of either
-    sign, for two sets from one distribution, whatever their sizes.
+    The result is the mean of unbiased estimates over random subsets and their standard deviation, as published. The mean is
+    about zero, of either sign, for two datasets from one distribution, whatever their sizes.
 
     Args:
         x, y: features, ``(n, d)`` and ``(m, d)``.
-        subsets: how many.
-        size: of each, drawn without replacement; at most n and m.
-        generator: chooses them.
+        subsets: the number of subsets.
+        size: the number of rows of each subset, drawn without replacement; at most n and m.
+        generator: the random generator that chooses the subsets.
 
     Raises:
         ValueError: for shapes that do not fit, or fewer than two rows.
@@ -58,16 +58,16 @@ def kernel_inception_distance(
 
 
 def precision_recall(x: Tensor, y: Tensor, neighbours: int = 3) -> tuple[float, float]:
-    """How many samples lie where there are data, and how much of the data the samples cover.
+    """Return the precision, the fraction of samples that lie among the data, and the recall, the fraction of data covered.
 
-    Each set is taken for the union of balls about its points, with the distance of the k-th nearest neighbour for a
-    radius. Precision is the fraction of samples inside the balls of the data, recall that of the data inside the balls of
-    the samples; both grow with the number of points, so compare sets of the same size.
+    Each dataset is taken for the union of balls about its points, whose radius is the distance to the k-th nearest
+    neighbour. Precision is the fraction of samples inside the balls of the data. Recall is the fraction of data inside the
+    balls of the samples. Both grow with the number of points, so compare datasets of the same size.
 
     Args:
-        x: features of samples, ``(n, d)``.
-        y: features of data, ``(m, d)``.
-        neighbours: k.
+        x: the features of the samples, ``(n, d)``.
+        y: the features of the data, ``(m, d)``.
+        neighbours: the number k of the neighbour that gives the radius.
 
     Raises:
         ValueError: for shapes that do not fit, or fewer than k + 1 rows.
@@ -88,9 +88,9 @@ def precision_recall(x: Tensor, y: Tensor, neighbours: int = 3) -> tuple[float, 
 
 
 def _inside(points: Tensor, centres: Tensor, neighbours: int) -> float:
-    """The fraction of points inside a ball about any of the centres."""
+    """Return the fraction of points inside a ball about any of the centres."""
     rows = max(1, _CHUNK // len(centres))
-    # The nearest of the points of a set to one of them is that point itself.
+    # The nearest point of a dataset to one of its points is that point itself.
     radii = torch.cat([torch.cdist(c, centres).kthvalue(neighbours + 1).values for c in torch.split(centres, rows)])
     inside = [(torch.cdist(p, centres) <= radii).any(1) for p in torch.split(points, rows)]
     return float(torch.cat(inside).double().mean())

@@ -1,4 +1,4 @@
-"""What is kept of a set of samples: moments, some features, projections; collected in one pass, part by part."""
+"""Summaries of datasets: moments, some features, projections, collected in one pass, part by part."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from scoresde.evaluation.moments import FeatureMoments
 
 __all__ = ["Summary", "eight_bits", "stored", "summarize"]
 
-_SPLITS = 10  # of the Inception score, as published
+_SPLITS = 10  # the parts of the Inception score, as published
 _KEY = "checksum"
 
 
 def eight_bits(x: Tensor) -> Tensor:
-    """Images as a file of them would hold: clipped to [-1, 1] and rounded to one of 256 levels.
+    """Return images as an 8-bit file would hold them: clipped to [-1, 1] and rounded to one of 256 levels.
 
     Example:
         >>> eight_bits(torch.tensor([-3.0, -1.0, 0.9999, 1.0]))
@@ -37,15 +37,15 @@ def eight_bits(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """A set of samples, as far as scores need it.
+    """A summary of a dataset: the statistics from which scores are computed.
 
     Args:
-        n: how many samples.
-        moments: by kind: ``"features"``, ``"spatial"``; empty without an extractor.
+        n: the number of samples.
+        moments: the moments by kind of feature, ``"features"``, ``"spatial"``; empty without an extractor.
         rows: the features of some samples, chosen at random, ``(keep, d)``, float32, for scores of pairs.
-        projections: the samples along random directions, ``(n, directions)``, float32.
-        predictions: of a classifier: in each of ten parts, drawn at random, the number of samples, the sum of their negative
-            entropies, and that of their probabilities, ``(10, 2 + classes)``.
+        projections: the projections of the samples on random directions, ``(n, directions)``, float32.
+        predictions: the sums of a classifier's predictions in each of ten random parts, ``(10, 2 + classes)``: the number of
+            samples, the sum of their negative entropies, and the sum of their probabilities.
     """
 
     n: int
@@ -55,7 +55,7 @@ class Summary:
     predictions: Tensor
 
     def inception_score(self) -> tuple[float, float]:
-        r"""The mean and the deviation over the parts of :math:`\exp E\, KL(p(y|x) \| p(y))`.
+        r"""Return the mean and the standard deviation over the parts of :math:`\exp E\, KL(p(y|x) \| p(y))`.
 
         Source: Salimans et al., "Improved Techniques for Training GANs", 2016, https://arxiv.org/abs/1606.03498.
         """
@@ -65,7 +65,7 @@ class Summary:
         return float(scores.mean()), float(scores.std(correction=0))
 
     def save(self, path: Path) -> None:
-        """Write it, whole or not at all, with a checksum."""
+        """Write the summary with a checksum, whole or not at all."""
         from safetensors.torch import save
 
         tensors = {"n": torch.tensor(self.n), "rows": self.rows, "projections": self.projections}
@@ -78,7 +78,7 @@ class Summary:
 
     @classmethod
     def load(cls, path: Path) -> Summary:
-        """Read it.
+        """Read a summary that :meth:`save` wrote.
 
         Raises:
             ValueError: for a file that is damaged, of another kind, or has tensors of other types and shapes.
@@ -98,7 +98,7 @@ class Summary:
 
     @classmethod
     def _of(cls, tensors: dict[str, Tensor]) -> Summary:
-        """The summary of these tensors, whose types and shapes must fit each other."""
+        """Return the summary made of these tensors, whose types and shapes must fit each other."""
         _check("n", tensors["n"], torch.int64, ())
         size = int(tensors["n"])
         moments = {}
@@ -124,7 +124,7 @@ def _check(name: str, value: Tensor, dtype: torch.dtype, shape: tuple[int, ...])
 
 
 def _directions(event: tuple[int, ...], projections: int, seed: int) -> Tensor:
-    """Uniform on the sphere; those of :func:`scoresde.metrics.sliced_wasserstein` for a generator with this seed."""
+    """Draw directions uniformly on the sphere, as :func:`scoresde.metrics.sliced_wasserstein` does from this seed."""
     generator = torch.Generator().manual_seed(seed)
     direction = torch.randn(projections, math.prod(event), generator=generator, dtype=torch.float64)
     unit: Tensor = direction / direction.norm(dim=1, keepdim=True)
@@ -143,23 +143,23 @@ def summarize(
     device: torch.device | str = "cpu",
     progress: Callable[[int], object] | None = None,
 ) -> Summary:
-    """Read a set once, part by part, so that it never sits in memory.
+    """Read a dataset once, part by part, so that it never sits in memory, and return its summary.
 
-    Vectors are their own features where no extractor is given. Images are clipped and rounded to 8 bits first, as files of
-    them are.
+    Vectors are their own features where no extractor is given. Images are first clipped and rounded to 8 bits, as in image
+    files.
 
     Args:
-        data: the set.
-        features: the extractor.
-        keep: of how many samples to keep the features, for precision, recall and the kernel distance.
+        data: the dataset.
+        features: the feature extractor.
+        keep: the number of samples whose features are kept for precision, recall and the kernel distance.
         projections: the number of directions of the sliced Wasserstein distance.
-        seed: of the choice of both, and of the parts of the Inception score.
-        batch_size: samples at a time; nothing but rounding depends on it.
-        device: where the extractor runs.
-        progress: called with the number of samples after each part.
+        seed: the seed of the choice of samples and directions, and of the parts of the Inception score.
+        batch_size: the number of samples at a time; only rounding depends on it.
+        device: the device of the extractor.
+        progress: a function called with the number of samples after each part.
 
     Raises:
-        ValueError: for arguments below 1, and what the extractor returns against its promise.
+        ValueError: for arguments below 1, and for output of the extractor that is not as in :class:`Features`.
     """
     if min(keep, projections, batch_size) < 1:
         raise ValueError(f"got keep={keep}, projections={projections}, batch_size={batch_size}; expected at least 1 of each")
@@ -167,7 +167,7 @@ def summarize(
     n, images = len(data), len(data.event) > 1
     if features is None and not images:
         features = Features(lambda x: x, "samples")
-    # Sets may be sorted by their classes, or take them in turn: neither part nor choice may follow the order.
+    # Datasets may be sorted by class or alternate between classes: neither part nor choice may follow the order.
     place = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     chosen, part = place < keep, place * _SPLITS // n
     directions = _directions(data.event, projections, seed)
@@ -192,19 +192,19 @@ def summarize(
 
 
 def _with_predictions(sums: Tensor, logits: Tensor, part: Tensor) -> Tensor:
-    """The sums of :class:`Summary` with those of further samples, of which ``part`` tells the part."""
+    """Add the predictions for further samples to the sums of :class:`Summary`; ``part`` gives the part of each sample."""
     log_p = logits.double().log_softmax(1)
     p = log_p.exp()
     terms = torch.cat([torch.ones(len(p), 1, dtype=p.dtype), (p * log_p).sum(1, keepdim=True), p], 1)
     whole = torch.zeros(_SPLITS, terms.shape[1], dtype=p.dtype)
-    whole[:, : sums.shape[1]] = sums  # before the first part no classes are known
+    whole[:, : sums.shape[1]] = sums  # the number of classes is unknown before the first part
     return whole.index_add(0, part, terms)
 
 
 def stored(
     folder: Path | None, data: Dataset, features: Features | None, make: Callable[[], Summary], *key: object
 ) -> Summary:
-    """``make()``, or what it gave before for data of the same content, the same extractor and the same ``key``."""
+    """Return ``make()``, or its stored result for data of the same content, the same extractor and the same ``key``."""
     if folder is None:
         return make()
     name = repr((data.digest(), None if features is None else features.name, *key))

@@ -1,3 +1,3 @@
-"""Where an error comes from: which steps of a path, which parts of the method, and errors of a score of known size."""
+"""Attribution of errors to the steps of a path and to the parts of the method, and score errors of known size."""
 
 __all__: list[str] = []

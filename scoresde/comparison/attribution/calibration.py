@@ -1,4 +1,4 @@
-"""Samples of the data, noised, by which the size of a function of the state is measured at every time."""
+"""Calibration of score errors: noised samples of the data, which give the size of a function of the state at any time."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from scoresde.training.batches import Samplable
 __all__ = ["CALIBRATION", "finite", "noised", "samples", "sizes"]
 
 CALIBRATION = 2048
-"""Samples by which errors are scaled: the root mean square of one coordinate is good to 1.6 %."""
+"""The number of samples that scale errors: the root mean square of one coordinate is good to 1.6 %."""
 
 
 def samples(data: Tensor | Samplable | None, n: int, seed: int) -> Tensor:
-    """Samples of the data in float64, ``(n or less, *event)``."""
+    """Return samples of the data in float64, ``(n or less, *event)``."""
     if data is None:
         raise ValueError("got a model whose data are not known; expected data=, samples or a problem, to scale the error by")
     if isinstance(data, Tensor):
@@ -28,14 +28,14 @@ def samples(data: Tensor | Samplable | None, n: int, seed: int) -> Tensor:
 
 
 def noised(sde: GaussianSDE, data: Tensor | Samplable, n: int, seed: int) -> Callable[[Tensor], Tensor]:
-    """The noised data at any time, from the same samples and the same noise."""
+    """Return a function from times to noised data, from the same samples and the same noise at every time."""
     x0 = samples(data, n, seed)
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64).to(x0.device)
     return lambda t: sde.perturb(x0, t, eps)
 
 
 def finite(sde: GaussianSDE, lam: Tensor) -> Tensor:
-    """lam, at most as far below zero as a time at which alpha = 0 may sensibly be taken to lie."""
+    """Return lam, clamped to the span of the SDE, or to a finite bound where the span ends at alpha = 0."""
     low, high = (float(v) for v in (sde.lam(sde.span[1]), sde.lam(sde.span[0])))
     return lam.clamp(min=low if math.isfinite(low) else -abs(high) - 1, max=high)
 
@@ -43,10 +43,10 @@ def finite(sde: GaussianSDE, lam: Tensor) -> Tensor:
 def sizes(
     raw: Callable[[Tensor, Tensor], Tensor], sde: GaussianSDE, x0: Tensor, length: float
 ) -> Callable[[Tensor], Tensor]:
-    """The root mean square of ``raw``, which changes over ``length`` in lam, under the noised data as a function of lam.
+    """Return the root mean square of ``raw`` under the noised data, as a function of lam.
 
-    Its logarithm is interpolated by a polynomial in Chebyshev's points: without the kinks of lines between points, at which
-    solvers of high order would stumble.
+    ``raw`` changes over ``length`` in lam. The logarithm is interpolated by a polynomial in Chebyshev's points. Lines
+    between the points would have kinks, at which solvers of high order lose their order.
     """
     low, high = (float(finite(sde, torch.tensor(v, dtype=torch.float64))) for v in (-math.inf, math.inf))
     degrees = torch.arange(8 + math.ceil(4 * (high - low) / length), dtype=torch.float64)

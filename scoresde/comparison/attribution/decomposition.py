@@ -1,10 +1,10 @@
-r"""What the error of samples is made of: the prior, stopping early, the score, and the steps of the solver.
+r"""Decomposition of the error of samples into four parts: the prior, stopping early, the score and the solver's steps.
 
-Between the exact way from noise to data and what a solver does lie four changes, made here one after the other. Each part of
-the error is the distance between what stands before a change and what stands after it:
+Four changes lead from exact samples of the data to the samples of a solver. They are made here one after the other. Each
+part of the error is the distance between the samples before a change and after it:
 
 ==================  =================  =============  ================================  ====================================
-what stands         starts from        score          follows                           part
+samples             starts from        score          follows                           part
 ==================  =================  =============  ================================  ====================================
 the data            infinite noise     exact          the flow, to sigma = 0
                     the prior          exact          the flow, to sigma = 0            ``prior``
@@ -13,16 +13,16 @@ the data            infinite noise     exact          the flow, to sigma = 0
 the solver's        the prior          the model's    the solver, along the path        ``discretization``
 ==================  =================  =============  ================================  ====================================
 
-:func:`decompose` follows samples, each from one draw of noise through all rows, and its distance is the root mean square
-over samples and coordinates. The flow from infinite noise depends on sigma / alpha alone, so it is followed on rectified
-flow, which begins at alpha = 0, to where the path starts: there its samples have exactly the law of the noised data, and
-differ from those of the prior, N(0, sigma^2 I), only as far as the two laws do.
+:func:`decompose` follows samples, each from one draw of noise through all rows of the table. The distance is the root mean
+square over samples and coordinates. The flow from infinite noise depends on sigma / alpha alone. It is therefore followed
+on rectified flow, which begins at alpha = 0, to where the path starts. There its samples have exactly the law of the noised
+data. They differ from samples of the prior, N(0, sigma^2 I), only as far as the two laws do.
 
-On Gaussian data the laws themselves can be followed, which needs no samples and serves solvers that draw noise:
+On Gaussian data the laws themselves can be followed. This needs no samples and applies to solvers that draw noise too:
 :func:`~scoresde.comparison.attribution.gaussian.decompose_gaussian`.
 
-A distance obeys the triangle inequality: the total is at most the sum of the parts, and less where they are independent of
-one another or cancel.
+A distance obeys the triangle inequality, so the total is at most the sum of the parts. It is less where the parts are
+independent of one another or cancel.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 __all__ = ["PARTS", "Decomposition", "checked_solvers", "collected", "decompose", "figure", "table"]
 
 PARTS = ("prior", "stopping", "score", "discretization")
-"""The sources of error, in the order in which they come in."""
+"""The four sources of error, in the order of the changes."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ class Decomposition:
     """The parts of the error of one solver, each a distance with its confidence interval.
 
     Attributes:
-        evaluations: of the model, as counted; of a law, those that its rows ask for.
-        prior: the start is not quite the law of the noised data.
-        stopping: the path ends before sigma = 0, or goes there by a move that is not the flow.
-        score: the model's score is not that of the data.
-        discretization: the solver's steps are not infinitely many.
-        total: the distance of what comes out from the data.
-        added: by how much each part makes the distance from the data grow, in the order of :data:`PARTS`: below zero
-            where it undoes what came before. Their sum is the total, exactly.
-        distance: what is measured: "rms" or "wasserstein".
+        evaluations: the counted evaluations of the model; for a law, the evaluations that the rows of the solver need.
+        prior: the part from the start, which does not have exactly the law of the noised data.
+        stopping: the part from a path that ends before sigma = 0, or by a move that is not the flow.
+        score: the part from the model's score, which is not the score of the data.
+        discretization: the part from the finite number of the solver's steps.
+        total: the distance of the solver's samples from the data.
+        added: the growth of the distance from the data with each part, in the order of :data:`PARTS`; negative where a part
+            cancels earlier ones. Their sum is exactly the total.
+        distance: the kind of distance, "rms" or "wasserstein".
     """
 
     evaluations: int
@@ -106,18 +106,19 @@ def decompose(
     tolerance: float = 1e-9,
     cache: str | os.PathLike[str] | None = None,
 ) -> dict[str, Decomposition]:
-    """The error of the end points of deterministic solvers, part by part: see the module.
+    """Return the error of the end points of deterministic solvers, part by part: see the module.
 
-    It costs four or five solves of the flow, which serve all solvers.
+    The cost is four or five solves of the flow for all solvers together.
 
     Args:
         problem: the distribution of the data, whose score is exact.
-        solvers: one or several, names or objects that draw no noise.
-        steps, path, t_min, t_max, end: as for :func:`scoresde.sample`.
-        model: what is sampled: a network, or what :func:`~scoresde.comparison.inject` gives; by default the exact model.
-        sde: of the exact model, by default VP; that of ``model``, if there is one.
-        n, seed: the number of starts, at least two, and what chooses them.
-        tolerance, cache: as for :func:`scoresde.comparison.reference.flow_end`.
+        solvers: names or solvers, one or several, that draw no noise.
+        steps, path, t_min, t_max, end: the path, as for :func:`scoresde.sample`.
+        model: the model to sample: a network, or a result of :func:`~scoresde.comparison.inject`; by default the exact one.
+        sde: the SDE of the exact model, by default VP; with ``model``, its SDE.
+        n: the number of starts, at least two.
+        seed: the seed of the starts.
+        tolerance, cache: the arguments of :func:`scoresde.comparison.reference.flow_end`.
 
     Returns:
         A :class:`Decomposition` for each solver by name.
@@ -163,7 +164,7 @@ def decompose(
 
 
 def table(found: Mapping[str, Decomposition]) -> str:
-    """The parts in Markdown, a row for each solver, the smallest total first.
+    """Return the parts as a table in Markdown: a row for each solver, the smallest total first.
 
     Example:
         >>> from scoresde import problems
@@ -180,9 +181,9 @@ def table(found: Mapping[str, Decomposition]) -> str:
 
 
 def figure(found: Mapping[str, Decomposition]) -> Figure:
-    """One bar for each solver, one section for each part, and a line across the bar at the total.
+    """Draw one bar for each solver, with one section for each part and a line across the bar at the total.
 
-    The sections do not sum to the total, which is at most their sum.
+    The total is at most the sum of the sections.
 
     Raises:
         ValueError: for nothing to draw, or different distances in one figure.
@@ -200,7 +201,7 @@ def figure(found: Mapping[str, Decomposition]) -> Figure:
 
 
 def checked_solvers(solvers: str | Solver | Iterable[str | Solver]) -> list[Solver]:
-    """The solvers as objects, of which there is one at least, each name once."""
+    """Return the solvers as objects, at least one, each name once."""
     listed = [solvers] if isinstance(solvers, str | Solver) else list(solvers)
     methods = [get(s) if isinstance(s, str) else s for s in listed]
     if not methods or len({m.name for m in methods}) < len(methods):
@@ -217,7 +218,7 @@ def _sde(sde: GaussianSDE | None, model: ScoreModel | None) -> GaussianSDE:
 
 
 def collected(calls: int, parts: list[Estimate], grown: list[Estimate], distance: str) -> Decomposition:
-    """From the parts, and the distances from the data after each change."""
+    """Make the decomposition from the parts and the distances from the data after each change."""
     sizes = [0.0, *(e.value for e in grown)]
     a, b, c, d = (after - before for before, after in itertools.pairwise(sizes))
     prior, stopping, score, discretization = parts
@@ -227,7 +228,7 @@ def collected(calls: int, parts: list[Estimate], grown: list[Estimate], distance
 def _exact_start(
     problem: Problem[Any], noise: Tensor, begin: Point, tolerance: float, cache: str | os.PathLike[str] | None
 ) -> Tensor:
-    """Where the flow from infinite noise, ``noise`` in units of it, is at the point ``begin``."""
+    """Return the state at the point ``begin`` of the flow from infinite noise, ``noise`` in units of it."""
     if begin.log_alpha == -math.inf:
         return begin.sigma * noise
     sde = RectifiedFlow()

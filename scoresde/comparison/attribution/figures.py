@@ -1,4 +1,4 @@
-"""Where errors come from: which steps, and which parts of the method."""
+"""Figures of attributed errors: along the steps of a path, and over the parts of the method."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["attribution", "decomposition"]
 def attribution(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, xlabel: str = "half log-SNR lam"
 ) -> Figure:
-    """Where on the path each solver loses accuracy: the part of its error that each step contributes, a curve for each.
+    """Draw the part of each solver's error that each step of the path contributes, as one curve for each solver.
 
     Args:
-        curves: from a solver to the points of the path and the contributions of the steps that end there; at most twelve.
-        xlabel: what the points are.
+        curves: a mapping from solvers, at most twelve, to the points of the path and the contribution of the step to each.
+        xlabel: the label of the points.
 
     Raises:
         ValueError: for no curve, more than twelve, or a curve whose two sequences differ in length.
@@ -48,12 +48,12 @@ def attribution(
 def decomposition(
     parts: Mapping[str, Mapping[str, float]], *, totals: Mapping[str, float] | None = None, xlabel: str = "error"
 ) -> Figure:
-    """What each solver's error is made of: one bar for each solver, one section for each source, and behind it the total.
+    """Draw the sources of each solver's error: one bar for each solver, with one section for each source and the total.
 
     Args:
-        parts: from a solver to a mapping from sources (prior, score, discretization, early stopping) to what each adds.
-        totals: from a solver to its whole error where that is not the sum of the parts, drawn as a line across the bar.
-        xlabel: what is added up.
+        parts: a mapping from solvers to mappings from sources (prior, score, discretization, early stopping) to their part.
+        totals: a mapping from solvers to their total where it is not the sum of the parts, drawn as a line across the bar.
+        xlabel: the label of the error.
 
     Raises:
         ValueError: for nothing to draw, more sources than seven, a part that is negative or not finite, or totals of other

@@ -1,9 +1,10 @@
-r"""What the error of samples is made of, in law: on Gaussian data, in closed form.
+r"""Decomposition of the error in law: on Gaussian data, in closed form.
 
-The four changes are those of :mod:`scoresde.comparison.attribution.decomposition`, but what they change are laws: all
-of them are Gaussian and known in closed form, and the distance is the 2-Wasserstein distance, divided by the root of
-the dimension so that it is one per coordinate as well. It needs no samples, and serves solvers that draw noise, which
-follow the reverse SDE in the place of the flow."""
+The four changes are those of :mod:`scoresde.comparison.attribution.decomposition`, applied to laws instead of samples. All
+laws are Gaussian and known in closed form. The distance is the 2-Wasserstein distance, divided by the root of the dimension,
+so that it too is per coordinate. No samples are needed, and solvers that draw noise are included. They follow the
+reverse SDE in the place of the flow.
+"""
 
 from __future__ import annotations
 
@@ -38,22 +39,23 @@ def decompose_gaussian(
     t_max: float | None = None,
     end: str = "denoise",
 ) -> dict[str, Decomposition]:
-    r"""The error of the law of a solver's samples on Gaussian data, part by part, without Monte Carlo: see the module.
+    r"""Return the error of the law of a solver's samples on Gaussian data, part by part: see the module.
 
-    With v the variance of the noised data in a direction, the reverse process with :math:`\eta = 0` (the flow) or 1 (the
-    SDE) takes a deviation from the mean at t to time s with the factor
+    Let v be the variance of the noised data in a direction. The reverse process with :math:`\eta = 0` (the flow) or 1 (the
+    SDE) multiplies a deviation from the mean by the factor
 
     .. math:: (v_s / v_t)^{(1 + \eta) / 2} \, (\alpha_t / \alpha_s)^\eta,
 
-    and adds the variance that keeps v the marginal.
+    from time t to time s, and adds the variance that keeps v the marginal.
 
     Args:
         problem: the law of the data.
-        solvers: one or several, names or objects that make rows; those that draw noise are compared with the reverse SDE.
-            What others than it do, by restarts, corrections or a diffusion of their own (er-sde), counts as discretization.
-        steps, path, t_min, t_max, end: as for :func:`scoresde.sample`.
-        believed: the Gaussian whose score the solver is given, by default that of the data.
-        sde: by default VP.
+        solvers: names or solvers with rows, one or several. Solvers that draw noise are compared with the reverse SDE. Where
+            they follow another process, by restarts, corrections or a diffusion of their own (er-sde), the difference counts
+            as discretization.
+        steps, path, t_min, t_max, end: the path, as for :func:`scoresde.sample`.
+        believed: the Gaussian whose score the solver is given; by default the law of the data.
+        sde: the SDE, by default VP.
 
     Raises:
         ValueError: for a solver without rows or with corrections that are not linear, and a ``believed`` of another shape.
@@ -82,14 +84,14 @@ def decompose_gaussian(
         laws.append(moments(method, where, believed.mean, believed.covariance, start="prior"))
         parts = [Estimate.exact(_wasserstein(a, b)) for a, b in itertools.pairwise(laws)]
         grown = [Estimate.exact(_wasserstein(data, law)) for law in laws[1:]]
-        assert isinstance(method, RowSolver)  # or there would be no moments
+        assert isinstance(method, RowSolver)  # only solvers with rows have moments
         calls = sum(getattr(row, "at", None) is not None for row in method.rows(where))
         found[method.name] = collected(calls, parts, grown, "wasserstein")
     return found
 
 
 def _process(law: Gaussian, path: Path, to: str, eta: float) -> Moments:
-    """The law at the end of the reverse process with the score of ``law``, from the prior of ``path``."""
+    """Return the law at the end of the reverse process with the score of ``law``, from the prior of ``path``."""
     variances, basis = torch.linalg.eigh(law.covariance)
     variances, centre = variances.clamp(min=0), basis.T @ law.mean.flatten()
     begin = path.points[0]
@@ -102,7 +104,7 @@ def _process(law: Gaussian, path: Path, to: str, eta: float) -> Moments:
     mean = stop.alpha * centre - gain * begin.alpha * centre  # the prior's mean is zero
     variance = marginal(stop) + gain**2 * (begin.sigma**2 - marginal(begin))
     if to == "path" and path.ends_clean:
-        slope = stop.alpha * variances / marginal(stop)  # of the data prediction
+        slope = stop.alpha * variances / marginal(stop)  # the slope of the data prediction
         offset = centre * (1 - slope * stop.alpha)
         if path.end == "flow":
             slope, offset = 0.5 * (slope + 1 / stop.alpha), 0.5 * offset
@@ -111,9 +113,9 @@ def _process(law: Gaussian, path: Path, to: str, eta: float) -> Moments:
 
 
 def _wasserstein(a: Moments, b: Moments) -> float:
-    """The 2-Wasserstein distance of two Gaussians, divided by the root of the dimension.
+    """Return the 2-Wasserstein distance of two Gaussians, divided by the root of the dimension.
 
-    The nearest roots of both covariances are subtracted, not their traces, so that small distances keep their digits.
+    The nearest roots of both covariances are subtracted instead of their traces, so that small distances keep their digits.
     """
     of_a, of_b = (_root(m.covariance) for m in (a, b))
     u, _, v = torch.linalg.svd(of_b.mT @ of_a)
@@ -122,6 +124,6 @@ def _wasserstein(a: Moments, b: Moments) -> float:
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """A matrix A with A A^T = C."""
+    """Return a matrix A with A A^T = C."""
     values, vectors = torch.linalg.eigh(covariance)
     return cast(Tensor, vectors * values.clamp(min=0).sqrt())

@@ -1,11 +1,11 @@
-r"""Errors of a score, added to a model whose score is exact: what solvers do on real networks, with the error known.
+r"""Injection of score errors into an exact model, to test how solvers cope with a network whose error is known.
 
-An error e is what is added to the noise prediction,
+An error e is added to the noise prediction,
 
 .. math:: \hat\epsilon(x, t) = \epsilon(x, t) + e(x, t), \qquad
           \hat D(x, t) = D(x, t) - \tfrac{\sigma}{\alpha}\, e(x, t).
 
-Which errors there are: see :mod:`scoresde.comparison.attribution.score_errors`.
+The kinds of errors are in :mod:`scoresde.comparison.attribution.score_errors`.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ __all__ = ["eps_rms", "inject"]
 
 
 def inject(model: ScoreModel, *errors: ScoreError, data: Tensor | Samplable | None = None) -> ScoreModel:
-    """``model`` with errors in its score.
+    """Return ``model`` with errors in its score.
 
-    Errors add up. Those that look at the model (:class:`~scoresde.comparison.Rounding`) see it with the errors before them.
+    Errors add up. An error that evaluates the model (:class:`~scoresde.comparison.Rounding`) sees the errors before it.
 
     Args:
-        model: an exact one, or any other.
-        errors: one or several.
-        data: samples ``(n, *event)``, or anything with ``sample(n, generator)``, for errors that are scaled or trained by
-            them; by default the problem that made the model.
+        model: an exact model, or any other score model.
+        errors: the errors, one or several.
+        data: samples ``(n, *event)``, or anything with ``sample(n, generator)``, by which some errors are scaled or on which
+            they are trained; by default the problem that made the model.
 
-    Where alpha = 0 no finite error of the noise prediction is a finite error of the data prediction, and none is made.
+    Where alpha = 0, no finite error of the noise prediction is a finite error of the data prediction, so none is added.
 
     Raises:
-        ValueError: if an error needs data and there are none.
+        ValueError: if an error needs data and none are given.
 
     Example:
         >>> from scoresde import VP, problems
@@ -63,7 +63,7 @@ def inject(model: ScoreModel, *errors: ScoreError, data: Tensor | Samplable | No
 def eps_rms(
     model: ScoreModel, truth: ScoreModel, data: Tensor | Samplable, t: Time, *, n: int = 4096, seed: int = 0
 ) -> float:
-    """The root mean square distance of two noise predictions under the noised data at time ``t``.
+    """Return the root mean square distance of two noise predictions under the noised data at time ``t``.
 
     Example:
         >>> from scoresde import VP, problems
@@ -78,21 +78,21 @@ def eps_rms(
 
 
 def _problem_of(model: ScoreModel) -> Problem[Any] | None:
-    """The distribution of the data, where the model is exact but for errors."""
+    """Return the distribution of the data of an exact model, with or without injected errors."""
     while isinstance(model, _Erring):
         model = model.model
     return model.problem if isinstance(model, ExactModel) else None
 
 
 class _Erring(Wrapper):
-    """A model with an error e of its noise prediction, put into each of its predictions directly."""
+    """A model with an error e of its noise prediction, added to each kind of prediction directly."""
 
     def __init__(self, model: ScoreModel, error: EpsError) -> None:
         super().__init__(model)
         self.error = error
 
     def _added(self, x: Tensor, t: Time, conditions: dict[str, Any], gain: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """The error times a gain at (alpha, sigma); nothing where alpha = 0."""
+        """Return the error times a gain at (alpha, sigma); zero where alpha = 0."""
         t = self.sde.check_time(t).to(torch.float64)
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         factor = torch.where(alpha > 0, gain(alpha, sigma), 0.0)

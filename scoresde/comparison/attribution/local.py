@@ -1,12 +1,13 @@
-r"""Where on a path a deterministic solver loses accuracy.
+r"""Attribution of a deterministic solver's error to the steps of its path.
 
-With :math:`\Phi_i(x)` the end of the exact flow from x at the i-th point, and :math:`x_0, \ldots, x_n` the solver's states,
-the error at the end is a sum over the steps, without remainder:
+Let :math:`\Phi_i(x)` be the end of the exact flow from x at the i-th point, and :math:`x_0, \ldots, x_n` the states of the
+solver. The error at the end is a sum over the steps, without remainder:
 
 .. math:: x_n - \Phi_0(x_0) = \sum_{i=1}^n \big( \Phi_i(x_i) - \Phi_{i-1}(x_{i-1}) \big).
 
-Each term is what one step adds, carried to the end by the flow itself: :func:`attribute`. What the step adds where it is
-made, from an exact state and an exact history, is :func:`local_errors`: of order p + 1 in the step for a method of order p.
+Each term is the error of one step, carried to the end by the flow itself: :func:`attribute`. :func:`local_errors` gives the
+error of each step from an exact state and an exact history, where the step ends. It is of order p + 1 in the step for a
+method of order p.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ __all__ = ["Attribution", "attribute", "local_errors"]
 
 @dataclass(frozen=True)
 class Attribution:
-    """The error at the end as a sum over the steps.
+    """The error at the end of a path as a sum over its steps.
 
     Attributes:
-        times: where each step ends.
-        lams: half the log signal-to-noise ratio there.
-        carried: what each step adds to the error at the end, ``(steps, n, *event)``, float64.
+        times: the time at the end of each step.
+        lams: half the log signal-to-noise ratio at these times.
+        carried: the contribution of each step to the error at the end, ``(steps, n, *event)``, float64.
     """
 
     times: tuple[float, ...]
@@ -54,14 +55,14 @@ class Attribution:
 
     @property
     def rms(self) -> Tensor:
-        """The size of what each step adds, root mean square over samples and coordinates, shape ``(steps,)``."""
+        """The root mean square of each step's contribution over samples and coordinates, shape ``(steps,)``."""
         return self.carried.flatten(1).square().mean(1).sqrt()
 
     @property
     def shares(self) -> Tensor:
-        """The part of the squared error at the end that each step makes, shape ``(steps,)``, with sum one.
+        """The share of each step in the squared error at the end, shape ``(steps,)``, with sum one.
 
-        Below zero where a step takes away what others add; NaN where there is no error.
+        A share is negative where a step cancels what others add, and NaN where there is no error.
         """
         end = self.end
         return (self.carried * end).flatten(1).sum(1) / end.square().sum()
@@ -81,16 +82,16 @@ def _check(model: ScoreModel, solver: str | Solver, path: PathLike, start: Tenso
 def attribute(
     model: ScoreModel, solver: str | Solver, path: PathLike, start: Tensor, *, tolerance: float = 1e-10
 ) -> Attribution:
-    """Attribute the error at the end to the steps that make it: see the module.
+    """Attribute the error at the end to the steps of the path: see the module.
 
-    It costs one solve of the flow for each step, from there to the end, in float64.
+    The cost is one solve of the flow from the end of each step to the end of the path, in float64.
 
     Args:
-        model: exact or a network.
-        solver: a deterministic one, with rows or without: only its states count.
-        path: as for :func:`scoresde.sample`.
-        start: shape ``(n, *event)``, noised to the first time of the path.
-        tolerance: of each solve.
+        model: an exact model or a network.
+        solver: a deterministic solver, with rows or without, since only its states count.
+        path: the path, as for :func:`scoresde.sample`.
+        start: the states at the first time of the path, shape ``(n, *event)``.
+        tolerance: the largest error of each solve.
 
     Raises:
         ValueError: for a solver that draws noise, or a path that goes back towards the noise.
@@ -112,7 +113,7 @@ def attribute(
 
 
 def _end(model: ScoreModel, x: Tensor, point: Point, path: Path, tolerance: float) -> Tensor:
-    """The end of the flow from ``x`` at ``point``, by the convention of the whole path."""
+    """Return the end of the flow from ``x`` at ``point``, by the convention of the whole path."""
     if point == path.points[-1]:
         return x
     later = [p for p in truth_of(path).points[1:] if p.lam > point.lam]
@@ -125,16 +126,16 @@ def _end(model: ScoreModel, x: Tensor, point: Point, path: Path, tolerance: floa
 def local_errors(
     model: ScoreModel, solver: str | Solver, path: PathLike, start: Tensor, *, tolerance: float = 1e-10
 ) -> Tensor:
-    """The error of each step alone, ``(steps, n, *event)``: from the exact state, with exact values for its history.
+    """Return the error of each step alone, ``(steps, n, *event)``, from an exact state and an exact history.
 
-    The values that a multistep method looks back on are those that it would have found on the exact flow. So their sum,
-    carried to the end, is the error there to leading order; but not for methods that predict and correct (unipc, expam):
-    they look back on values at predicted states, whose errors are no part of this. The move to sigma = 0, which all solvers
+    The history of a multistep method holds the values at the exact flow. The sum of the local errors, carried to the end, is
+    therefore the error there to leading order. This does not hold for methods that predict and correct (unipc, expam). Their
+    history holds values at predicted states, whose errors are not counted here. The move to sigma = 0, which all solvers
     make alike, has no error.
 
     Args:
-        model, path, start, tolerance: as for :func:`attribute`.
-        solver: a deterministic one that makes rows.
+        model, path, start, tolerance: the arguments of :func:`attribute`.
+        solver: a deterministic solver with rows.
 
     Raises:
         ValueError: as for :func:`attribute`, and for a solver without rows.
@@ -163,7 +164,7 @@ def local_errors(
 
 @dataclass(frozen=True)
 class _Step:
-    """The rows of one step, where it starts, and the rows of earlier evaluations by how long ago they were made."""
+    """The rows of one step, its start, and the earlier rows that evaluate, by how long ago they did."""
 
     start: Point
     rows: list[Row]
@@ -189,7 +190,7 @@ def _steps(rows: list[Row]) -> Iterator[_Step]:
 
 
 def _trajectory(model: ScoreModel, x: Tensor, path: Path, steps: list[_Step], tolerance: float) -> dict[Point, Tensor]:
-    """The exact flow at the ends of all steps, and wherever a step looks back to."""
+    """Return the exact flow at the ends of all steps, and wherever the history of a step was evaluated."""
     wanted = {step.rows[-1].to for step in steps} | {row.at for step in steps for row in step.past.values() if row.at}
     here, exact = path.points[0], {path.points[0]: x}
     for point in sorted(wanted - set(exact), key=lambda p: p.lam):
@@ -199,7 +200,7 @@ def _trajectory(model: ScoreModel, x: Tensor, path: Path, steps: list[_Step], to
 
 
 def _run(model: ScoreModel, step: _Step, exact: dict[Point, Tensor]) -> Tensor:
-    """The end of a step from the exact state."""
+    """Take a step from the exact state and return its end."""
 
     def predict(at: Point, y: Tensor) -> Tensor:
         return model.x0(y, torch.tensor(at.t, dtype=torch.float64))

@@ -1,20 +1,20 @@
-r"""The errors that a score may have, each with what makes it in a real network.
+r"""Score errors of known size, each a model of what goes wrong in a trained network.
 
 The amplitude of an error is its root mean square over samples and coordinates under the noised data :math:`\alpha x_0 +
-\sigma \epsilon`, at every time: a number, or a function of lam for an error that depends on the scale.
+\sigma \epsilon`, at every time. It is a number, or a function of lam.
 
 =================  ===================================================================================================
-error              what makes it in a real network
+error              its origin in a trained network
 =================  ===================================================================================================
-:class:`Bias`      a mean that is off: the same vector everywhere
-:class:`Field`     a fit with too few data or parameters: a smooth function of the state and of lam
-:class:`White`     a network that draws noise, or computes coarsely: nothing of it is the same in two calls
-:class:`Trained`   the error itself of a network of given size, trained here
+:class:`Bias`      a biased mean: the same vector everywhere
+:class:`Field`     too few data or parameters: a smooth function of the state and of lam
+:class:`White`     a network that draws noise or computes coarsely: independent errors in any two calls
+:class:`Trained`   the error itself of a network of given size, trained for the purpose
 :class:`Rounding`  half precision
 =================  ===================================================================================================
 
-The first two act on a solver like another, nearby flow: all solvers tend to the same wrong end. White errors are averaged
-out by many steps.
+To a solver, the first two are another, nearby flow: all solvers tend to the same wrong end. White errors are averaged out
+by many steps.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ from scoresde.training.batches import Samplable
 __all__ = ["Amplitude", "Bias", "EpsError", "Field", "Rounding", "ScoreError", "Trained", "White"]
 
 Amplitude = float | Callable[[Tensor], Tensor]
-"""A root mean square, or a function that maps lam to one."""
+"""A root mean square, or a function from lam to one."""
 
 EpsError = Callable[[Tensor, Tensor, dict[str, Any]], Tensor]
-"""What is added to the noise prediction: of ``x``, ``t`` and the conditions of the network, shape of ``x``."""
+"""The error of the noise prediction as a function of ``x``, ``t`` and the conditions; it has the shape of ``x``."""
 
 
 class ScoreError(ABC):
-    """Interface of the errors: frozen dataclasses that become a function once the model and its data are known."""
+    """Interface of score errors: frozen dataclasses that become a function once the model and its data are known."""
 
     @abstractmethod
     def on(self, model: ScoreModel, data: Tensor | Samplable | None) -> EpsError:
-        """The error as a function, for ``model`` on ``data``, samples or anything with ``sample(n, generator)``."""
+        """Return the error as a function, for ``model`` on ``data``: samples, or anything with ``sample(n, generator)``."""
 
 
 @dataclass(frozen=True)
 class Bias(ScoreError):
-    """The same vector for every state.
+    """An error that is the same vector for every state.
 
     Args:
-        amplitude: see the module.
-        direction: shape ``event``, of any length; by default equal in all coordinates.
+        amplitude: the root mean square of the error: see the module.
+        direction: a vector of shape ``event``, of any length; by default equal in all coordinates.
     """
 
     amplitude: Amplitude
@@ -70,7 +70,7 @@ class Bias(ScoreError):
             raise ValueError("got a direction of length zero; expected one that points somewhere")
 
     def on(self, model: ScoreModel, data: Tensor | Samplable | None) -> EpsError:
-        """The error as a function: see :class:`ScoreError`."""
+        """Return the error as a function: see :class:`ScoreError`."""
         if self.direction is None:
             return _scaled(self.amplitude, model.sde, lambda x, t: torch.ones_like(x))
         unit = self.direction.double() / self.direction.double().square().mean().sqrt()
@@ -79,10 +79,10 @@ class Bias(ScoreError):
 
 @dataclass(frozen=True)
 class White(ScoreError):
-    """Independent normal numbers for every state that differs in a single bit.
+    """An error of independent normal numbers, new for every state that differs in a single bit.
 
-    They are a hash of the state, the time and the seed, so that the same call gives the same error, in any batch and on any
-    machine; with a ``generator`` they are its next numbers instead, other ones whenever it is called.
+    The numbers are a hash of the state, the time and the seed. The same call gives the same error, in any batch and on any
+    machine. With a ``generator``, each call draws new numbers from it instead.
 
     Source of the hash: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014,
     https://doi.org/10.1145/2660193.2660195.
@@ -96,7 +96,7 @@ class White(ScoreError):
         _check_amplitude(self.amplitude)
 
     def on(self, model: ScoreModel, data: Tensor | Samplable | None) -> EpsError:
-        """The error as a function: see :class:`ScoreError`."""
+        """Return the error as a function: see :class:`ScoreError`."""
         seed, generator = self.seed, self.generator
 
         def draw(x: Tensor, t: Tensor) -> Tensor:
@@ -109,21 +109,21 @@ class White(ScoreError):
 
 @dataclass(frozen=True)
 class Field(ScoreError):
-    r"""A smooth random function of the state and of lam, the same at every call.
+    r"""An error that is a smooth random function of the state and of lam, the same at every call.
 
     Each coordinate is a draw of a Gaussian process in :math:`z = x / \sqrt{\alpha^2 + \sigma^2}` and lam with the kernel
-    :math:`\exp(-|z - z'|^2 / 2 \ell^2 - (\lambda - \lambda')^2 / 2 \ell_\lambda^2)`, :math:`|z|^2` a mean over coordinates,
-    as a sum of random cosines, then divided at every lam by its root mean square under the noised data.
+    :math:`\exp(-|z - z'|^2 / 2 \ell^2 - (\lambda - \lambda')^2 / 2 \ell_\lambda^2)`, where :math:`|z|^2` is a mean over
+    coordinates. It is a sum of random cosines, divided at every lam by its root mean square under the noised data.
 
     Source: Rahimi and Recht, "Random Features for Large-Scale Kernel Machines", 2007,
     https://papers.nips.cc/paper/3182-random-features-for-large-scale-kernel-machines.
 
     Args:
-        amplitude: see the module.
-        length: over which it changes in space; the noised data are about 1 wide.
-        lam_length: over which it changes in lam.
-        features: cosines; more make it more Gaussian.
-        seed: which draw.
+        amplitude: the root mean square of the error: see the module.
+        length: the correlation length in space, where the noised data are about 1 wide.
+        lam_length: the correlation length in lam.
+        features: the number of cosines; the draw is more Gaussian with more of them.
+        seed: the seed of the draw.
     """
 
     amplitude: Amplitude
@@ -141,7 +141,7 @@ class Field(ScoreError):
             )
 
     def on(self, model: ScoreModel, data: Tensor | Samplable | None) -> EpsError:
-        """The error as a function: see :class:`ScoreError`."""
+        """Return the error as a function: see :class:`ScoreError`."""
         x0 = samples(data, CALIBRATION, 0)
         raw = self._raw(model.sde, x0[0].shape)
         size = sizes(raw, model.sde, x0, self.lam_length)
@@ -171,15 +171,15 @@ class Field(ScoreError):
 
 @dataclass(frozen=True)
 class Trained(ScoreError):
-    """The error of a multilayer perceptron that is trained on the data, by :func:`scoresde.fit`.
+    """The error of a multilayer perceptron that :func:`scoresde.fit` trains on the data.
 
-    With ``scale`` = 1 the model becomes that network; other values make the same error larger or smaller.
+    With ``scale`` = 1 the model becomes the perceptron; other values make the same error larger or smaller.
 
     Args:
-        hidden: widths of the layers.
-        steps: of training.
-        scale: what the error is multiplied by.
-        seed: of the weights, the data and the noise.
+        hidden: the widths of the layers.
+        steps: the number of training steps.
+        scale: the factor by which the error is multiplied.
+        seed: the seed of the weights, the data and the noise.
     """
 
     hidden: Sequence[int] = (64, 64)
@@ -188,12 +188,12 @@ class Trained(ScoreError):
     seed: int = 0
 
     def on(self, model: ScoreModel, data: Tensor | Samplable | None) -> EpsError:
-        """The error as a function: see :class:`ScoreError`."""
+        """Return the error as a function: see :class:`ScoreError`."""
         from scoresde.models import MLP
         from scoresde.training import fit
 
         x0 = samples(data, CALIBRATION, self.seed)
-        assert data is not None  # or there would be no samples
+        assert data is not None  # without data there would be no samples
         with torch.random.fork_rng(devices=[]):  # the weights of torch's layers come from its global generator
             torch.manual_seed(self.seed)
             net = MLP(x0[0].numel(), hidden=tuple(self.hidden))
@@ -209,10 +209,10 @@ class Trained(ScoreError):
 
 @dataclass(frozen=True)
 class Rounding(ScoreError):
-    """What is lost where the network gets, computes and returns numbers of half precision.
+    """The error of a network whose input, computation and output have half precision.
 
     Args:
-        dtype: ``torch.bfloat16`` or ``torch.float16``.
+        dtype: the precision, ``torch.bfloat16`` or ``torch.float16``.
     """
 
     dtype: torch.dtype = torch.bfloat16
@@ -222,7 +222,7 @@ class Rounding(ScoreError):
             raise ValueError(f"got dtype={self.dtype}; expected torch.bfloat16 or torch.float16")
 
     def on(self, model: ScoreModel, data: Tensor | Samplable | None) -> EpsError:
-        """The error as a function: see :class:`ScoreError`."""
+        """Return the error as a function: see :class:`ScoreError`."""
         half, dtype = copy.deepcopy(model).to(self.dtype), self.dtype
 
         def error(x: Tensor, t: Tensor, conditions: dict[str, Any]) -> Tensor:
@@ -242,7 +242,7 @@ def _check_amplitude(amplitude: Amplitude) -> None:
 
 
 def _scaled(amplitude: Amplitude, sde: GaussianSDE, unit: Callable[[Tensor, Tensor], Tensor]) -> EpsError:
-    """``unit``, whose root mean square is one, times the amplitude at the time."""
+    """Return ``unit``, whose root mean square is one, times the amplitude at each time."""
 
     def error(x: Tensor, t: Tensor, conditions: dict[str, Any]) -> Tensor:
         level = amplitude(sde.lam(t.double())) if callable(amplitude) else amplitude
@@ -252,7 +252,7 @@ def _scaled(amplitude: Amplitude, sde: GaussianSDE, unit: Callable[[Tensor, Tens
 
 
 def _hashed(x: Tensor, t: Tensor, seed: int) -> Tensor:
-    """Standard normal numbers, each a function of all of its sample's coordinates, its time and the seed."""
+    """Return standard normal numbers, each a function of all coordinates of its sample, its time and the seed."""
     bits = (x.double().flatten(1) + 0.0).view(torch.int64)  # -0.0 + 0.0 is 0.0
     place = torch.arange(1, bits.shape[1] + 1, device=x.device)
     key = _mixed(bits + _mixed(place)).sum(1, keepdim=True) + _mixed(t.double().reshape(-1, 1).view(torch.int64) + seed)
@@ -264,7 +264,7 @@ _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 
 
 def _mixed(z: Tensor) -> Tensor:
-    """A one-to-one map of the 64-bit words, without visible pattern; multiplication wraps around."""
+    """Map 64-bit words one to one, without visible pattern; multiplication wraps around."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64))):
         z = (z ^ (z >> shift & (1 << 64 - shift) - 1)) * factor
     return z ^ (z >> 31 & (1 << 33) - 1)

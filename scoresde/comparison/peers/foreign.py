@@ -1,7 +1,7 @@
-r"""Somebody else's sampler as a solver: the same start, the same levels of noise, the same model, evaluations counted.
+r"""Adapter for samplers of other packages: same start, same levels of noise, same model, evaluations counted.
 
 Samplers of other packages are written for data plus noise, :math:`y = x_0 + \rho\, \epsilon`. The probability flow does not
-depend on the scale of the state, so any SDE with Gaussian marginals becomes that one, exactly, by
+depend on the scale of the state. So any SDE with Gaussian marginals becomes this one, exactly, by
 
 .. math:: y = x / \alpha, \qquad \rho = \sigma / \alpha = e^{-\lambda}.
 """
@@ -28,13 +28,13 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Levels:
-    """What a foreign sampler gets beside its start.
+    """The input of a foreign sampler beside its start.
 
     Attributes:
         denoise: the data prediction, ``denoise(y, rho)``, counted.
-        rho: the levels of noise to visit, falling, shape ``(steps + 1,)``, float64; the last is above zero.
+        rho: the levels of noise on the path, falling, shape ``(steps + 1,)``, float64; the last is above zero.
         noise: a standard normal draw for the interval between two levels, ``noise(rho, rho_next)``.
-        rtol, atol: the tolerances of a sampler that chooses its own steps.
+        rtol, atol: the tolerances for a sampler that chooses its own steps.
         clean: whether the move to sigma = 0, which all solvers make alike, follows the last level.
     """
 
@@ -47,25 +47,25 @@ class Levels:
 
 
 class Sampler(Protocol):
-    """From the start ``y`` at ``levels.rho[0]`` to the state at ``levels.rho[-1]``."""
+    """A function from the start ``y`` at ``levels.rho[0]`` to the state at ``levels.rho[-1]``."""
 
     def __call__(self, levels: Levels, y: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, repr=False)
 class Foreign(Solver):
-    """A sampler of another package, or of one's own, as a solver.
+    """A sampler of another package, or a user's own, as a solver.
 
-    It runs to the last point before sigma = 0; the move from there is that of every other solver.
+    It runs to the last point before sigma = 0; the move from there is the same for all solvers.
 
     Args:
-        description: what it claims.
-        sampler: from y = x / alpha at the first level to y at the last.
-        package: whose it is.
-        rtol, atol: its tolerances, if it chooses its own steps.
+        description: the claims of the sampler: order, evaluations per step, whether it draws noise.
+        sampler: the function from y = x / alpha at the first level to y at the last.
+        package: the name of the package that the sampler is from.
+        rtol, atol: the tolerances, for a sampler that chooses its own steps.
 
     Raises:
-        ValueError: when it is asked to start at alpha = 0, where x / alpha does not exist.
+        ValueError: if a path starts at alpha = 0, where x / alpha does not exist.
 
     Example:
         >>> from scoresde import VP, problems, sample

@@ -1,6 +1,7 @@
-"""The modules of k-diffusion and diffusers that hold samplers, loaded by themselves.
+"""Loaders for the modules of k-diffusion and diffusers that hold samplers.
 
-What else their packages import is left out, or a stub in its place: neither needs torchvision then.
+Each module is loaded without the rest of its package, with stubs for imports that sampling does not need. So neither
+package needs torchvision.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def _load(name: str, file: Path) -> Any:
 
 
 def _stub(name: str, **contents: Any) -> types.ModuleType:
-    """A module of that name, as a package, with these contents; one that is there already is left alone."""
+    """Return the module of that name; where there is none, make it a package with these contents."""
     if name not in sys.modules:
         stub = types.ModuleType(name)
         stub.__path__ = []
@@ -53,10 +54,10 @@ def _stub(name: str, **contents: Any) -> types.ModuleType:
 
 @functools.cache
 def k_diffusion_sampling() -> Any:
-    """The module ``k_diffusion.sampling``, under another name, so that the package itself can be imported beside it.
+    """Load ``k_diffusion.sampling`` under another name, so that the package itself can be imported beside it.
 
     Raises:
-        ModuleNotFoundError: where k-diffusion is not installed.
+        ModuleNotFoundError: if k-diffusion is not installed.
     """
     folder = _folder("k_diffusion")
 
@@ -66,7 +67,7 @@ def k_diffusion_sampling() -> Any:
     utils = _stub("peer_k_diffusion.utils", append_dims=append_dims)
     _stub("peer_k_diffusion", utils=utils)
     absent = importlib.util.find_spec("torchdiffeq") is None
-    if absent:  # for its log-likelihood, which nothing here uses
+    if absent:  # the module needs it only for its log-likelihood, unused here
         _stub("torchdiffeq", odeint=None)
     try:
         return _load("peer_k_diffusion.sampling", folder / "sampling.py")
@@ -88,11 +89,12 @@ def _register_to_config(init: Any) -> Any:
 
 @functools.cache
 def diffusers_scheduler(module: str, name: str) -> Any:
-    """The class ``name`` of ``diffusers.schedulers.<module>``; what it takes from the rest of its package are configuration
-    and downloads.
+    """Load the class ``name`` of ``diffusers.schedulers.<module>``.
+
+    The rest of its package provides configuration and downloads only.
 
     Raises:
-        ModuleNotFoundError: where diffusers is not installed.
+        ModuleNotFoundError: if diffusers is not installed.
     """
     folder, root = _folder("diffusers"), "peer_diffusers"
     output = type("BaseOutput", (), {})
@@ -122,7 +124,7 @@ def diffusers_scheduler(module: str, name: str) -> Any:
 
 
 def missing() -> dict[str, str]:
-    """The packages that are not installed, each with what to do."""
+    """Return the packages that are not installed, each with the remedy."""
     absent = {}
     for package, folder in (("k-diffusion", "k_diffusion"), ("diffusers", "diffusers")):
         try:

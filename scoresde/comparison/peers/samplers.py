@@ -1,14 +1,14 @@
-"""The samplers of k-diffusion and diffusers as solvers, to be drawn in one chart with those of this package.
+"""Samplers of k-diffusion and diffusers as solvers, for comparison with those of this package in one chart.
 
-Each visits the levels of noise of the path that all others visit. A scheduler of diffusers gets them in place of those that
-it derives from its training chain: as ``sigmas``, where it is written in them, or as a training chain which has exactly the
-path's points for its steps.
+Each visits the levels of noise of the common path. A scheduler of diffusers gets them in place of the levels that it derives
+from its training chain. It reads them as ``sigmas`` where it accepts these. Otherwise it gets a training chain whose steps
+are exactly the points of the path.
 
-Options are the packages' defaults. So a scheduler whose default is to end at sigma = 0 is told that it will, and lowers the
-order of the steps before as it does; the last move itself is that of all solvers. A name that ends in ``-same`` is the
-scheduler with ``lower_order_final=False``, which keeps its order to the end. Two defaults are not taken: ``clip_sample``,
-since data here are not within [-1, 1], and the Runge-Kutta start of PNDM, whose half steps are no points of the path (hence
-``plms``, the scheduler with ``skip_prk_steps=True``).
+Options are the packages' defaults. A scheduler whose default is to end at sigma = 0 therefore knows that it will end there,
+and lowers the order of its last steps. The last move itself is the same for all solvers. A name that ends in ``-same``
+denotes the scheduler with ``lower_order_final=False``, which keeps its order to the end. Two defaults are changed:
+``clip_sample`` is off, since data here are not within [-1, 1]. PNDM runs without its Runge-Kutta start, whose half steps are
+no points of the path (hence ``plms``, the scheduler with ``skip_prk_steps=True``).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["PEERS"]
 
 @dataclass(frozen=True)
 class _K:
-    """A sampler that takes the levels themselves."""
+    """A sampler that takes the levels directly."""
 
     function: str
     noise: bool = False
@@ -74,14 +74,14 @@ class _KAdaptive:
 
 
 def _vp(levels: Levels) -> tuple[Tensor, Tensor]:
-    """alpha and sigma of the variance-preserving scale at the levels."""
+    """Return alpha and sigma of the variance-preserving scale at the levels."""
     alpha = (1 + levels.rho**2).rsqrt()
     return alpha, levels.rho * alpha
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Some schedulers hand tensors to NumPy, which deprecates how they do it."""
+    """Silence the warning of NumPy about tensors that some schedulers hand to it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
@@ -113,7 +113,7 @@ class _InSigmas:
         scheduler.set_begin_index(0)
         scheduler.is_scale_input_called = True
         if hasattr(scheduler, "get_order_list"):
-            if to_zero and not scheduler.config.lower_order_final:  # as its set_timesteps does
+            if to_zero and not scheduler.config.lower_order_final:  # set_timesteps of the scheduler does so too
                 scheduler.config.lower_order_final = True
             scheduler.order_list = scheduler.get_order_list(steps)
         scale = (1 + rho**2).rsqrt().tolist() if self.vp else [1.0] * len(rho)
@@ -148,7 +148,7 @@ def _plms(levels: Levels, y: Tensor) -> Tensor:
 
 
 def _on_chain(module: str, name: str, levels: Levels, **options: Any) -> tuple[Any, Tensor, Tensor]:
-    """A scheduler on a training chain whose steps n .. 0 are the levels, and alpha and sigma there."""
+    """Return a scheduler on a training chain whose steps n .. 0 are the levels, with alpha and sigma at the levels."""
     n = len(levels.rho) - 1
     scheduler = diffusers_scheduler(module, name)(num_train_timesteps=max(n, 2), **options)
     alpha, sigma = _vp(levels)
@@ -214,7 +214,7 @@ def _peers() -> dict[str, Foreign]:
     d("lms", _InSigmas("scheduling_lms_discrete", "LMSDiscreteScheduler", False), None)
 
     def finishes(name: str, module: str, scheduler: str, order: int | None, zero: bool = True, **options: Any) -> None:
-        """The scheduler at its defaults, and with the order kept to the end."""
+        """Add the scheduler at its defaults, and the scheduler that keeps its order to the end."""
         d(name, _InSigmas(module, scheduler, True, tuple(options.items())), order)
         options |= {"lower_order_final": False, **({"final_sigmas_type": "sigma_min"} if zero else {})}
         d(f"{name}-same", _InSigmas(module, scheduler, True, tuple(options.items())), order)
@@ -244,4 +244,4 @@ PEERS: Table[Foreign] = Table(
     check=lambda value: isinstance(value, Foreign),
     expects="a scoresde.comparison.Foreign",
 )
-"""The samplers of other packages by name, "package/name"; nothing of theirs is loaded before one runs."""
+"""The samplers of other packages by name, "package/name"; a package is loaded when one of its samplers first runs."""

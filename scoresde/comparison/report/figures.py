@@ -1,7 +1,7 @@
 """Figures of a comparison: work and precision, orders, and trajectories.
 
-Each function returns a figure of Matplotlib; :func:`scoresde.plots.save_figure` writes it as PNG, SVG or PDF. A line has the
-same colour, marker and dash in all figures of a comparison, and its name beside it: either tells it apart without colours.
+Each function returns a figure of Matplotlib, which :func:`scoresde.plots.save_figure` writes as PNG, SVG or PDF. A line has
+the same colour, marker and dash in all figures of a comparison. Its name stands beside it, so colours are not needed.
 """
 
 from scoresde.comparison.report.order_plots import orders

@@ -1,4 +1,4 @@
-"""The report of a comparison: a folder of tables, figures and a page."""
+"""The report of a comparison: a folder with tables, figures and a page."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ def write(
     title: str = "Records of solvers",
     highlight: Collection[str] = (),
 ) -> list[Path]:
-    """Write all of a report into ``folder``, each file whole or not at all.
+    """Write the report into ``folder``, each file whole or not at all.
 
-    Always ``comparison.json``, ``records.csv``, ``table.md`` and ``index.html``. Where there are numbers, ``work-precision``
-    as PNG and SVG for the first metric, and ``work-precision-<metric>`` for the others. Where solvers declare orders and the
-    error at the end was measured at two numbers of steps, ``orders.png`` for the first problem, and ``orders-<SDE>.png`` for
-    each further SDE that it is on. Where there are traces, ``trajectories.png`` for the first problem with them, and
-    ``trajectories-<problem>.png`` for the others.
+    Every report has ``comparison.json``, ``records.csv``, ``table.md`` and ``index.html``. Where there are numbers, it has
+    ``work-precision`` as PNG and SVG for the first metric, and ``work-precision-<metric>`` for the others. Where solvers
+    declare orders and the error at the end was measured at two numbers of steps, it has ``orders.png`` for the first
+    problem, and ``orders-<SDE>.png`` for each further SDE of that problem. Where there are traces, it has
+    ``trajectories.png`` for the first problem with them, and ``trajectories-<problem>.png`` for the others.
 
     Args:
-        comparison: of which.
-        folder: made where it does not exist.
-        title: of the page.
-        highlight: solvers to draw in colour, whether on the front or not.
+        comparison: the comparison to report.
+        folder: the folder, created where it does not exist.
+        title: the title of the page.
+        highlight: the solvers to draw in colour, whether on the front or not.
 
     Returns:
-        The files written.
+        The paths of the files.
 
     Raises:
         ValueError: for a comparison without records.
@@ -85,7 +85,7 @@ def write(
 
 
 def _free(path: Path, taken: Collection[Path]) -> Path:
-    """``path``, or with a number where names that differ made the same one."""
+    """Return ``path``, with a number added where another file has taken it."""
     names = itertools.chain([path], (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(2)))
     return next(name for name in names if name not in taken)
 
@@ -115,7 +115,7 @@ def _file(name: str) -> str:
 
 
 def _samples(problem: str) -> Tensor | None:
-    """Samples of a problem in the plane, where its name says which one it is."""
+    """Return samples of a problem in the plane, where the problem can be made from its name."""
     from scoresde.problems import PROBLEMS
 
     if problem.partition(":")[0] not in PROBLEMS:

@@ -1,4 +1,4 @@
-"""The names of lines, beside their ends."""
+"""The names of lines, written beside their ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["finish"]
 
 
 def finish(figure: Figure, axes: Sequence[Axes], style: Mapping[str, Style], names: Mapping[tuple[str, str], str]) -> None:
-    """Add a legend of what is not named, and names beside the lines; the layout is done then, and stays."""
+    """Add a legend for the lines without names, and names beside the others, and fix the layout."""
     called = {f"{solver}|{path}": name for (solver, path), name in names.items()}
     ends = [[(called.get(line.get_gid() or "", str(line.get_label())), line) for line in ax.get_lines()] for ax in axes]
     ends = [[(name, line) for name, line in panel if name in style] for panel in ends]
@@ -24,7 +24,7 @@ def finish(figure: Figure, axes: Sequence[Axes], style: Mapping[str, Style], nam
     if entries:
         figure.legend(handles=entries, loc="outside lower center", ncols=len(entries), frameon=False, fontsize=SIZE)
     layout = figure.get_layout_engine()
-    assert layout is not None  # that of _grid
+    assert layout is not None  # grid has set it
     layout.execute(figure)  # now the height of the axes is known
     for ax, panel in zip(axes, ends, strict=True):
         _name(ax, panel)
@@ -48,7 +48,7 @@ def _legend(axes: Sequence[Axes], ours: bool) -> list[Any]:
 
 
 def _name(ax: Axes, ends: Sequence[tuple[str, Any]]) -> None:
-    """Write each line's name right of the axes, as close to its last point as the other names allow, and point there."""
+    """Write each line's name right of the axes, near its last point without overlap, with a connecting line."""
     from sklearn.isotonic import isotonic_regression
 
     if not ends:
@@ -58,7 +58,7 @@ def _name(ax: Axes, ends: Sequence[tuple[str, Any]]) -> None:
     last = [(line.get_xdata()[-1], line.get_ydata()[-1]) for _, line in ends]
     places = ax.transAxes.inverted().transform(ax.transData.transform(last))
     ranked = sorted(range(len(ends)), key=lambda i: places[i][1])
-    # Places in order, none closer than a gap to the next, as little moved as possible: a monotone regression.
+    # Isotonic regression keeps the order and a gap between places, and moves them as little as possible.
     moved = isotonic_regression(
         [places[i][1] - j * gap for j, i in enumerate(ranked)], y_min=0.0, y_max=max(0.0, 1 - (len(ends) - 1) * gap)
     )

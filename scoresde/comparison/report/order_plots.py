@@ -1,4 +1,4 @@
-"""How errors fall with the steps, beside the slopes that solvers declare."""
+"""Figures of the error against the number of steps, beside the slopes that solvers declare."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["by_order", "orders"]
 
 
 def by_order(comparison: Records, metric: str, problem: str, sde: str | None = None) -> dict[float, list[Line]]:
-    """The lines of a panel whose solvers declare an order and that have two points or more, by that order.
+    """Return the lines of a panel by the order that their solvers declare, for lines of two points or more.
 
     Example:
         >>> from scoresde.comparison.records import Record
@@ -40,12 +40,12 @@ def by_order(comparison: Records, metric: str, problem: str, sde: str | None = N
 
 
 def _moved(comparison: Records, line: Line) -> list[Record]:
-    """The points with steps of the solver's own, beside the last move."""
+    """Return the points of a line that have steps of the solver's own besides the last move."""
     return [r for r in line.points if r.steps > _last(comparison)]
 
 
 def _last(comparison: Records) -> int:
-    """The move to sigma = 0, which is the same for all: one, unless the path stops before."""
+    """Return the number of moves to sigma = 0, the same for all solvers: one, or 0 where the path stops before."""
     return 0 if comparison.about.get("end") == "stop" else 1
 
 
@@ -57,19 +57,19 @@ def orders(
     *,
     highlight: Collection[str] = (),
 ) -> Figure:
-    """How the error falls as the *steps* grow in number: one panel for each declared order, with a triangle of that slope.
+    """Draw the error against the number of *steps*: one panel for each declared order, with a triangle of that slope.
 
-    Behind a name stands the order that was measured, where a range was found in which the error falls as a power: see
-    :func:`scoresde.comparison.report.statistics.orders`. The last move of a path, to zero noise, is the same for all and not
-    counted.
+    A measured order stands behind the name of a solver where the error falls as a power over some range: see
+    :func:`scoresde.comparison.report.statistics.orders`. The last move of a path, to sigma = 0, is the same for all solvers
+    and not counted.
 
     Args:
-        comparison: of which; ``about["solvers"]`` says the order that each declares.
-        metric, problem, sde: by default the first.
-        highlight: solvers to draw in colour.
+        comparison: the comparison; ``about["solvers"]`` holds the declared orders.
+        metric, problem, sde: the names of the panel, by default the first.
+        highlight: the solvers to draw in colour.
 
     Raises:
-        ValueError: for a problem, metric or SDE that the comparison has not, or where no solver that declares an order has
+        ValueError: for a problem, metric or SDE that is not in the comparison, or where no solver that declares an order has
             two numbers of steps.
     """
     metric, problem = known(comparison, "metric", metric), known(comparison, "problem", problem)
@@ -102,7 +102,7 @@ def orders(
 
 
 def _triangle(ax: Axes, order: float) -> None:
-    """A triangle of the declared slope in the lower left corner, where falling lines are not."""
+    """Draw a triangle of the declared slope in the lower left corner, which falling lines leave free."""
     if ax.get_yscale() != "log":
         return
     (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()

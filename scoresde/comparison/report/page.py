@@ -1,7 +1,7 @@
-"""A comparison as one page of HTML: data, script and style in one file that asks nothing of a network.
+"""A comparison as one page of HTML: data, script and style in one file that needs no network.
 
-The page lets its reader switch solvers, problems, paths and metrics on and off, says the numbers under the pointer or by the
-arrow keys, and keeps what is shown in its address. Its lines look as those of :mod:`scoresde.comparison.report.figures`.
+The reader can switch solvers, problems, paths and metrics on and off, and read the numbers under the pointer or with the
+arrow keys. The address of the page keeps the selection. Lines look as in :mod:`scoresde.comparison.report.figures`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ DESCRIBED = ("problems", "solvers", "metrics")
 
 
 def page(comparison: Records, title: str = "Records of solvers", *, highlight: Collection[str] = ()) -> str:
-    """The page, of which nothing is outside the returned text.
+    """Return the page as HTML that refers to no other file.
 
     Args:
-        comparison: of which; labels may hold any characters.
-        title: above all.
-        highlight: solvers to draw in colour, whether on the front or not.
+        comparison: the comparison to show; labels may hold any characters.
+        title: the title of the page.
+        highlight: the solvers to draw in colour, whether on the front or not.
 
     Raises:
-        ValueError: for a comparison without records, or as :func:`~scoresde.comparison.report.series.styles`.
+        ValueError: for a comparison without records, or a solver to highlight that is unknown or one too many, see
+            :func:`~scoresde.comparison.report.series.styles`.
 
     Example:
         >>> from scoresde.comparison.records import Record
@@ -44,7 +45,7 @@ def page(comparison: Records, title: str = "Records of solvers", *, highlight: C
     if not comparison.records:
         raise ValueError("got a comparison without records; expected at least one")
     template = resources.files("scoresde.comparison.report").joinpath("page.html").read_text(encoding="utf-8")
-    # Inside a script element only "<" can end it; JSON may spell it otherwise.
+    # Only "<" can end a script element; JSON may write it as an escape.
     data = json.dumps(_data(comparison, highlight), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     colours = " ".join(f"--c{i}: {colour};" for i, colour in enumerate(PALETTE))
     parts = {"title": html.escape(title), "colours": colours, "data": data}
@@ -97,7 +98,7 @@ def _data(comparison: Records, highlight: Collection[str]) -> dict[str, Any]:
 
 
 def _rounded(value: float) -> float | None:
-    """As many digits as anyone reads: they make most of the page's size."""
+    """Round a number to as many digits as anyone reads; digits make most of the page's size."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
@@ -110,7 +111,7 @@ def _text(value: Any) -> str:
 
 
 def _outline(marker: str) -> str:
-    """Matplotlib's marker as the path of an SVG, of about two units across."""
+    """Return Matplotlib's marker as the path of an SVG, about two units across."""
     from matplotlib.markers import MarkerStyle
 
     shape = MarkerStyle(marker)

@@ -1,4 +1,4 @@
-"""The panels of a figure and the lines in them, all in one look."""
+"""The panels of a figure and the lines in them, all in one style."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 __all__ = ["GREY", "SIZE", "draw", "grid", "known", "look", "plain_axes"]
 
 GREY = "0.78"
-"""Of what is not in colour."""
+"""The colour of lines in the background."""
 
 SIZE = 8.0
-"""Of the names, in points."""
+"""The size of names in points."""
 
-_ASIDE = 5.0  # over how many points intervals at one number of evaluations are spread: the width of a marker
+_ASIDE = 5.0  # the width in points over which intervals at one number of evaluations are spread: a marker's
 
 
 def known(comparison: Records, attribute: str, name: str | None) -> str:
-    """A problem or metric of the comparison: that of the name, by default the first.
+    """Return the problem or metric of that name, by default the first of the comparison.
 
     Raises:
-        ValueError: for one that the comparison has not.
+        ValueError: for a name that is not in the comparison.
     """
     names = comparison.named(attribute)
     if not names or (name is not None and name not in names):
@@ -42,11 +42,11 @@ def known(comparison: Records, attribute: str, name: str | None) -> str:
 def grid(
     count: int, columns: int, width: float, height: float, sharex: bool = False, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of ``count`` panels, ``width`` by ``height`` inches each, ``columns`` of them side by side."""
+    """Make a figure of ``count`` panels, ``width`` by ``height`` inches each, ``columns`` of them side by side."""
     across = min(columns, count)
     down = -(-count // across)
     figure = new_figure(width * across, height * down + 0.3)
-    figure.set_layout_engine("constrained", w_pad=0.1)  # between the names of a panel and the numbers of the next
+    figure.set_layout_engine("constrained", w_pad=0.1)  # space between the names of a panel and the numbers of the next
     axes = list(figure.subplots(down, across, squeeze=False, sharex=sharex, sharey=sharey).ravel())
     for ax in axes[count:]:
         ax.remove()
@@ -54,7 +54,7 @@ def grid(
 
 
 def look(style: Style) -> dict[str, Any]:
-    """How Matplotlib draws a line of that style."""
+    """Return the arguments of Matplotlib for a line of that style."""
     colour = PALETTE[style.pick(PALETTE)]
     dash = DASHES[style.pick(DASHES)]
     return {
@@ -76,14 +76,14 @@ def draw(
     across: Callable[[Record], int],
     direction: str = "lower",
 ) -> None:
-    """The lines of a panel: the chosen in colour with intervals, the others in grey beneath."""
+    """Draw the lines of a panel: the chosen ones in colour with intervals, the others in grey beneath."""
     from matplotlib.transforms import offset_copy
 
     values = [drawn(r, direction)[0] for line in panel for r in line.points]
     if log_scale(values):
         ax.set_yscale("log")
         floor = max(0.5 * min(v for v in values if v > 0), 1e-250)
-        if min(values) <= 0:  # an unbiased estimate of almost nothing may be negative, and is among the best
+        if min(values) <= 0:  # an unbiased estimate close to zero may be negative, and is among the best
             ax.axhline(floor, color="0.35", linewidth=0.8, linestyle=":", zorder=0, label="_floor")
     else:
         floor = -math.inf
@@ -98,7 +98,7 @@ def draw(
             continue
         ax.plot(x, y, zorder=3, label=f"_{line.solver}", gid=f"{line.solver}|{line.path}", **look(style[line.key]))
         bars = ax.vlines(x, low, high, color=PALETTE[style[line.key].pick(PALETTE)], linewidth=1.0, zorder=2)
-        # Lines share their numbers of evaluations, where the interval of one would hide another's: they stand side by side.
+        # Lines share their numbers of evaluations. Intervals are moved aside so that one does not hide another.
         aside = _ASIDE * (chosen.index(line) - 0.5 * (len(chosen) - 1)) / max(len(chosen) - 1, 1)
         bars.set_transform(offset_copy(ax.transData, bars.get_figure(root=True), aside, units="points"))
     if others[0]:
@@ -108,7 +108,7 @@ def draw(
 
 
 def plain_axes(ax: Axes) -> None:
-    """Ticks that can be read: powers of ten, and where the axis is short 2 and 5 times these."""
+    """Set readable ticks: powers of ten, and where the axis is short also 2 and 5 times these."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     ax.grid(True, which="major", color="0.92", linewidth=0.6)

@@ -1,4 +1,4 @@
-"""The lines of a chart: which records make one, which of them lie on the front, and how each is drawn everywhere."""
+"""The lines of a chart: their records, their points on the front, and their style, the same in all figures."""
 
 from __future__ import annotations
 
@@ -29,39 +29,39 @@ __all__ = [
 ]
 
 MOST = 12
-"""Lines in colour in one panel, at most: more cannot be told apart."""
+"""The most lines in colour in one panel: more cannot be told apart."""
 
 FEW = 8
-"""Up to so many lines in a panel, all are in colour."""
+"""The most lines in a panel that are all drawn in colour."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "h", "*")
-"""Of Matplotlib, as many as a panel has lines in colour: they tell the lines apart without colours."""
+"""Markers of Matplotlib, as many as a panel has lines in colour, so that lines can be told apart without colours."""
 
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (7, 2, 1.5, 2), (3, 1.2, 1, 1.2, 1, 1.2))
-"""Lengths of strokes and gaps in units of the line's width, the first without gaps."""
+"""The lengths of strokes and gaps in units of the line's width; the first has no gaps."""
 
 Key = tuple[str, str]
-"""A solver and a path: what makes a line."""
+"""A solver and a path, which identify a line."""
 
 Panel = tuple[str, str]
-"""A problem and an SDE: what makes a panel."""
+"""A problem and an SDE, which identify a panel."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a line is drawn: as the ``rank``-th of all, whence colour, marker and dash; another package's is not filled."""
+    """The style of a line: its ``rank`` gives colour, marker and dash; the markers of other packages are not filled."""
 
     rank: int
     filled: bool = True
 
     def pick(self, among: Collection[object]) -> int:
-        """The place in a table of colours, markers or dashes."""
+        """Return the place of the line in a table of colours, markers or dashes."""
         return self.rank % len(among)
 
 
 @dataclass(frozen=True)
 class Line:
-    """What one solver on one path makes of one panel by one metric: its finite numbers, by growing evaluations."""
+    """The finite numbers of one solver on one path in one panel by one metric, ordered by evaluations."""
 
     solver: str
     path: str
@@ -69,12 +69,12 @@ class Line:
 
     @property
     def key(self) -> Key:
-        """The solver and the path, by which a line has the same style everywhere."""
+        """The solver and the path, which give a line the same style in all figures."""
         return self.solver, self.path
 
 
 def titles(comparison: Records) -> dict[Panel, str]:
-    """What each panel is called: its problem, with the SDE where the problem is on several.
+    """Return the title of each panel: its problem, with the SDE where the problem is on several.
 
     Example:
         >>> records = [Record("ring", "a", "lam", 5, 5, 5, "rms", 0.1, 0.1, 0.1, sde=sde) for sde in ("VP", "VE")]
@@ -88,12 +88,12 @@ def titles(comparison: Records) -> dict[Panel, str]:
 
 
 def lines(comparison: Records, problem: str, metric: str, sde: str | None = None) -> list[Line]:
-    """The lines of one panel, in the order of the records; where two budgets end at equal evaluations, the first counts.
+    """Return the lines of one panel in the order of the records; of two budgets with equal evaluations, the first counts.
 
     Args:
-        comparison: of which.
-        problem, metric: by name.
-        sde: by name; by default the first that the problem is on.
+        comparison: the comparison.
+        problem, metric: the names of the problem and the metric.
+        sde: the name of the SDE, by default the first of the problem.
 
     Example:
         >>> records = [Record("ring", s, "lam", n, n, n, "rms", 1 / n, 1 / n, 1 / n) for s in ("a", "b") for n in (20, 10)]
@@ -110,21 +110,21 @@ def lines(comparison: Records, problem: str, metric: str, sde: str | None = None
 
 
 def better(comparison: Records, metric: str) -> str:
-    """ "lower", "higher" or "zero": which numbers of a metric are the better ones."""
+    """Return which values of a metric are the better ones: "lower", "higher" or "zero"."""
     described: Mapping[str, Mapping[str, str]] = comparison.about.get("metrics", {})
     return described.get(metric, {}).get("better", "lower")
 
 
 def cost(value: float, direction: str) -> float:
-    """The less, the better: a number, its negative where the higher is better, or how far it is from zero."""
+    """Return a cost, lower is better: the value, its negative where higher is better, or its distance from zero."""
     return {"higher": -value, "zero": abs(value)}.get(direction, value)
 
 
-_LARGEST = 1e250  # the margins of an axis around larger numbers are no numbers
+_LARGEST = 1e250  # the margins of an axis overflow around larger numbers
 
 
 def drawn(record: Record, direction: str) -> tuple[float, float, float]:
-    """The number and its interval as they are drawn: without signs where zero is the best.
+    """Return the number and its interval as they are drawn: without signs where zero is the best.
 
     Example:
         >>> drawn(Record("ring", "a", "lam", 5, 5, 5, "mmd", -0.1, -0.3, 0.2), "zero")
@@ -137,7 +137,7 @@ def drawn(record: Record, direction: str) -> tuple[float, float, float]:
 
 
 def front(panel: Collection[Line], direction: str = "lower") -> Counter[Key]:
-    """How many points each line has on the front: no other point has as few evaluations and as good a number.
+    """Count the points of each line on the front, where no other point has as few evaluations and as good a number.
 
     Example:
         >>> def line(solver, *values):
@@ -158,9 +158,9 @@ def front(panel: Collection[Line], direction: str = "lower") -> Counter[Key]:
 
 
 def labels(comparison: Records) -> dict[Key, str]:
-    """What each line is called: its solver, with the path where the solver has several.
+    """Return the label of each line: its solver, with the path where the solver has several.
 
-    Solvers that left a trace and no number have a name as well.
+    Solvers with a trace and no number have a label as well.
     """
     items: tuple[Record | Trace, ...] = (*comparison.records, *comparison.traces)
     keys = dict.fromkeys((item.solver, item.path) for item in items)
@@ -169,7 +169,7 @@ def labels(comparison: Records) -> dict[Key, str]:
 
 
 def styles(comparison: Records, highlight: Collection[str] = ()) -> dict[Key, Style]:
-    """A style for every line, the same in all panels: first those to highlight, then by how often they are on a front.
+    """Return a style for every line, the same in all panels: first those to highlight, then by their points on fronts.
 
     Raises:
         ValueError: for a solver to highlight that is not in the comparison, or more of them than a panel can show.
@@ -196,7 +196,7 @@ def styles(comparison: Records, highlight: Collection[str] = ()) -> dict[Key, St
 
 
 def coloured(panel: list[Line], style: Mapping[Key, Style], highlight: Collection[str], direction: str) -> list[Line]:
-    """The lines of a panel to draw in colour: all where they are few, else those to highlight, then the front."""
+    """Return the lines to draw in colour: all where they are few, else those to highlight, then those on the front."""
     wins = front(panel, direction)
     if len(panel) <= FEW:
         return panel
@@ -205,6 +205,6 @@ def coloured(panel: list[Line], style: Mapping[Key, Style], highlight: Collectio
 
 
 def log_scale(values: Collection[float]) -> bool:
-    """Whether numbers want a logarithmic axis: most of them are positive, and they span more than a factor of three."""
+    """Tell whether to use a logarithmic axis: most numbers are positive, and they span more than a factor of three."""
     positive = [v for v in values if v > 0]
     return len(positive) > 0.75 * len(values) and max(positive) > 3 * min(positive)

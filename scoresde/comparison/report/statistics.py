@@ -1,4 +1,4 @@
-"""What a comparison shows: orders, fronts, the evaluations that an accuracy takes, ranks, and how peers do."""
+"""Statistics of a comparison: orders, fronts, the evaluations that an accuracy takes, ranks, and the ratio to peers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Curve", "Rank", "Ratio", "best_ratio", "evaluations_to_reach", "orde
 
 
 class Curve(NamedTuple):
-    """What a line is drawn of: a problem, a solver, a path and an SDE, by name."""
+    """The problem, solver, path and SDE of a line, by name."""
 
     problem: str
     solver: str
@@ -25,7 +25,7 @@ class Curve(NamedTuple):
 
 
 def _curves(comparison: Records, metric: str) -> dict[Curve, list[Record]]:
-    """The records of a metric that have a value, by what they belong to, by growing evaluations, each number once."""
+    """Return the records of a metric that have a value, by line and ordered by evaluations, each number once."""
     found: dict[Curve, dict[int, Record]] = {}
     known = {r.metric for r in comparison.records}
     if metric not in known:
@@ -40,17 +40,17 @@ def _curves(comparison: Records, metric: str) -> dict[Curve, list[Record]]:
 def orders(
     comparison: Records, metric: str = "rms", *, floor: float = 1e-9, confidence: float = 0.95
 ) -> dict[Curve, Convergence]:
-    """The order at which the error of each solver falls with its steps, beside the one it declares.
+    """Estimate the order at which the error of each solver falls with its steps, beside the order it declares.
 
-    The estimator, and the range in which it finds a power law, are those of :func:`scoresde.analysis.convergence`, on errors
-    from the prior. At the few steps of most comparisons that range has often not begun: a verdict "lower" is a reason to ask
-    ``convergence``, which starts where the first step counts as much as any other.
+    The estimator, and the search for the range of a power law, are those of :func:`scoresde.analysis.convergence`, applied
+    to errors from the prior. At the few steps of most comparisons that range has often not begun. A verdict "lower" is
+    therefore a reason to run ``convergence``, which starts where the first step counts as much as any other.
 
     Args:
-        comparison: with at least three budgets.
+        comparison: a comparison with at least three budgets.
         metric: an error that goes to zero with the step.
-        floor: the error below which rounding, or the reference, rules.
-        confidence: of the interval.
+        floor: the error below which rounding, or the reference, dominates.
+        confidence: the confidence level of the interval.
 
     Example:
         >>> from scoresde import compare
@@ -72,7 +72,7 @@ def orders(
 
 
 def pareto(comparison: Records, problem: str, metric: str = "rms", sde: str | None = None) -> tuple[Record, ...]:
-    """The records of a problem that no other beats in both evaluations and error, by growing evaluations.
+    """Return the records of a problem that no other beats in both evaluations and error, ordered by evaluations.
 
     Where the problem is on several SDEs, all of them count, unless ``sde`` names one.
 
@@ -94,8 +94,9 @@ def pareto(comparison: Records, problem: str, metric: str = "rms", sde: str | No
 
 
 def evaluations_to_reach(comparison: Records, error: float, metric: str = "rms") -> dict[Curve, float]:
-    """How many evaluations each solver takes until its error is at most ``error`` and stays so, between two budgets by the
-    line through them in logarithms; infinite where the last budget does not do.
+    """Return the number of evaluations at which each solver's error falls to ``error`` and stays below.
+
+    Between two budgets it follows the line through them in logarithms. It is infinite where the last budget is not enough.
 
     Example:
         >>> def record(calls, error):
@@ -128,7 +129,7 @@ def _reached(measured: list[tuple[int, float]], error: float) -> float:
 
 @dataclass(frozen=True)
 class Rank:
-    """The mean rank of a solver on a path over all problems and budgets, 1 the best, and its 95 % interval."""
+    """The mean rank of a solver on a path over all problems and budgets (1 is the best), with its 95 % interval."""
 
     solver: str
     path: str
@@ -138,10 +139,10 @@ class Rank:
 
 
 def ranking(comparison: Records, metric: str = "rms", *, resamples: int = 1000, seed: int = 0) -> tuple[Rank, ...]:
-    """All solvers, each on each path, by their mean rank; those without a value share the last rank.
+    """Rank all solvers, each on each path, by their mean rank; solvers without a value share the last rank.
 
-    A problem on another SDE counts as another problem. The interval is a percentile
-    bootstrap over problems: what is asked is how the solvers would rank on others of the kind.
+    A problem on another SDE counts as another problem. The interval is a percentile bootstrap over problems, since the
+    question is how the solvers would rank on other problems of the kind.
 
     Example:
         >>> def record(problem, solver, error):
@@ -174,8 +175,10 @@ def ranking(comparison: Records, metric: str = "rms", *, resamples: int = 1000, 
 
 @dataclass(frozen=True)
 class Ratio:
-    """The best of this package beside the best peer, on one problem and SDE within one budget; ``ratio`` is the error of
-    the first over that of the second."""
+    """The best solver of this package and the best peer, on one problem and SDE within one budget.
+
+    ``ratio`` is the error of the first over the error of the second.
+    """
 
     problem: str
     budget: int
@@ -185,12 +188,12 @@ class Ratio:
 
     @property
     def ratio(self) -> float:
-        """Below 1 where this package is ahead."""
+        """The ratio of errors: below 1 where this package is ahead."""
         return abs(self.ours.value / self.peer.value) if self.peer.value else math.inf
 
 
 def best_ratio(comparison: Records, metric: str = "rms") -> tuple[Ratio, ...]:
-    """For every problem, SDE and budget at which there are both, the best solver of this package and the best peer.
+    """Compare the best solver of this package with the best peer, for every problem, SDE and budget that has both.
 
     Raises:
         ValueError: for a comparison without peers.

@@ -17,7 +17,7 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Record))
 
 
 def number(value: float, low: float | None = None, high: float | None = None) -> str:
-    """At most three significant digits, and what the confidence interval adds on its wider side, at most two.
+    """Format a number with at most three significant digits and the wider side of its confidence interval with two.
 
     Example:
         >>> number(0.012345, 0.0121, 0.0126), number(1.5e-7), number(12345.6, 12345.6, 12345.6)
@@ -32,17 +32,17 @@ def number(value: float, low: float | None = None, high: float | None = None) ->
 def markdown(
     comparison: Records, problem: str | Iterable[str] | None = None, metric: str | Iterable[str] | None = None
 ) -> str:
-    """A table for each problem, SDE and metric: a row for each solver, the best on average first, a column for each budget.
+    """Return a table for each problem, SDE and metric: a row per solver, the best on average first, a column per budget.
 
-    The best of a column is bold, with all that print the same; a confidence interval follows its number as ±; where there is
-    no number, a footnote says why.
+    The best of a column is bold, with all that print the same. A confidence interval follows its number as ±. A footnote
+    gives the reason where there is no number.
 
     Args:
-        comparison: of which.
-        problem, metric: one or several; by default all.
+        comparison: the comparison.
+        problem, metric: names, one or several; by default all.
 
     Raises:
-        ValueError: for a problem or metric that the comparison has not.
+        ValueError: for a problem or metric that is not in the comparison.
 
     Example:
         >>> records = [
@@ -110,7 +110,7 @@ def _table(comparison: Records, records: Sequence[Record]) -> str:
 
 
 def _conditions(comparison: Records, problem: str) -> list[str]:
-    """Return a line with the values on which the model was conditioned, and an empty one, where there are any."""
+    """Return a line with the values on which the model was conditioned, and an empty one; no line without conditions."""
     told = comparison.about.get("problems", {}).get(problem, {})
     conditions = told.get("conditions") if isinstance(told, dict) else None
     if not isinstance(conditions, dict):
@@ -138,7 +138,7 @@ def _cell(record: Record | None, best: str | None, notes: dict[str, int]) -> str
 
 
 def to_csv(comparison: Records) -> str:
-    """A line for each record under a line of names; numbers with all their digits."""
+    """Return a line for each record under a line of names, with all digits of the numbers."""
     out = io.StringIO()
     writer = csv.writer(out)  # lines end as RFC 4180 says, so that a line break inside a name is quoted
     writer.writerow(COLUMNS)

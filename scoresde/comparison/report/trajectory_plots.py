@@ -1,4 +1,4 @@
-"""Trajectories of samples in the plane."""
+"""Figures of trajectories in the plane."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def trajectories(
     """Draw the trajectories of a few samples from noise to data, one panel for each solver, over samples of the data.
 
     Args:
-        traces: of one problem, at most twelve: the first are drawn.
+        traces: the trajectories of one problem, of which the first twelve are drawn.
         background: samples of the data, ``(n, 2)``, drawn in grey.
-        style: from the solver and the path to a style; by default in the order of the traces.
-        columns: panels side by side.
-        title: what the problem is called; by default its name.
+        style: a mapping from the solver and the path to a style; by default in the order of the traces.
+        columns: the number of panels side by side.
+        title: the title, by default the name of the problem.
 
     Raises:
         ValueError: for no traces, or states that are not in the plane.
@@ -45,7 +45,7 @@ def trajectories(
         )
     traces = traces[:MOST]
     figure, axes = grid(len(traces), columns, 2.5, 2.7, sharey=True, sharex=True)
-    # The data set the frame, where they are known: a solver that diverges must not.
+    # The data define the frame, where they are known, so that a solver that diverges does not.
     frame = torch.cat([trace.x[-1] for trace in traces]) if background is None else background
     frame = torch.cat([torch.zeros(1, 2, dtype=torch.float64), frame.detach().cpu().double()])
     frame = frame[frame.isfinite().all(1)]

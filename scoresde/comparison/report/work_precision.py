@@ -1,4 +1,4 @@
-"""What solvers make of their evaluations of the model."""
+"""Figures of the error against the evaluations of the model."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def work_precision(
     highlight: Collection[str] = (),
     columns: int = 3,
 ) -> Figure:
-    """What each solver makes of each number of evaluations: one panel for each problem and SDE, the better the lower left.
+    """Draw the error against the number of evaluations: one panel for each problem and SDE, better towards the lower left.
 
-    Both axes are logarithmic; vertical bars are confidence intervals. Where lines are many, those on the front (no other is
-    as accurate with as few evaluations) and those to highlight are in colour, at most twelve, and the others grey.
+    Both axes are logarithmic. Vertical bars are confidence intervals. Where lines are many, at most twelve are in colour:
+    those to highlight and those on the front (no other is as accurate with as few evaluations). The others are grey.
 
     Args:
-        comparison: of which.
-        metric: by default the first.
-        problems: by default all that have the metric.
-        highlight: solvers to draw in colour, whether on the front or not.
-        columns: panels side by side, at most.
+        comparison: the comparison.
+        metric: the name of the metric, by default the first.
+        problems: the names of the problems, by default all that have the metric.
+        highlight: the solvers to draw in colour, whether on the front or not.
+        columns: the largest number of panels side by side.
 
     Raises:
-        ValueError: for a problem or metric that the comparison has not, or where there is nothing to draw.
+        ValueError: for a problem or metric that is not in the comparison, or where there is nothing to draw.
     """
     metric = known(comparison, "metric", metric)
     style, names = styles(comparison, highlight), labels(comparison)

@@ -1,4 +1,4 @@
-"""Anomaly detection with a score model: scores by its likelihood, reconstructions, scores and loss."""
+"""Anomaly detection with a score model: by its likelihood, its reconstructions, its scores and its loss."""
 
 from scoresde.evaluation.anomaly.detector import ANOMALY_SCORES, Anomaly, Detector
 from scoresde.evaluation.anomaly.likelihood import LikelihoodScore, Typicality

@@ -1,4 +1,4 @@
-"""Detectors: a model, an anomaly score, and what the score knows of the data."""
+"""Detectors of anomalies: a model, an anomaly score, and the statistics of the data."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ ANOMALY_SCORES: Table[Callable[..., AnomalyScore]] = Table(
     check=lambda make: callable(make) and isinstance(make(), AnomalyScore),
     expects="a function that returns an AnomalyScore when it is called without arguments",
 )
-"""Every anomaly score by name, with its default options; settings may follow: ``"reconstruction: levels=3"``."""
+"""The anomaly scores by name, with default options; settings may follow a name: ``"reconstruction: levels=3"``."""
 
 
 class Anomaly(NamedTuple):
     """The result of a :class:`Detector`.
 
     Args:
-        score: larger for anomalies, shape ``(batch,)``, float64.
+        score: the anomaly score, larger for anomalies, shape ``(batch,)``, float64.
         error: the standard error from random draws, shape ``(batch,)``, float64; NaN where it is unknown.
     """
 
@@ -52,14 +52,14 @@ class Anomaly(NamedTuple):
 
 
 class Detector:
-    """Tell anomalies from the data of a model: ``Detector(model, "loss-excess", reference)(x)``.
+    """A detector that tells anomalies from the data of a model: ``Detector(model, "loss-excess", reference)(x)``.
 
     Args:
         model: the score model, trained on the data or exact.
-        score: a name of :data:`ANOMALY_SCORES`, with settings if need be, or an anomaly score.
-        reference: samples of the data, shape ``(n, *event)``, better ones that the model was not trained on; the likelihood
-            needs none.
-        seed: the seed of the random draws, for the reference and for what is scored.
+        score: an anomaly score, or its name in :data:`ANOMALY_SCORES`, with settings if need be.
+        reference: samples of the data, shape ``(n, *event)``, preferably samples on which the model was not trained; the
+            likelihood needs none.
+        seed: the seed of the random draws, for the reference and for the samples to score.
         conditions: the values on which the model is conditioned, as in :func:`scoresde.sample`, for the reference.
         batch_size: the number of samples in one call of the model; a score does not depend on it.
 

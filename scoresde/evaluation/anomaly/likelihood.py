@@ -19,12 +19,12 @@ __all__ = ["LikelihoodScore", "Typicality"]
 class LikelihoodScore(AnomalyScore):
     r"""The negative log-density :math:`-\log p(x)` in nats, by :func:`scoresde.log_likelihood`.
 
-    It needs no reference. It is known to fail on images: simple ones, such as digits under a model of clothes, have a larger
-    density than the data themselves.
+    The score needs no reference. It is known to fail on images: simple ones, such as digits under a model of clothes, have a
+    larger density than the data themselves.
 
     Args:
-        steps, path, probes, t_min: as in :func:`scoresde.log_likelihood`; with two probes or more the error is known.
-        trace: ``"hutchinson"`` or ``"exact"``.
+        steps, path, probes, t_min: arguments of :func:`scoresde.log_likelihood`; two probes or more give an error.
+        trace: the trace of the divergence, ``"hutchinson"`` or ``"exact"``.
 
     Source of the failure: Nalisnick et al., "Do Deep Generative Models Know What They Don't Know?", 2018,
     https://arxiv.org/abs/1810.09136.
@@ -69,11 +69,11 @@ class LikelihoodScore(AnomalyScore):
 class Typicality(LikelihoodScore):
     r"""The distance :math:`|-\log p(x) - H|` of the log-density from its mean over the data, the entropy H.
 
-    Data lie where the log-density is about -H, the typical set; a density that is too large is as anomalous as one that is
-    too small.
+    Data lie where the log-density is about -H, in the typical set. A density that is too large is as anomalous as one that
+    is too small.
 
     Source: Nalisnick et al., "Detecting Out-of-Distribution Inputs to Deep Generative Models Using Typicality", 2019,
-    https://arxiv.org/abs/1906.02994, with sets of one sample.
+    https://arxiv.org/abs/1906.02994, with batches of one sample.
 
     Example:
         >>> import torch

@@ -34,7 +34,7 @@ class Reconstruction(AnomalyScore):
 
     Args:
         levels: the number of levels, or their times.
-        solver, steps: how to denoise; a few steps are enough.
+        solver, steps: the solver that denoises and its number of steps, of which few are enough.
         draws: the number of reconstructions from each level.
 
     Source: Graham et al., "Denoising Diffusion Models for Out-of-Distribution Detection", 2022,

@@ -15,11 +15,11 @@ __all__ = ["ScoreNorms"]
 
 @dataclass(frozen=True)
 class ScoreNorms(AnomalyScore):
-    r"""The distance of the norms of the score, over the levels of noise, from those of the data.
+    r"""The distance between the norms of the score over the levels of noise and the same norms for the data.
 
-    The statistics are :math:`\log \|\sigma_t \nabla \log p_t(\alpha_t x)\|`, at the sample without noise. Together they tell
-    on which scale a sample is unlike the data. The score is the Mahalanobis distance of their vector from those of the
-    reference, so that a norm that is too small counts like one that is too large.
+    The statistics are :math:`\log \|\sigma_t \nabla \log p_t(\alpha_t x)\|`, at the sample without noise. Together they show
+    on which scale a sample is unlike the data. The score is the Mahalanobis distance of their vector from the vectors of the
+    reference. A norm that is too small thus counts like one that is too large.
 
     Args:
         levels: the number of levels, or their times.
@@ -40,7 +40,7 @@ class ScoreNorms(AnomalyScore):
     levels: Levels = 8
 
     def statistics(self, model: ScoreModel, x: Tensor, seeds: list[int], conditions: Conditions) -> Statistics:
-        """Return the logarithms of the norms, shape ``(batch, levels)``; they are not random."""
+        """Return the logarithms of the norms, shape ``(batch, levels)``; no random numbers are drawn."""
         norms = []
         for t in level_times(model, self.levels):
             eps = model.eps(float(model.sde.alpha(t)) * x, t, **conditions.values)
@@ -53,7 +53,7 @@ class ScoreNorms(AnomalyScore):
         assert reference is not None
         centred = reference.values - reference.mean
         covariance = centred.T @ centred / max(1, len(centred) - 1)
-        # A ridge of a millionth of the variances, for norms that go together exactly.
+        # A ridge of a millionth of the variances, for norms that are exactly correlated.
         covariance = covariance + 1e-6 * torch.diag(reference.deviation.square())
         z = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), (found.values - reference.mean).T, upper=False)
         return torch.linalg.vector_norm(z, dim=0), torch.zeros(len(found.values), dtype=torch.float64, device=z.device)

@@ -1,4 +1,4 @@
-"""The interface of anomaly scores: statistics of each sample under a model, and the number that is made of them."""
+"""The interface of anomaly scores: statistics of each sample under a model, combined into one number."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Statistics(NamedTuple):
     """The statistics of a batch, float64.
 
     Args:
-        values: shape ``(batch, k)``.
+        values: the statistics, shape ``(batch, k)``.
         error: their standard errors from random draws, shape ``(batch, k)``; NaN where they are unknown.
     """
 
@@ -34,7 +34,7 @@ class Statistics(NamedTuple):
 
 @dataclass(frozen=True)
 class ReferenceStatistics:
-    """What an anomaly score knows of samples of the data: the statistics of n of them, shape ``(n, k)``, float64."""
+    """The statistics that an anomaly score has of n samples of the data, shape ``(n, k)``, float64."""
 
     values: Tensor
 
@@ -50,20 +50,20 @@ class ReferenceStatistics:
 
 
 class AnomalyScore(ABC):
-    """Interface of anomaly scores. They are frozen dataclasses whose fields are their options.
+    """Interface of anomaly scores: frozen dataclasses whose fields are their options.
 
-    A subclass gives :meth:`statistics` of a batch, and :meth:`combine`, which makes one number of them for each sample,
+    A subclass defines :meth:`statistics` of a batch, and :meth:`combine`, which turns them into one number for each sample,
     larger for anomalies.
 
     Attributes:
-        needs_reference: whether it compares with samples of the data.
+        needs_reference: whether the score compares with samples of the data.
     """
 
     needs_reference: ClassVar[bool] = True
 
     @abstractmethod
     def statistics(self, model: ScoreModel, x: Tensor, seeds: list[int], conditions: Conditions) -> Statistics:
-        """Return the statistics of ``x``, shape ``(batch, *event)``, with the random numbers of one seed for each sample."""
+        """Return the statistics of ``x``, shape ``(batch, *event)``, with random numbers from one seed for each sample."""
 
     @abstractmethod
     def combine(self, found: Statistics, reference: ReferenceStatistics | None) -> tuple[Tensor, Tensor]:
@@ -94,7 +94,7 @@ def level_times(model: ScoreModel, levels: Levels) -> Tensor:
 
 
 def mean_excess(found: Statistics, reference: ReferenceStatistics) -> tuple[Tensor, Tensor]:
-    """Return the mean over the statistics of how many standard deviations of the data each lies above their mean."""
+    """Return the mean over the statistics of their distance above the data's mean, in standard deviations of the data."""
     z = (found.values - reference.mean) / reference.deviation
     error = (found.error / reference.deviation).square().sum(1).sqrt() / z.shape[1]
     return z.mean(1), error
