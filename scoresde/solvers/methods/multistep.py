@@ -183,7 +183,7 @@ def ipndm(order: int = 4, finish: str = "published") -> RowSolver:
               \bar\epsilon = \tfrac{1}{24} (55 \epsilon_0 - 59 \epsilon_1 + 37 \epsilon_2 - 9 \epsilon_3)
 
     with fewer terms (23, -16, 5 over 12; 3, -1 over 2; 1) while there are fewer. eps-bar is the average over the step in
-    the step's number, not in rho. So the method is second order, whatever the weights; at few steps it is often among the
+    the step's number, not in rho. So the method is second order, whatever the weights; at few steps it can be among the
     most accurate all the same.
     Source: Zhang and Chen, 2023, section 3.3, with the weights of :func:`pndm`.
     """
