@@ -1,4 +1,4 @@
-r"""The one coefficient routine: exponential integrals of Lagrange polynomials, in float64.
+r"""Coefficients of all solvers: exponential integrals of Lagrange polynomials, in float64.
 
 .. math:: I_j(z) = \int_0^1 e^{-z (1 - \theta)}\, \ell_j(\theta)\, d\theta
 
@@ -23,9 +23,9 @@ __all__ = ["exponential_moments", "gauss_legendre", "lagrange_integrals", "lagra
 
 
 def exponential_moments(z: float, count: int) -> list[float]:
-    r"""M_k(z) = :math:`\int_0^1 e^{-z (1 - \theta)} \theta^k d\theta` for k = 0..count-1, to full float64 precision.
+    r"""Return :math:`M_k(z) = \int_0^1 e^{-z (1 - \theta)} \theta^k d\theta` for k = 0..count-1, to float64 precision.
 
-    For a 0-dim tensor ``z`` they are tensors, differentiable in it.
+    For a 0-dim tensor ``z`` the results are tensors, differentiable with respect to ``z``.
 
     Example:
         >>> exponential_moments(0.0, 3) == [1.0, 1 / 2, 1 / 3]
@@ -40,8 +40,8 @@ def exponential_moments(z: float, count: int) -> list[float]:
         theta, weights = gauss_legendre()
         kernel = weights * torch.exp(-scalar.plain(z) * (1 - theta))
         return [cast(Any, (kernel * theta**k).sum().as_subclass(scalar.Coefficient)) for k in range(count)]
-    # Elsewhere that recurrence cancels. A series of positive terms does not, and for |z| <= 1 the recurrence run backwards,
-    # M_{k-1} = (1 - z M_k) / k, does not either, so that one series is enough.
+    # For smaller |z| that recurrence cancels. A series of positive terms does not. For |z| <= 1 the backward recurrence,
+    # M_{k-1} = (1 - z M_k) / k, does not cancel either, so that one series is enough.
     if abs(z) > 1:
         return [_series(z, k) for k in range(count)]
     values = [_series(z, count - 1)]
@@ -51,7 +51,7 @@ def exponential_moments(z: float, count: int) -> list[float]:
 
 
 def _series(z: float, k: int) -> float:
-    """M_k(z) by a series of positive terms."""
+    """Sum M_k(z) by a series of positive terms."""
     if z >= 0:  # e^-z sum_n z^n / (n! (n + k + 1))
         term, total, n = 1.0, 1.0 / (k + 1), 0
         while term > 1e-18 * total or n < z:
@@ -70,7 +70,7 @@ def _series(z: float, k: int) -> float:
 
 @cache
 def gauss_legendre() -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [0, 1], enough of them for e^{-25 theta} times any polynomial in use, to rounding."""
+    """Return Gauss-Legendre nodes and weights on [0, 1], exact to rounding for e^{-25 theta} times any polynomial in use."""
     import numpy as np
 
     nodes, weights = np.polynomial.legendre.leggauss(40)
@@ -78,7 +78,7 @@ def gauss_legendre() -> tuple[Tensor, Tensor]:
 
 
 def lagrange_integrals(nodes: Sequence[float], z: float) -> list[float]:
-    r"""The weights I_j(z) of the interpolation at ``nodes``, in units of the step (0 is its start, 1 its end).
+    r"""Return the weights I_j(z) of the interpolation at ``nodes``, in units of the step (0 is its start, 1 its end).
 
     Example:
         >>> lagrange_integrals([0.0, 1.0], 0.0)  # the trapezoidal rule
@@ -90,17 +90,17 @@ def lagrange_integrals(nodes: Sequence[float], z: float) -> list[float]:
 
 
 def lagrange_weights(nodes: Sequence[float], powers: Sequence[float]) -> list[float]:
-    """The weights of the interpolation at ``nodes`` under any functional, of which ``powers`` are the values at theta^k.
+    """Return the weights of a linear functional of the interpolation at ``nodes``; ``powers`` are its values at theta^k.
 
     Example:
-        >>> lagrange_weights([0.0, 1.0], [1.0, 0.25])  # of the value at 1/4
+        >>> lagrange_weights([0.0, 1.0], [1.0, 0.25])  # the value at 1/4
         [0.75, 0.25]
     """
     if len(set(nodes)) != len(nodes):
         raise ValueError(f"got nodes {list(nodes)}; expected them distinct, since one polynomial passes through them all")
     weights = []
     for j, node in enumerate(nodes):
-        values = list(powers)  # of the functional at theta^k times the factors of l_j so far
+        values = list(powers)  # the functional's values at theta^k times the factors of l_j so far
         for i, other in enumerate(nodes):
             if i != j:
                 scale = 1 / (node - other)

@@ -1,9 +1,9 @@
-r"""Rows that look back: published multistep rules, the steps that open and end them, and predictor-corrector pairs.
+r"""Multistep rows: published rules, their starting procedures and finishes, and predictor-corrector pairs.
 
-The exact interpolation needs nothing from here but :func:`step_stencils`: a stencil says it all. A published rule that is
-not the exact interpolation is a :data:`Rule`, a function from the nodes that exist to their factors. All nodes are points of
-the path, newest first; those before a move towards the noise, and one at alpha = 0, are never among them, so that a rule
-sees fewer nodes there.
+The exact interpolation is a stencil, and needs nothing from here but :func:`step_stencils`. A published rule that is not the
+exact interpolation is a :data:`Rule`, a function from the nodes that exist to their factors. All nodes are points of the
+path, newest first. A rule never sees nodes before a move towards the noise, or a node at alpha = 0; it gets fewer nodes
+there.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ __all__ = [
 ]
 
 Rule = Callable[[Prediction, Point, Point, Sequence[Point]], list[float]]
-"""``rule(prediction, u, v, nodes)``: the factor of N at each node in x_v of the step u -> v."""
+"""A function ``rule(prediction, u, v, nodes)`` that returns the factor of N at each node in x_v of the step u -> v."""
 
 Choice = Callable[[Point, Point], Prediction]
-"""``choice(u, v)``: the prediction of the step u -> v."""
+"""A function ``choice(u, v)`` that returns the prediction of the step u -> v."""
 
 Opening = Stencil | Callable[[Point, Point], Stencil]
-"""A step that opens a method: a stencil, or one that depends on the step."""
+"""A step of a starting procedure: a stencil, or a function of the step that returns one."""
 
 
 def high_order(order: int, start: str) -> list[Stencil]:
-    """The steps that open a method of ``order`` so that it keeps its order: singlestep ones, one order below it.
+    """Return the starting procedure with which a method keeps its ``order``: singlestep steps, one order below it.
 
-    They are a fixed number, so that their local error of order ``order`` is all that remains of them. For
-    ``start="published"`` there are none, and the order grows with the history: its first step leaves a local error of
-    order two, and the method, whatever its name, an error of order two at the end.
+    Their number is fixed, so that they add an error of order ``order`` to the end point. For ``start="published"`` there
+    are none, and the order grows with the history. The first step then leaves a local error of order two, so that the
+    error of the end point is of order two for every such method.
     """
     if start not in ("published", "high-order"):
         raise ValueError(f"got start={start!r}; expected 'published' or 'high-order'")
@@ -67,11 +67,11 @@ FINISHES = ("published", "lower-order", "same", "high-order")
 
 @dataclass(frozen=True)
 class Finish:
-    """How the last steps of a multistep method differ from those before them: see :func:`finishing`.
+    """The finish of a multistep method, by which its last steps differ from the steps before: see :func:`finishing`.
 
     Attributes:
-        kind: "lower-order", "same" or "high-order".
-        below: the number of steps from which on a "lower-order" finish is none.
+        kind: the name of the finish, "lower-order", "same" or "high-order".
+        below: the number of steps from which on a "lower-order" finish has no effect.
     """
 
     kind: str
@@ -80,7 +80,7 @@ class Finish:
     def most_nodes(self, order: int, step: int, steps: float) -> float:
         """Return how many nodes the predictor of the step number ``step``, from 0 on, of ``steps`` may have at most.
 
-        The steps of the start, whose history still grows, are as they are, unless one of them is the last.
+        Steps at the start, whose history still grows, are left unchanged, unless one of them is the last.
         """
         if self.kind != "lower-order" or not steps < self.below or step + 1 < min(order, steps):
             return math.inf
@@ -92,27 +92,27 @@ class Finish:
 
 
 SAME = Finish("same")
-"""The order of the steps before, to the end."""
+"""The finish that keeps the order to the end."""
 
 _SINGLESTEP: dict[int, Stencil] = {1: stencil.euler, 2: stencil.midpoint, 3: stencil.radau, 4: stencil.radau}
-"""A step that looks back on itself alone, of the order of a method, or one below, which a single step may have."""
+"""The singlestep stencil for the last step, by the order of the method; its order may be one below, for one step."""
 
 
 def finishing(finish: str, published: Finish = SAME) -> Finish:
-    r"""Return how a multistep method ends, from the argument ``finish`` of a solver.
+    r"""Return the finish of a multistep method from the argument ``finish`` of a solver.
 
-    The last steps of a path that is not even in lam are its longest in lam, over which an extrapolation from the steps
-    before does harm.
+    On a path that is not even in lam, the last steps are the longest in lam. An extrapolation from the steps before may do
+    harm there.
 
     Args:
-        finish: ``"lower-order"``: the last step takes one node, the one before it two, and so on, as many as there are,
-            and a corrector one more; ``"same"``: as many as before; ``"high-order"``: the last step is a singlestep one of
-            the method's order (of order 3 for order 4), which looks back on no step before it and costs one or two
-            evaluations more; ``"published"``: as the authors' code does by default, which is one of the others.
-        published: the last of these.
+        finish: the name of the finish. ``"lower-order"``: the last step takes one node, the step before it two, and so on;
+            a corrector takes one more. ``"same"``: the number of nodes does not change. ``"high-order"``: the last step is
+            a singlestep step of the method's order (order 3 for order 4), which uses no history and costs one or two
+            evaluations more. ``"published"``: the default of the authors' code, which is one of the others.
+        published: the finish of the authors' code.
 
-    The last step is the one to the last point before sigma = 0; the move to sigma = 0 is the same for all solvers. Before a
-    move towards the noise a method does not finish.
+    The last step ends at the last point before sigma = 0; the move to sigma = 0 is the same for all solvers. A method does
+    not finish before a move towards the noise.
 
     Raises:
         ValueError: for any other finish.
@@ -129,7 +129,7 @@ def finishing(finish: str, published: Finish = SAME) -> Finish:
 
 
 def reached_order(order: int, start: str, finish: Finish = SAME) -> int:
-    """Return the order of a method of ``order`` with this start and finish: a step of order one makes it two at most."""
+    """Return the order of a method of ``order`` with this start and finish; a first-order step limits it to two."""
     lowered = finish.kind == "lower-order" and finish.below == math.inf
     return order if start == "high-order" and not lowered else min(order, 2)
 
@@ -139,7 +139,8 @@ def step_stencils(
 ) -> list[Stencil]:
     """Return the stencil of every step towards the data: ``running(order)``, but at the start and at the end.
 
-    Those of ``opening`` come first, and again after a move towards the noise. ``running(k)`` is the stencil with k nodes.
+    The stencils of ``opening`` come first, and again after a move towards the noise. ``running(k)`` is the stencil with k
+    nodes.
     """
     return [
         shape or running(int(min(most, order))) for shape, most in _plan(path, opening, order, finish, opens_with_rule=False)
@@ -147,14 +148,14 @@ def step_stencils(
 
 
 def most_nodes(path: Path, order: int, finish: Finish) -> list[int]:
-    """Return how many nodes each step towards the data may have at most, ``order`` but at the end."""
+    """Return the largest number of nodes of each step towards the data: ``order``, and fewer where the finish lowers it."""
     return [int(min(most, order)) for _, most in _plan(path, (), order, finish, opens_with_rule=True)]
 
 
 def _plan(
     path: Path, opening: Sequence[Opening], order: int, finish: Finish, *, opens_with_rule: bool
 ) -> list[tuple[Stencil | None, float]]:
-    """Of every step towards the data: its singlestep stencil, or ``None`` where it is the method's, and its most nodes."""
+    """Plan each step towards the data: return its singlestep stencil, or ``None`` for the method, and its most nodes."""
     runs: list[list[tuple[Point, Point]]] = [[]]
     for u, v in path.moves:
         if v.lam < u.lam:
@@ -176,15 +177,15 @@ def _plan(
 
 
 def constant_weight(prediction: Prediction, u: Point, v: Point) -> float:
-    """The factor of N in x_v if N is constant over the step: the first-order rule."""
+    """Return the factor of N in x_v if N is constant over the step: the first-order rule."""
     length = prediction.clock(v) - prediction.clock(u)
-    if abs(length) == math.inf:  # from alpha = 0, in the only prediction that carries it in this clock
+    if abs(length) == math.inf:  # from alpha = 0, in the only prediction that can start there with this clock
         return prediction.gain(v) / prediction.rate
     return prediction.gain(v) * length * exponential_moments(prediction.rate * length, 1)[0]
 
 
 def exact_rule(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point]) -> list[float]:
-    """The polynomial in the prediction's clock through all nodes, integrated exactly."""
+    """Integrate the polynomial through all nodes, in the prediction's clock, exactly."""
     start = prediction.clock(u)
     length = prediction.clock(v) - start
     if len(nodes) == 1:
@@ -203,25 +204,26 @@ def multistep_rows(
     finish: Finish = SAME,
     corrects_end: bool = False,
 ) -> list[Row]:
-    """The rows of a rule over past evaluations; with a corrector: predict, evaluate, correct, at one evaluation a step.
+    """Return the rows of a multistep rule; with a corrector: predict, evaluate, correct, at one evaluation a step.
 
     Args:
-        prediction: of all steps, or chosen for each, all of one kind, that is, of one clock and one interpolated quantity.
-        predictor: how many nodes, as far as there are so many, and the rule over them: the start of the step and those of
-            the steps before.
-        corrector: the same, its first node being the end of the step. It takes the evaluation at the predicted state, which
-            the next step starts with, and the noise of the step once more. Where no evaluation follows, before a move
-            towards the noise and at the end, the step is predicted only; so is one from alpha = 0, over which nothing can be
-            interpolated.
-        opening: the steps that come first, as they are, and again after a move towards the noise; a first-order one is left
-            to the rule.
-        finish: how the last steps differ.
-        corrects_end: whether to correct the state before the move to sigma = 0 too, which then takes the prediction that the
-            correction was made with.
+        prediction: the prediction of all steps, or a choice for each step. All have one clock and one interpolated quantity.
+        path: the path.
+        predictor: the number of nodes, and the rule over them. The nodes are the starts of this step and of the steps
+            before; a rule gets fewer where the history is short.
+        corrector: the number of nodes, and the rule over them. The first node is the end of the step. The corrector takes
+            the evaluation at the predicted state, with which the next step starts, and the noise of the step once more. A
+            step is predicted only where no evaluation follows: before a move towards the noise, and at the end. A step from
+            alpha = 0, over which nothing can be interpolated, is predicted only, too.
+        opening: the starting procedure, whose steps come first and again after a move towards the noise. Its first-order
+            steps are left to the rule.
+        finish: the finish of the method.
+        corrects_end: whether to correct the state before the move to sigma = 0 too. That move then takes the prediction with
+            which the correction was made.
     """
     rows: list[Row] = []
-    known: list[tuple[int, Point]] = []  # the evaluations at starts of steps, newest first: their numbers and points
-    evaluated, since, fresh = 0, 0, False  # fresh: the newest evaluation is already that of the step's start
+    known: list[tuple[int, Point]] = []  # the evaluations at the starts of steps, newest first: their numbers and points
+    evaluated, since, fresh = 0, 0, False  # fresh: the newest evaluation was made at the start of this step
     order = max(predictor[0], corrector[0] - 1 if corrector else 0)
     depth = max(predictor[0], corrector[0] if corrector else 0)
     steps = _plan(path, opening, order, finish, opens_with_rule=True)
@@ -238,13 +240,13 @@ def multistep_rows(
         shape, most = steps[number]
         since, number = since + 1, number + 1
         if shape is not None:
-            # A singlestep method looks back on its own step only, so that its rows are the same anywhere.
+            # A singlestep method uses its own step only, so that its rows are the same anywhere.
             rows += stencil_rows(step, shape, Path(path.sde, (u, v), "stop"))
             evaluated += len(shape) - 1
             continue
         step = step.starting_at(u)
         row = _predicted(step, u, v, None if fresh else u, _limited(predictor, most), known, evaluated)
-        # An evaluation at v is handed on to a step of the method, not to one of the opening or a singlestep end.
+        # An evaluation at v is handed on to a step of the method, not to a starting step or a singlestep end.
         by_rule = since >= len(opening) and not any(shape for shape, _ in steps[number : number + 1])
         fresh = corrector is not None and by_rule and _goes_on(u, v, then, corrects_end)
         rows.append(replace(row, ends_step=not fresh))
@@ -260,7 +262,7 @@ def _limited(method: tuple[int, Rule], most: float) -> tuple[int, Rule]:
 
 
 def _goes_on(u: Point, v: Point, then: tuple[Point, Point] | None, corrects_end: bool) -> bool:
-    """Whether the step u -> v can be corrected, and what follows it evaluates at v."""
+    """Return whether the step u -> v can be corrected, and the next row evaluates at v."""
     if then is None or not scalar.isfinite(u.lam) or then[1].lam < v.lam:
         return False
     return then[1].sigma > 0 or corrects_end
@@ -276,7 +278,7 @@ def _predicted(
     evaluated: int,
 ) -> Row:
     count, rule = method
-    # The newest node, and those before it which a polynomial can pass through: not one at infinite lam.
+    # The newest node, and the nodes before it that a polynomial can pass through, which excludes infinite lam.
     nodes = [node for i, node in enumerate(known) if i == 0 or scalar.isfinite(node[1].lam)]
     nodes = [nodes[i] for i in apart([point.lam for _, point in nodes], v.lam - u.lam)][:count]
     w = rule(step, u, v, [point for _, point in nodes])

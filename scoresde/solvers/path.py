@@ -1,8 +1,8 @@
-r"""Paths: the times that a sampler visits, with everything a solver needs to know of them, in float64 on the host.
+r"""Paths: the times that a sampler visits, with the marginals and rates of the SDE there, in float64 on the host.
 
-A path of ``steps`` moves goes from the noise at ``t_max`` to the data. Its last move, unless it is to stop at ``t_min``, is
-the one from there to :math:`\sigma = 0`, which every solver makes alike: see :func:`scoresde.solvers.rows.last_move`.
-A move towards the noise is the exact forward kernel, for every solver as well.
+A path of ``steps`` moves goes from the noise at ``t_max`` to the data. Its last move goes from ``t_min`` to
+:math:`\sigma = 0`, unless the path stops at ``t_min``. Every solver makes this move alike: see
+:func:`scoresde.solvers.rows.last_move`. A move towards the noise is the exact forward kernel, also for every solver.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Path", "Point", "make_path", "points"]
 class Point(NamedTuple):
     """A point of a path: a time, the marginal there and its rates, as Python floats.
 
-    On a path whose times require gradients they are :class:`~scoresde.solvers.scalar.Coefficient` tensors instead.
+    On a path whose times require gradients, the fields are :class:`~scoresde.solvers.scalar.Coefficient` tensors instead.
     """
 
     t: float
@@ -39,12 +39,12 @@ class Point(NamedTuple):
 
     @property
     def alpha(self) -> float:
-        """The factor of the data in the mean."""
+        """The factor of the data in the mean of the marginal."""
         return scalar.exp(self.log_alpha)
 
     @property
     def sigma(self) -> float:
-        """The standard deviation of the noise."""
+        """The standard deviation of the noise in the marginal."""
         return scalar.exp(self.log_sigma)
 
     @property
@@ -56,17 +56,17 @@ class Point(NamedTuple):
 ENDS = ("denoise", "flow", "stop")
 
 CLOSEST = 1e-6
-"""How near in lam the ends of a step towards the data may be: rounding of the state is divided by it."""
+"""The least length in lam of a step towards the data; the rounding of the state is divided by the length."""
 
 BEYOND = 1e-6
-"""By what part of the span a time may lie outside it: a few roundings of float32, in which time grids are often made."""
+"""The part of the span by which a time may lie outside it, for the rounding of time grids made in float32."""
 
 CLEAN = Point(0.0, 0.0, -math.inf, 0.0, math.inf, 0.0)
-"""The data themselves: alpha = 1 and sigma = 0."""
+"""The point of the clean data: alpha = 1 and sigma = 0."""
 
 
 def points(sde: GaussianSDE, t: Tensor) -> list[Point]:
-    """The points of ``sde`` at float64 times ``t``, shape ``(n,)``, all computed at once, with gradients if ``t`` has."""
+    """Compute the points of ``sde`` at float64 times ``t``, shape ``(n,)``, in one call; gradients of ``t`` are kept."""
     columns = (t, sde.log_alpha(t), sde.log_sigma(t), sde.d_alpha(t), sde.d_log_sigma(t), sde.diffusion_squared(t))
     if t.requires_grad:
         return [Point(*(cast(float, c[i].as_subclass(scalar.Coefficient)) for c in columns)) for i in range(len(t))]
@@ -75,10 +75,10 @@ def points(sde: GaussianSDE, t: Tensor) -> list[Point]:
 
 @dataclass(frozen=True)
 class Path:
-    """The points to visit, from noise to data, on one SDE; ``end`` says how the last move reaches sigma = 0, if it does.
+    """A path: the points of one SDE from noise to data. ``end`` says how the last move reaches sigma = 0, if it does.
 
     Raises:
-        ValueError: for fewer than two points, two consecutive ones that are equal or nearly so, a start that is not the
+        ValueError: for fewer than two points, two consecutive points that all but coincide, a start that is not the
             noisiest point, or sigma = 0 before the end.
 
     Example:
@@ -120,9 +120,9 @@ class Path:
 
     @classmethod
     def from_times(cls, sde: GaussianSDE, times: Tensor | Sequence[float], end: str = "denoise") -> Path:
-        """The path through ``times``, from noise to data; a last time of 0 is the clean data, sigma = 0.
+        """Return the path through ``times``, from noise to data; a last time of 0 is the clean data, sigma = 0.
 
-        Where ``times`` is a tensor that requires gradients, so do all coefficients computed from the path: see
+        Where ``times`` is a tensor that requires gradients, all coefficients computed from the path carry gradients: see
         :class:`scoresde.solvers.Differentiable`.
         """
         t = torch.as_tensor(times, dtype=torch.float64, device="cpu")
@@ -134,7 +134,7 @@ class Path:
                 f"got times between {float(t.detach().min()):.6g} and {float(t.detach().max()):.6g}; {type(sde).__name__} "
                 f"is defined for 0 <= t <= {sde.span[1]:.6g}"
             )
-        t = torch.where(t == inside, t, inside)  # so that no gradient is lost but at the ends
+        t = torch.where(t == inside, t, inside)  # so that the gradient is lost at the ends alone
         clean = len(t) > 1 and bool(t[-1] == 0)
         return cls(sde, (*points(sde, t[:-1] if clean else t), *([CLEAN] if clean else [])), end)
 
@@ -169,14 +169,16 @@ def make_path(
     t_min: float | None = None,
     end: str = "denoise",
 ) -> Path:
-    """Make a :class:`Path` from a name of :data:`~scoresde.solvers.PATHS`, a spacing function or times; a path is returned.
+    """Make a path from a name of :data:`~scoresde.solvers.PATHS`, a spacing function or times; return a path unchanged.
 
     Args:
-        steps: number of moves.
-        t_max: where to start, by default ``sde.span[1]``.
-        t_min: the smallest time but zero, by default ``sde.span[0]``.
-        end: ``"denoise"`` and ``"flow"``: the last of the ``steps`` moves goes from ``t_min`` to sigma = 0, by returning the
-            data prediction or by following the flow; ``"stop"``: the path ends at ``t_min``.
+        sde: the SDE, which gives the marginals.
+        path: the name, the spacing, the times or the path.
+        steps: the number of moves.
+        t_max: the time of the start, by default ``sde.span[1]``.
+        t_min: the smallest time above zero, by default ``sde.span[0]``.
+        end: the end of the path. With ``"denoise"`` and ``"flow"`` the last of the ``steps`` moves goes from ``t_min`` to
+            sigma = 0, by returning the data prediction or by following the flow. With ``"stop"`` the path ends at ``t_min``.
 
     Example:
         >>> from scoresde import EDM
@@ -198,7 +200,7 @@ def make_path(
             f"got t_max={start} and t_min={stop}; expected 0 <= t_min < t_max <= {sde.span[1]} on {type(sde).__name__}"
         )
     n = steps + 1 if end == "stop" else steps
-    if isinstance(path, ChainSpacing):  # which starts and stops at steps of its own
+    if isinstance(path, ChainSpacing):  # a chain's spacing has its own first and last step
         times = path(sde, n, start, stop)
         return Path.from_times(sde, times if end == "stop" else torch.cat([times, torch.zeros_like(times[:1])]), end)
     if n == 1:

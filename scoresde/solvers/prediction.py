@@ -1,11 +1,11 @@
-r"""Predictions: the quantity N = p x + q m that a solver interpolates, in which clock, behind which exact linear flow.
+r"""Predictions: the quantity N = p x + q m that a solver interpolates, its clock, and the exact linear flow.
 
-Every reverse process is, with the data prediction m and half log-SNR :math:`\lambda`,
+With the data prediction m and half the log signal-to-noise ratio :math:`\lambda`, every reverse process is
 
 .. math:: d(x / \sigma) = \left[ -\eta\, x / \sigma + (1 + \eta)\, e^{\lambda} m \right] d\lambda
           + \sqrt{2 \eta}\, dW_\lambda,
 
-where eta = 0 is the probability-flow ODE and eta = 1 the time-reversed SDE. A prediction rewrites a step u -> v of it as
+where eta = 0 is the probability-flow ODE and eta = 1 the time-reversed SDE. A prediction writes the step u -> v as
 
 .. math:: x_v = \mathrm{carry}(u, v)\, x_u + \mathrm{gain}(v) \int_u^v e^{\mathrm{rate}\,(s - v)} N\, ds
           + \mathrm{noise}(u, v)\, \xi.
@@ -33,7 +33,7 @@ def _step(u: Point, v: Point) -> float:
 
 @dataclass(frozen=True)
 class Prediction(ABC):
-    """Interface: the exact linear part of a step, and the quantity that is left to interpolate."""
+    """Interface of predictions: the exact linear part of a step, and the quantity that is left to interpolate."""
 
     carries_zero_alpha = False
     """Whether a step may start at alpha = 0."""
@@ -45,38 +45,38 @@ class Prediction(ABC):
 
     @abstractmethod
     def clock(self, u: Point) -> float:
-        """The variable of integration at ``u``."""
+        """Return the variable of integration at ``u``."""
 
     @abstractmethod
     def time(self, sde: GaussianSDE, clock: Tensor) -> Tensor:
-        """The times at which the clock shows ``clock``."""
+        """Return the times at which the clock shows ``clock``."""
 
     @abstractmethod
     def carry(self, u: Point, v: Point) -> float:
-        """The factor of x_u in x_v."""
+        """Return the factor of x_u in x_v."""
 
     @abstractmethod
     def gain(self, v: Point) -> float:
-        """The factor in front of the integral."""
+        """Return the factor in front of the integral."""
 
     @abstractmethod
     def mix(self, u: Point) -> tuple[float, float]:
-        """p and q of N = p x + q m."""
+        """Return p and q of N = p x + q m."""
 
     @abstractmethod
     def noise(self, u: Point, v: Point) -> float:
-        """The standard deviation of the noise of the step."""
+        """Return the standard deviation of the noise of the step."""
 
     @property
     def kernel(self) -> float:
-        """The rate k of the integral of e^{k s} dW_s that the noise of a step is, as seen from its end."""
+        """The rate k in the noise of a step, which is the integral of e^{k s} dW_s with s counted from its end."""
         return 0.0
 
     def starting_at(self, u: Point, inner: bool = False) -> Prediction:
-        """Return the prediction of a step that starts at ``u``: this one, or where alpha = 0 there one that can.
+        """Return the prediction of a step that starts at ``u``: itself, or one that can start at alpha = 0.
 
-        That is Data of the same eta, which takes the data prediction to be constant over the step; or, for a step of the
-        flow with ``inner`` stages, which need a clock that is finite there, Velocity.
+        At alpha = 0 the substitute is ``Data`` with the same eta, which holds the data prediction constant over the step.
+        For a step of the flow with ``inner`` stages, which need a finite clock, it is ``Velocity``.
         """
         if u.log_alpha != -math.inf:
             return self
@@ -122,7 +122,7 @@ class Data(Prediction):
 
 
 class _NoiseKernel(Prediction):
-    """The part that Noise and Rho share: N = eps, carried as x / alpha."""
+    """The methods that Noise and Rho share: N = eps, carried as x / alpha."""
 
     eta: float
 

@@ -1,4 +1,4 @@
-"""Rows: the linear updates that a prediction and a stencil make of a path, and those that all solvers share."""
+"""Rows: the linear updates that a prediction and a stencil make of a path, and the moves that all solvers share."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ __all__ = [
 def one_step(
     u: Point, v: Point, a: float, w: float, s: float = 0.0, p: float = 0.0, q: float = 1.0, kernel: float = 0.0
 ) -> Row:
-    """The row of a solver that evaluates once, at the start of the step u -> v, and keeps no history."""
+    """Return the row of a solver that evaluates once, at the start of the step u -> v, and keeps no history."""
     return Row(to=v, at=u, a=a, w=(w,), s=(s,) if s else (), p=p, q=q, draw=(u, v) if s else None, kernel=kernel)
 
 
 def kernel_of_decay(u: Point, v: Point, a: float) -> float:
-    """The eta with which ``Data(eta)`` takes the state with the factor ``a`` from u to v, and so the kernel of its noise."""
+    """Return the eta for which ``a`` is the factor of the state in ``Data(eta)``; it is the kernel of the step's noise."""
     carried, h = scalar.value(a) * scalar.value(u.sigma) / scalar.value(v.sigma), scalar.value(v.lam - u.lam)
     return -math.log(carried) / h if carried > 0 and math.isfinite(h) else 0.0
 
 
 def last_move(path: Path) -> Row:
-    """The move to sigma = 0, the same for every solver: the newest data prediction, or the flow's end.
+    """Return the move to sigma = 0, the same for every solver: to the newest data prediction, or to the end of the flow.
 
     Near sigma = 0 the flow is dx/dsigma = (x - D) / sigma, with alpha = 1. A smooth density has
-    D(x, sigma) = x + sigma^2 s(x) + O(sigma^4), s the score of the data, so that the flow ends, to fourth order, at
-    x + sigma^2 s / 2 = (x + D) / 2, while D itself is off by sigma^2 s / 2. Where the data lie on a manifold the score
-    across it has no limit, sigma^2 s does not vanish, and D is the better end.
+    D(x, sigma) = x + sigma^2 s(x) + O(sigma^4), with s the score of the data. So the flow ends, to fourth order, at
+    x + sigma^2 s / 2 = (x + D) / 2, while D itself is off by sigma^2 s / 2. Where the data lie on a manifold, the score
+    across it has no limit. Then sigma^2 s does not vanish, and D is the better end.
     """
     u, v = path.points[-2:]
     if path.end == "flow":
@@ -58,25 +58,25 @@ def last_move(path: Path) -> Row:
 
 
 def forward_move(u: Point, v: Point) -> Row:
-    """A move towards the noise: the exact forward kernel from u to v."""
+    """Return a move towards the noise: the exact forward kernel from u to v."""
     a = scalar.exp(v.log_alpha - u.log_alpha)
     return Row(to=v, at=None, a=a, s=(v.sigma * scalar.sqrt(-scalar.expm1(2 * (v.lam - u.lam))),), draw=(u, v))
 
 
 def first_move(u: Point, v: Point, eta: float = 0.0) -> Row:
-    """The move from alpha = 0 at ``u``: the data prediction, constant over it, with the noise of ``Data(eta)``."""
+    """Return the move from alpha = 0 at ``u``: the data prediction held constant, with the noise of ``Data(eta)``."""
     prediction = Data(eta)
     s = prediction.noise(u, v)
     return one_step(u, v, a=prediction.carry(u, v), w=v.alpha, s=s, kernel=prediction.kernel if s else 0.0)
 
 
 def each_step(rule: Callable[[Point, Point], Row], path: Path) -> list[Row]:
-    """A one-step rule along a path; moves towards the noise and the last move to sigma = 0 are the same for all."""
+    """Apply a one-step rule along a path; moves towards the noise and to sigma = 0 are the same for all rules."""
     return each_step_of(lambda u, v: [rule(u, v)], path)
 
 
 def each_step_of(rule: Callable[[Point, Point], list[Row]], path: Path) -> list[Row]:
-    """The same for a rule of several rows."""
+    """Apply a rule of several rows a step along a path; moves towards the noise and to sigma = 0 are the same for all."""
     rows: list[Row] = []
     for u, v in path.moves:
         rows += [last_move(path)] if v.sigma == 0 else [forward_move(u, v)] if v.lam < u.lam else rule(u, v)
@@ -84,10 +84,10 @@ def each_step_of(rule: Callable[[Point, Point], list[Row]], path: Path) -> list[
 
 
 def stencil_rows(prediction: Prediction, stencil: Stencil | list[Stencil], path: Path) -> list[Row]:
-    """The rows of ``prediction`` x ``stencil`` on ``path``.
+    """Return the rows that ``prediction`` and ``stencil`` make of ``path``.
 
-    Missing history, at the start and after a move towards the noise, lowers the order there. A list of stencils is taken
-    step by step, its last one for all further steps.
+    Missing history lowers the order at the start and after a move towards the noise. A list of stencils is taken step by
+    step; its last stencil serves all further steps.
     """
     stencils = stencil if isinstance(stencil, list) else [stencil]
     if prediction.rate != 0 and any(stage.weights is not None for shape in stencils for stage in shape):
@@ -103,7 +103,7 @@ def stencil_rows(prediction: Prediction, stencil: Stencil | list[Stencil], path:
     steps = iter(begun)
 
     rows: list[Row] = []
-    starts: list[tuple[int, float]] = []  # of each step so far: the number of its first evaluation, and its clock
+    starts: list[tuple[int, float]] = []  # for each step so far: the number of its first evaluation, and its clock
     evaluated = 0
     for u, v in moves:
         if v.lam < u.lam:
@@ -135,14 +135,14 @@ def stencil_rows(prediction: Prediction, stencil: Stencil | list[Stencil], path:
             here.append((evaluated, step.clock(target)))
             at = target
         if step is not prediction:
-            starts = []  # what it interpolated is something else
+            starts = []  # it interpolated another quantity
     if path.ends_clean:
         rows.append(last_move(path))
     return rows
 
 
 def _begun(prediction: Prediction, shape: Stencil, u: Point) -> tuple[Prediction, Stencil]:
-    """The prediction and the stencil of a step from ``u``: those given, unless alpha = 0 there."""
+    """Return the prediction and the stencil of a step from ``u``: the given ones, unless alpha = 0 there."""
     step = prediction.starting_at(u, inner=len(shape) > 1)
     kept = scalar.isfinite(step.clock(u)) or (step is prediction and len(shape) == 1)
     return step, shape if kept else euler
@@ -151,7 +151,7 @@ def _begun(prediction: Prediction, shape: Stencil, u: Point) -> tuple[Prediction
 def _inner_points(
     kinds: Sequence[Prediction], shapes: Sequence[Stencil], path: Path, steps: list[tuple[Point, Point]]
 ) -> list[list[Point]]:
-    """The points of all stages but the last, for all steps: one call of the SDE's functions for each kind of prediction."""
+    """Compute the points of all stages but the last, with one call of the SDE's functions for each kind of prediction."""
     times: list[Tensor] = []
     for kind, group in itertools.groupby(zip(kinds, shapes, steps, strict=True), key=lambda step: step[0]):
         clocks: list[float] = []
@@ -173,7 +173,7 @@ def _inner_points(
 def _nodes(
     wanted: Sequence[int], here: list[tuple[int, float]], starts: list[tuple[int, float]], end: float
 ) -> list[tuple[int, float]]:
-    """The nodes that exist: (number of the evaluation, clock). A past node at an infinite clock carries no information."""
+    """Return the nodes that exist, as (number of the evaluation, clock); a past node at an infinite clock is left out."""
     found = [here[n] if n >= 0 else starts[n - 1] for n in wanted if n >= 0 or len(starts) >= 1 - n]
     found = [n for i, n in enumerate(found) if i == 0 or scalar.isfinite(n[1])]
     if all(n >= 0 for n in wanted):
@@ -182,14 +182,14 @@ def _nodes(
 
 
 NEAREST = 1e-3
-"""How near, in units of the step, an older node may be to the one after it: what differs between them is divided by it."""
+"""The least distance between two nodes, in units of the step; the difference of their predictions is divided by it."""
 
 
 def apart(nodes: Sequence[float], step: float) -> list[int]:
     """Return the numbers of the nodes, newest first, that are far enough apart for a step of this length.
 
-    Of two nodes that all but coincide the newer one is kept, since a difference of predictions at both, which may be no more
-    than rounding or the error of a predicted state, would be multiplied by the ratio of the step to their distance.
+    The newer of two nodes that all but coincide is kept. The difference of the predictions at both may be no more than
+    rounding, and it would be multiplied by the ratio of the step to their distance.
 
     Example:
         >>> apart([0.0, -1e-9, -1.0], 1.0)
@@ -216,10 +216,10 @@ def _weights(prediction: Prediction, u: Point, target: Point, nodes: list[tuple[
 def _noise(
     prediction: Prediction, pieces: list[Point], target: Point
 ) -> tuple[tuple[Point, Point] | None, tuple[float, ...]]:
-    """The interval to draw over, and the factors of all draws of this step so far, newest first.
+    """Return the interval to draw over, and the factors of all draws of this step so far, newest first.
 
-    The stages of a step share its noise: each interval between successive stages is drawn once, reaches the end of its
-    interval with the deviation ``noise`` and is carried on from there by the linear flow.
+    The stages of a step share its noise. Each interval between successive stages is drawn once. Its noise has the
+    standard deviation ``prediction.noise`` at the end of the interval, and the linear flow carries it on from there.
     """
     if prediction.noise(pieces[0], target) == 0:
         return None, ()
@@ -234,7 +234,7 @@ def _noise(
 
 
 def newest_first(w: Sequence[float], numbers: list[int], evaluated: int) -> tuple[float, ...]:
-    """Place the factors of evaluations, given by their numbers, in a row made after ``evaluated`` of them."""
+    """Place the factors of the evaluations with these numbers in a row that is made after ``evaluated`` evaluations."""
     slots = [0.0] * (evaluated - min(numbers))
     for weight, number in zip(w, numbers, strict=True):
         slots[evaluated - 1 - number] = weight

@@ -1,4 +1,4 @@
-"""What a solver is: a description that tests, tables and the command line read, and a way from noise to data."""
+"""The interface of solvers: a description of what they claim, and the integration from noise to data."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ __all__ = ["Description", "Dynamics", "RowSolver", "Solver", "compose", "maker"]
 
 @dataclass(frozen=True)
 class Description:
-    """What a solver claims; every claim is tested.
+    """The claims of a solver; every claim is tested.
 
     Attributes:
-        name: as in the table of solvers.
-        family: "ancestral", "exponential", "runge-kutta", "langevin", "adaptive", ...
-        order: of a deterministic solver: the power of the step at which the end point's error falls. ``None`` if the
-            tolerance, not the step, decides, or if the solver is stochastic.
-        weak_order: of a stochastic solver: the power at which the error of the moments falls; ``None`` for a
-            deterministic one and for Langevin dynamics, whose error does not fall with the step alone.
-        evaluations: per step, of the model; ``None`` where the solver decides.
-        stochastic: whether it draws noise.
-        constants: of a multistep method whose updates are not the interpolation through their nodes: for each update of a
-            step, the lowest degree that it does not integrate exactly and its error constant, see
-            :mod:`scoresde.analysis.error_constants`. ``None`` where they are the interpolation, empty where they have no
-            limit for short steps.
-        paper: authors, year and link.
+        name: the name in the table of solvers.
+        family: the family of the method: "ancestral", "exponential", "runge-kutta", "langevin", "adaptive", ...
+        paper: the authors, the year and the link of the source.
+        order: the power of the step with which the error of a deterministic solver falls. ``None`` if the solver is
+            stochastic, or if a tolerance decides on the steps.
+        weak_order: the power of the step with which the error of the moments falls. ``None`` if the solver is deterministic,
+            and for Langevin dynamics, whose error does not fall with the step alone.
+        evaluations: the number of evaluations of the model in a step; ``None`` where the solver decides.
+        stochastic: whether the solver draws noise.
+        constants: the error constants of a multistep method whose updates are not the exact interpolation, see
+            :mod:`scoresde.analysis.error_constants`. Each update of a step has a pair: the lowest degree that it does not
+            integrate exactly, and its constant. ``None`` means exact interpolation. An empty tuple means that the updates
+            have no limit for short steps.
     """
 
     name: str
@@ -56,8 +56,8 @@ class Description:
 class Dynamics:
     """The reverse process as plain functions of ``(x, t)``, for integrators that know nothing of marginals.
 
-    ``eta`` is 0 for the probability flow and 1 for the reverse SDE; ``ito_to_stratonovich`` is what a Stratonovich
-    integrator adds to the drift (zero where the diffusion does not depend on the state).
+    ``eta`` is 0 for the probability flow and 1 for the reverse SDE. A Stratonovich integrator adds
+    ``ito_to_stratonovich`` to the drift; it is zero where the diffusion does not depend on the state.
     """
 
     drift: Callable[[Tensor, Tensor], Tensor]
@@ -73,7 +73,7 @@ class Solver(ABC):
     description: Description
 
     dense: ClassVar[bool] = False
-    """Whether it has a state at any point of a path, on whose points its steps do not depend."""
+    """Whether the steps do not depend on the points of a path, at which the solver interpolates its states."""
 
     @property
     def name(self) -> str:
@@ -82,7 +82,7 @@ class Solver(ABC):
 
     @property
     def stochastic(self) -> bool:
-        """Whether it draws noise."""
+        """Whether the solver draws noise."""
         return self.description.stochastic
 
     @abstractmethod
@@ -97,7 +97,7 @@ class Solver(ABC):
         noise: FreshNoise,
         on_step: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """Run from ``x`` and return the last state; ``on_step`` is told the number of steps done."""
+        """Run from ``x`` and return the last state; ``on_step`` is called with the number of steps done."""
         done = 0
         for state in self.states(path, model, x, noise):
             x = state.x
@@ -107,7 +107,7 @@ class Solver(ABC):
         return x
 
     def integrate(self, dynamics: Dynamics, x: Tensor, times: list[float], noise: FreshNoise) -> Iterator[State]:
-        """Run a process without closed-form marginals through ``times``; most solvers refuse."""
+        """Run a process without closed-form marginals through ``times``; most solvers raise ``ValueError``."""
         raise ValueError(
             f"solver {self.name!r} needs the marginals alpha(t), sigma(t), which a general SDE does not have; take "
             "euler-maruyama, heun, rk45, torchsde-euler, torchsde-milstein or torchsde-srk"
@@ -117,7 +117,7 @@ class Solver(ABC):
         return f"<solver {self.name}>"
 
     def __reduce__(self) -> Any:
-        made = getattr(self, "_made", None)  # by a function in `maker`
+        made = getattr(self, "_made", None)  # set by `maker`
         if made is None:
             return super().__reduce__()
         make, args, options = made
@@ -128,12 +128,12 @@ class Solver(ABC):
 
 @dataclass(frozen=True, repr=False)
 class RowSolver(Solver):
-    """A solver that turns a path into rows: runs on every driver.
+    """A solver that turns a path into rows, which every driver can run.
 
     Args:
-        description: what it claims.
-        rows: the rows of a path.
-        general: its step for an SDE without marginals, if it has one.
+        description: the claims of the solver.
+        rows: the function from a path to its rows.
+        general: the integrator for an SDE without marginals, if the solver has one.
 
     Example:
         >>> from scoresde.solvers import Data, multistep, stencil_rows
@@ -166,7 +166,7 @@ class RowSolver(Solver):
 
 
 def compose(description: Description, prediction: Prediction, stencil: Stencil) -> RowSolver:
-    """The solver that is a prediction and a stencil: what most named solvers are."""
+    """Compose a solver of a prediction and a stencil, as most named solvers are."""
     return RowSolver(description, lambda path: stencil_rows(prediction, stencil, path))
 
 
@@ -179,7 +179,7 @@ def _made(make: Callable[..., Made], args: tuple[Any, ...], options: dict[str, A
 
 
 def maker(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
-    """Let the solvers that ``make`` returns be pickled, as the call that made them; a decorator of a module's function.
+    """Decorate ``make``, a function of a module, so that the solvers it returns are pickled as the call that made them.
 
     The rows of a solver are a function inside the function that made it, which the pickle module cannot write.
 

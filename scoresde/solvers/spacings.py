@@ -1,4 +1,4 @@
-r"""Spacings: where the times of a path are, between its first and its last.
+r"""Spacings: how the times of a path are distributed between its first and its last.
 
 A spacing is a function ``(sde, n, t_max, t_min) -> n times``, falling.
 """
@@ -19,16 +19,16 @@ from scoresde.sde import ChainSDE, GaussianSDE
 __all__ = ["PATHS", "ChainSpacing", "Spacing", "karras", "quadratic", "uniform_lam", "uniform_t"]
 
 Spacing = Callable[[GaussianSDE, int, float, float], Tensor]
-"""``(sde, n, t_max, t_min)``: the n times of a path between the two, falling."""
+"""A function ``(sde, n, t_max, t_min)`` that returns n falling times, from ``t_max`` to ``t_min``."""
 
 
 def uniform_t(sde: GaussianSDE, n: int, t_max: float, t_min: float) -> Tensor:
-    """``n`` times, equidistant: the spacing of DDPM and of Song et al., 2021."""
+    """Return ``n`` equidistant times, the spacing of DDPM and of Song et al., 2021."""
     return torch.linspace(t_max, t_min, n, dtype=torch.float64)
 
 
 def quadratic(sde: GaussianSDE, n: int, t_max: float, t_min: float) -> Tensor:
-    """``n`` times whose square roots are equidistant (Song et al., "Denoising Diffusion Implicit Models", 2020)."""
+    """Return ``n`` times whose square roots are equidistant (Song et al., "Denoising Diffusion Implicit Models", 2020)."""
     return torch.linspace(math.sqrt(t_max), math.sqrt(t_min), n, dtype=torch.float64) ** 2
 
 
@@ -36,17 +36,17 @@ def _lam_range(sde: GaussianSDE, t_max: float, t_min: float) -> tuple[float, flo
     low, high = float(sde.lam(t_max)), float(sde.lam(t_min))
     if high == math.inf:
         raise ValueError(f"got t_min={t_min}, where sigma = 0 and lam is infinite; expected a larger t_min, or path='t'")
-    # From alpha = 0, lam has infinitely far to go: the spacing is laid out from the mirror image of its end instead.
+    # At alpha = 0 lam is infinite: the spacing starts from the mirror image of its end instead.
     return (low if math.isfinite(low) else -abs(high) - 1), high
 
 
 def uniform_lam(sde: GaussianSDE, n: int, t_max: float, t_min: float) -> Tensor:
-    """``n`` times, equidistant in lam (Lu et al., "DPM-Solver", 2022)."""
+    """Return ``n`` times that are equidistant in lam (Lu et al., "DPM-Solver", 2022)."""
     return sde.time(torch.linspace(*_lam_range(sde, t_max, t_min), n, dtype=torch.float64))
 
 
 def karras(sde: GaussianSDE, n: int, t_max: float, t_min: float, rho: float = 7.0) -> Tensor:
-    """``n`` times, equidistant in (sigma / alpha)^(1 / rho) (Karras et al., 2022, equation (5))."""
+    """Return ``n`` times that are equidistant in (sigma / alpha)^(1 / rho) (Karras et al., 2022, equation (5))."""
     low, high = _lam_range(sde, t_max, t_min)
     level = torch.linspace(math.exp(-low / rho), math.exp(-high / rho), n, dtype=torch.float64)
     return sde.time(-rho * torch.log(level))
@@ -54,19 +54,19 @@ def karras(sde: GaussianSDE, n: int, t_max: float, t_min: float, rho: float = 7.
 
 @dataclass(frozen=True)
 class ChainSpacing:
-    r"""A spacing that visits whole steps of a chain of N steps, k = 1..N, whose time is k / N.
+    r"""A spacing at whole steps k of a chain of N steps, k = 1..N, at the times k / N.
 
     Args:
-        kind: ``"leading"``, :math:`k = 1 + i \lfloor N / n \rfloor`, as in DDIM and DDPM on fewer steps, which never visits
-            the noisiest ones; ``"trailing"``, :math:`k = \mathrm{round}(N - i N / n)`, from the noisiest; or ``"linspace"``,
-            n steps from the noisiest to the first, rounded. In each, i = 0..n-1.
-        offset: what is added to k: 1 for the ``steps_offset`` of Stable Diffusion's configurations.
+        kind: the rule for k, with i = 0..n-1. ``"leading"``: :math:`k = 1 + i \lfloor N / n \rfloor`, as in DDIM and DDPM
+            with fewer steps, which never visits the noisiest steps. ``"trailing"``: :math:`k = \mathrm{round}(N - i N / n)`,
+            from the noisiest step on. ``"linspace"``: n equidistant steps from the noisiest to the first, rounded.
+        offset: the number added to k: 1 for the ``steps_offset`` of Stable Diffusion's configurations.
 
-    Between ``t_max`` and ``t_min`` N is the number of steps from one to the other.
+    Where ``t_max`` and ``t_min`` leave out a part of the chain, N is the number of steps between them.
 
     Raises:
-        ValueError: for any other kind, an offset that is not whole or leaves the chain, an SDE that is not a chain's, or
-            more steps than there are.
+        ValueError: for any other kind, an offset that is not whole or leaves the chain, an SDE that is not the SDE of a
+            chain, or more steps than the chain has.
 
     Source: Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2023,
     https://arxiv.org/abs/2305.08891, table 2; diffusers' ``timestep_spacing``.
@@ -104,7 +104,7 @@ class ChainSpacing:
         if self.kind == "leading":
             k = first + i.flip(0) * (steps // n)
         elif self.kind == "trailing":
-            k = (first - 1) + (steps + i * ((steps - steps / n) - steps)).round()  # NumPy's arange, to its roundings
+            k = (first - 1) + (steps + i * ((steps - steps / n) - steps)).round()  # as np.arange rounds
         else:
             k = first + (i.flip(0) * ((steps - 1) / max(n - 1, 1))).round()
         k = k + self.offset
@@ -131,4 +131,4 @@ PATHS: Table[Spacing] = Table(
     check=callable,
     expects="a spacing function: (sde, n, t_max, t_min) -> n times",
 )
-"""The named spacings: ``(sde, n, t_max, t_min) -> n times``; the last three are for the SDEs of chains alone."""
+"""Every spacing by name, ``(sde, n, t_max, t_min) -> n times``; the last three need the SDE of a chain."""

@@ -1,10 +1,10 @@
-"""Stencils: where in a step the interpolated quantity is sampled.
+"""Stencils: the nodes in a step at which the interpolated quantity is evaluated.
 
 A stencil is a tuple of stages ``Stage(c, nodes)``. Stage i computes the state at the fraction ``c`` of the step from the
-values at ``nodes``: node 0 is the start of the step, 1, 2, .. the earlier stages of this step, -1, -2, .. the starts of
-earlier steps. The last stage has c = 1 and ends the step. Without ``weights`` the nodes are interpolated by a polynomial,
-which is integrated exactly; explicit ``weights`` (of a Butcher tableau, in units of the step) are for predictions whose
-rate is zero.
+values at ``nodes``. Node 0 is the start of the step; nodes 1, 2, .. are the earlier stages of this step; nodes -1, -2, ..
+are the starts of earlier steps. The last stage has c = 1 and ends the step. Without ``weights`` a polynomial through the
+nodes is integrated exactly. Explicit ``weights`` (a row of a Butcher tableau, in units of the step) are for predictions
+whose rate is zero.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Stage", "euler", "midpoint", "multistep", "radau", "rk3", "rk4", "tr
 
 
 class Stage(NamedTuple):
-    """One stage: the fraction of the step at which it ends, its nodes, and their weights where not by interpolation."""
+    """A stage: the fraction of the step at which it ends, its nodes, and their weights unless they are interpolated."""
 
     c: float
     nodes: tuple[int, ...]
@@ -28,19 +28,19 @@ Stencil = tuple[Stage, ...]
 
 
 def multistep(order: int) -> Stencil:
-    """This step's start and the ``order - 1`` before it (Adams-Bashforth)."""
+    """Return the multistep stencil of the step's start and the ``order - 1`` starts before it (Adams-Bashforth)."""
     order = whole("order", order, 1)
     return (Stage(1.0, tuple(range(0, -order, -1))),)
 
 
 euler: Stencil = multistep(1)
-"""One evaluation, at the start; order 1."""
+"""Euler's method, one evaluation at the start; order 1."""
 
 midpoint: Stencil = (Stage(0.5, (0,)), Stage(1.0, (1,)))
-"""The value halfway stands for the whole step; order 2."""
+"""The midpoint rule, with the value halfway for the whole step; order 2."""
 
 trapezoid: Stencil = (Stage(1.0, (0,)), Stage(1.0, (0, 1)))
-"""Predict to the end, evaluate, average: Heun's second-order method."""
+"""Heun's second-order method: predict to the end, evaluate, average."""
 
 radau: Stencil = (Stage(1 / 3, (0,)), Stage(2 / 3, (0, 1)), Stage(1.0, (0, 2)))
 """Heun's third-order abscissae (0, 1/3, 2/3), linear in the first and the last: DPM-Solver-3."""

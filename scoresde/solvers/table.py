@@ -125,14 +125,14 @@ SOLVERS: Table[Callable[..., Solver]] = Table(
     check=lambda make: callable(make) and isinstance(make(), Solver),
     expects="a function that returns a Solver when it is called without arguments",
 )
-"""Every solver by name, with its default arguments. A new one is added here, and tests, docs and CLI find it."""
+"""Every solver by name, with its default arguments. A new solver is added here; tests, docs and CLI then find it."""
 
 
 def get(text: str) -> Solver:
-    """Return the solver that ``text`` names, with its default arguments but for the settings that follow the name.
+    """Return the solver that ``text`` names; settings after the name replace its default arguments.
 
     Raises:
-        ValueError: for an unknown name, with the nearest ones, and for settings that the solver does not take.
+        ValueError: for an unknown name, with the nearest known names, and for settings that the solver does not take.
 
     Example:
         >>> get("ddim: eta=0.5").stochastic

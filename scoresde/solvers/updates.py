@@ -1,19 +1,18 @@
-r"""Updates: what a solver turns a path into, and all that a driver knows of it.
+r"""Updates: the steps into which a solver turns a path, and the only form in which a driver sees a solver.
 
 A :class:`Row` evaluates the model at the current state y, if ``at`` is a point, which appends
 :math:`N = p\,y + q\,m(y)` to the history, and then sets
 
 .. math:: y = a\,x + \sum_j w_j N_j + \sum_k s_k\,\xi_k
 
-with x the state at the start of the step, ``w[0]`` belonging to the newest N and ``s[0]`` to the newest draw of noise. The
-row that ends a step makes y the new x.
+with x the state at the start of the step. ``w[0]`` belongs to the newest N and ``s[0]`` to the newest draw of noise. The row
+that ends a step makes y the new x.
 Two updates are not linear: the step size of a :class:`Langevin` correction depends on the state, and the noise of a
 :class:`LearnedNoise` step on the model.
 
-An update applies itself, :meth:`Update.apply`, to :class:`States`: the state, the history and the draws of a loop, with the
-few operations that an update is made of. What a state is, a tensor overwritten in place, an affine form or a sensitivity,
-only the states know. So there is one loop, :func:`run`, and every driver and every analysis is that loop on states of its
-own.
+An update applies itself, :meth:`Update.apply`, to :class:`States`: the state, the history and the draws of a loop, with a
+few operations on them. A state may be a tensor overwritten in place, an affine form or a sensitivity; updates need not know.
+So there is one loop, :func:`run`, and every driver and every analysis runs that loop on its own kind of states.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ __all__ = [
 
 
 class State(NamedTuple):
-    """The state ``x`` at a point of the path, after ``step`` steps; ``info`` is what a driver or a solver reports."""
+    """The state ``x`` at a point of the path, after ``step`` steps; ``info`` holds what a driver or a solver reports."""
 
     step: int
     point: Point
@@ -56,12 +55,12 @@ class State(NamedTuple):
 
 
 class States(ABC):
-    """What a loop keeps between updates, and the operations on it that updates are made of.
+    """Interface of the states of a loop: the values kept between updates, and the operations of an update on them.
 
     Attributes:
         x: the state at the start of the step.
         y: the current state.
-        step: how many steps have ended.
+        step: the number of steps that have ended.
     """
 
     x: Any
@@ -78,11 +77,11 @@ class States(ABC):
 
     @abstractmethod
     def draw_apart(self, start: Point, to: Point, kernel: float) -> Any:
-        """Draw noise over an interval, which no later update looks back on."""
+        """Draw noise over an interval without remembering it, since no later update uses it."""
 
     @abstractmethod
     def combine(self, row: Row, m: Any | None) -> None:
-        """Remember N = p y + q m, unless ``m`` is ``None``, and make y the sum of the row."""
+        """Remember N = p y + q m, unless ``m`` is ``None``, and set y to the sum of the row."""
 
     @abstractmethod
     def replace(self, y: Any, to: Point, ends_step: bool) -> None:
@@ -90,16 +89,16 @@ class States(ABC):
 
     @abstractmethod
     def ratio(self, xi: Any, score: Any, norm: str) -> Any:
-        """Return the ratio of the norms of ``xi`` and ``score``, which multiplies a state: see :class:`Langevin`."""
+        """Return the norm of ``xi`` over the norm of ``score``, in a form that multiplies a state: see :class:`Langevin`."""
 
 
 class Update(ABC):
-    """Interface of one update of a loop: what it evaluates, what it draws, and how it changes the states.
+    """Interface of the updates of a loop: each may evaluate the model, draw noise and change the states.
 
     Attributes:
-        at: the point at which it evaluates the model, or ``None``.
-        to: the point at which it leaves the state.
-        ends_step: whether a step ends with it.
+        at: the point at which the model is evaluated, or ``None``.
+        to: the point of the state after the update.
+        ends_step: whether a step ends with this update.
     """
 
     at: Point | None
@@ -107,10 +106,10 @@ class Update(ABC):
     ends_step: bool
 
     linear: ClassVar[bool] = False
-    """Whether it is linear in the state, the history and the draws, with coefficients known beforehand."""
+    """Whether the update is linear in the state, the history and the draws, with coefficients known beforehand."""
 
     learned: ClassVar[bool] = False
-    """Whether it needs both outputs of a model with a learned variance."""
+    """Whether the update needs both outputs of a model with a learned variance."""
 
     @abstractmethod
     def apply(self, on: States) -> None:
@@ -118,50 +117,50 @@ class Update(ABC):
 
     @property
     def coefficients(self) -> tuple[float, ...]:
-        """The numbers of the update, any of which may be a tensor that carries gradients."""
+        """The coefficients of the update, any of which may be a tensor that carries gradients."""
         return ()
 
     @property
     def lookback(self) -> tuple[int, int]:
-        """How many evaluations and how many draws, the newest included, it looks back on."""
+        """The numbers of evaluations and of draws that the update uses, the newest included."""
         return 0, 0
 
     @property
     def draws(self) -> bool:
-        """Whether it draws noise."""
+        """Whether the update draws noise."""
         return True
 
     @property
     def shown(self) -> bool:
-        """Whether the state after it is one that a driver shows, and not a stage of a step."""
+        """Whether a driver shows the state after the update, which is then no inner stage of a step."""
         return True
 
     @property
     def goes_back(self) -> bool:
-        """Whether it is a move towards the noise."""
+        """Whether the update is a move towards the noise."""
         return False
 
     @property
     def follows_path(self) -> bool:
-        """Whether its noise is all of the Brownian path in lam that solvers can share."""
+        """Whether all noise of the update comes from the Brownian path in lam that solvers can share."""
         return self.linear and not self.goes_back
 
     @abstractmethod
     def __str__(self) -> str:
-        """One line of a table of updates: "*" where a step ends, the times, the numbers."""
+        """Return one line of a table of updates: "*" where a step ends, the times, the coefficients."""
 
 
 @dataclass(frozen=True)
 class Row(Update):
-    """One linear update: see the module.
+    """A linear update: see the module.
 
     Attributes:
-        to: the point at which y then lives.
+        to: the point of y after the update.
         at: the point at which the model is evaluated first, or ``None``.
-        a, w, s: factors of the state, of the history and of the draws of noise, both newest first.
-        p, q: N = p y + q m.
+        a, w, s: the factors of the state, of the history and of the draws of noise, both newest first.
+        p, q: the factors in N = p y + q m.
         draw: the interval over which noise is drawn first, or ``None``.
-        kernel: the rate k of the integral of e^{k s} dW_s over that interval which the draw stands for.
+        kernel: the rate k of the integral of e^{k s} dW_s over the interval, for which the draw stands.
         ends_step: whether y becomes the state from which the next rows start.
     """
 
@@ -216,7 +215,7 @@ class Row(Update):
 
 @dataclass(frozen=True)
 class Langevin(Update):
-    r"""A Langevin correction at one point, :math:`x \leftarrow x + \epsilon\, s(x) + \sqrt{2 \epsilon}\, \xi` with the step
+    r"""A Langevin correction at one point: :math:`x \leftarrow x + \epsilon\, s(x) + \sqrt{2 \epsilon}\, \xi` with the step
 
     .. math:: \epsilon = 2\, \mathrm{scale}\, (\mathrm{snr}\, \|\xi\| / \|s(x)\|)^2.
 
@@ -228,11 +227,11 @@ class Langevin(Update):
     snr: float
     scale: float = 1.0
     norm: str = "sample"
-    ends_step: ClassVar[bool] = False  # type: ignore[misc]  # the same for all, unlike that of a row
+    ends_step: ClassVar[bool] = False  # type: ignore[misc]  # a constant here, a field of a row
 
     @property
-    def to(self) -> Point:  # type: ignore[override]  # no field of its own: it stays where it is
-        """The point at which it leaves the state: the same."""
+    def to(self) -> Point:  # type: ignore[override]  # no field, since the point does not change
+        """The point of the state after the correction, which is ``at``."""
         return self.at
 
     def apply(self, on: States) -> None:
@@ -252,10 +251,10 @@ class Langevin(Update):
 
 @dataclass(frozen=True)
 class LearnedNoise(Update):
-    r"""A step with noise of a deviation that the model gives for each number,
+    r"""A step with noise of a standard deviation that the model gives for each number,
     :math:`x \leftarrow a\, x + w\, m + s_{lower}^{1 - f} s_{upper}^f\, \xi`.
 
-    m is the data prediction and f the fraction that the model's second output gives: see
+    Here m is the data prediction, and f is the fraction given by the second output of the model: see
     :class:`~scoresde.ScoreModel`. Source: Nichol and Dhariwal, 2021, equation (15).
     """
 
@@ -284,7 +283,7 @@ class LearnedNoise(Update):
 
 
 def run(rows: Sequence[Update], on: States) -> Iterator[State]:
-    """Make the updates ``rows`` on the states ``on``, and yield the state after each that leaves one: the one loop."""
+    """Make the updates ``rows`` on the states ``on``, and yield each state that a driver shows."""
     for row in rows:
         row.apply(on)
         if row.shown:
@@ -303,12 +302,12 @@ def evaluations(rows: Sequence[Update]) -> int:
 
 
 def scaled(x: Tensor, a: float) -> Tensor:
-    """a x, for a number or a coefficient that carries gradients."""
+    """Return a x, for a number or a coefficient that carries gradients."""
     return cast(Tensor, plain(a) * x)
 
 
 def plus(y: Tensor, n: Tensor, w: float) -> Tensor:
-    """y + w n, likewise."""
+    """Return y + w n, for a number or a coefficient that carries gradients."""
     return y + plain(w) * n if isinstance(w, Tensor) else torch.add(y, n, alpha=w)
 
 
@@ -316,12 +315,12 @@ _KINDS: dict[str, type[Row | Langevin | LearnedNoise]] = {kind.__name__: kind fo
 
 
 def to_json(rows: Sequence[Update]) -> list[dict[str, Any]]:
-    """The updates as plain values for ``json.dumps``."""
+    """Return the updates as plain values for ``json.dumps``."""
     return [{"op": type(row).__name__, **asdict(cast(Any, row))} for row in rows]
 
 
 def from_json(values: Sequence[dict[str, Any]]) -> list[Update]:
-    """The inverse of :func:`to_json`.
+    """Return the updates from the plain values made by :func:`to_json`.
 
     Example:
         >>> import json
@@ -334,7 +333,7 @@ def from_json(values: Sequence[dict[str, Any]]) -> list[Update]:
 
 
 def _restored(name: str, value: Any) -> Any:
-    """A field as it was before JSON made lists of tuples and points."""
+    """Restore a field that JSON turned from a tuple or a point into a list."""
     if not isinstance(value, list | tuple):
         return value
     if name in ("to", "at"):

@@ -1,3 +1,3 @@
-"""Solvers that choose their own steps: embedded pairs, their step control, the probability flow and the reverse SDE."""
+"""Solvers with adaptive steps: embedded pairs, their step control, the probability flow and the reverse SDE."""
 
 __all__: list[str] = []

@@ -1,10 +1,11 @@
-r"""Step control: what the error of an attempt decides, for each sample by itself.
+r"""Step control: the error of an attempt decides on its acceptance and on the next step, for each sample by itself.
 
-An attempt makes two estimates of the end of a step, y and a lower one. Their difference in units of the tolerance
+An attempt makes two estimates of the end of a step, y and one of lower order, y_low. Their difference in units of the
+tolerance
 
 .. math:: \delta = \max(\mathrm{atol}, \mathrm{rtol} \max(|y_{\mathrm{low}}|, |y_{\mathrm{before}}|)),
 
-root mean square over the event, is the error E. The next attempt is longer by a factor made of
+as a root mean square over the event, is the error E. The length of the next attempt is multiplied by a factor made of
 
 .. math:: f = \theta\, E^{-a}\, E_{\mathrm{before}}^{\,b}
 
@@ -35,23 +36,31 @@ __all__ = ["Controller", "OwnSteps", "Progress", "as_it_is", "bounded", "scaled_
 
 
 def bounded(factor: Tensor, again: Tensor) -> Tensor:
-    """f between 1/5 and 5, and at most 1 after a rejection."""
+    """Return f clamped between 1/5 and 5, and to at most 1 after a rejection."""
     return torch.minimum(factor.clamp(min=0.2), torch.where(again, 1.0, 5.0).to(factor))
 
 
 def as_it_is(factor: Tensor, again: Tensor) -> Tensor:
-    """f itself."""
+    """Return f unchanged."""
     return factor
 
 
 def smooth(factor: Tensor, again: Tensor) -> Tensor:
-    """1 + arctan(f - 1), k-diffusion's limiter."""
+    """Return 1 + arctan(f - 1), k-diffusion's limiter."""
     return 1 + torch.atan(factor - 1)
 
 
 class Progress(NamedTuple):
-    """Of each sample, shape ``(batch,)``: the length of its next attempt, the error of the last accepted one, whether the
-    newest attempt was rejected, how many were accepted and rejected, and how often there was no finite error lately."""
+    """The progress of each sample; all fields have shape ``(batch,)``.
+
+    Attributes:
+        length: the length of the next attempt.
+        before: the error of the last accepted attempt.
+        again: whether the newest attempt was rejected.
+        accepted: the number of accepted attempts.
+        rejected: the number of rejected attempts.
+        broken: the number of recent attempts whose error was not finite.
+    """
 
     length: Tensor
     before: Tensor
@@ -62,17 +71,18 @@ class Progress(NamedTuple):
 
     @property
     def info(self) -> dict[str, Tensor]:
-        """The counts, as a solver reports them."""
+        """The numbers of accepted and rejected attempts, for the ``info`` of a state."""
         return {"accepted": self.accepted, "rejected": self.rejected}
 
 
 @dataclass(frozen=True)
 class Controller:
-    """From the error of an attempt to its acceptance and the length of the next: see the module.
+    """A step-size controller, from the error of an attempt to its acceptance and the length of the next: see the module.
 
     Args:
-        integral, proportional, safety: a, b and theta.
-        limit: ``limit(f, again)``, the factor taken; ``again`` says where the attempt before was rejected.
+        integral, proportional, safety: the numbers a, b and theta.
+        limit: the function ``limit(f, again)`` that returns the factor taken; ``again`` is true where the attempt before was
+            rejected.
         accepts: the largest error that is accepted.
 
     Example:
@@ -98,20 +108,20 @@ class Controller:
             )
 
     def start(self, length: float, like: Tensor) -> Progress:
-        """Before the first attempt, of that length; ``like`` has an entry per sample."""
+        """Return the progress before the first attempt of this length; ``like`` has an entry per sample."""
         if not 0 < length < math.inf:
             raise ValueError(f"got first_step={length}; expected a positive length")
         none = torch.zeros_like(like, dtype=torch.int64)
         return Progress(torch.full_like(like, length), torch.ones_like(like), none.bool(), none, none, none)
 
     def judge(self, progress: Progress, error: Tensor, taken: Tensor, active: Tensor) -> tuple[Tensor, Progress]:
-        """Which samples accept an attempt of length ``taken``, all of shape ``(batch,)``, and their progress after it."""
+        """Return which samples accept an attempt of length ``taken``, and the progress after it; shapes ``(batch,)``."""
         good = active & (error <= self.accepts)
         bad = active & ~good
-        # One short step between them, from which a controller without bounds leaps ahead again, is no success.
+        # A short accepted step right after a rejection is no success: an unbounded controller leaps ahead again from there.
         recovered = torch.where(good & ~progress.again, 0, progress.broken)
         broken = torch.where(bad & ~torch.isfinite(error), progress.broken + 1, recovered)
-        # An error that is not a number is as bad as can be, and none at all is no measure of what is to come.
+        # An error that is NaN counts as the largest error. An error of zero does not tell how long the next step may be.
         error = torch.nan_to_num(error, nan=1e10).clamp(1e-30, 1e10)
         factor = self.safety * error**-self.integral * progress.before**self.proportional
         return good, Progress(
@@ -125,7 +135,7 @@ class Controller:
 
 
 def scaled_error(low: Tensor, y: Tensor, before: Tensor, rtol: float, atol: float) -> Tensor:
-    """E of each sample, shape ``(batch,)``, in float64."""
+    """Return the error E of each sample, shape ``(batch,)``, in float64."""
     scale = (rtol * torch.maximum(before.abs(), low.abs())).clamp(min=atol)
     return ((y - low) / scale).flatten(1).double().square().mean(1).sqrt()
 
@@ -134,12 +144,12 @@ def scaled_error(low: Tensor, y: Tensor, before: Tensor, rtol: float, atol: floa
 class OwnSteps(Solver):
     """Interface of the solvers that choose their own steps from one end of the path to the other.
 
-    In half precision rounding would be most of the error that decides on the steps: there the states are kept in float32,
-    and the tolerances are no smaller than what the network, which is called in its own precision, rounds to.
+    In half precision, rounding would be most of the error that decides on the steps. There the states are kept in float32.
+    The network is called in its own precision, and the tolerances are no smaller than the rounding of its outputs.
     """
 
     def states(self, path: Path, model: Denoiser, x: Tensor, noise: FreshNoise) -> Iterator[State]:
-        """Between the ends as :meth:`run` has it; the move to sigma = 0 is that of every solver."""
+        """Run from ``x`` with :meth:`run`, make the common move to sigma = 0, and yield the states."""
         if any(v.lam < u.lam for u, v in path.moves):
             raise ValueError(
                 f"got a path that goes back towards the noise, while solver {self.name!r} chooses its own steps from one "
@@ -152,7 +162,7 @@ class OwnSteps(Solver):
             yield from self._states(path, model, x, noise)
 
     def _above(self, eps: float) -> Self:
-        """The same solver with tolerances of at least ``eps``, the precision of a network that rounds."""
+        """Return this solver with tolerances of at least ``eps``, the precision of the network."""
         at_least: Any = {name: max(getattr(self, name), eps) for name in ("rtol", "atol")}
         return replace(self, **at_least)
 
@@ -177,8 +187,11 @@ class OwnSteps(Solver):
     def _begin(
         self, sde: GaussianSDE, points: tuple[Point, ...], model: Denoiser, x: Tensor, noise: FreshNoise
     ) -> tuple[tuple[Point, ...], State]:
-        """Move from alpha = 0, where lam is infinite, to where the error of a constant prediction, of the size of e^{2 lam},
-        is a tenth of the tolerance; or to the next point, if that comes before. Return the points from there on."""
+        """Move from alpha = 0, where lam is infinite, to a finite lam, and return the points from there on and the state.
+
+        The move holds the prediction constant, with an error of the size of e^{2 lam}. It ends where this error is a tenth
+        of the tolerance, or at the next point of the path, if that comes first.
+        """
         lam = 0.5 * math.log(0.1 * min(0.1, self.tolerance))
         inner = points_at(sde, sde.time(torch.tensor([lam], dtype=torch.float64)))[0]
         ends = inner.lam >= points[1].lam
@@ -197,17 +210,17 @@ class OwnSteps(Solver):
 
     @property
     def noise_share(self) -> float:
-        """The eta of the process that is followed: 0 for the probability flow."""
+        """The eta of the process: 0 for the probability flow, 1 for the time reversal."""
         return 0.0
 
     @abstractmethod
     def run(
         self, sde: GaussianSDE, points: tuple[Point, ...], model: Denoiser, x: Tensor, noise: FreshNoise
     ) -> Iterator[State]:
-        """Run from ``x`` at the first of ``points``, all with sigma > 0, to the last, and yield states at them."""
+        """Run from ``x`` at the first of ``points``, all with sigma > 0, to the last, and yield the states there."""
 
     def no_progress(self, t: float, x: Tensor, rtol: float, atol: float) -> ArithmeticError:
-        """The error to raise where the steps of a sample have become zero, at ``t``."""
+        """Return the error to raise where the steps of a sample have become zero, at ``t``."""
         return ArithmeticError(
             f"the step of solver {self.name!r} became zero at t={t:.6g}: its error stays above rtol={rtol}, atol={atol} in "
             f"{str(x.dtype).removeprefix('torch.')}. Check that the network is finite and smooth there, take larger "
@@ -215,14 +228,14 @@ class OwnSteps(Solver):
         )
 
     def no_arrival(self, attempts: int, t: float) -> ArithmeticError:
-        """The error to raise after too many attempts, the slowest sample being at ``t``."""
+        """Return the error to raise after too many attempts, with the slowest sample at ``t``."""
         return ArithmeticError(
             f"solver {self.name!r} made {attempts} attempts and has come no farther than t={t:.6g}; take larger tolerances, "
             "or more max_attempts"
         )
 
     def not_finite(self, t: float) -> ArithmeticError:
-        """The error to raise where the error of a sample is no number twice in a row, at ``t``."""
+        """Return the error to raise where the error of a sample was not finite twice in a row, at ``t``."""
         return ArithmeticError(
             f"the error of solver {self.name!r} was not finite in two attempts in a row, at t={t:.6g}. Check that the "
             "network is finite there"
@@ -230,7 +243,7 @@ class OwnSteps(Solver):
 
 
 class _InHalf:
-    """A model in half precision, for states in float32."""
+    """A wrapper that calls a model in half precision on states in float32."""
 
     def __init__(self, model: Denoiser, dtype: torch.dtype) -> None:
         self.model, self.dtype = model, dtype

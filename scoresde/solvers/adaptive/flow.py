@@ -1,10 +1,10 @@
-r"""The probability flow by embedded pairs, with the error and the step of every sample its own.
+r"""The probability flow by embedded pairs, with an error and a step for every sample by itself.
 
 With :math:`y = x / \alpha` and :math:`\rho = \sigma / \alpha = e^{-\lambda}` the flow is :math:`dy/d\rho = \epsilon`, or
-:math:`dy/d\lambda = -\rho\, \epsilon`. A pair (:mod:`scoresde.solvers.adaptive.pairs`) makes two estimates of the end
-of a step, of which the better one is kept. Their difference decides whether it is, and how long the next step will be: see
-:mod:`scoresde.solvers.adaptive.control`. All samples are evaluated together, at a time each; one that has arrived
-stays as it is.
+:math:`dy/d\lambda = -\rho\, \epsilon`. A pair (:mod:`scoresde.solvers.adaptive.pairs`) makes two estimates of the end of
+a step. Their difference decides whether the step is accepted, with the better estimate, and how long the next step will be:
+see :mod:`scoresde.solvers.adaptive.control`. All samples are evaluated together, each at its own time. A sample that has
+arrived no longer changes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DPM = "Lu et al. 2022, arXiv:2206.00927"
 
 
 class Here(NamedTuple):
-    """A point, the state there and its slope."""
+    """The state and its slope at a point."""
 
     u: Where
     x: Tensor
@@ -41,26 +41,28 @@ class Here(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Adaptive(OwnSteps):
-    """An embedded pair with per-sample control: see the module.
+    """A solver of the probability flow by an embedded pair with per-sample step control: see the module.
 
-    It follows the flow from the first point of the path to the last before sigma = 0 with steps of its own, and yields a
-    state at each point between by the cubic through the ends of the step there and their slopes, once all samples have
-    passed it. Later states carry the info ``accepted`` and ``rejected``: the numbers of steps of each sample, shape
-    ``(batch,)``.
+    It follows the flow from the first point of the path to the last before sigma = 0 with its own steps. It yields a state
+    at each point between, once all samples have passed it: the value of the cubic through the ends of the step there and
+    their slopes. The ``info`` of later states holds ``accepted`` and ``rejected``, the numbers of steps of each sample,
+    shape ``(batch,)``.
 
     Args:
-        description: what it claims.
+        description: the claims of the solver.
         pair: the embedded pair.
-        rtol, atol: the tolerances.
-        controller: what the error decides.
-        before: what the tolerance is relative to beside the newest estimate: ``"state"``, the state at the start of the
-            step, or ``"estimate"``, the lower estimate of it, with which the last step ended.
-        first_step: length in lam of the first attempt.
-        max_attempts: after which it gives up.
-        norm: ``"sample"``, an error and steps for each sample by itself; or one step for all, which then depend on the
-            batch, by the root mean square of the errors over the ``"batch"`` or by their ``"maximum"``. Where all have to
-            wait for the slowest, that is often more accurate for the same number of evaluations.
-        scale: what the tolerances are for: ``"state"``, x; or ``"data"``, x / alpha, which is the same under every SDE.
+        rtol, atol: the relative and the absolute tolerance.
+        controller: the step-size controller.
+        before: the reference of the relative tolerance beside the newest estimate: ``"state"``, the state at the start of
+            the step, or ``"estimate"``, the lower-order estimate of that state, made by the last step.
+        first_step: the length in lam of the first attempt.
+        max_attempts: the number of attempts after which the solver gives up.
+        norm: the samples that share a step. ``"sample"``: each sample has its own error and steps. ``"batch"`` and
+            ``"maximum"``: all samples take one step, which depends on the batch, by the root mean square or the maximum of
+            their errors. All samples then wait for the slowest, and are often more accurate for the same number of
+            evaluations.
+        scale: the quantity that the tolerances bound: ``"state"``, x; or ``"data"``, x / alpha, which is the same under
+            every SDE.
     """
 
     dense: ClassVar[bool] = True
@@ -98,7 +100,7 @@ class Adaptive(OwnSteps):
         here, before = Here(u, x, flow.eps(x, u)), x
         progress, between = self.controller.start(self.first_step, u.lam), _Between(points[1:-1])
         for _ in range(self.max_attempts):
-            # A step that would leave a sliver goes all the way; a sample that has arrived goes nowhere.
+            # A step that would leave a sliver goes to the end; a sample that has arrived stays.
             goal = here.u.lam + progress.length
             goal = torch.where(goal >= end - 1e-9 * (end - start), end, goal)
             there, low = self._attempt(flow, here, goal)
@@ -127,7 +129,7 @@ class Adaptive(OwnSteps):
         raise self.no_arrival(self.max_attempts, float(here.u.t.max()))
 
     def _error(self, low: Tensor, there: Here, before: Tensor, here: Here) -> Tensor:
-        """The error of each sample in units of the tolerance, shape ``(batch,)``."""
+        """Return the error of each sample in units of the tolerance, shape ``(batch,)``."""
         y = there.x
         if self.scale == "data":
             v, u = (expand(1 / at.u.alpha, y).to(y) for at in (there, here))
@@ -139,7 +141,7 @@ class Adaptive(OwnSteps):
         return whole.expand_as(error)
 
     def _attempt(self, flow: _Flow, here: Here, goal: Tensor) -> tuple[Here, Tensor]:
-        """A step from ``here`` to lam = ``goal``: its end, with the last slope evaluated, and the other estimate of it."""
+        """Step from ``here`` to lam = ``goal``; return the end, with the last slope evaluated, and the other estimate."""
         pair, n = self.pair, len(self.pair.c)
         where, slopes = flow.at(pair.lams(here.u.lam, goal)), [here.slope]
         for i in range(1, n):
@@ -159,19 +161,19 @@ class _Flow:
     batch: int
 
     def at(self, lams: list[Tensor]) -> list[Where]:
-        """The marginals at each of ``lams``, in one call of the SDE."""
+        """Compute the marginals at each of ``lams``, in one call of the SDE."""
         lam = torch.cat(lams)
         t = self.sde.time(lam).clamp(self.t_min, self.t_max)
         columns = (lam, t, self.sde.alpha(t), self.sde.sigma(t))
         return [Where(*row) for row in zip(*(torch.split(column, self.batch) for column in columns), strict=True)]
 
     def eps(self, y: Tensor, u: Where) -> Tensor:
-        """The noise prediction, which is the slope of x / alpha in rho."""
+        """Return the noise prediction, which is the slope of x / alpha in rho."""
         return (y - expand(u.alpha, y).to(y) * self.model(y, u.t)) / expand(u.sigma, y).to(y)
 
 
 def _state(x: Tensor, where: list[Where], i: int, slopes: list[Tensor], weights: list[Tensor]) -> Tensor:
-    """The state at point ``i`` of a step (or its end, for the other estimate)."""
+    """Return the state at point ``i`` of a step; the number after the end stands for the other estimate of the end."""
     to = where[min(i, len(where) - 1)]
     y = expand(to.alpha / where[0].alpha, x).to(x) * x
     for weight, slope in zip(weights, slopes, strict=False):
@@ -180,7 +182,7 @@ def _state(x: Tensor, where: list[Where], i: int, slopes: list[Tensor], weights:
 
 
 class _Between:
-    """The states at given points, by cubic Hermite interpolation of x / alpha in rho, whose slope is eps."""
+    """The dense output: states at given points by cubic Hermite interpolation of x / alpha in rho, whose slope is eps."""
 
     def __init__(self, points: tuple[Point, ...]) -> None:
         self.points = points
@@ -193,7 +195,7 @@ class _Between:
         return self.done < len(self.points)
 
     def passed(self, good: Tensor, before: Here, now: Here) -> Iterator[tuple[int, Tensor]]:
-        """Fill in what the last step went across, and hand out what all samples have passed by now."""
+        """Interpolate the states at the points that the last step passed, and yield those that all samples have passed."""
         if not self.waiting:
             return
         (u, _, _), (v, y, _) = before, now
@@ -207,7 +209,7 @@ class _Between:
             self.states[i] = torch.where(expand(crossed, y), _hermite(self.points[i], before, now), self.states[i])
         while self.waiting and self.points[self.done].lam <= slowest:
             yield self.done, self.states[self.done]
-            self.states[self.done] = torch.empty(0)  # handed out, so no longer kept
+            self.states[self.done] = torch.empty(0)  # yielded, so no longer kept
             self.done += 1
 
 
@@ -229,28 +231,27 @@ def _hermite(point: Point, before: Here, now: Here) -> Tensor:
 def dpm_adaptive(
     order: int = 23, rtol: float = 0.05, atol: float = 0.0078, controller: str = "published", norm: str = "sample"
 ) -> Adaptive:
-    r"""DPM-Solver-12 (``order=12``) or -23: DPM-Solver-1 beside -2, or -2 beside -3, with the authors' controller.
+    r"""Return DPM-Solver-12 (``order=12``) or -23: DPM-Solver-1 beside -2, or -2 beside -3, with the authors' controller.
 
     .. math:: x_v = \frac{\alpha_v}{\alpha_u} x_u - \sigma_v \int_{\lambda_u}^{\lambda_v}
               e^{\lambda_v - s}\, \epsilon(s)\, ds
 
-    They share their evaluations: two or three an attempt. The error is in units of a tolerance relative to the lower
-    estimates of both ends of the step.
+    Both methods share their evaluations: two or three an attempt. The tolerance is relative to the lower-order estimates
+    of both ends of the step.
 
     Args:
-        order: 12 or 23.
-        rtol, atol: the tolerances.
-        controller: ``"published"`` accepts E <= 1 and takes the factor 0.9 E^{-1/q}, q being 2 or 3; ``"k-diffusion"`` takes
-            1 + arctan(E^{-1/q} - 1) and accepts where that is at least 0.81, an error of up to 1.5 (q = 2) or 1.9 (3); its
-            tolerances are for x / alpha, its own state.
-        norm: ``"sample"``, an error and steps for each sample by itself, or ``"batch"``, one step for all as those have it
-            whose controller it is: the authors by the maximum of the errors over the samples, k-diffusion by their root
-            mean square.
+        order: the pair, 12 or 23.
+        rtol, atol: the relative and the absolute tolerance.
+        controller: the step-size controller. ``"published"`` accepts E <= 1 and takes the factor 0.9 E^{-1/q}, with q = 2
+            or 3. ``"k-diffusion"`` takes 1 + arctan(E^{-1/q} - 1), and accepts where that is at least 0.81: an error of up
+            to 1.5 (q = 2) or 1.9 (q = 3). Its tolerances are for x / alpha.
+        norm: the samples that share a step. ``"sample"``: each sample has its own error and steps. ``"batch"``: all samples
+            take one step, by the maximum of the errors with the published controller, by their root mean square with
+            k-diffusion's.
 
     With ``norm="batch"``, or for one sample, these are the authors' and k-diffusion's samplers, step for step. Neither
-    bounds the growth of the steps well, so that up to half of the attempts are rejected;
-    ``dataclasses.replace(solver, controller=Controller(1 / q))``, which lets a step grow fivefold at most, took 38
-    evaluations in place of 80 with DPM-Solver-12 on a mixture in the plane under VP.
+    bounds the growth of the steps well, so that up to half of the attempts are rejected. A controller that lets a step grow
+    fivefold at most rejects fewer: ``dataclasses.replace(solver, controller=Controller(1 / q))``.
 
     Source: Lu et al., "DPM-Solver", 2022, https://arxiv.org/abs/2206.00927, appendix C; k-diffusion's
     ``sample_dpm_adaptive``.
@@ -264,7 +265,7 @@ def dpm_adaptive(
         raise ValueError(f"got controller={controller!r}; expected 'published' or 'k-diffusion'")
     pair = pairs[order]
     control = Controller(1 / pair.order, limit=as_it_is)
-    if controller == "k-diffusion":  # 1 + arctan(f - 1) >= 0.81 where f = E^{-1/q} >= 1 - tan(0.19)
+    if controller == "k-diffusion":  # 1 + arctan(f - 1) >= 0.81 means f = E^{-1/q} >= 1 - tan(0.19)
         control = Controller(1 / pair.order, safety=1.0, limit=smooth, accepts=(1 - math.tan(0.19)) ** -pair.order)
     description = Description(f"dpm-{order}", "adaptive", DPM, evaluations=None)
     scale = "data" if controller == "k-diffusion" else "state"
@@ -279,7 +280,7 @@ def _pi(pair: Pair) -> Controller:
 
 @maker
 def bogacki_shampine(rtol: float = 1e-3, atol: float = 1e-3, clock: str = "lam") -> Adaptive:
-    """Bogacki and Shampine's pair of orders 3 and 2, in ``lam`` or ``rho``: three evaluations an attempt.
+    """Return Bogacki and Shampine's pair of orders 3 and 2, in ``lam`` or ``rho``, with three evaluations an attempt.
 
     Source: Bogacki and Shampine, "A 3(2) pair of Runge-Kutta formulas", 1989.
     """
@@ -289,9 +290,9 @@ def bogacki_shampine(rtol: float = 1e-3, atol: float = 1e-3, clock: str = "lam")
 
 @maker
 def dormand_prince(rtol: float = 1e-5, atol: float = 1e-5, clock: str = "lam") -> Adaptive:
-    """Dormand and Prince's pair of orders 5 and 4, in ``lam`` or ``rho``: six evaluations an attempt.
+    """Return Dormand and Prince's pair of orders 5 and 4, in ``lam`` or ``rho``, with six evaluations an attempt.
 
-    The method of :func:`~scoresde.solvers.rk45`, for each sample by itself and in the state's own precision.
+    This is the method of :func:`~scoresde.solvers.rk45`, for each sample by itself and in the precision of the state.
     Source: Dormand and Prince, "A family of embedded Runge-Kutta formulae", 1980.
     """
     pair = dormand_prince_54(clock)

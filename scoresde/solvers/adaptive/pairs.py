@@ -1,11 +1,11 @@
 r"""Embedded pairs: two estimates of the end of a step of the probability flow from the same evaluations.
 
-Of both, and of the stages between,
+The stages and both estimates are
 
 .. math:: x_i = \frac{\alpha_i}{\alpha_u} x_u + \sum_j w_{ij}\, \epsilon_j,
 
-with a factor for each sample, whose steps are its own. A Butcher tableau is applied to x / alpha in lam or in
-rho = sigma / alpha; the pairs of DPM-Solver integrate exponentials instead.
+with factors for each sample, since each sample has its own steps. A Butcher tableau is applied to x / alpha in lam or in
+rho = sigma / alpha. The pairs of DPM-Solver integrate exponentials instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["DPM_12", "DPM_23", "Pair", "Where", "bogacki_shampine_32", "dormand_
 
 
 class Where(NamedTuple):
-    """The marginals at one time per sample, each of shape ``(batch,)``, in float64."""
+    """The marginals at one time per sample; each field has shape ``(batch,)``, in float64."""
 
     lam: Tensor
     t: Tensor
@@ -37,13 +37,13 @@ class Pair:
     """An embedded pair: see the module.
 
     Attributes:
-        order: of the better estimate, which is kept.
-        c: where its n evaluations are, as fractions of the step in its clock; the first is 0. A pair whose last one is 1 has
-            evaluated at the end of the step, which the next step starts with.
-        weights: ``weights(where, i)``: the factors of the noise predictions, each of shape ``(batch,)``, in the state at
-            ``where[i]``, given all n + 1 points: those of the evaluations and the end. i = 1 .. n - 1 is a stage, i = n the
-            end, i = n + 1 the other estimate of the end.
-        clock: "lam" or "rho", the variable of which ``c`` are fractions.
+        order: the order of the better estimate, which is kept.
+        c: the positions of the n evaluations, as fractions of the step in the clock; the first is 0. A pair whose last
+            position is 1 evaluates at the end of the step, and the next step starts with this evaluation.
+        weights: the function ``weights(where, i)`` that returns the factors of the noise predictions, each of shape
+            ``(batch,)``, in the state at ``where[i]``. ``where`` holds the points of the n evaluations and the end. i from 1
+            to n - 1 is a stage, i = n is the end, i = n + 1 is the other estimate of the end.
+        clock: the variable of the fractions ``c``, "lam" or "rho".
     """
 
     order: int
@@ -57,7 +57,7 @@ class Pair:
         return self.c[-1] == 1
 
     def lams(self, u: Tensor, v: Tensor) -> list[Tensor]:
-        """lam at all points of a step from ``u`` to ``v``."""
+        """Return lam at all points of a step from ``u`` to ``v``."""
         if self.clock == "lam":
             inner = [u + c * (v - u) for c in self.c[1:]]
         else:
@@ -66,7 +66,7 @@ class Pair:
 
 
 def _tableau(order: int, c: tuple[float, ...], a: list[list[float]], b: list[float], low: list[float], clock: str) -> Pair:
-    """A Butcher tableau; the first row of ``a``, which is empty, is left out."""
+    """Make a pair of a Butcher tableau; ``a`` leaves out the first row, which is empty."""
     if clock not in ("lam", "rho"):
         raise ValueError(f"got clock={clock!r}; expected 'lam' or 'rho'")
     rows = [*a, b, low]
@@ -82,14 +82,14 @@ def _tableau(order: int, c: tuple[float, ...], a: list[list[float]], b: list[flo
 
 
 def _phi(h: Tensor) -> Tensor:
-    """(e^h - 1) / h - 1, by its series where it cancels."""
+    """Return (e^h - 1) / h - 1, by its series where the difference cancels."""
     series = h * (1 / 2 + h * (1 / 6 + h * (1 / 24 + h * (1 / 120 + h * (1 / 720 + h / 5040)))))
     safe = torch.where(h == 0, 1.0, h)
     return torch.where(h.abs() < 1e-2, series, torch.expm1(safe) / safe - 1)
 
 
 def _dpm_12(where: list[Where], i: int) -> list[Tensor]:
-    """DPM-Solver-1 beside DPM-Solver-2 with the middle of the step."""
+    """Return the weights of DPM-Solver-1 beside DPM-Solver-2, with a stage at the middle of the step."""
     u, to = where[0], where[min(i, 2)]
     whole = -to.sigma * torch.expm1(to.lam - u.lam)
     zero = torch.zeros_like(whole)
@@ -97,7 +97,7 @@ def _dpm_12(where: list[Where], i: int) -> list[Tensor]:
 
 
 def _dpm_23(where: list[Where], i: int) -> list[Tensor]:
-    """DPM-Solver-2 with a third of the step beside DPM-Solver-3."""
+    """Return the weights of DPM-Solver-2, with a stage at a third of the step, beside DPM-Solver-3."""
     u, to = where[0], where[min(i, 3)]
     h = to.lam - u.lam
     whole, line = -to.sigma * torch.expm1(h), -to.sigma * _phi(h)
@@ -107,20 +107,20 @@ def _dpm_23(where: list[Where], i: int) -> list[Tensor]:
 
 
 DPM_12 = Pair(2, (0.0, 0.5), _dpm_12, "lam")
-"""DPM-Solver-1 beside DPM-Solver-2."""
+"""The pair of DPM-Solver-1 and DPM-Solver-2."""
 
 DPM_23 = Pair(3, (0.0, 1 / 3, 2 / 3), _dpm_23, "lam")
-"""DPM-Solver-2 beside DPM-Solver-3."""
+"""The pair of DPM-Solver-2 and DPM-Solver-3."""
 
 
 def bogacki_shampine_32(clock: str) -> Pair:
-    """Bogacki and Shampine's pair of orders 3 and 2."""
+    """Return Bogacki and Shampine's pair of orders 3 and 2."""
     a = [[1 / 2], [0, 3 / 4], [2 / 9, 1 / 3, 4 / 9]]
     return _tableau(3, (0, 1 / 2, 3 / 4, 1), a, [*a[-1], 0], [7 / 24, 1 / 4, 1 / 3, 1 / 8], clock)
 
 
 def dormand_prince_54(clock: str) -> Pair:
-    """Dormand and Prince's pair of orders 5 and 4."""
+    """Return Dormand and Prince's pair of orders 5 and 4."""
     a = [
         [1 / 5],
         [3 / 40, 9 / 40],

@@ -1,4 +1,4 @@
-r"""The reverse SDE with the error and the step of every sample its own.
+r"""The reverse SDE with adaptive steps, and an error and a step for every sample by itself.
 
 .. math:: dx = b(x, t)\, dt + c(t)\, dw, \qquad b = f x - \tfrac{1 + \eta}{2} g^2\, s(x, t), \qquad c^2 = \eta\, g^2
 
@@ -7,11 +7,11 @@ An attempt to go from u to v is an Euler-Maruyama step and the stochastic improv
 .. math:: y_{\mathrm{low}} = x + (v - u)\, b(x, u) + c_u \sqrt{|v - u|}\, \xi, \qquad
           y = \tfrac12 \left[ y_{\mathrm{low}} + x + (v - u)\, b(y_{\mathrm{low}}, v) + c_v \sqrt{|v - u|}\, \xi \right],
 
-of which y is kept where their difference is small enough: see :mod:`scoresde.solvers.adaptive.control`.
+The step y is accepted where the difference of both is small enough: see :mod:`scoresde.solvers.adaptive.control`.
 
-Whether an attempt is accepted depends on its noise. To draw anew after a rejection would therefore favour the noise that is
-accepted. Here every sample follows one Brownian path W in lam, and an attempt that is rejected keeps what it has seen of it:
-the shorter one that follows is drawn on the bridge to it.
+The acceptance of an attempt depends on its noise. Fresh noise after a rejection would therefore favour the noise that is
+accepted. Here every sample follows one Brownian path W in lam. The values of W that a rejected attempt has drawn are kept,
+and the shorter attempt that follows draws from the Brownian bridge to them.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ JOLICOEUR = "Jolicoeur-Martineau et al. 2021, arXiv:2105.14080"
 
 @dataclass(frozen=True, repr=False)
 class AdaptiveSDE(OwnSteps):
-    """Euler-Maruyama beside stochastic improved Euler, with per-sample control: see the module.
+    """A solver of the reverse SDE by Euler-Maruyama and stochastic improved Euler, with per-sample control: see the module.
 
-    Only the ends of a path matter. The last state's info tells ``accepted`` and ``rejected``, the numbers of steps of each
-    sample, shape ``(batch,)``.
+    Only the ends of a path matter. The ``info`` of the last state holds ``accepted`` and ``rejected``, the numbers of steps
+    of each sample, shape ``(batch,)``.
 
     Args:
-        description: what it claims.
-        rtol, atol: the tolerances.
-        eta: the share of noise.
-        controller: what the error decides.
-        first_step: length in t of the first attempt, in units of the whole.
-        max_attempts: after which it gives up.
+        description: the claims of the solver.
+        rtol, atol: the relative and the absolute tolerance.
+        eta: the share of noise; 1 is the time reversal.
+        controller: the step-size controller.
+        first_step: the length in t of the first attempt, as a fraction of the path.
+        max_attempts: the number of attempts after which the solver gives up.
     """
 
     rtol: float
@@ -83,7 +83,7 @@ class AdaptiveSDE(OwnSteps):
         progress = self.controller.start(self.first_step * span, u)
         draw = _source(noise, x, sde.lam(u))
         for _ in range(self.max_attempts):
-            # A step that would leave a sliver goes all the way; a sample that has arrived goes nowhere.
+            # A step that would leave a sliver goes to the end; a sample that has arrived stays.
             v = torch.where(u - progress.length <= end + 1e-9 * span, end, u - progress.length)
             xi = draw(sde.lam(u), sde.lam(v))
             low = reverse.euler(x, slope, u, v, u, xi)
@@ -110,7 +110,7 @@ class AdaptiveSDE(OwnSteps):
 
 @dataclass(frozen=True)
 class _Reverse:
-    """The reverse SDE in t, at a time per sample."""
+    """The reverse SDE of a model in t, at a time per sample."""
 
     sde: GaussianSDE
     model: Denoiser
@@ -122,13 +122,13 @@ class _Reverse:
         return expand(rate, x).to(x) * x + expand(of_m, x).to(x) * self.model(x, t)
 
     def euler(self, x: Tensor, slope: Tensor, u: Tensor, v: Tensor, at: Tensor, xi: Tensor) -> Tensor:
-        """The step from u to v with this slope, and the diffusion of the time ``at``."""
+        """Step from u to v with this slope and the diffusion at the time ``at``."""
         deviation = (self.eta * self.sde.diffusion_squared(at) * (u - v)).sqrt()
         return x + expand(v - u, x).to(x) * slope + expand(deviation, x).to(x) * xi
 
 
 Draws = Callable[[Tensor, Tensor], Tensor]
-"""``draw(u, v)``: (W(v) - W(u)) / sqrt(v - u) of each sample, between values of lam of shape ``(batch,)``."""
+"""A function ``draw(u, v)`` that returns (W(v) - W(u)) / sqrt(v - u), between values of lam of shape ``(batch,)``."""
 
 
 def _source(noise: FreshNoise, x: Tensor, start: Tensor) -> Draws:
@@ -148,11 +148,11 @@ def _source(noise: FreshNoise, x: Tensor, start: Tensor) -> Draws:
 
 
 class _Path:
-    """A Brownian path drawn as it is asked for, each sample at its own lam, and kept ahead of where the sample is."""
+    """A Brownian path drawn on demand, at a lam per sample, and kept ahead of the current lam of the sample."""
 
     def __init__(self, noise: FreshNoise, x: Tensor, start: Tensor) -> None:
         self.noise = noise
-        self.lam, self.w = start[None], torch.zeros_like(x)[None]  # the points known, (points, batch), and W there
+        self.lam, self.w = start[None], torch.zeros_like(x)[None]  # the known points, (points, batch), and W there
 
     def __call__(self, u: Tensor, v: Tensor) -> Tensor:
         self._forget(u)
@@ -162,7 +162,7 @@ class _Path:
         share = torch.where(known, length / (above.values - below.values), 0.0).nan_to_num()
         each = torch.arange(len(u), device=u.device)
         left, right = self.w[below.indices, each], self.w[above.indices, each]
-        deviation = (length * (1 - share)).sqrt()  # of the bridge, or, beyond all that is known, of the path
+        deviation = (length * (1 - share)).sqrt()  # of the bridge, or of the path beyond all known points
         xi = self.noise.normal(torch.empty_like(left))
         w = torch.lerp(left, right, expand(share, left).to(left)) + expand(deviation, left).to(left) * xi
         self.lam, self.w = torch.cat([self.lam, v[None]]), torch.cat([self.w, w[None]])
@@ -170,7 +170,7 @@ class _Path:
         return (w - start) / expand(torch.where(v > u, v - u, 1.0).sqrt(), w).to(w)
 
     def _forget(self, u: Tensor) -> None:
-        """Keep of each sample the points from ``u`` on alone, and as many rows as the sample with the most of them has."""
+        """Forget the points of each sample before ``u``; keep as many rows as the sample with the most points needs."""
         order = torch.where(self.lam >= u, self.lam, torch.inf).argsort(0)
         rows = int((self.lam >= u).sum(0).max())
         order = order[:rows]
@@ -180,16 +180,16 @@ class _Path:
 
 @maker
 def gotta_go_fast(rtol: float = 0.02, atol: float = 0.0078, eta: float = 1.0) -> AdaptiveSDE:
-    r"""The reverse SDE with adaptive steps of "Gotta Go Fast": the controller :math:`0.9\, E^{-0.9}`, extrapolation.
+    r"""Return the adaptive solver of "Gotta Go Fast" for the reverse SDE, with the controller :math:`0.9\, E^{-0.9}`.
 
     Args:
-        rtol, atol: the tolerances; the authors take an rtol of 0.01 to 0.5, and for atol the width of the data's range over
-            256, as here for [-1, 1].
-        eta: the share of noise; 1 is the authors' time reversal.
+        rtol, atol: the relative and the absolute tolerance. The authors take an rtol of 0.01 to 0.5. Their atol is the width
+            of the range of the data over 256, as is the default for [-1, 1].
+        eta: the share of noise; 1 is the time reversal, as published.
 
-    Two evaluations an accepted step, one a rejected. As published but for two things: the noise of a rejected step is kept
-    (see the module), and so is the evaluation at its start. Given a :class:`~scoresde.solvers.BrownianNoise`, each sample
-    follows that path, which takes a query for each sample.
+    An accepted step costs two evaluations, a rejected one costs one. The solver differs from the published one in two
+    points: it keeps the noise of a rejected step (see the module), and the evaluation at its start. Given a
+    :class:`~scoresde.solvers.BrownianNoise`, each sample follows that path, with a query for each sample.
     Source: Jolicoeur-Martineau et al., "Gotta Go Fast When Generating Data with Score-Based Models", 2021,
     https://arxiv.org/abs/2105.14080, algorithm 1.
 

@@ -1,21 +1,21 @@
-"""Drivers: the loops that run rows. Each is written once and serves every solver that makes rows.
+"""Drivers: the loops that run rows. Each driver serves every solver that makes rows.
 
 ==================  ==========================  =======================================================================
 name                class                       what it does
 ==================  ==========================  =======================================================================
-``readable``        ``Readable()``              a generator of states, allocating as it goes: what all others compute
-``fast``            ``Fast()``                  in place; nothing on the host between two evaluations but launches
-``compiled``        ``Compiled(backend)``       the arithmetic of a row as one kernel, compiled once for all solvers of a
-                                                length of history
-``cuda-graph``      ``CudaGraph()``             all of sampling as one CUDA graph
-``parallel``        ``Parallel(window, ..)``    many steps at once, by fixed-point iteration over a sliding window
-``differentiable``  ``Differentiable(..)``      gradients with respect to the start, the network, coefficients and times
+``readable``        ``Readable()``              yields new states; the reference for all other drivers
+``fast``            ``Fast()``                  works in place; the host only launches kernels between two evaluations
+``compiled``        ``Compiled(backend)``       compiles the arithmetic of a row into one kernel, once for all solvers
+                                                with the same length of history
+``cuda-graph``      ``CudaGraph()``             captures the whole of sampling as one CUDA graph
+``parallel``        ``Parallel(window, ..)``    runs many steps at once, by fixed-point iteration over a sliding window
+``differentiable``  ``Differentiable(..)``      carries gradients to the start, the network, coefficients and times
 ==================  ==========================  =======================================================================
 
-A driver is an object that says what it can do: see :class:`Driver`. All but ``fast`` and ``cuda-graph``, which overwrite
-their state and return the last one, are generators of states: whoever iterates sees every state, and stops early by not
-asking for the next. All take ``project(x, t)``, applied at the end of every step. A loop of your own is a :class:`Custom`. A
-solver that chooses its own steps (family "adaptive", torchsde) has a loop of its own.
+A driver is an object whose attributes say what it supports: see :class:`Driver`. ``fast`` and ``cuda-graph`` overwrite their
+state and return the last one. All others are generators of states: iterate to see every state, and break to stop early. All
+take ``project(x, t)``, applied at the end of every step. :class:`Custom` makes a driver of your own loop. A solver that
+chooses its own steps (family "adaptive", torchsde) runs its own loop.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a driver is: a loop with its options, which says what it can do."""
+"""The interface of drivers: a loop with its options, which declares what it supports."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["Custom", "Driver"]
 
 
 class Driver(ABC):
-    """Interface of the loops that run rows. Drivers are frozen dataclasses whose fields are their options.
+    """Interface of the loops that run rows. A driver is a frozen dataclass whose fields are its options.
 
-    Called as ``driver(rows, model, x, noise, project=None)`` with a start ``x`` of shape ``(batch, *event)``, it yields a
-    :class:`~scoresde.solvers.State` at the end of every step; one that does not show its states returns the last one, a
-    tensor, and takes ``on_step``, which it calls with the number of steps done.
+    A driver is called as ``driver(rows, model, x, noise, project=None)`` with a start ``x`` of shape ``(batch, *event)``.
+    It yields a :class:`~scoresde.solvers.State` at the end of every step. A driver that does not show its states returns
+    the last one, a tensor, and takes ``on_step``, which it calls with the number of steps done.
 
     Attributes:
-        name: as in the table of drivers.
-        shows_states: whether it yields its states, or overwrites them and returns the last.
-        differentiates: whether gradients flow through it, to the start and to the parameters of the model.
+        name: the name in the table of drivers.
+        shows_states: whether the driver yields its states, or overwrites them and returns the last.
+        differentiates: whether gradients flow through the loop, to the start and to the parameters of the model.
         takes_gradients: whether the coefficients of rows may be tensors that carry gradients.
-        needs_linear_rows: whether it refuses the updates that are not linear: Langevin corrections, learned noise.
+        needs_linear_rows: whether the driver refuses updates that are not linear: Langevin corrections, learned noise.
     """
 
     name: ClassVar[str]
@@ -48,7 +48,8 @@ class Driver(ABC):
         """Refuse rows that this driver cannot run.
 
         Raises:
-            ValueError: for an update that is not linear, or coefficients that carry gradients, where it needs others.
+            ValueError: for an update that is not linear, or for coefficients that carry gradients, if the driver does not
+                support these.
         """
         if self.needs_linear_rows and not all(row.linear for row in rows):
             raise ValueError(
@@ -66,11 +67,11 @@ class Driver(ABC):
 
 @dataclass(frozen=True)
 class Custom(Driver):
-    """A loop of your own, with what it can do.
+    """A driver made of a user's loop and the declaration of what it supports.
 
     Args:
-        function: called as every driver is: see :class:`Driver`.
-        shows_states, differentiates, takes_gradients, needs_linear_rows: what it can do.
+        function: the loop, called as every driver: see :class:`Driver`.
+        shows_states, differentiates, takes_gradients, needs_linear_rows: the abilities of the loop (:class:`Driver`).
 
     Example:
         >>> import scoresde
@@ -87,7 +88,7 @@ class Custom(Driver):
     """
 
     function: Callable[..., Any]
-    shows_states: bool = True  # type: ignore[misc]  # fields here, since they are told by whoever writes the loop
+    shows_states: bool = True  # type: ignore[misc]  # fields here, since the author of the loop declares them
     differentiates: bool = False  # type: ignore[misc]
     takes_gradients: bool = False  # type: ignore[misc]
     needs_linear_rows: bool = False  # type: ignore[misc]

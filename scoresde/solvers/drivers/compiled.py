@@ -1,4 +1,4 @@
-"""The arithmetic of rows, compiled: one kernel a row in place of one per term."""
+"""The driver that compiles the arithmetic of rows: one kernel a row instead of one per term."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Tensors = tuple[Tensor, ...]
 
 
 def _combine(x: Tensor, history: Tensors, draws: Tensors, c: Tensor) -> Tensor:
-    """a x + sum w N + sum s xi; ``c`` holds a, p, q, then all w, then all s."""
+    """Return a x + sum w N + sum s xi; ``c`` holds a, p, q, then all w, then all s."""
     y = c[0] * x
     for i, value in enumerate((*history, *draws)):
         y = y + c[3 + i] * value
@@ -31,16 +31,16 @@ def _combine(x: Tensor, history: Tensors, draws: Tensors, c: Tensor) -> Tensor:
 
 
 def _evaluated(x: Tensor, y: Tensor, m: Tensor, history: Tensors, draws: Tensors, c: Tensor) -> tuple[Tensor, Tensor]:
-    """N = p y + q m, and the row with it as the newest entry of the history."""
+    """Return N = p y + q m, and the sum of the row with N as the newest entry of the history."""
     n = c[1] * y + c[2] * m
     return n, _combine(x, (n, *history), draws, c)
 
 
 @cache
 def _compile(depth: int, kept: int, backend: Any) -> tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., Tensor]]:
-    """Both functions, compiled, for histories and draws of these lengths.
+    """Compile both functions for histories and draws of these lengths.
 
-    Each pair of lengths gets code objects of its own, since the compiler gives up on one after a few recompilations.
+    Each pair of lengths gets its own code objects, since the compiler gives up on a code object after a few recompilations.
     """
     copies = (FunctionType(f.__code__.replace(), f.__globals__) for f in (_evaluated, _combine))
     evaluated, combine = (torch.compile(copy, backend=backend) for copy in copies)
@@ -49,18 +49,18 @@ def _compile(depth: int, kept: int, backend: Any) -> tuple[Callable[..., tuple[T
 
 @dataclass(frozen=True)
 class Compiled(Driver):
-    """The arithmetic of rows compiled by ``torch.compile``; yields the state at the end of every step.
+    """A driver that compiles the arithmetic of rows by ``torch.compile`` and yields the state at the end of every step.
 
-    What is compiled is the update of a row, into one kernel that reads each tensor once: N, the state and its sum with the
-    history and the draws. Coefficients enter as a tensor, so that one compilation serves every row, every step size and
-    every solver that looks back on as many predictions and draws; there is another for rows without an evaluation. The
-    network is called as it is: pass ``ScoreModel(torch.compile(net), sde)`` to have it compiled too. Noise is drawn, and
-    updates that are not linear and the hooks are run, outside. Equal to :class:`~scoresde.solvers.Readable` to rounding.
+    The update of a row becomes one kernel that reads each tensor once: N, the state and its sum with the history and the
+    draws. Coefficients enter as a tensor. So one compilation serves every row, every step size and every solver that uses
+    as many past predictions and draws; rows without an evaluation need a second one. The network is not compiled: pass
+    ``ScoreModel(torch.compile(net), sde)`` to compile it too. Draws of noise, updates that are not linear and hooks run
+    outside the kernel. The result equals :class:`~scoresde.solvers.Readable` to rounding.
 
     The first call compiles, which on a CPU needs a C++ compiler and takes some seconds.
 
     Args:
-        backend: of ``torch.compile``.
+        backend: the backend of ``torch.compile``.
 
     Raises:
         ValueError: for coefficients that carry gradients.
@@ -102,8 +102,8 @@ class _Compiled(Allocating):
         self.depth = max(self.depth, 1)  # the newest N is always there
         self.evaluated, self.combined = _compile(self.depth, self.kept, backend)
         self.coefficients = iter(_table(rows, self.depth, self.kept, x))
-        # What a row looks back on but does not have yet is zero, with weight zero. A tensor object that entered twice would
-        # be guarded as such, and compiled again where it does not: hence the views.
+        # Missing entries of the history are zero, with weight zero. The compiler would specialise on a tensor object that
+        # enters twice, and compile again where it does not: hence the views.
         zero = torch.zeros_like(x)
         self.history, self.draws = (tuple(zero.view_as(zero) for _ in range(n)) for n in (self.depth, self.kept))
 
@@ -122,7 +122,7 @@ class _Compiled(Allocating):
 
 
 def _table(rows: Sequence[Update], depth: int, kept: int, x: Tensor) -> Tensor:
-    """The coefficients of all linear rows, shape (rows, 3 + depth + kept), on the device and at least in float32."""
+    """Return the coefficients of all linear rows, shape (rows, 3 + depth + kept), on the device, at least in float32."""
     lines = [
         [row.a, row.p, row.q, *row.w, *[0.0] * (depth - len(row.w)), *row.s, *[0.0] * (kept - len(row.s))]
         for row in rows

@@ -1,4 +1,4 @@
-"""The whole of sampling as one CUDA graph."""
+"""The driver that captures the whole of sampling as one CUDA graph."""
 
 from __future__ import annotations
 
@@ -20,21 +20,25 @@ __all__ = ["CapturedSampler", "CudaGraph"]
 
 
 class CapturedSampler:
-    """All evaluations and rows as one CUDA graph, which the host launches at once.
+    """A sampler captured as one CUDA graph of all evaluations and rows, which the host launches at once.
 
-    Everything is fixed at capture: rows, network (its parameters are read where they lie, so that new values there count),
-    batch and event shape, conditions. A graph pays where it is replayed: capture once, then call with other starts and
-    seeds.
+    The capture fixes the rows, the network, the batch and event shape, and the conditions. The parameters of the network
+    are read in place, so that new values written there count. A graph pays where it is replayed: capture once, then call
+    with other starts and seeds.
 
     Args:
-        rows, model, noise: as of :class:`scoresde.solvers.Fast`; noise needs the ``generators`` it draws from, as
-            :class:`~scoresde.solvers.FreshNoise` has, on the device of ``x``.
-        x: a start, on a CUDA device, whose shape and dtype all starts share.
-        project: as of :class:`scoresde.solvers.Fast`; it is captured, so it may not wait for the device.
-        warmup: how often the first evaluation runs before the capture, in which libraries may not initialise themselves.
+        rows: the updates to make.
+        model: the model, called at the times of the rows.
+        x: a start on a CUDA device; all starts share its shape and dtype.
+        noise: the source of noise. It needs an attribute ``generators``, as :class:`~scoresde.solvers.FreshNoise` has: the
+            generators from which it draws, on the device of ``x``.
+        project: the projection ``project(x, t)`` of the state at the end of every step. It is captured, so that it may not
+            wait for the device.
+        warmup: the number of times that the first evaluation runs before the capture, during which libraries may not
+            initialise themselves.
 
     Raises:
-        ValueError: if ``x`` does not live on a CUDA device, or the coefficients carry gradients.
+        ValueError: if ``x`` is not on a CUDA device, or the coefficients carry gradients.
     """
 
     def __init__(
@@ -71,7 +75,7 @@ class CapturedSampler:
                 self._end = run_in_place(rows, InPlace(rows, iter(evaluations), self._start, noise, project), None)
 
     def __call__(self, x: Tensor, seeds: int | Sequence[int] | None = None) -> Tensor:
-        """The samples from the start ``x``; with new ``seeds`` of the noise, else its generators go on."""
+        """Sample from the start ``x``, with new ``seeds`` of the noise; without seeds its generators go on."""
         if x.shape != self._start.shape:
             raise ValueError(
                 f"got a start of shape {tuple(x.shape)}; this graph was captured for {tuple(self._start.shape)}, and for no "
@@ -87,10 +91,10 @@ class CapturedSampler:
 
 @dataclass(frozen=True)
 class CudaGraph(Driver):
-    """All of sampling as one CUDA graph, captured, replayed once and forgotten; equal to :class:`~scoresde.solvers.Fast`.
+    """A driver that captures sampling as one CUDA graph, replays it once and forgets it; equal to :class:`Fast`.
 
-    To replay it often, keep a :class:`CapturedSampler`. ``on_step`` is called once, with the number of all steps, which are
-    one launch. The warm-up before the capture calls the network too, and is counted.
+    Keep a :class:`CapturedSampler` to replay a graph often. ``on_step`` is called once, with the number of all steps, since
+    they are one launch. The warm-up before the capture calls the network too, and these calls are counted.
     """
 
     name: ClassVar[str] = "cuda-graph"

@@ -1,4 +1,4 @@
-"""What drivers know of a model: its data prediction, bound to the points of the rows before the loop begins."""
+"""The interface of models for drivers: the data prediction, bound to the points of the rows before the loop begins."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from scoresde.solvers.updates import Row, Update
 __all__ = ["Denoiser", "Evaluation", "Project", "VarianceDenoiser", "bind"]
 
 Evaluation = Callable[[Tensor], Any]
-"""The model at one time, bound: a function of the state."""
+"""A model bound to one time: a function of the state."""
 
 Project = Callable[[Tensor, float], Tensor]
 """A projection of the state, ``project(x, t) -> x``, applied at the end of every step."""
 
 
 class Denoiser(Protocol):
-    """The only thing that a solver knows of a model: its data prediction E[x_0 | x_t = x]."""
+    """Interface of models for solvers: the data prediction E[x_0 | x_t = x]."""
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """At any time ``t``, shape ``()``, or at one time per sample, shape ``(batch,)``."""
+        """Predict the data at time ``t``, shape ``()``, or at one time per sample, shape ``(batch,)``."""
         ...
 
     def at(self, times: Tensor, *, device: torch.device, dtype: torch.dtype) -> Sequence[Callable[[Tensor], Tensor]]:
-        """At each of ``times``, as functions of ``x`` alone.
+        """Return the data prediction at each of ``times``, as functions of ``x`` alone.
 
-        A function may say how its prediction is made of a network's output n, m = ``of_x`` x + ``of_output`` n, by two
-        attributes of these names, Python floats, and a third, ``output``, a function of ``x`` that returns n. Drivers then
-        take n for what a row needs, so that a row in eps costs no conversion on a network that predicts eps.
+        A function may declare how its prediction is made of a network's output n: m = ``of_x`` x + ``of_output`` n. Then it
+        has two attributes of these names, Python floats, and a third, ``output``, a function of ``x`` that returns n.
+        Drivers compute N from n in that case, so that a row in eps costs no conversion on a network that predicts eps.
         """
         ...
 
 
 @runtime_checkable
 class VarianceDenoiser(Denoiser, Protocol):
-    """A model that also predicts where the logarithm of the reverse variance lies between its two bounds."""
+    """Interface of models that also predict where the logarithm of the reverse variance lies between its two bounds."""
 
     def at_with_variance(
         self, times: Tensor, *, device: torch.device, dtype: torch.dtype
     ) -> Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]:
-        """At each of ``times``, the data prediction and that fraction, shapes of ``x``, as functions of ``x`` alone."""
+        """Return, for each of ``times``, a function from ``x`` to the data prediction and the fraction, both like ``x``."""
         ...
 
 
@@ -56,8 +56,8 @@ def bind(rows: Sequence[Update], model: Denoiser, x: Tensor) -> tuple[Sequence[U
     """Bind the model to the times of all evaluations of ``rows``.
 
     Returns:
-        The rows, with p and q for what the evaluations return; and the evaluations in their order, each of which returns
-        the data prediction m, or the network's own output n where the model says how m is made of it.
+        The rows, with p and q for the values that the evaluations return; and the evaluations in their order. Each returns
+        the data prediction m, or the network's own output n where the model declares how m is made of it.
     """
     evaluating = [(i, row) for i, row in enumerate(rows) if row.at is not None]
     bound = _at(rows, [row.at.t for _, row in evaluating if row.at is not None], model, x)
@@ -75,9 +75,9 @@ ULP = sys.float_info.epsilon
 
 
 def _mixed(row: Row, of_x: float, of_output: float) -> Row:
-    """The row with p and q of N = p y + q (of_x y + of_output n) = (p + q of_x) y + q of_output n.
+    """Return the row with p and q of N = p y + q (of_x y + of_output n) = (p + q of_x) y + q of_output n.
 
-    Where N is what the network predicts, what rounding leaves of (0, 1) is (0, 1).
+    Where the network predicts N itself, p and q are (0, 1) up to rounding, and are rounded to that.
     """
     p, q = row.p + row.q * of_x, row.q * of_output
     if not isinstance(p, Tensor) and abs(p) <= 4 * ULP * abs(row.p):
@@ -97,7 +97,7 @@ def _at(rows: Sequence[Update], times: list[float], model: Denoiser, x: Tensor) 
 
 
 def _at_with_variance(rows: Sequence[Update], times: list[float], model: Denoiser, x: Tensor) -> list[Any]:
-    """The same, where a step with learned noise gets both outputs of the model and every other row the first."""
+    """Bind a model with a learned variance: a step with learned noise gets both outputs, every other row the first."""
     if not isinstance(model, VarianceDenoiser):
         raise ValueError(
             f"got a solver with a learned variance for a model ({type(model).__name__}) that predicts none; expected "

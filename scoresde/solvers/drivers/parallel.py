@@ -1,14 +1,14 @@
-r"""All steps at once: fixed-point iteration over a sliding window of evaluations.
+r"""The driver that runs many steps at once, by fixed-point iteration over a sliding window of evaluations.
 
-The rows are a linear recursion driven by the data predictions :math:`m_r` at their inputs :math:`y_r`. Were the predictions
-known, the recursion would give every state; were the states known, one stacked call of the network would give every
-prediction. A sweep does both in turn, with each prediction linearised about the input at which it was made,
+The rows are a linear recursion driven by the data predictions :math:`m_r` at their inputs :math:`y_r`. Given the
+predictions, the recursion gives every state. Given the states, one stacked call of the network gives every prediction. A
+sweep does both in turn, with each prediction linearised about the input at which it was made,
 
 .. math:: m_r(y) \approx m_r(y_r) + \frac{\alpha_r}{\alpha_r^2 + \sigma_r^2} (y - y_r),
 
-which is exact where the data are standard normal (then :math:`\alpha \epsilon - \sigma x_0` is what a sweep holds fixed).
-The first input of the window is always exact, so that every sweep settles one evaluation at least, and the fixed point is
-the sequential result, whatever the linearisation.
+which is exact where the data are standard normal (a sweep holds :math:`\alpha \epsilon - \sigma x_0` fixed). The first input
+of the window is always exact, so that every sweep settles one evaluation at least. The fixed point is the sequential result,
+whatever the linearisation.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ __all__ = ["Parallel"]
 
 @dataclass(frozen=True)
 class Parallel(Driver):
-    r"""Many steps at once: the evaluations of a window stacked into one call; yields each state as it settles.
+    r"""A driver that stacks the evaluations of a window of steps into one call and yields each state as it settles.
 
-    A sweep costs one call of the network on ``window`` times the batch; the last state's ``info`` tells the number of
-    sweeps, at most that of the evaluations, usually far fewer. More work than the sequential loop in fewer calls: for a
-    device that a batch does not fill. The window slides past every input that moved by less than ``tolerance`` in the last
-    sweep, so that the result is the sequential one to about that; with ``tolerance=0`` to rounding. Noise is drawn in the
-    order of the rows.
+    A sweep costs one call of the network on ``window`` times the batch. The ``info`` of the last state holds the number of
+    sweeps, which is at most the number of evaluations and usually far smaller. The driver does more work than the sequential
+    loop in fewer calls: use it on a device that a batch does not fill. The window slides past every input that moved by
+    less than ``tolerance`` in the last sweep. So the result is the sequential one to about that tolerance, and to rounding
+    with ``tolerance=0``. Noise is drawn in the order of the rows.
 
     Args:
-        window: how many evaluations are stacked.
-        tolerance: root mean square move of an input between sweeps, of each sample, in units of the deviation
+        window: the number of evaluations that are stacked.
+        tolerance: the root mean square move of an input between sweeps, for each sample, in units of the standard deviation
             :math:`\sqrt{\alpha^2 + \sigma^2}` of standard normal data there.
-        anderson: how many earlier sweeps Anderson acceleration combines, sample by sample; 0 is plain iteration. On mixtures
-            with the whole path in the window 1 saves up to a sixth of the sweeps, and more than 2 rather costs some.
+        anderson: the number of earlier sweeps that Anderson acceleration combines, sample by sample; 0 is plain iteration.
+            On mixtures with the whole path in the window, 1 saves up to a sixth of the sweeps; more than 2 may cost some.
 
     Raises:
-        ValueError: for a window below 1, a negative tolerance or a negative ``anderson``; when called, for Langevin
-            corrections, whose step depends on the state, and learned noise, and for coefficients that carry gradients.
+        ValueError: for a window below 1, a negative tolerance or a negative ``anderson``. A call raises it for Langevin
+            corrections, whose step depends on the state, for learned noise, and for coefficients that carry gradients.
 
     Sources: Shih et al., "Parallel Sampling of Diffusion Models", 2023, https://arxiv.org/abs/2305.16317; Tang et al.,
     "Accelerating Parallel Sampling of Diffusion Models", 2024, https://arxiv.org/abs/2402.09970, for the acceleration.
@@ -90,7 +90,7 @@ class Parallel(Driver):
         mixer = _Anderson(self.anderson)
         settled, sweeps = 0, 0
         while settled < len(rows):
-            # One evaluation alone at first, since nothing is known yet to extend the recursion with.
+            # The first evaluation is made alone, since no prediction is known yet by which to extend the recursion.
             inside, end = _window(rows, settled, self.window if known else 1)
             if inside:
                 inputs = mixer.next_inputs(before.over(settled, end, known)[0])
@@ -109,11 +109,11 @@ class Parallel(Driver):
 
 
 Known = dict[int, tuple[Tensor, Tensor]]
-"""Of evaluations by the number of their row: the input and the prediction there."""
+"""The inputs and the predictions of evaluations, by the number of their row."""
 
 
 class _Sweep(Allocating):
-    """The states before a row, which extend themselves over the next rows by the predictions that are known.
+    """The states before a row, which are extended over the next rows by the known predictions.
 
     A copy shares what was drawn for the rows so far, and no update changes the tensors of another.
     """
@@ -127,7 +127,7 @@ class _Sweep(Allocating):
         self.drawn: dict[int, Tensor] = {}
 
     def over(self, start: int, end: int, known: Known) -> tuple[dict[int, Tensor], dict[int, _Sweep]]:
-        """The inputs of all evaluations of the rows from ``start`` to ``end``, and the states after every row."""
+        """Return the inputs of all evaluations of the rows from ``start`` to ``end``, and the states after every row."""
         on, after = copy.copy(self), {}
         on.known, on.inputs = known, {}
         for r in range(start, end):
@@ -151,24 +151,24 @@ class _Sweep(Allocating):
 
 
 def _window(rows: Sequence[Update], start: int, size: int) -> tuple[list[int], int]:
-    """The first ``size`` rows that evaluate from ``start`` on, and the end of the rows that need no further evaluation."""
+    """Return the first ``size`` rows from ``start`` on that evaluate, and the end of the rows that need no more of them."""
     evaluating = [r for r in range(start, len(rows)) if rows[r].at is not None][: size + 1]
     return (evaluating[:size], evaluating[size]) if len(evaluating) > size else (evaluating, len(rows))
 
 
 def _evaluate(model: Denoiser, points: Sequence[Point | None], inputs: list[Tensor]) -> Sequence[Tensor]:
-    """The predictions at several points, in one call with a time per sample."""
+    """Compute the predictions at several points, in one call with a time per sample."""
     times = torch.tensor([p.t for p in points if p is not None], dtype=torch.float64, device=inputs[0].device)
     return model(torch.cat(inputs), times.repeat_interleave(len(inputs[0]))).chunk(len(inputs))
 
 
 def _first_moving(rows: Sequence[Update], outputs: dict[int, Tensor], known: Known, tolerance: float) -> int | None:
-    """The first row whose input moved by more than the tolerance; never the first of the window, whose input was exact."""
+    """Return the first row whose input moved by more than the tolerance, after the first of the window, which is exact."""
     others = list(outputs)[1:]
     if not others:
         return None
     moves = [((outputs[r] - known[r][0]).flatten(1).square().mean(1).max().sqrt() / _deviation(rows[r])) for r in others]
-    # One wait for the device a sweep. A move that is not a number is no rest either.
+    # The one wait for the device in a sweep. A move that is not a number counts as unsettled.
     return next((r for r, move in zip(others, torch.stack(moves).tolist(), strict=True) if not move <= tolerance), None)
 
 
@@ -178,30 +178,30 @@ def _deviation(row: Update) -> float:
 
 
 class _Anderson:
-    """Anderson acceleration of the inputs u = G(u), each sample by itself, over the evaluations that two sweeps share.
+    """Anderson acceleration of the inputs u = G(u), sample by sample, over the evaluations that two sweeps share.
 
     With f = G(u) - u, the next inputs are G(u) - sum_j gamma_j (dG)_j, where gamma minimises ``|f - sum_j gamma_j (df)_j|``
     and d is the difference of successive sweeps (Walker and Ni, "Anderson Acceleration for Fixed-Point Iterations", 2011).
     """
 
     def __init__(self, memory: int) -> None:
-        self.past = deque[dict[int, tuple[Tensor, Tensor]]](maxlen=memory + 1)  # of each row: G(u) and f
+        self.past = deque[dict[int, tuple[Tensor, Tensor]]](maxlen=memory + 1)  # for each row: G(u) and f
 
     def remember(self, known: Known, outputs: dict[int, Tensor]) -> None:
         self.past.append({r: (g, g - known[r][0]) for r, g in outputs.items()})
 
     def next_inputs(self, plain: dict[int, Tensor]) -> dict[int, Tensor]:
-        """The inputs of the next sweep, where plain iteration would take ``plain``."""
+        """Return the inputs of the next sweep; plain iteration would take ``plain``."""
         shared = [r for r in list(plain)[1:] if all(r in sweep for sweep in self.past)]
         if len(self.past) < 2 or not shared:
             return plain
-        # Of all sweeps kept: (sweep, row, batch, features).
+        # All sweeps kept: (sweep, row, batch, features).
         g, f = (torch.stack([torch.stack([s[r][i].flatten(1) for r in shared]) for s in self.past]) for i in (0, 1))
         df, now = f.diff(dim=0).double(), f[-1].double()
-        # An input depends on those before it alone, and so may its mixture: hence the cumulative sums over rows.
+        # An input depends on earlier inputs alone, and so may its mixture: hence the cumulative sums over rows.
         gram = torch.einsum("irbn,jrbn->rbij", df, df).cumsum(0)
         target = torch.einsum("irbn,rbn->rbi", df, now).cumsum(0)
-        # A little of the diagonal, since successive sweeps become parallel, and differences zero.
+        # A small diagonal is added, since successive sweeps become parallel, and differences zero.
         ridge = 1e-8 * gram.diagonal(dim1=-2, dim2=-1).sum(-1) + torch.finfo(torch.float64).tiny
         gamma = torch.linalg.solve(gram + ridge[..., None, None] * torch.eye(len(df)).to(gram), target)
         change = torch.einsum("rbi,irbn->rbn", gamma.to(g.dtype), g.diff(dim=0))

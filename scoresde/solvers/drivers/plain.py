@@ -20,7 +20,7 @@ __all__ = ["Differentiable", "Fast", "Readable", "run_in_place"]
 
 @dataclass(frozen=True)
 class Readable(Driver):
-    """A generator of states, allocating as it goes: the definition of what all other drivers compute.
+    """A driver that yields a new state for every step; it defines what all other drivers compute.
 
     Example:
         >>> from scoresde import VP, solvers
@@ -46,17 +46,18 @@ class Readable(Driver):
 
 @dataclass(frozen=True)
 class Differentiable(Driver):
-    r"""``readable`` with gradients: with respect to the start, whatever the model depends on, and coefficients and times.
+    r"""A driver like ``readable`` through which gradients flow to the start, the model, the coefficients and the times.
 
-    The gradient is that of the numbers computed, through every step (discretize, then optimize). Coefficients are variables
-    where the rows hold 0-dim float64 tensors: put there by hand (``dataclasses.replace(row, w=...)``), or by the solver from
-    a path whose times require gradients, ``Path.from_times(sde, times)``. The last move to sigma = 0 has none with respect
-    to where it starts from but through the model.
+    It backpropagates through every step as computed (discretize, then optimize). Coefficients are variables where the rows
+    hold 0-dim float64 tensors. You may put these there yourself (``dataclasses.replace(row, w=...)``), or the solver makes
+    them from a path whose times require gradients, ``Path.from_times(sde, times)``. The time at which the last move to
+    sigma = 0 starts gets a gradient through the model alone.
 
     Args:
-        checkpoint: keep nothing of an evaluation but its input, and repeat it in the backward pass. Memory then is that of
-            one evaluation of the network, whatever the number of steps, and one state per evaluation; gradients with
-            respect to coefficients keep the history of each row as well. A network that draws random numbers repeats them.
+        checkpoint: whether to keep the input of an evaluation alone, and repeat the evaluation in the backward pass. The
+            memory then holds one evaluation of the network, whatever the number of steps, and one state per evaluation.
+            Gradients with respect to coefficients keep the history of each row as well. A network that draws random
+            numbers repeats them.
 
     Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, https://arxiv.org/abs/1604.06174, for the
     checkpoints.
@@ -93,11 +94,11 @@ def _checkpointed(evaluation: Evaluation) -> Evaluation:
 
 @dataclass(frozen=True)
 class Fast(Driver):
-    """The loop in place, which does nothing on the host between two evaluations but launch the arithmetic of the row.
+    """A driver that works in place; between two evaluations the host only launches the arithmetic of the row.
 
-    It leaves the start as it is and returns the last state. Memory beside the model's: the state, one stage where the
-    solver has stages, the history, the draws of one step. Equal to :class:`Readable` bit for bit. ``on_step`` is called on
-    the host, without waiting for the device.
+    It does not change the start, and returns the last state. Beside the model it holds the state, one stage if the solver
+    has stages, the history, and the draws of one step. The result equals :class:`Readable` bit for bit. ``on_step`` is
+    called on the host, without waiting for the device.
     """
 
     name: ClassVar[str] = "fast"
@@ -119,7 +120,7 @@ class Fast(Driver):
 
 
 def run_in_place(rows: Sequence[Update], on: InPlace, on_step: Callable[[int], None] | None) -> Tensor:
-    """Make all updates on states that are overwritten, and return the last; it copies nothing between host and device."""
+    """Make all updates on states that are overwritten, and return the last, without copies between host and device."""
     done = 0
     for state in run(rows, on):
         if on_step is not None and state.step > done:

@@ -1,4 +1,4 @@
-"""States of tensors: allocating, as ``readable`` defines them, and overwritten in place."""
+"""States of tensors: allocated anew for every update, as in ``readable``, or overwritten in place."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ __all__ = ["Allocating", "InPlace", "lookback"]
 
 
 def lookback(rows: Sequence[Update]) -> tuple[int, int]:
-    """Return how many evaluations and how many draws of noise the rows look back on at most."""
+    """Return the largest numbers of evaluations and of draws of noise that a row uses."""
     each = [row.lookback for row in rows]
     return max((n for n, _ in each), default=0), max((n for _, n in each), default=0)
 
 
 class Allocating(States):
-    """States that are tensors, a new one for every update.
+    """States that are tensors, allocated anew for every update.
 
     Args:
-        rows: the updates that will be made, which tell how much is looked back on.
+        rows: the updates that will be made, which decide how much of the history is kept.
         evaluate: the model at the points of their evaluations, in order.
         x: the start.
-        noise: the source of all draws; not asked where no row draws.
-        project: applied to the state at the end of every step, ``project(x, t) -> x``.
-        history, draws: what the first updates look back on, newest first.
+        noise: the source of all draws; ``None`` suffices where no row draws.
+        project: the projection ``project(x, t) -> x`` of the state at the end of every step.
+        history, draws: the history and the draws before the first update, newest first.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Allocating(States):
     ) -> None:
         self.evaluate, self.noise, self.project = evaluate, noise, project
         self.depth, self.kept = lookback(rows)
-        # A model may return the same memory at each call: where an older prediction is looked back on, it is copied.
+        # A model may return the same memory at each call: where rows use older predictions, each is copied.
         self.copies = self.depth > 1 or not all(row.linear for row in rows)
         self.x = self.y = x
         self.step = 0
@@ -76,7 +76,7 @@ class Allocating(States):
             self.y = y
 
     def interpolated(self, row: Row, m: Tensor) -> Tensor:
-        """N = p y + q m."""
+        """Return N = p y + q m."""
         if isinstance(row.p, Tensor) or row.p:
             return plus(scaled(self.y, row.p), m, row.q)
         if isinstance(row.q, Tensor) or row.q != 1:
@@ -91,15 +91,15 @@ class Allocating(States):
         norms = [torch.linalg.vector_norm(v.flatten(1), dim=1) for v in (xi, score)]
         if norm == "batch":
             norms = [n.mean() for n in norms]
-        # A vanishing score would ask for an infinite step.
+        # A vanishing score would make the step infinite.
         found: Tensor = norms[0] / norms[1].clamp(min=torch.finfo(self.x.dtype).tiny ** 0.25)
         return found if norm == "batch" else found.reshape(-1, *([1] * (self.x.ndim - 1)))
 
 
 class InPlace(Allocating):
-    """The same in the memory of one state, one stage where there are stages, the history and the draws, written over.
+    """States overwritten in place, in the memory of one state, one stage if there are any, the history and the draws.
 
-    Equal to :class:`Allocating` bit for bit. The start is copied, and nothing goes between host and device.
+    They equal :class:`Allocating` bit for bit. The start is copied, and nothing is copied between host and device.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class InPlace(Allocating):
         self.stage = self.x if all(row.shown for row in rows) else torch.empty_like(self.x)
         self.draws = tuple(torch.empty_like(self.x) for _ in range(self.kept))
         self.apart = None if linear else torch.empty_like(self.x)
-        self.room: list[Tensor] = []  # of the history, its oldest entry first
+        self.room: list[Tensor] = []  # the memory of the history, its oldest entry first
         self.memory = _Memory((self.x, self.stage), self.depth, linear)
 
     def draw(self, start: Point, to: Point, kernel: float) -> None:
@@ -151,7 +151,7 @@ class InPlace(Allocating):
         return self._oldest().copy_(m) if self.memory.changes(m) else m
 
     def _oldest(self) -> Tensor:
-        """Memory for the next entry of the history: that of the one which is forgotten."""
+        """Return memory for the next entry of the history: the memory of the entry that is forgotten."""
         self.room.append(self.room.pop(0) if len(self.room) == self.depth else torch.empty_like(self.x))
         return self.room[-1]
 
@@ -161,22 +161,22 @@ class InPlace(Allocating):
 
 
 class _Memory:
-    """Whether a prediction lies in memory that is about to change: that of the states, or one that the model reuses.
+    """A check for predictions in memory that is about to change: of the states, or reused by the model.
 
-    Where predictions are looked back on, the first ones are copied. If by then none has come in the memory of one before
-    it, the later ones are kept as they are, each held against those kept.
+    Where rows use older predictions, the first ones are copied. If by then no two of them shared memory, the later ones are
+    kept without a copy, and each is compared with those kept.
     """
 
     def __init__(self, states: Sequence[Tensor], depth: int, linear: bool) -> None:
         self.states = [_extent(x) for x in states]
         self.depth = depth
-        self.first = max(1, depth - 1) if depth > 1 else 0  # how many are copied until one has been seen twice
-        self.reused = not linear  # an update that is not linear evaluates too, and is not seen here
+        self.first = max(1, depth - 1) if depth > 1 else 0  # the number of predictions to copy before the model is trusted
+        self.reused = not linear  # an update that is not linear evaluates too, out of sight of this check
         self.count = 0
         self.recent: tuple[tuple[int, int, bool, Tensor], ...] = ()  # extent, whether copied, and the prediction
 
     def changes(self, m: Tensor) -> bool:
-        """Whether ``m`` must be copied, since it may be written over while it is needed."""
+        """Return whether ``m`` must be copied, since its memory may be overwritten while it is needed."""
         if self.reused:
             return True
         start, end = _extent(m)
@@ -201,7 +201,7 @@ class _Memory:
 
 
 def _extent(x: Tensor) -> tuple[int, int]:
-    """Where the memory of ``x`` starts, and where it ends."""
+    """Return the addresses at which the memory of ``x`` starts and ends."""
     start = x.data_ptr()
     if x.is_contiguous():
         return start, start + x.nbytes

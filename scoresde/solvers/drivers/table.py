@@ -1,4 +1,4 @@
-"""The table of drivers, and what else may be passed for one."""
+"""The table of drivers, and the conversion of a name or a partial to a driver."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from scoresde.solvers.drivers.plain import Differentiable, Fast, Readable
 __all__ = ["DRIVERS", "compiled", "cuda_graph", "differentiable", "driver", "fast", "parallel", "readable"]
 
 readable = Readable()
-"""The driver of this name with its default options; so are the others."""
+""":class:`~scoresde.solvers.Readable` with its default options."""
 
 fast = Fast()
-""":class:`~scoresde.solvers.Fast`."""
+""":class:`~scoresde.solvers.Fast` with its default options."""
 
 compiled = Compiled()
-""":class:`~scoresde.solvers.Compiled` by "inductor"."""
+""":class:`~scoresde.solvers.Compiled` with the backend "inductor"."""
 
 cuda_graph = CudaGraph()
-""":class:`~scoresde.solvers.CudaGraph`."""
+""":class:`~scoresde.solvers.CudaGraph` with its default options."""
 
 parallel = Parallel()
-""":class:`~scoresde.solvers.Parallel` over a window of 32."""
+""":class:`~scoresde.solvers.Parallel` with a window of 32."""
 
 differentiable = Differentiable()
 """:class:`~scoresde.solvers.Differentiable` with checkpoints."""
@@ -49,7 +49,7 @@ def driver(chosen: object) -> Driver:
 
     Raises:
         ValueError: for a name that is not in the table.
-        TypeError: for anything that is no driver, a plain function among them: nobody knows what it can do.
+        TypeError: for anything else. A plain function is refused, since it does not declare what it supports.
 
     Example:
         >>> driver("parallel").window, driver(functools.partial(parallel, window=8)).window

@@ -1,3 +1,3 @@
-"""The published solvers, a family a file: each is a prediction and a stencil, or a rule for one step."""
+"""The published solvers, one family a file. Each solver is a prediction and a stencil, or a rule for one step."""
 
 __all__: list[str] = []

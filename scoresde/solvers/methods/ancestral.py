@@ -1,4 +1,4 @@
-"""The reverse SDE: ancestral sampling, Euler-Maruyama, stochastic Heun and reverse diffusion.
+"""Solvers of the reverse SDE: ancestral sampling, Euler-Maruyama, stochastic Heun and reverse diffusion.
 
 Notation of the formulas: a step goes from u to v, towards the data; h = lam_v - lam_u > 0; m is the data prediction and
 eps the noise prediction at u; xi is standard normal.
@@ -28,17 +28,18 @@ SONG_2021 = "Song et al. 2021, arXiv:2011.13456"
 
 @maker
 def ancestral(variance: str | float = "lower") -> RowSolver:
-    r"""Sample the posterior of the step with the data replaced by their prediction: DDPM's and NCSN's ancestral sampler.
+    r"""Return DDPM's and NCSN's ancestral sampler: the posterior of a step with the data replaced by their prediction.
 
     .. math:: x_v = \frac{\sigma_v}{\sigma_u} e^{-h} x_u + \alpha_v (1 - e^{-2h})\, m + s\, \xi
 
     which on a variance-preserving chain is :math:`(x - \beta \epsilon / \sigma_u) / \sqrt{1 - \beta} + s\, \xi`.
 
     Args:
-        variance: ``"lower"``: that of the posterior, :math:`s = \sigma_v \sqrt{1 - e^{-2h}}`; ``"upper"``: that of the
-            forward transition, :math:`s = \sigma_u \sqrt{1 - e^{-2h}}`; or the weight of the upper one, between 0 and 1,
-            in the mean of their logarithms; or ``"learned"``: that weight from the model, for each number by itself. The
-            bounds are those of the step, also on fewer steps than the model was trained with.
+        variance: the variance of the noise. ``"lower"`` is the variance of the posterior,
+            :math:`s = \sigma_v \sqrt{1 - e^{-2h}}`. ``"upper"`` is the variance of the forward transition,
+            :math:`s = \sigma_u \sqrt{1 - e^{-2h}}`. A number between 0 and 1 is the weight of the upper bound in the mean of
+            their logarithms. With ``"learned"`` the model gives this weight, for each number of a sample by itself. The
+            bounds belong to the step, also with fewer steps than the model was trained with.
 
     Sources: Ho et al., 2020, algorithm 2; Song et al., 2021, equation (47); Nichol and Dhariwal, 2021,
     https://arxiv.org/abs/2102.09672, for the learned variance.
@@ -56,7 +57,7 @@ def ancestral(variance: str | float = "lower") -> RowSolver:
         ]
 
     def reweighted(u: Point, v: Point, row: Row) -> Update:
-        ratio = u.sigma / v.sigma  # of the upper to the lower deviation
+        ratio = u.sigma / v.sigma  # of the upper to the lower standard deviation
         if variance == "learned":
             return LearnedNoise(u, v, row.a, row.w[0], lower=row.s[0], upper=row.s[0] * ratio)
         return replace(row, s=(row.s[0] * ratio**upper,))
@@ -66,33 +67,33 @@ def ancestral(variance: str | float = "lower") -> RowSolver:
 
 @maker
 def ddpm(variance: str | float = "upper") -> RowSolver:
-    """:func:`ancestral` as Ho et al. published it, by default with the variance beta of the forward transition."""
+    """Return :func:`ancestral` as in Ho et al., by default with the variance beta of the forward transition."""
     solver = ancestral(variance)
     return replace(solver, description=replace(solver.description, name="ddpm"))
 
 
 @maker
 def ncsn(variance: str | float = "lower") -> RowSolver:
-    """:func:`ancestral` as Song et al., 2021, use it for NCSN, by default with the variance of the posterior."""
+    """Return :func:`ancestral` as in Song et al., 2021, for NCSN, by default with the variance of the posterior."""
     solver = ancestral(variance)
     return replace(solver, description=replace(solver.description, name="ncsn", paper=SONG_2021))
 
 
 @maker
 def analytic_dpm(squared_score: Callable[[float], float], eta: float = 1.0) -> RowSolver:
-    r"""Analytic-DPM: DDIM with ``eta`` and the variance that is optimal for it, from the mean squared norm of the score.
+    r"""Return Analytic-DPM: DDIM with ``eta`` and the optimal variance, from the mean squared norm of the score.
 
     .. math:: s^2 = s_{lower}^2 + w^2\, \frac{\sigma_u^2}{\alpha_u^2} \left( 1 - \sigma_u^2 \Gamma(u) \right),
               \qquad \Gamma(t) = \frac{1}{d}\, E \| \nabla \log p_t(x_t) \|^2
 
-    with w the factor of m in the step and s_lower = eta sigma_v sqrt(1 - e^{-2h}) DDIM's noise: to the noise of the
-    posterior given the data it adds the variance of the data themselves. The bracket is kept within [0, 1], where it lies
-    for the true score. On isotropic Gaussian data every step is exact, however long.
+    with w the factor of m in the step, and s_lower = eta sigma_v sqrt(1 - e^{-2h}) the noise of DDIM. The second term adds
+    the variance of the data given the state to the noise of the posterior given the data. The bracket is kept within
+    [0, 1], where it lies for the true score. On isotropic Gaussian data every step is exact, however long.
 
     Args:
-        squared_score: Gamma, as a function of t: an average over noised data of the squared score divided by the number of
+        squared_score: the function Gamma of t: the average over noised data of the squared score, divided by the number of
             its components.
-        eta: between 0 and 1; 1 is the ancestral sampler of DDPM, 0 Analytic-DDIM.
+        eta: the share of noise, between 0 and 1; 1 is the ancestral sampler of DDPM, 0 is Analytic-DDIM.
 
     Weak order 1 with eta = 1. Source: Bao et al., 2022, theorem 1.
 
@@ -124,12 +125,13 @@ def analytic_dpm(squared_score: Callable[[float], float], eta: float = 1.0) -> R
 
 @maker
 def euler_maruyama(eta: float = 1.0) -> RowSolver:
-    r"""The reverse SDE by the Euler-Maruyama method in t.
+    r"""Return the Euler-Maruyama method in t for the reverse SDE.
 
     .. math:: x_v = x_u + (v - u) \left[ f x_u - \tfrac{1 + \eta}{2} g^2 s(x_u, u) \right]
               + \sqrt{\eta\, g^2\, |v - u|}\, \xi
 
-    The only stochastic solver beside Heun's that also takes an SDE without marginals. Source: Song et al., 2021, section 4.
+    Of the stochastic solvers that make rows, it is the only one that also integrates an SDE without marginals. Source: Song
+    et al., 2021, section 4.
     """
     if not eta > 0:
         raise ValueError(f"got eta={eta}; expected a positive number (without noise it is the solver 'euler')")
@@ -139,14 +141,15 @@ def euler_maruyama(eta: float = 1.0) -> RowSolver:
 
 @maker
 def sde_heun(eta: float = 1.0) -> RowSolver:
-    r"""The reverse SDE by the stochastic Heun method in t: Euler-Maruyama, then the average of both drifts and noises.
+    r"""Return the stochastic Heun method in t for the reverse SDE: Euler-Maruyama, then the average of both ends.
 
     .. math:: \bar x = x_u + (v - u)\, b(x_u, u) + c_u \sqrt{|v - u|}\, \xi, \qquad
               x_v = x_u + \tfrac{v - u}{2} \left[ b(x_u, u) + b(\bar x, v) \right]
               + \tfrac12 (c_u + c_v) \sqrt{|v - u|}\, \xi
 
-    The noise is additive, so that Ito's and Stratonovich's readings agree. Weak order 2, strong order 1; ``eta=0`` would be
-    Heun's method in t. Source: Kloeden and Platen, "Numerical Solution of Stochastic Differential Equations", 1992,
+    The average is taken of the drifts and of the noises. The noise is additive, so that the Ito and the Stratonovich
+    integral agree. Weak order 2, strong order 1; ``eta=0`` would be Heun's method in t.
+    Source: Kloeden and Platen, "Numerical Solution of Stochastic Differential Equations", 1992,
     section 15.1, equation (1.5).
     """
     if not eta > 0:
@@ -175,12 +178,12 @@ def sde_heun(eta: float = 1.0) -> RowSolver:
 
 @maker
 def reverse_diffusion() -> RowSolver:
-    r"""Discretize the reverse SDE as the chain discretizes the forward one.
+    r"""Return reverse diffusion, which discretizes the reverse SDE as the chain discretizes the forward SDE.
 
     .. math:: x_v = (2 - a)\, x_u + b\, s(x_u, u) + \sqrt{b}\, \xi, \qquad
               a = \frac{\alpha_u}{\alpha_v},\; b = \sigma_u^2 - a^2 \sigma_v^2
 
-    for the transition x_u = a x_v + sqrt(b) z of the forward chain. Agrees with :func:`ancestral` to second order in b.
+    for the transition x_u = a x_v + sqrt(b) z of the forward chain. It agrees with :func:`ancestral` to second order in b.
     Source: Song et al., 2021, equation (46) and appendix E.
     """
 

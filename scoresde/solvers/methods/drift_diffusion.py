@@ -1,4 +1,4 @@
-r"""Steps for any drift and diffusion: SDEs without closed-form marginals, :math:`dx = b(x,t)\,dt + c(x,t)\,d\bar w`."""
+r"""Integrators for SDEs without closed-form marginals: :math:`dx = b(x,t)\,dt + c(x,t)\,d\bar w` with any b and c."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["euler_maruyama", "heun", "point_at"]
 
 
 def point_at(t: float) -> Point:
-    """A point of which nothing but the time is known."""
+    """Return a point of which only the time is known."""
     return Point(t, *([math.nan] * 5))
 
 
 def euler_maruyama(dynamics: Dynamics, x: Tensor, times: list[float], noise: FreshNoise) -> Iterator[State]:
-    r"""The Ito scheme :math:`x_v = x + b(x, u) (v - u) + c(x, u) \sqrt{|v - u|}\, \xi` (Maruyama, 1955)."""
+    r"""Integrate by the Ito scheme :math:`x_v = x + b(x, u) (v - u) + c(x, u) \sqrt{|v - u|}\, \xi` (Maruyama, 1955)."""
     for i, (u, v) in enumerate(itertools.pairwise(times)):
         t = torch.tensor(u, dtype=torch.float64)
         y = x + (v - u) * dynamics.drift(x, t)
@@ -35,7 +35,7 @@ def euler_maruyama(dynamics: Dynamics, x: Tensor, times: list[float], noise: Fre
 
 
 def heun(dynamics: Dynamics, x: Tensor, times: list[float], noise: FreshNoise) -> Iterator[State]:
-    """Heun's scheme, order 2 for the probability flow; with noise the Stratonovich scheme, its drift converted."""
+    """Integrate by Heun's scheme, of order 2 for the probability flow; with noise it is the Stratonovich scheme."""
 
     def slope(y: Tensor, t: Tensor) -> Tensor:
         return dynamics.drift(y, t) + dynamics.ito_to_stratonovich(y, t)

@@ -22,7 +22,7 @@ Scale = Callable[[float], float]
 
 
 def power(eta: float) -> Scale:
-    """phi(rho) = rho^(1 + eta), the noise of ``Data(eta)``: eta = 0 is the flow, eta = 1 the time reversal."""
+    """Return phi(rho) = rho^(1 + eta), the scale of ``Data(eta)``: eta = 0 is the flow, eta = 1 the time reversal."""
     return lambda rho: rho ** (1 + eta)
 
 
@@ -32,29 +32,28 @@ def _fifth(rho: float) -> float:
 
 @maker
 def er_sde_solver(order: int = 3, scale: Scale = _fifth, variant: str = "published", finish: str = "published") -> RowSolver:
-    r"""ER-SDE-Solver-1, -2 or -3: with :math:`r = \phi(\rho_v) / \phi(\rho_u)`,
+    r"""Return ER-SDE-Solver-1, -2 or -3: with :math:`r = \phi(\rho_v) / \phi(\rho_u)`,
 
     .. math:: \frac{x_v}{\alpha_v} = r \frac{x_u}{\alpha_u}
               + \phi(\rho_v) \int_{\rho_v}^{\rho_u} \frac{\phi'(\rho)}{\phi(\rho)^2}\, m(\rho)\, d\rho
               + \sqrt{\rho_v^2 - r^2 \rho_u^2}\; \xi
 
-    with m constant (1), linear (2) or quadratic (3) in rho through the last points. The share of noise is
-    :math:`1 + \eta = d \log \phi / d \log \rho`; :func:`power` gives a constant one, with which order 1 is
+    with m constant (1), linear (2) or quadratic (3) in rho through the last points. The share of noise eta follows from
+    :math:`1 + \eta = d \log \phi / d \log \rho`. :func:`power` gives a constant eta, with which order 1 is
     SDE-DPM-Solver++(1).
 
     Args:
-        order: 1, 2 or 3.
-        scale: phi, positive, with phi(rho) / rho not decreasing; by default the authors' choice
+        order: the number of points of the polynomial, 1, 2 or 3.
+        scale: the function phi, positive, with phi(rho) / rho not decreasing; by default the authors' choice
             :math:`\rho\, (e^{\rho^{0.3}} + 10)`.
-        variant: ``"published"`` sums the integrals over 100 points and takes the backward difference for the derivative;
-            ``"exact"`` integrates the polynomial, by Gauss's rule.
-        finish: ``"published"`` and ``"same"`` keep the order to the end, as the authors' code does; ``"lower-order"`` is
-            explained at :func:`~scoresde.solvers.finishing`. There is no singlestep method of this kind.
+        variant: the rule. ``"published"`` sums the integrals over 100 points and takes the backward difference for the
+            derivative; ``"exact"`` integrates the polynomial, by Gauss's rule.
+        finish: the finish. ``"published"`` and ``"same"`` keep the order to the end, as the authors' code does; for
+            ``"lower-order"`` see :func:`~scoresde.solvers.finishing`. There is no singlestep method of this kind.
 
-    Weak order 1 (1), and 2 with ``"exact"`` (2, 3). As published, 2 and 3 are of weak order 1 too, by the error of their
-    sums, some hundred times smaller than that of order 1. With the measure of :func:`sde_dpmpp` and 10, 20 and 40
-    evaluations, order 3 is at -0.25, -0.06 and -0.01. Source: Cui et al., "Elucidating the solution space of extended
-    reverse-time SDE for diffusion models", 2023, algorithms 1 to 3.
+    Order 1 has weak order 1. Orders 2 and 3 have weak order 2 with ``"exact"``. As published they have weak order 1, by the
+    error of their sums, which is some hundred times smaller than the error of order 1. Source: Cui et al., "Elucidating the
+    solution space of extended reverse-time SDE for diffusion models", 2023, algorithms 1 to 3.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"got order={order}; expected 1, 2 or 3")
@@ -67,7 +66,7 @@ def er_sde_solver(order: int = 3, scale: Scale = _fifth, variant: str = "publish
 
     def rows(path: Path) -> list[Row]:
         out: list[Row] = []
-        past: list[float] = []  # rho of the evaluations, newest first
+        past: list[float] = []  # rho at the evaluations, newest first
         nodes_at = iter(most_nodes(path, order, end))
         for u, v in path.moves:
             if v.sigma == 0:
@@ -99,7 +98,7 @@ def _row(u: Point, v: Point, past: list[float], scale: Scale, variant: str) -> R
             f"got a scale that falls from {scale(here) / here:.6g} to {scale(there) / there:.6g} in units of rho between "
             f"rho={here:.6g} and {there:.6g}, or is not positive; expected scale(rho) / rho not to decrease with rho"
         )
-    s = v.alpha * scalar.sqrt(variance) if variance > 1e-12 * there**2 else 0.0  # what rounding leaves of none is none
+    s = v.alpha * scalar.sqrt(variance) if variance > 1e-12 * there**2 else 0.0  # zero up to rounding is zero
     w = [1 - r]
     if len(past) > 1:
         first, second = (_published if variant == "published" else _gauss)(scale, here, there)
@@ -134,7 +133,7 @@ def _second_difference(rho: Sequence[float]) -> list[float]:
 
 
 def _published(scale: Scale, here: float, there: float) -> tuple[float, float]:
-    """The integrals of 1 / phi and (rho - rho_u) / phi from v to u, as the authors sum them."""
+    """Integrate 1 / phi and (rho - rho_u) / phi from v to u by the authors' sums."""
     width = (here - there) / 100
     rho = [there + k * width for k in range(100)]
     phi = [scale(x) for x in rho]
@@ -150,7 +149,7 @@ def _legendre() -> tuple[list[float], list[float]]:
 
 
 def _gauss(scale: Scale, here: float, there: float) -> tuple[float, float]:
-    """The same by Gauss's rule in log rho, in which every useful phi is smooth."""
+    """Integrate 1 / phi and (rho - rho_u) / phi from v to u by Gauss's rule in log rho, where every useful phi is smooth."""
     half, middle = 0.5 * scalar.log(here / there), 0.5 * scalar.log(here * there)
     nodes, weights = _legendre()
     rho = [scalar.exp(middle + half * x) for x in nodes]

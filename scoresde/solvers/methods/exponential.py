@@ -35,21 +35,21 @@ DPM = "Lu et al. 2022, arXiv:2206.00927"
 DPMPP = "Lu et al. 2022, arXiv:2211.01095"
 
 LU_FINISH = Finish("lower-order", below=10)
-"""What the code of DPM-Solver does by default (``lower_order_final=True``), from one step less than 10 on."""
+"""The default finish of DPM-Solver's code (``lower_order_final=True``): a lower order with fewer than 10 steps."""
 
 
 HALF_A_PARABOLA = ((2, 1 / 12),)
-"""The error constant of the published rule of three nodes, which misses half of the integral of a parabola, 1/3 theta^2."""
+"""The error constant of the published rule of three nodes, which misses half of the integral of a parabola."""
 
 
 @maker
 def ddim(eta: float = 0.0) -> RowSolver:
-    r"""DDIM: one step with any share ``eta`` of the posterior's noise.
+    r"""Return DDIM, a one-step method with any share ``eta`` of the posterior's noise.
 
     .. math:: x_v = \alpha_v m + \sqrt{\sigma_v^2 - s^2}\, \epsilon + s\, \xi, \qquad
               s = \eta\, \sigma_v \sqrt{1 - e^{-2 h}}
 
-    eta = 0 is DPM-Solver-1 and Euler in rho, eta = 1 the ancestral sampler of DDPM.
+    eta = 0 is DPM-Solver-1 and Euler's method in rho. eta = 1 is the ancestral sampler of DDPM.
     Source: Song et al., "Denoising Diffusion Implicit Models", 2020, equations (12) and (16).
     """
     if not 0 <= eta <= 1:
@@ -69,7 +69,7 @@ def ddim(eta: float = 0.0) -> RowSolver:
 
 
 def _two_nodes(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point]) -> list[float]:
-    """The published two-step rule: the value halfway on the line through both nodes, as if it were constant."""
+    """Return the weights of the published two-step rule: the line through both nodes at half the step, held constant."""
     constant = constant_weight(prediction, u, v)
     if len(nodes) == 1:
         return [constant]
@@ -78,9 +78,9 @@ def _two_nodes(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point
 
 
 def _three_nodes(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point]) -> list[float]:
-    """The published three-step rule: the integral of m + theta D1 + theta^2 D2 / 2 over 0 <= theta <= 1.
+    """Return the weights of the published three-step rule: m + theta D1 + theta^2 D2 / 2 over 0 <= theta <= 1.
 
-    D1 and D2 are as in the parabola through the three nodes, m + theta D1 + theta^2 D2.
+    D1 and D2 are the coefficients of the parabola through the three nodes, m + theta D1 + theta^2 D2.
     """
     h = v.lam - u.lam
     r0, r1 = (u.lam - nodes[1].lam) / h, (nodes[1].lam - nodes[2].lam) / h
@@ -92,7 +92,7 @@ def _three_nodes(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Poi
 def _variant(
     description: Description, prediction: Prediction, order: int, variant: str, start: str, finish: str, published: Rule
 ) -> RowSolver:
-    """The published rule or the exact interpolation through ``order`` nodes, after either start."""
+    """Return the solver of the published rule, or of the exact interpolation through ``order`` nodes, with either start."""
     if variant not in ("published", "exact"):
         raise ValueError(f"got variant={variant!r}; expected 'published' or 'exact'")
     opening, end = high_order(order, start), finishing(finish, LU_FINISH)
@@ -108,17 +108,17 @@ def _variant(
 
 @maker
 def dpmpp_2m(variant: str = "published", finish: str = "published") -> RowSolver:
-    r"""DPM-Solver++(2M), the two-step method in the data prediction.
+    r"""Return DPM-Solver++(2M), the two-step method in the data prediction.
 
     .. math:: x_v = \frac{\sigma_v}{\sigma_u} x_u + \alpha_v (1 - e^{-h})
               \left[ \left(1 + \frac{1}{2r}\right) m_u - \frac{1}{2r} m_{u-1} \right], \qquad r = \frac{h_{u-1}}{h}
 
-    That is the published rule; ``variant="exact"`` integrates the line through both predictions exactly. The first step
-    is DDIM. ``finish`` is explained at :func:`~scoresde.solvers.finishing`.
+    This is the published rule; ``variant="exact"`` integrates the line through both predictions exactly. The first step
+    is DDIM. :func:`~scoresde.solvers.finishing` explains ``finish``.
 
-    The name means the authors' code at its defaults: with fewer than 10 steps to the last point before sigma = 0 the last
-    one is DDIM too (their ``lower_order_final``; diffusers and older copies do so with fewer than 15). k-diffusion's
-    ``sample_dpmpp_2m`` never does; it is ``finish="same"``.
+    The defaults follow the authors' code. With fewer than 10 steps to the last point before sigma = 0 the last step is DDIM
+    too (their ``lower_order_final``; diffusers and older copies do so with fewer than 15 steps). k-diffusion's
+    ``sample_dpmpp_2m`` keeps its order: it is ``finish="same"``.
     Source: Lu et al., "DPM-Solver++", 2022, https://arxiv.org/abs/2211.01095, algorithm 2, and their code.
 
     Example:
@@ -135,26 +135,24 @@ def dpmpp_2m(variant: str = "published", finish: str = "published") -> RowSolver
 
 @maker
 def dpmpp_3m(variant: str = "published", start: str = "published", finish: str = "published") -> RowSolver:
-    r"""DPM-Solver++(3M), the three-step method in the data prediction.
+    r"""Return DPM-Solver++(3M), the three-step method in the data prediction.
 
     .. math:: x_v = \frac{\sigma_v}{\sigma_u} x_u + \alpha_v h \left[ M_0\, m_u + M_1 D_1 + c\, M_2 D_2 \right], \qquad
               M_k = \int_0^1 e^{-h (1 - \theta)} \theta^k\, d\theta
 
     with :math:`m_u + \theta D_1 + \theta^2 D_2` the parabola through the three newest predictions. The published rule has
-    c = 1/2, the exact one c = 1: so the published one is second order, the exact one third (from
-    ``start="high-order"``; with the published start, DDIM and then two nodes, both are second). At few steps the published
-    one can be the more accurate all the same: on a mixture in the plane from EDM's prior on Karras' path, 12 steps leave an
-    error of 0.06 where the exact one has 0.15, 102 steps 1.5e-4 where it has 0.9e-4.
+    c = 1/2 and is second order. The exact rule has c = 1 and is third order with ``start="high-order"``. The published
+    start, DDIM and then two nodes, limits both to second order. At few steps the published rule can be the more accurate.
 
-    The name means the authors' code at its defaults: the second step is that of :func:`dpmpp_2m`, and with fewer than 10
-    steps the last two are those of :func:`dpmpp_2m` and DDIM. ``variant="k-diffusion"`` is k-diffusion's
-    ``sample_dpmpp_3m_sde`` without noise, whose steps through two nodes are exact on the line, and which keeps its order to
-    the end.
+    The defaults follow the authors' code. The second step is a step of :func:`dpmpp_2m`. With fewer than 10 steps the last
+    two are a step of :func:`dpmpp_2m` and DDIM. ``variant="k-diffusion"`` is k-diffusion's ``sample_dpmpp_3m_sde`` without
+    noise, which integrates the line through two nodes exactly and keeps its order to the end.
 
     Args:
-        variant: ``"published"``, ``"k-diffusion"`` or ``"exact"``.
-        start: ``"published"``, with the history that there is, or ``"high-order"``, singlestep steps first.
-        finish: see :func:`~scoresde.solvers.finishing`.
+        variant: the rule: ``"published"``, ``"k-diffusion"`` or ``"exact"``.
+        start: the starting procedure: ``"published"`` uses the history that there is, ``"high-order"`` takes singlestep
+            steps first.
+        finish: the finish, see :func:`~scoresde.solvers.finishing`.
 
     Source: Lu et al., "DPM-Solver++", 2022, https://arxiv.org/abs/2211.01095, their code.
     """
@@ -168,12 +166,12 @@ def dpmpp_3m(variant: str = "published", start: str = "published", finish: str =
 
 
 def _up_to_three(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point]) -> list[float]:
-    """The rule of the authors' code: of three nodes, or of as many as there are."""
+    """Return the weights of the authors' code, for three nodes or as many as there are."""
     return (_three_nodes if len(nodes) == 3 else _two_nodes)(prediction, u, v, nodes)
 
 
 def _exact_to_two(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point]) -> list[float]:
-    """The rule of k-diffusion: exact where there are fewer than three nodes."""
+    """Return the weights of k-diffusion's code, which is exact for fewer than three nodes."""
     return (_three_nodes if len(nodes) == 3 else exact_rule)(prediction, u, v, nodes)
 
 
@@ -181,15 +179,15 @@ def _exact_to_two(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Po
 def dpm_multistep(
     order: int = 2, variant: str = "published", start: str = "published", finish: str = "published"
 ) -> RowSolver:
-    r"""DPM-Solver, multistep: :func:`dpmpp_2m` and :func:`dpmpp_3m` in the noise prediction.
+    r"""Return the multistep DPM-Solver: :func:`dpmpp_2m` or :func:`dpmpp_3m` in the noise prediction.
 
     .. math:: x_v = \frac{\alpha_v}{\alpha_u} x_u - \sigma_v (e^h - 1)
               \left[ \left(1 + \frac{1}{2r}\right) \epsilon_u - \frac{1}{2r} \epsilon_{u-1} \right],
               \qquad r = \frac{h_{u-1}}{h}
 
-    and with three nodes the rule given at :func:`dpmpp_3m`, its missing factor 2 included, after a step of this one.
-    ``variant="exact"`` is exponential Adams-Bashforth, :func:`~scoresde.solvers.deis` in lam. Start and finish are those of
-    :func:`dpmpp_3m`, as are the authors' defaults.
+    With order 3 the first step through two nodes has this rule. The later steps have the rule of :func:`dpmpp_3m`, with
+    c = 1/2 as published. ``variant="exact"`` is exponential Adams-Bashforth, :func:`~scoresde.solvers.deis` in lam.
+    ``start`` and ``finish`` work as in :func:`dpmpp_3m`, with the same defaults.
     Source: Lu et al., "DPM-Solver++", 2022, their code (``algorithm_type="dpmsolver"``).
     """
     if order not in (2, 3):

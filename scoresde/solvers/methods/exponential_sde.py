@@ -1,13 +1,13 @@
 r"""Exponential integrators of the reverse SDE: SDE-DPM-Solver, SDE-DPM-Solver++ and SEEDS.
 
-They are the deterministic ones with ``Data(eta)`` or ``Noise(eta)`` for ``Data()`` or ``Noise()``: eta = 0 is the
-probability flow, eta = 1 the time reversal, and any function eta(lam) has the same marginals. The noise of a step is exact;
-what is interpolated is the model alone.
+They are the deterministic solvers with ``Data(eta)`` or ``Noise(eta)`` for ``Data()`` or ``Noise()``. eta = 0 is the
+probability flow, eta = 1 is the time reversal, and any function eta(lam) has the same marginals. The noise of a step is
+exact; only the model is interpolated.
 
-Orders: with one draw per step no method has a strong order above 1, since within the step the model feels noise of which
-the draw tells nothing more. The weak order is 2 from two points on: a method with stages has the noise of the step in them,
-and what a multistep method misses in one step its extrapolation adds in the next. The parabola of "3m" lowers the error,
-not the order.
+Orders: with one draw per step no method has a strong order above 1, since the draw does not determine the noise within the
+step, on which the model depends. The weak order is 2 with two points or more. The stages of a singlestep method contain the
+noise of the step. The extrapolation of a multistep method makes up in the next step for the noise that it misses in one. The
+parabola of "3m" lowers the error, not the order.
 
 Notation of the formulas: a step goes from u to v, towards the data; h = lam_v - lam_u > 0; m is the data prediction and eps
 the noise prediction at u; xi is standard normal.
@@ -35,11 +35,11 @@ DPMPP = "Lu et al. 2022, arXiv:2211.01095"
 SEEDS = "Gonzalez et al. 2023, arXiv:2305.14267"
 
 Eta = float | Callable[[float], float]
-"""The share of noise: a number, or a function of lam, taken at the start of each step and held over it."""
+"""The share of noise: a number, or a function of lam, taken at the start of each step and held constant over it."""
 
 
 def per_step(kind: type[Data] | type[Noise], eta: Eta, *, at_end: bool = False) -> Choice:
-    """The prediction of each step u -> v, with ``eta`` at its start (at its end, where lam is infinite at the start)."""
+    """Return the prediction of each step u -> v, with ``eta`` at its start, or at its end if lam is infinite there."""
     if not callable(eta):
         if not eta >= 0:
             raise ValueError(f"got eta={eta}; expected a number >= 0 (0: probability flow, 1: time reversal), or a function")
@@ -59,7 +59,7 @@ def per_step(kind: type[Data] | type[Noise], eta: Eta, *, at_end: bool = False) 
 
 
 def singlestep_rows_per_step(path: Path, choice: Choice, shape: Stencil) -> list[Row]:
-    """The rows of a method with inner stages whose prediction is chosen step by step."""
+    """Return the rows of a singlestep method with stages, whose prediction is chosen step by step."""
     out: list[Row] = []
     for u, v in path.moves:
         if v.sigma == 0:
@@ -85,32 +85,32 @@ def _description(name: str, paper: str, weak_order: float, evaluations: int, eta
 
 @maker
 def sde_dpmpp(kind: str = "2m", eta: Eta = 1.0, variant: str = "published", finish: str = "published") -> RowSolver:
-    r"""SDE-DPM-Solver++ of kind "1", "2s", "2m" or "3m": the reverse SDE in the data prediction.
+    r"""Return SDE-DPM-Solver++ of kind "1", "2s", "2m" or "3m": the reverse SDE in the data prediction.
 
     .. math:: x_v = \frac{\sigma_v}{\sigma_u} e^{-\eta h} x_u
               + (1 + \eta)\, \alpha_v \int_{\lambda_u}^{\lambda_v} e^{(1 + \eta)(s - \lambda_v)}\, m(s)\, ds
               + \sigma_v \sqrt{1 - e^{-2 \eta h}}\, \xi
 
-    with m constant ("1"), constant at the middle of the step, which shares the step's noise ("2s"), or extrapolated through
-    the last two or three points ("2m", "3m"). eta = 0 is DPM-Solver++, "1" with eta = 1 the ancestral sampler of DDPM.
+    In "1" m is constant. In "2s" it is constant with its value at the middle of the step, a stage that shares the noise of
+    the step. In "2m" and "3m" it is extrapolated through the last two or three points. eta = 0 is DPM-Solver++. "1" with
+    eta = 1 is the ancestral sampler of DDPM.
 
-    ``variant="published"``: "2m" takes the extrapolated line halfway, and "3m" lacks a factor 2 in its second difference;
-    ``"exact"`` integrates the polynomial. In k-diffusion they are ``sample_dpmpp_sde`` ("2s", eta = 1),
-    ``sample_dpmpp_2m_sde`` (published: "midpoint", exact: "heun") and ``sample_dpmpp_3m_sde``.
+    The published "2m" takes the extrapolated line at half the step, and the published "3m" lacks a factor 2 in its second
+    difference. ``variant="exact"`` integrates the polynomial. In k-diffusion the solvers are ``sample_dpmpp_sde`` ("2s",
+    eta = 1), ``sample_dpmpp_2m_sde`` (published: "midpoint", exact: "heun") and ``sample_dpmpp_3m_sde``.
 
-    Weak order 1 ("1") and 2 (the others), strong order 1; with eta = 0, 1 and 2. At few steps, by the relative error of the
-    variance of Gaussian data (standard deviation 0.5, VP, path "lam", end "flow") with 10, 20 and 40 evaluations: "1" -0.59,
-    -0.37, -0.21; "2m" 0.04, 0.07, 0.02 (exact 0.56, 0.20, 0.04); "3m" 1.06, 0.09, 0.02; "2s" -0.58, -0.28, -0.10.
+    The weak order is 1 ("1") or 2 (the others), and the strong order is 1. With eta = 0 the order is 1 or 2. With few steps
+    the published "2m" can be more accurate than "3m" and than the exact "2m".
 
     Args:
-        kind: as above.
-        eta: a number, or a function of lam.
-        variant: "published" or "exact".
-        finish: of "2m" and "3m", see :func:`~scoresde.solvers.finishing`. The code followed is k-diffusion's, which
-            keeps the order to the end; diffusers lowers that of "2m" with fewer than 15 steps by default.
+        kind: the method, "1", "2s", "2m" or "3m".
+        eta: the share of noise, a number or a function of lam.
+        variant: the rule, "published" or "exact".
+        finish: the finish of "2m" and "3m", see :func:`~scoresde.solvers.finishing`. The default follows k-diffusion's code,
+            which keeps the order to the end. diffusers lowers the order of "2m" with fewer than 15 steps by default.
 
-    Source: Lu et al., "DPM-Solver++", 2022, https://arxiv.org/abs/2211.01095, appendix B, which has no code of the authors;
-    k-diffusion.
+    Source: Lu et al., "DPM-Solver++", 2022, https://arxiv.org/abs/2211.01095, appendix B, for which there is no code of the
+    authors; k-diffusion.
     """
     rules: dict[str, Rule] = {"1": exact_rule, "2m": _two_nodes, "3m": _exact_to_two}
     if kind not in (*rules, "2s"):
@@ -132,14 +132,15 @@ def sde_dpmpp(kind: str = "2m", eta: Eta = 1.0, variant: str = "published", fini
 
 @maker
 def sde_dpm_solver(order: int = 2, eta: Eta = 1.0, variant: str = "published", finish: str = "published") -> RowSolver:
-    r"""SDE-DPM-Solver-1 or -2M: the reverse SDE in the noise prediction.
+    r"""Return SDE-DPM-Solver-1 or -2M: the reverse SDE in the noise prediction.
 
     .. math:: x_v = \frac{\alpha_v}{\alpha_u} x_u
               - (1 + \eta)\, \sigma_v \int_{\lambda_u}^{\lambda_v} e^{\lambda_v - s}\, \epsilon(s)\, ds
               + \sigma_v \sqrt{\eta\, (e^{2h} - 1)}\, \xi
 
-    with eps constant (1) or extrapolated through two points, taken halfway in the published form (2). The weak order is
-    ``order``; 1 is SEEDS-1. ``finish`` is that of :func:`sde_dpmpp`. Source: Lu et al., "DPM-Solver++", 2022, appendix B.
+    Order 1 holds eps constant and is SEEDS-1. Order 2 extrapolates eps through two points; the published rule takes the line
+    at half the step. The weak order is ``order``. ``finish`` works as in :func:`sde_dpmpp`. Source: Lu et al.,
+    "DPM-Solver++", 2022, appendix B.
     """
     if order not in (1, 2):
         raise ValueError(f"got order={order}; expected 1 or 2")
@@ -152,15 +153,15 @@ def sde_dpm_solver(order: int = 2, eta: Eta = 1.0, variant: str = "published", f
 
 @maker
 def seeds(order: int = 3, eta: Eta = 1.0) -> RowSolver:
-    r"""SEEDS-1, -2 or -3: the DPM-Solver of that order for the reverse SDE, its stages sharing the noise of the step.
+    r"""Return SEEDS-1, -2 or -3: the DPM-Solver of that order for the reverse SDE, with stages that share the step's noise.
 
-    The formula is that of :func:`sde_dpm_solver`, with eps constant at the start (1), constant at the middle of the step in
-    lam (2), and linear through the start and two thirds of it (3). The stages have the exact joint law: SEEDS-2 adds
-    :math:`\sigma_v (\sqrt{e^{2h} - e^h}\, \xi_1 + \sqrt{e^h - 1}\, \xi_2)`, of which xi_1 is the noise of its stage.
+    It integrates the formula of :func:`sde_dpm_solver`. SEEDS-1 holds eps constant with its value at the start, SEEDS-2 with
+    its value at the middle of the step in lam. SEEDS-3 takes eps linear through the start and two thirds of the step. The
+    noise of the stages has the exact joint law: SEEDS-2 adds
+    :math:`\sigma_v (\sqrt{e^{2h} - e^h}\, \xi_1 + \sqrt{e^h - 1}\, \xi_2)`, and its stage has the noise xi_1.
 
-    Weak order 1, 2 and 2; eta = 0 is DPM-Solver. It needs short steps: in the noise prediction an error grows by up to
-    2 (e^h - 1) a step, and with the measure of :func:`sde_dpmpp` SEEDS-2 is at 0.10 with 40 evaluations and unstable with
-    20. Source: Gonzalez et al., "SEEDS", 2023, algorithms 1 to 3.
+    The weak orders are 1, 2 and 2; eta = 0 is DPM-Solver. SEEDS needs short steps: in the noise prediction an error grows by
+    up to 2 (e^h - 1) a step. Source: Gonzalez et al., "SEEDS", 2023, algorithms 1 to 3.
     """
     shapes: dict[int, Stencil] = {1: stencil.multistep(1), 2: stencil.midpoint, 3: stencil.radau}
     if order not in shapes:

@@ -35,21 +35,21 @@ def predictor_corrector(
     norm: str = "sample",
     order: str = "predictor-first",
 ) -> RowSolver:
-    r"""Any solver, followed at each point by Langevin corrections of the marginal there.
+    r"""Return a predictor-corrector solver: any solver, followed at each point by Langevin corrections to the marginal.
 
     .. math:: x \leftarrow x + \epsilon\, s(x) + \sqrt{2 \epsilon}\, \xi, \qquad
               \epsilon = 2 a^2 \left( \mathrm{snr}\, \frac{\|\xi\|}{\|s(x)\|} \right)^2
 
-    with a the factor of the forward transition into that point (1 for variance-exploding SDEs).
+    with a the factor of the forward transition into the point (1 for variance-exploding SDEs).
 
     Args:
-        predictor: a solver that makes rows; by default :func:`reverse_diffusion`.
-        corrections: number of Langevin steps at each point but the clean end.
+        predictor: the solver, which must make rows; by default :func:`reverse_diffusion`.
+        corrections: the number of Langevin steps at each point but the clean end.
         snr: the signal-to-noise ratio of a Langevin step.
-        norm: ``"sample"`` takes the two norms of each sample, so that a sample does not depend on its batch;
-            ``"batch"`` their averages over the batch, as in the authors' code.
-        order: ``"predictor-first"``, as in the paper: the corrections follow each step, at its end; or
-            ``"corrector-first"``, as in the authors' code: they come before each step, at its start, so that the start of
+        norm: the norms in the step size. ``"sample"`` takes the two norms of each sample, so that a sample does not depend
+            on its batch. ``"batch"`` takes their averages over the batch, as in the authors' code.
+        order: the place of the corrections. With ``"predictor-first"``, as in the paper, they follow each step, at its end.
+            With ``"corrector-first"``, as in the authors' code, they come before each step, at its start; then the start of
             the path is corrected too, and its end is not.
 
     Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", 2021,
@@ -104,32 +104,32 @@ def _predictor(predictor: RowSolver | None, corrections: int) -> RowSolver:
 def underdamped_corrector(
     predictor: RowSolver | None = None, corrections: int = 3, step: float = 0.4, friction: float = 1.0
 ) -> RowSolver:
-    r"""Any solver, followed at each point by Langevin dynamics with a velocity, at the noise level there.
+    r"""Return a predictor-corrector solver with underdamped Langevin dynamics, which have a velocity, as the corrector.
 
     In units of sigma, x = sigma z, the dynamics
 
     .. math:: dz = v\, d\tau, \qquad dv = \sigma\, s(x)\, d\tau - \gamma v\, d\tau + \sqrt{2 \gamma}\, dW
 
-    have the marginal at the level and a standard normal velocity for their stationary law. A velocity is drawn at each
-    point, and ``corrections`` steps of length h are made by the splitting OBABO, half a step of friction and noise (O) and
-    of force (B) on both sides of the drift (A):
+    have a stationary law: the marginal at the noise level of the point, and a standard normal velocity. A velocity is drawn
+    at each point. The splitting OBABO then makes ``corrections`` steps of length h, with half a step of friction and noise
+    (O) and of force (B) on both sides of the drift (A):
 
     .. math:: v \leftarrow v + \tfrac h2 \sigma s(x), \qquad x \leftarrow x + h \sigma v, \qquad
               v \leftarrow v + \tfrac h2 \sigma s(x), \qquad
               v \leftarrow e^{-\gamma h} v + \sqrt{1 - e^{-2 \gamma h}}\, \xi
 
-    On Gaussian data of noised covariance V it leaves :math:`V (I - h^2 \sigma^2 V^{-1} / 4)^{-1}` unchanged, whatever the
-    friction and the number of steps: a bias of order h^2, the one of overdamped Langevin dynamics with steps
-    :math:`\epsilon = h^2 \sigma^2 / 2`, which these are for infinite friction. A velocity that lasts crosses a direction
-    of deviation L sigma in about L / h steps, instead of about (L / h)^2.
+    On Gaussian data of noised covariance V the stationary covariance is :math:`V (I - h^2 \sigma^2 V^{-1} / 4)^{-1}`,
+    whatever the friction and the number of steps. The bias of order h^2 is the same as in overdamped Langevin dynamics with
+    steps :math:`\epsilon = h^2 \sigma^2 / 2`, the limit of infinite friction. A velocity that lasts crosses a direction of
+    standard deviation L sigma in about L / h steps, instead of about (L / h)^2.
 
-    The velocity is eliminated from the rows, which are linear: all drivers run them.
+    The velocity is eliminated from the rows, which are linear, so that all drivers run them.
 
     Args:
-        predictor: a solver that makes rows; by default :func:`reverse_diffusion`.
-        corrections: number of evaluations at each point but the clean end.
-        step: h, below 2, from which on the narrowest direction possible, of deviation sigma, is unstable.
-        friction: gamma, in the same units; critical for a direction of deviation L sigma at 2 / L.
+        predictor: the solver, which must make rows; by default :func:`reverse_diffusion`.
+        corrections: the number of evaluations at each point but the clean end.
+        step: the step h, below 2. From 2 on the narrowest possible direction, of standard deviation sigma, is unstable.
+        friction: the friction gamma, in the same units. 2 / L is critical for a direction of standard deviation L sigma.
 
     Sources: Leimkuhler and Matthews, "Rational Construction of Stochastic Numerical Methods for Molecular Sampling", 2013,
     https://arxiv.org/abs/1203.5428; Cheng et al., "Underdamped Langevin MCMC", 2018, https://arxiv.org/abs/1707.03663.
@@ -142,7 +142,7 @@ def underdamped_corrector(
 
     def rows(path: Path) -> list[Update]:
         out: list[Update] = []
-        evaluated: list[int] = []  # of each evaluation of the predictor, its number among all
+        evaluated: list[int] = []  # for each evaluation of the predictor, its number among all evaluations
         drawn: list[int] = []
         total, draws = 0, 0
         for row in base.rows(path):
@@ -166,10 +166,10 @@ def underdamped_corrector(
 
 
 def _obabo(u: Point, count: int, step: float, friction: float) -> list[Row]:
-    """``count`` steps at ``u``; position and velocity are sums over the evaluations and draws so far, oldest first."""
+    """Return ``count`` steps at ``u``, with position and velocity as sums over evaluations and draws, oldest first."""
     keep = math.exp(-friction * step)
     spread = math.sqrt(-math.expm1(-2 * friction * step))
-    p, q = Noise().mix(u)  # minus this is sigma s
+    p, q = Noise().mix(u)  # minus N is sigma s
     x_n, x_xi, v_n, v_xi = ([0.0] * count for _ in range(4))
     rows = []
     for k in range(count):
@@ -188,7 +188,7 @@ def _obabo(u: Point, count: int, step: float, friction: float) -> list[Row]:
 
 
 def _later(factors: tuple[float, ...], where: list[int], total: int) -> tuple[float, ...]:
-    """Factors of the newest of ``where``, newest first, as factors of the newest of all ``total``."""
+    """Spread the factors, newest first, of the entries with the numbers ``where`` over all ``total`` entries."""
     if not factors:
         return ()
     slots = [0.0] * (total - where[-len(factors)])
@@ -199,25 +199,25 @@ def _later(factors: tuple[float, ...], where: list[int], total: int) -> tuple[fl
 
 @maker
 def langevin(step: float = 0.2, decay: float = 0.0) -> RowSolver:
-    r"""Plain Langevin dynamics at the last level of the path before sigma = 0, one iteration for each of its moves.
+    r"""Return plain Langevin dynamics at the last level of the path before sigma = 0, one iteration for each of its moves.
 
     .. math:: x \leftarrow x + \tfrac12 r_k \sigma^2 s(x) + \sqrt{r_k}\, \sigma\, \xi, \qquad r_k = r\, (1 + k)^{-\gamma}
 
     with k = 0, 1, .. the number of the iteration. The path gives the start, whose x / alpha is kept, the level, and the
-    number of iterations; its other points do not matter. A path that goes back has one such run after each move towards the
-    noise.
+    number of iterations. Its other points do not matter. A path that goes back has one such run after each move towards
+    the noise.
 
-    It samples the marginal of that level if it runs for long enough, and with few iterations is far from it where the data
-    have modes apart: the reason for :func:`annealed_langevin`, which has the same fields. With a constant step the samples
-    keep a bias of the order of the step; a step that falls with gamma between 1/2 and 1 loses it, :func:`sgld`.
+    It samples the marginal of that level if it runs for long enough. With few iterations it is far from it where the data
+    have separate modes, which is the reason for :func:`annealed_langevin`. With a constant step the samples keep a bias of
+    the order of the step. A step that falls with gamma between 1/2 and 1 removes the bias: see :func:`sgld`.
 
     Args:
-        step: r, in units of the variance of the level, below 4.
-        decay: gamma, between 0, a constant step, and 1.
+        step: the step r, in units of the variance of the level, below 4.
+        decay: the exponent gamma, from 0 (a constant step) to 1.
 
     Sources: Roberts and Tweedie, "Exponential convergence of Langevin distributions and their discrete approximations",
     1996, https://doi.org/10.2307/3318418; Song and Ermon, "Generative Modeling by Estimating Gradients of the Data
-    Distribution", 2019, https://arxiv.org/abs/1907.05600, section 3.2, for why it fails.
+    Distribution", 2019, https://arxiv.org/abs/1907.05600, section 3.2, for the reason of its failure.
 
     Example:
         >>> from scoresde import VE, solvers
@@ -250,7 +250,7 @@ def langevin(step: float = 0.2, decay: float = 0.0) -> RowSolver:
 
 
 def _at_one_level(u: Point, v: Point, count: int, step: float, decay: float) -> list[Update]:
-    """``count`` iterations at ``v``, the first from x / alpha carried there from ``u``, or from a step where alpha = 0."""
+    """Return ``count`` iterations at ``v``; they start from x / alpha at ``u``, or from a first move where alpha = 0."""
     if u.log_alpha == -math.inf:
         start = replace(first_move(u, v), ends_step=False)
     else:
@@ -261,11 +261,11 @@ def _at_one_level(u: Point, v: Point, count: int, step: float, decay: float) -> 
 
 @maker
 def sgld(step: float = 0.2, decay: float = 0.55) -> RowSolver:
-    """Stochastic gradient Langevin dynamics: :func:`langevin` with a step that falls as a power of the iteration.
+    """Return stochastic gradient Langevin dynamics: :func:`langevin` with a step that falls as a power of the iteration.
 
-    What is stochastic about the gradient is up to the model: a network's estimate of the score, or one from a few data.
+    The gradient is stochastic if the model is: a network's estimate of the score, or an estimate from a part of the data.
     Source: Welling and Teh, "Bayesian Learning via Stochastic Gradient Langevin Dynamics", 2011,
-    https://www.stats.ox.ac.uk/~teh/research/compstats/WelTeh2011a.pdf, whose power of 0.55 this is.
+    https://www.stats.ox.ac.uk/~teh/research/compstats/WelTeh2011a.pdf, with the power of 0.55 used there.
     """
     if not decay > 0:
         raise ValueError(f"got decay={decay}; expected a positive number (with a constant step it is the solver 'langevin')")
@@ -274,12 +274,12 @@ def sgld(step: float = 0.2, decay: float = 0.55) -> RowSolver:
 
 @maker
 def annealed_langevin(steps_per_level: int = 5, step: float = 0.2) -> RowSolver:
-    r"""Langevin dynamics at each noise level of the path in turn, with the step proportional to the level's variance.
+    r"""Return annealed Langevin dynamics: at each noise level of the path, with steps proportional to the level's variance.
 
     .. math:: x \leftarrow x + \tfrac12 r \sigma^2 s(x) + \sqrt{r}\, \sigma\, \xi
 
-    repeated ``steps_per_level`` times, with r = ``step``; x / alpha is kept from level to level. The authors' epsilon is
-    r times the square of the smallest level: 2e-5 at 0.01 is r = 0.2. Source: Song and Ermon, 2019, algorithm 1.
+    The update is repeated ``steps_per_level`` times, with r = ``step``. x / alpha is kept from level to level. The authors'
+    epsilon is r times the square of the smallest level: 2e-5 at 0.01 is r = 0.2. Source: Song and Ermon, 2019, algorithm 1.
     """
     steps_per_level = whole("steps_per_level", steps_per_level, 1)
     if not 0 < step < 4:
@@ -305,7 +305,7 @@ def annealed_langevin(steps_per_level: int = 5, step: float = 0.2) -> RowSolver:
 
 
 def _iteration(u: Point, step: float) -> Row:
-    """x + r sigma^2 s(x) / 2 + sqrt(r) sigma xi at ``u``, with N the score."""
+    """Return the row x + r sigma^2 s(x) / 2 + sqrt(r) sigma xi at ``u``, with N the score."""
     return one_step(
         u,
         u,

@@ -1,12 +1,12 @@
-r"""Multistep methods of the probability flow with one evaluation a step: DEIS, LMS, PNDM, iPNDM, velocity.
+r"""Multistep methods for the probability flow with one evaluation a step: DEIS, LMS, PNDM, iPNDM, velocity.
 
 Notation of the formulas: a step goes from u to v, towards the data; :math:`\rho = \sigma / \alpha`, in which
 :math:`x / \alpha` has the slope eps; eps_0, eps_1, .. are the noise predictions at u and at the starts of the steps before
 it; h, h_1, h_2, .. are the lengths in rho of this step and of those before it.
 
-All of them start with DDIM, since there is no history yet, and are second order at best for that reason;
-``start="high-order"`` takes singlestep steps first. All keep their order to the end by default, as their authors' code does;
-``finish`` changes that, see :func:`~scoresde.solvers.finishing`.
+All of them start with DDIM, since there is no history yet, which limits them to second order. ``start="high-order"`` takes
+singlestep steps first. All keep their order to the end by default, as the authors' code does. ``finish`` changes that, see
+:func:`~scoresde.solvers.finishing`.
 """
 
 from __future__ import annotations
@@ -75,20 +75,20 @@ def _by_rule(
 
 @maker
 def deis(order: int = 3, clock: str = "lam", start: str = "published", finish: str = "published") -> RowSolver:
-    r"""DEIS, exponential Adams-Bashforth: a polynomial through the newest ``order`` values of eps, integrated exactly.
+    r"""Return DEIS, exponential Adams-Bashforth, which integrates a polynomial through ``order`` values of eps exactly.
 
     .. math:: x_v = \frac{\alpha_v}{\alpha_u} x_u + \alpha_v \int_{\rho_u}^{\rho_v} P\, d\rho
 
     Args:
-        order: number of nodes, 1 to 4, which the names count too: "tab-3" and "rhoab-3" are what the authors call
-            ``ab_order=2``, the degree of P. Order 1 is DDIM.
-        clock: what P is a polynomial in: ``"lam"`` (log-rho), ``"t"`` (tAB-DEIS) or ``"rho"`` (rhoAB-DEIS, which is
+        order: the number of nodes, 1 to 4, which is also the number in the names. The authors count the degree of P:
+            "tab-3" and "rhoab-3" are their ``ab_order=2``. Order 1 is DDIM.
+        clock: the variable of the polynomial P: ``"lam"`` (log-rho), ``"t"`` (tAB-DEIS) or ``"rho"`` (rhoAB-DEIS, which is
             :func:`lms`).
-        start: ``"published"`` or ``"high-order"``.
-        finish: the authors keep the order to the end; diffusers lowers it with fewer than 15 steps by default.
+        start: the starting procedure, ``"published"`` or ``"high-order"``.
+        finish: the finish. The authors keep the order to the end; diffusers lowers it with fewer than 15 steps by default.
 
-    The integral in t is taken by Gauss-Legendre quadrature in lam, to rounding, where the authors sum over 10,000 points. In
-    t the sample depends on the SDE, in lam and rho it does not.
+    Gauss-Legendre quadrature in lam computes the integral in t to rounding, where the authors sum over 10,000 points. In t
+    the sample depends on the SDE, in lam and rho it does not.
     Source: Zhang and Chen, "Fast Sampling of Diffusion Models with Exponential Integrator", 2023,
     https://arxiv.org/abs/2204.13902, and their code.
     """
@@ -107,9 +107,9 @@ def deis(order: int = 3, clock: str = "lam", start: str = "published", finish: s
 
 
 def _polynomial_in_t(path: Path) -> Rule:
-    r"""The rule of tAB-DEIS, from the integrals of theta^k over the step, with theta = (t - t_u) / (t_v - t_u).
+    r"""Return the rule of tAB-DEIS on a path, from the integrals of theta^k over each step, theta = (t - t_u) / (t_v - t_u).
 
-    All quadrature nodes of all steps are one call of the SDE.
+    The quadrature nodes of all steps take one call of the SDE.
     """
     moves = [(u, v) for u, v in path.moves if v.sigma > 0 and -math.inf < u.lam < v.lam]
     powers_of = dict(zip(moves, _powers_of_t(path.sde, moves), strict=True)) if moves else {}
@@ -141,7 +141,7 @@ def _powers_of_t(sde: GaussianSDE, moves: Sequence[tuple[Point, Point]]) -> list
 
 @maker
 def lms(order: int = 4, start: str = "published", finish: str = "published") -> RowSolver:
-    r"""Linear multistep (Adams-Bashforth with varying steps) in rho: k-diffusion's LMS, rhoAB-DEIS.
+    r"""Return the linear multistep method (Adams-Bashforth with varying steps) in rho: k-diffusion's LMS, rhoAB-DEIS.
 
     .. math:: \frac{x_v}{\alpha_v} = \frac{x_u}{\alpha_u} + \int_{\rho_u}^{\rho_v} P(\rho)\, d\rho
 
@@ -152,13 +152,13 @@ def lms(order: int = 4, start: str = "published", finish: str = "published") -> 
 
 @maker
 def velocity(order: int = 2, start: str = "published", finish: str = "published") -> RowSolver:
-    r"""Multistep in the velocity eps - m of a rectified flow, in the clock :math:`\tau = \sigma / (\alpha + \sigma)`.
+    r"""Return the multistep method in the velocity eps - m, with the clock :math:`\tau = \sigma / (\alpha + \sigma)`.
 
     .. math:: \frac{x_v}{\alpha_v + \sigma_v} = \frac{x_u}{\alpha_u + \sigma_u} + \int_{\tau_u}^{\tau_v} P(\tau)\, d\tau
 
-    with P the polynomial through the newest ``order`` velocities, 1 to 4. On any SDE; on
-    :class:`~scoresde.RectifiedFlow`, where tau = t, order 1 is Euler's method, the sampler of Liu et al., "Flow Straight and
-    Fast", 2023. It carries alpha = 0.
+    with P the polynomial through the newest ``order`` velocities, 1 to 4. It serves every SDE, and can start at alpha = 0.
+    On :class:`~scoresde.RectifiedFlow`, where tau = t, order 1 is Euler's method, the sampler of Liu et al., "Flow Straight
+    and Fast", 2023.
     """
     return _exact(Description(f"velocity-{order}", "multistep", RECTIFIED), Velocity(), order, start, finish)
 
@@ -169,7 +169,7 @@ def _classical(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point
 
 
 def _numbered(name: str, order: int) -> str:
-    """The name in the table: that of order 4, the default, has no number."""
+    """Return the name in the table, which has no number for order 4, the default."""
     if order not in (1, 2, 3, 4):
         raise ValueError(f"got order={order!r}; expected 1, 2, 3 or 4")
     return name if order == 4 else f"{name}-{order}"
@@ -177,15 +177,15 @@ def _numbered(name: str, order: int) -> str:
 
 @maker
 def ipndm(order: int = 4, finish: str = "published") -> RowSolver:
-    r"""iPNDM: a DDIM step with the Adams-Bashforth combination of the newest eps, by the weights of equal steps.
+    r"""Return iPNDM: a DDIM step with the Adams-Bashforth combination of the newest eps, by the weights of equal steps.
 
     .. math:: x_v = \frac{\alpha_v}{\alpha_u} x_u + \alpha_v (\rho_v - \rho_u)\, \bar\epsilon, \qquad
               \bar\epsilon = \tfrac{1}{24} (55 \epsilon_0 - 59 \epsilon_1 + 37 \epsilon_2 - 9 \epsilon_3)
 
     with fewer terms (23, -16, 5 over 12; 3, -1 over 2; 1) while there are fewer. eps-bar is the average over the step in
-    the step's number, not in rho: so the method is second order, whatever the weights, and among the best at few steps
-    nonetheless (on a mixture in the plane, 6 steps uniform in lam: an error of 0.05, where LMS has 0.18 and UniPC-3 0.20).
-    Source: Zhang and Chen, 2023, section 3.3; the weights are those of :func:`pndm`.
+    the step's number, not in rho. So the method is second order, whatever the weights; at few steps it can be among the
+    most accurate all the same.
+    Source: Zhang and Chen, 2023, section 3.3, with the weights of :func:`pndm`.
     """
     description = Description(_numbered("ipndm", order), "multistep", DEIS, order=min(order, 2))
     return _by_rule(description, Rho(), order, _classical, finish)
@@ -193,7 +193,7 @@ def ipndm(order: int = 4, finish: str = "published") -> RowSolver:
 
 @maker
 def ipndm_v(order: int = 4, variant: str = "published", finish: str = "published") -> RowSolver:
-    r"""iPNDM with weights for varying steps in rho.
+    r"""Return iPNDM with weights for varying steps in rho.
 
     With :math:`\Delta_k` the k-th differences of eps over the newest nodes, the published rule is
 
@@ -204,19 +204,19 @@ def ipndm_v(order: int = 4, variant: str = "published", finish: str = "published
                        \frac{h}{6 (h + h_1 + h_2)} \right]
                        \frac{h (h + h_1) (h + h_1 + h_2)}{h_1 (h_1 + h_2) (h_1 + h_2 + h_3)}
 
-    which is not the Adams-Bashforth rule that it is written after. In that the bracket of tau_1 multiplies,
-    :math:`(\tfrac12 - \tfrac{h}{6 (h + h_1)}) \tfrac{h (h + h_1)}{h_1 (h_1 + h_2)}`; the second term in the bracket of tau_2
-    has a minus sign (0.375 for equal steps, not 0.458); and the oldest eps has the factor
-    :math:`- \tfrac{h_1 (h_1 + h_2)}{h_3 (h_2 + h_3)}` in Delta_3, where the published code has h_1 / h_2 for h_2 / h_3, so
-    that with steps that vary its weights do not add up to 1. Put right in these three places it is ``variant="exact"``,
-    :func:`lms`. Both are second order, from their first step.
+    This differs from the Adams-Bashforth rule, on which it is modelled, in three places. In the Adams-Bashforth rule the
+    bracket of tau_1 multiplies, :math:`(\tfrac12 - \tfrac{h}{6 (h + h_1)}) \tfrac{h (h + h_1)}{h_1 (h_1 + h_2)}`. The
+    second term in the bracket of tau_2 has a minus sign. The oldest eps has the factor
+    :math:`- \tfrac{h_1 (h_1 + h_2)}{h_3 (h_2 + h_3)}` in Delta_3, where the published code has h_1 / h_2 for h_2 / h_3. So
+    the published weights do not add up to 1 with steps that vary. ``variant="exact"`` corrects the three places and is
+    :func:`lms`. Both variants are second order, since their first step is DDIM.
     Source: Zhou et al., "Fast ODE-based Sampling for Diffusion Models in Around 5 Steps", 2024, their code.
     """
     name = _numbered("ipndm-v", order)
     if variant not in ("published", "exact"):
         raise ValueError(f"got variant={variant!r}; expected 'published' or 'exact'")
     rule = exact_rule if variant == "exact" else _published_ipndm_v
-    # For equal steps the published four weights are those of Adams and Bashforth and a twelfth of the third difference.
+    # For equal steps the four published weights are the Adams-Bashforth weights plus a twelfth of the third difference.
     constants = ((3, -1 / 12),) if variant == "published" and order == 4 else None
     description = Description(name, "multistep", ZHOU, order=min(order, 2), constants=constants)
     return _by_rule(description, Rho(), order, rule, finish)
@@ -245,10 +245,10 @@ def _published_ipndm_v(prediction: Prediction, u: Point, v: Point, nodes: Sequen
 
 @maker
 def plms(finish: str = "published") -> RowSolver:
-    r"""PLMS, the pseudo linear multistep method: :func:`ipndm` whose first step is an average of two.
+    r"""Return PLMS, the pseudo linear multistep method: :func:`ipndm` with Heun's method in rho for its first step.
 
-    The first step evaluates at its DDIM prediction as well and takes the mean of both eps (Heun's method in rho), so that it
-    costs two evaluations. Second order, for the reason given at :func:`ipndm`.
+    The first step evaluates at its DDIM prediction as well and takes the mean of both eps, so that it costs two evaluations.
+    The method is second order, for the reason given at :func:`ipndm`.
     Source: Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds", 2022, as in Stable Diffusion.
     """
     description = Description("plms", "multistep", LIU_2022, order=2, evaluations=None)
@@ -257,10 +257,11 @@ def plms(finish: str = "published") -> RowSolver:
 
 @maker
 def pndm(finish: str = "published") -> RowSolver:
-    r"""PNDM: three steps of the pseudo Runge-Kutta method, then the Adams-Bashforth weights of :func:`ipndm`.
+    r"""Return PNDM: three steps of the pseudo Runge-Kutta method, then the Adams-Bashforth weights of :func:`ipndm`.
 
-    The pseudo Runge-Kutta step is the classical one of order 4 with DDIM steps for Euler's and its middle at the mean of
-    both times; it costs four evaluations, so that n steps cost n + 9. Second order, for the reason given at :func:`ipndm`.
+    The pseudo Runge-Kutta step is the classical step of order 4 with DDIM steps in place of Euler's. Its middle is at the
+    mean of both times. It costs four evaluations, so that n steps cost n + 9. The method is second order, for the reason
+    given at :func:`ipndm`.
     Source: Liu et al., 2022, algorithm 2.
     """
 
@@ -284,14 +285,14 @@ def _pseudo_rk4(u: Point, v: Point, middle: Point) -> Stencil:
 
 @maker
 def gradient_estimation(gamma: float = 2.0, finish: str = "published") -> RowSolver:
-    r"""The gradient-estimation sampler: DDIM with eps extrapolated from the last one.
+    r"""Return the gradient-estimation sampler: DDIM with eps extrapolated from the last two evaluations.
 
     .. math:: x_v = \frac{\alpha_v}{\alpha_u} x_u + \alpha_v (\rho_v - \rho_u)\,
               \left[ \gamma \epsilon_0 + (1 - \gamma) \epsilon_1 \right]
 
-    gamma = 1 is DDIM, gamma = 3/2 the second-order :func:`ipndm`; any other gamma is first order, that of the paper among
-    them. Source: Permenter and Yuan, "Interpreting and Improving Diffusion Models from an Optimization Perspective", 2024,
-    algorithm 2.
+    gamma = 1 is DDIM, and gamma = 3/2 is the second-order :func:`ipndm`. Any other gamma is first order, also the gamma of
+    the paper. Source: Permenter and Yuan, "Interpreting and Improving Diffusion Models from an Optimization Perspective",
+    2024, algorithm 2.
     """
     if not 1 <= gamma <= 3:
         raise ValueError(f"got gamma={gamma}; expected a number between 1 (DDIM) and 3 (the paper takes 2)")

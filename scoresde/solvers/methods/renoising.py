@@ -1,8 +1,8 @@
 r"""Paths that go back: churn, ancestral overshoot and restart, for any solver.
 
-A move towards the noise is the exact forward kernel, which keeps the marginals; so these are paths and not solvers, and
-their weak order is the order of the solver on its moves towards the data. Levels are given as rho = sigma / alpha, on
-:class:`~scoresde.EDM` and :class:`~scoresde.VE` that is sigma.
+A move towards the noise is the exact forward kernel, which keeps the marginals. So these are paths and not solvers. The weak
+order on such a path is the order of the solver on its moves towards the data. Levels are given as rho = sigma / alpha, which
+is sigma on :class:`~scoresde.EDM` and :class:`~scoresde.VE`.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ def _rho(p: Point) -> float:
 
 
 def _at(sde: GaussianSDE, levels: Sequence[float]) -> list[Point]:
-    """The points at these levels of rho, or at the SDE's own least one, where it has a larger."""
+    """Return the points at these levels of rho, each raised to the least level of the SDE if it is below."""
     least = math.exp(-float(sde.lam(0.0)))
     lams = [-scalar.log(max(level, least)) for level in levels]
     return points(sde, sde.time(scalar.vector(lams)).clamp(0.0, sde.span[1])) if lams else []
 
 
 def churn(path: Path, s_churn: float, s_tmin: float = 0.0, s_tmax: float = math.inf) -> Path:
-    r"""Karras' churn: before each move from a level within ``[s_tmin, s_tmax]`` go back to (1 + gamma) times that level.
+    r"""Add Karras' churn: before each move from a level within ``[s_tmin, s_tmax]`` go back to (1 + gamma) times that level.
 
     .. math:: \gamma = \min(s_{churn} / n, \sqrt 2 - 1)
 
-    for a path of n moves. Never beyond the start of the path, the most noise there is: the first move is as it was.
-    ``s_churn=0`` leaves the path as it is. Source: Karras et al., 2022, algorithm 2; its s_noise, which is no property of a
-    path, is an argument of :func:`detour` and :func:`edm_stochastic`.
+    for a path of n moves. The path never goes back beyond its start, so that the first move does not change. ``s_churn=0``
+    leaves the path unchanged. Source: Karras et al., 2022, algorithm 2. Its s_noise is no property of a path; it is an
+    argument of :func:`detour` and :func:`edm_stochastic`.
 
     Example:
         >>> from scoresde import EDM
@@ -82,14 +82,14 @@ def churn(path: Path, s_churn: float, s_tmin: float = 0.0, s_tmax: float = math.
 
 
 def overshoot(path: Path, eta: float = 1.0) -> Path:
-    r"""k-diffusion's ancestral path: each move goes beyond its end, to rho_down, and back to it by the forward kernel.
+    r"""Make k-diffusion's ancestral path: each move goes beyond its end, to rho_down, and back by the forward kernel.
 
     .. math:: \rho_{up} = \eta\, \rho_v \sqrt{1 - \rho_v^2 / \rho_u^2}, \qquad
               \rho_{down} = \sqrt{\rho_v^2 - \rho_{up}^2}
 
-    With eta = 1 that is one more h in lam. Never beyond the least noise of the SDE, nor, from alpha = 0, beyond the least
-    time of its span but zero; ``eta=0`` leaves the path as it is. DDIM on this path is DDIM with eta. Source: k-diffusion,
-    ``get_ancestral_step``.
+    With eta = 1 a move goes beyond its end by its own length h in lam. No move goes beyond the least noise of the SDE; a
+    move from alpha = 0 goes no further than the least time above zero of its span. ``eta=0`` leaves the path unchanged. DDIM
+    on this path is DDIM with eta. Source: k-diffusion, ``get_ancestral_step``.
 
     Raises:
         ValueError: for an eta outside [0, 1].
@@ -112,14 +112,15 @@ def overshoot(path: Path, eta: float = 1.0) -> Path:
 
 
 def restart(path: Path, intervals: Sequence[tuple[float, float, int]], n_restart: int | Sequence[int] | None = None) -> Path:
-    """Restart: where the path first reaches the lower level of an interval, go back to the upper one and come again.
+    """Add restarts: where the path first reaches the lower level of an interval, go back to the upper level and repeat.
 
     Args:
-        intervals: ``(low, high, k)``: two levels of rho and how often to go through them again. k = 0 leaves the path as it
-            is. The lower level is taken at the nearest point of the path.
+        path: the path.
+        intervals: the intervals ``(low, high, k)``: two levels of rho, and the number of repetitions. k = 0 leaves the path
+            unchanged. The lower level is taken at the nearest point of the path.
         n_restart: the number of points from the upper level to the lower one, both included, equidistant in rho^(1/7), as in
             the authors' code; one number, or one for each interval. By default the upper level is taken at the nearest point
-            of the path too, and the points are those of the path between. Two levels at the same point are no interval.
+            of the path too, and the path's own points between are repeated. Two levels at the same point are no interval.
 
     Source: Xu et al., "Restart Sampling for Improving Generative Processes", 2023, https://arxiv.org/abs/2306.14878,
     algorithm 1, and their code.
@@ -154,7 +155,7 @@ def restart(path: Path, intervals: Sequence[tuple[float, float, int]], n_restart
 
 
 def _between(sde: GaussianSDE, high: float, low: Point, n: int) -> list[Point]:
-    """The ``n`` points from the level ``high`` to ``low``, equidistant in rho^(1/7); none where ``high`` is no higher."""
+    """Return ``n`` points from the level ``high`` to ``low``, equidistant in rho^(1/7); none where ``high`` is no higher."""
     bottom = scalar.value(_rho(low))
     if not high > bottom:
         return []
@@ -166,7 +167,7 @@ def _between(sde: GaussianSDE, high: float, low: Point, n: int) -> list[Point]:
 def detour(
     solver: RowSolver, transform: Callable[[Path], Path], description: Description | None = None, s_noise: float = 1.0
 ) -> RowSolver:
-    """``solver`` on the transformed path; the noise of its moves towards the noise times ``s_noise``, 1 being exact."""
+    """Run ``solver`` on the transformed path, with the noise of moves towards the noise times ``s_noise``; 1 is exact."""
     if not s_noise >= 0:
         raise ValueError(f"got s_noise={s_noise}; expected a number >= 0 (1 keeps the marginals)")
 
@@ -185,7 +186,7 @@ def _stochastic(name: str, paper: str, weak_order: int, evaluations: int | None)
 
 @maker
 def euler_ancestral(eta: float = 1.0, s_noise: float = 1.0) -> RowSolver:
-    r"""Euler a: DDIM (Euler in rho) on the path of :func:`overshoot`; the same samples in law as ``ddim(eta)``.
+    r"""Return Euler a: DDIM (Euler in rho) on the path of :func:`overshoot`; its samples have the law of ``ddim(eta)``.
 
     .. math:: x_v / \alpha_v = x_u / \alpha_u + (\rho_{down} - \rho_u)\, \epsilon + \rho_{up}\, \xi
 
@@ -196,13 +197,16 @@ def euler_ancestral(eta: float = 1.0, s_noise: float = 1.0) -> RowSolver:
 
 @maker
 def dpm2_ancestral(eta: float = 1.0, s_noise: float = 1.0) -> RowSolver:
-    """DPM2 a: DPM-Solver-2 on the path of :func:`overshoot`. Weak order 2; k-diffusion's ``sample_dpm_2_ancestral``."""
+    """Return DPM2 a: DPM-Solver-2 on the path of :func:`overshoot`.
+
+    Weak order 2; k-diffusion's ``sample_dpm_2_ancestral``.
+    """
     return detour(dpm_solver(2), lambda path: overshoot(path, eta), _stochastic("dpm2-a", DPM, 2, 2), s_noise)
 
 
 @maker
 def dpmpp_2s_ancestral(eta: float = 1.0, s_noise: float = 1.0) -> RowSolver:
-    """DPM++ 2S a: DPM-Solver++(2S), the midpoint in the data prediction, on the path of :func:`overshoot`.
+    """Return DPM++ 2S a: DPM-Solver++(2S), the midpoint in the data prediction, on the path of :func:`overshoot`.
 
     Weak order 2; k-diffusion's ``sample_dpmpp_2s_ancestral``.
     """
@@ -212,10 +216,10 @@ def dpmpp_2s_ancestral(eta: float = 1.0, s_noise: float = 1.0) -> RowSolver:
 
 @maker
 def edm_stochastic(s_churn: float = 40.0, s_tmin: float = 0.05, s_tmax: float = 50.0, s_noise: float = 1.0) -> RowSolver:
-    r"""EDM's stochastic sampler: Heun in rho on the path of :func:`churn`, by default with the authors' levels for ImageNet.
+    r"""Return EDM's stochastic sampler: Heun in rho on the path of :func:`churn`, with the authors' levels for ImageNet.
 
-    Weak order 2 with ``s_noise=1``, the exact noise. The authors' 1.003 adds a little more against the loss of detail,
-    an error that does not fall with the step, so that no order is claimed then. ``s_churn=0`` is Heun.
+    Weak order 2 with ``s_noise=1``, the exact noise. The authors' 1.003 adds a little more against the loss of detail. Its
+    error does not fall with the step, so that no order is claimed then. ``s_churn=0`` is Heun's method.
     Source: Karras et al., 2022, algorithm 2 and table 5.
     """
     weak = 2 if s_noise == 1 else None
@@ -229,11 +233,11 @@ def restart_heun(
     n_restart: int | Sequence[int] | None = 3,
     s_noise: float = 1.0,
 ) -> RowSolver:
-    """Restart sampling: Heun in rho on the path of :func:`restart`.
+    """Return Restart sampling: Heun in rho on the path of :func:`restart`.
 
-    By default it is the authors' ``{"0": [3, 2, 0.06, 0.30]}``, theirs for CIFAR-10 with few evaluations. They scale the
-    noise by 1.003. With ``n_restart=None``, where an interval has the points that the path has there, the weak order is 2;
-    with a fixed number of them an error stays, however many steps the path has.
+    The default is the authors' ``{"0": [3, 2, 0.06, 0.30]}`` for CIFAR-10 with few evaluations; they scale the noise by
+    1.003. With ``n_restart=None``, where an interval repeats the points of the path, the weak order is 2. With a fixed
+    number of points an error stays, however many steps the path has.
 
     Source: Xu et al., "Restart Sampling for Improving Generative Processes", 2023, https://arxiv.org/abs/2306.14878.
     """

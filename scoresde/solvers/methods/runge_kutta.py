@@ -30,7 +30,7 @@ def _clock(clock: str) -> Prediction:
 
 @maker
 def euler(clock: str = "t") -> RowSolver:
-    r"""The probability flow by Euler's method, in ``t``, or in ``rho`` = sigma / alpha (then DDIM).
+    r"""Return Euler's method for the probability flow in ``t``, or in ``rho`` = sigma / alpha, where it is DDIM.
 
     .. math:: x_v = x_u + (v - u) \left. \frac{dx}{dt} \right|_u,
               \qquad \frac{dx}{dt} = f x - \tfrac12 g^2\, s(x, t)
@@ -42,7 +42,7 @@ def euler(clock: str = "t") -> RowSolver:
 
 @maker
 def heun(clock: str = "t") -> RowSolver:
-    r"""The probability flow by Heun's second-order method: an Euler step, then the average of both slopes.
+    r"""Return Heun's second-order method for the probability flow: an Euler step, then the average of both slopes.
 
     In ``t`` on :class:`~scoresde.EDM`, or in ``rho`` on any SDE, it is the deterministic sampler of Karras et al., 2022
     (algorithm 1).
@@ -53,12 +53,13 @@ def heun(clock: str = "t") -> RowSolver:
 
 @maker
 def explicit_midpoint(clock: str = "t") -> RowSolver:
-    r"""The probability flow by the explicit midpoint method: half an Euler step, then the whole one with the slope there.
+    r"""Return the explicit midpoint method: half an Euler step, then the whole step with the slope there.
 
     .. math:: x_v = x_u + (v - u) \left. \frac{dx}{dt} \right|_{(u + v) / 2}
 
-    The middle is that of the clock, ``t`` or ``rho``; with the geometric middle of rho it is DPM-Solver-2, k-diffusion's
-    DPM2. Source: Runge, 1895; Karras et al., 2022, appendix D, where it is alpha = 1/2.
+    It solves the probability flow. The midpoint is taken in the clock, ``t`` or ``rho``. With the geometric mean of both
+    rho the method would be DPM-Solver-2, k-diffusion's DPM2. Source: Runge, 1895; Karras et al., 2022, appendix D, where it
+    is alpha = 1/2.
     """
     description = Description("midpoint", "runge-kutta", "Runge 1895", order=2, evaluations=2)
     return compose(description, _clock(clock), stencil.midpoint)
@@ -66,11 +67,11 @@ def explicit_midpoint(clock: str = "t") -> RowSolver:
 
 @maker
 def rk3(clock: str = "t") -> RowSolver:
-    """The probability flow by Kutta's method of order 3, with Simpson's rule for its last stage (Kutta, 1901)."""
+    """Return Kutta's method of order 3 for the probability flow, which ends with Simpson's rule (Kutta, 1901)."""
     return compose(Description("rk3", "runge-kutta", "Kutta 1901", order=3, evaluations=3), _clock(clock), stencil.rk3)
 
 
 @maker
 def rk4(clock: str = "t") -> RowSolver:
-    """The probability flow by the classical Runge-Kutta method of order 4 (Kutta, 1901)."""
+    """Return the classical Runge-Kutta method of order 4 for the probability flow (Kutta, 1901)."""
     return compose(Description("rk4", "runge-kutta", "Kutta 1901", order=4, evaluations=4), _clock(clock), stencil.rk4)

@@ -1,4 +1,4 @@
-"""SA-Solver: a stochastic Adams method, predictor and corrector, for the reverse SDE with any amount of noise."""
+"""SA-Solver: a stochastic Adams predictor-corrector method for the reverse SDE with any amount of noise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ XUE = "Xue et al. 2023, arXiv:2309.05019"
 
 
 def _published(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point]) -> list[float]:
-    """With two nodes the authors replace the integral of the slope, e^{-z (1 - theta)} theta, by that of theta alone."""
+    """Return the authors' weights, which for two nodes integrate theta for e^{-z (1 - theta)} theta in the slope."""
     if len(nodes) != 2:
         return exact_rule(prediction, u, v, nodes)
     other = nodes[0] if nodes[1] == u else nodes[1]  # one of the two is the start of the step
@@ -30,30 +30,30 @@ def _published(prediction: Prediction, u: Point, v: Point, nodes: Sequence[Point
 def sa_solver(
     predictor: int = 3, corrector: int = 4, tau: Eta = 1.0, variant: str = "published", finish: str = "published"
 ) -> RowSolver:
-    r"""SA-Solver: exponential Adams-Bashforth prediction and Adams-Moulton correction in the data prediction.
+    r"""Return SA-Solver: an exponential Adams-Bashforth predictor and Adams-Moulton corrector in the data prediction.
 
     .. math:: x_v = \frac{\sigma_v}{\sigma_u} e^{-\tau^2 h} x_u
               + (1 + \tau^2)\, \alpha_v \int_{\lambda_u}^{\lambda_v} e^{(1 + \tau^2)(s - \lambda_v)}\, m(s)\, ds
               + \sigma_v \sqrt{1 - e^{-2 \tau^2 h}}\, \xi
 
-    with m through the last ``predictor`` points, then, evaluated at the predicted state, through that one and the
-    ``corrector - 1`` before it, with the same noise. One evaluation per step; the last correction is dropped. tau^2 is the
-    eta of :func:`sde_dpmpp`; tau = 0 is the deterministic predictor-corrector.
+    The predictor takes m through the last ``predictor`` points. The corrector takes m through the predicted state and the
+    ``corrector - 1`` points before it, with the same noise. A step costs one evaluation, and the last correction is dropped.
+    tau^2 is the eta of :func:`sde_dpmpp`; tau = 0 is the deterministic predictor-corrector.
 
     Args:
-        predictor: number of points of the predictor, 1 or more.
-        corrector: number of points of the corrector, its own end included; 0 for none. The authors' code has 3 and 4 by
-            default; they recommend 2 and 2 under strong guidance, as diffusers has it.
-        tau: a number, or a function of lam, taken at the end of each step as in the authors' code, which asks for one; they
-            recommend 1 in the middle of the path and 0 at both ends.
-        variant: ``"published"`` changes the weights of two points by terms of third order, as the authors do for few
-            steps; ``"exact"`` integrates the polynomial, as they do for many.
-        finish: ``"published"`` is ``"lower-order"``, whatever the number of steps; the others are explained at
+        predictor: the number of points of the predictor, 1 or more.
+        corrector: the number of points of the corrector, the end of the step included; 0 for none. The authors' code has 3
+            and 4 by default. They recommend 2 and 2 under strong guidance, the default of diffusers.
+        tau: the share of noise, a number or a function of lam, which is taken at the end of each step. The authors' code
+            asks for a function; they recommend 1 in the middle of the path and 0 at both ends.
+        variant: the rule. ``"published"`` changes the weights of two points by terms of third order, as the authors do for
+            few steps. ``"exact"`` integrates the polynomial, as they do for many steps.
+        finish: the finish. ``"published"`` is ``"lower-order"``, whatever the number of steps; for the others see
             :func:`~scoresde.solvers.finishing`.
 
-    Weak order 2 if the predictor or the corrector has two points or more, else 1, and the order with tau = 0 alike: the
-    first step has no history. With the measure of :func:`sde_dpmpp` and 10, 20 and 40 evaluations: 2.0, 0.041, 0.007; a
-    corrector with the whole noise needs short steps, and with tau = 0.5 they are 0.66, 0.007, 0.0007.
+    The weak order is 2 if the predictor or the corrector has two points or more, else 1; with tau = 0 the order is the same.
+    The first step, which has no history, limits it. A corrector with the whole noise needs short steps; with few steps
+    a smaller tau is more accurate.
     Source: Xue et al., "SA-Solver", 2023, https://arxiv.org/abs/2309.05019, algorithm 1, and their code.
     """
     for name, value, least in (("predictor", predictor, 1), ("corrector", corrector, 0)):

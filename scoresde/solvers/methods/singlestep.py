@@ -1,10 +1,10 @@
-r"""The singlestep DPM-Solvers: exponential Runge-Kutta methods, with stages even in lam or at points of the path.
+r"""The singlestep DPM-Solvers: exponential Runge-Kutta methods, with stages equidistant in lam or at points of the path.
 
 Notation of the formulas: a step goes from u to v, towards the data; h = lam_v - lam_u > 0; m is the data prediction and eps
 the noise prediction; s is the point of a stage. A step of order 2 with a stage at the fraction
-:math:`r = (\lambda_s - \lambda_u) / h` takes :math:`N_u + (N_s - N_u) / 2r` to be constant over it, which for r = 1/2 is
-N_s; one of order 3 the line through N_u and N at its second stage. With stages even in t the fractions tend to those even in
-lam as the steps get shorter, so that the orders are the same.
+:math:`r = (\lambda_s - \lambda_u) / h` takes :math:`N_u + (N_s - N_u) / 2r` to be constant over the step; for r = 1/2 that
+is N_s. A step of order 3 takes the line through N_u and N at its second stage. Stages equidistant in t become equidistant
+in lam as the steps get shorter, so that the orders are the same.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ DPM = "Lu et al. 2022, arXiv:2206.00927"
 DPMPP = "Lu et al. 2022, arXiv:2211.01095"
 
 SINGLESTEP: dict[int, Stencil] = {1: stencil.multistep(1), 2: stencil.midpoint, 3: stencil.radau}
-"""The singlestep DPM-Solvers by order, with stages even in lam."""
+"""The stencils of the singlestep DPM-Solvers by order, with stages equidistant in lam."""
 
 _MEASURES: dict[str, tuple[Callable[[float], float], Callable[[Tensor], Tensor]]] = {
     "t": (lambda t: t, lambda t: t),
     "quadratic": (scalar.sqrt, lambda root: root**2),
 }
-"""What the stages are even in, besides lam, as a function of t, and t as a function of it."""
+"""The variables besides lam in which stages are equidistant: each as a function of t, and its inverse."""
 
 
 def _singlestep(description: Description, prediction: Prediction, inner: str) -> RowSolver:
@@ -60,7 +60,7 @@ def _singlestep(description: Description, prediction: Prediction, inner: str) ->
 
 
 def _between(sde: GaussianSDE, moves: Sequence[tuple[Point, Point]], order: int, inner: str) -> list[list[Point]]:
-    """The order - 1 points between the ends of each move: one call of the SDE's functions."""
+    """Compute the order - 1 points between the ends of each move, in one call of the SDE's functions."""
     to, back = _MEASURES[inner]
     ends = [(to(u.t), to(v.t)) for u, v in moves]
     inside = [a + k / order * (b - a) for a, b in ends for k in range(1, order)]
@@ -69,7 +69,7 @@ def _between(sde: GaussianSDE, moves: Sequence[tuple[Point, Point]], order: int,
 
 
 def _step(prediction: Prediction, u: Point, v: Point, between: Sequence[Point]) -> list[Row]:
-    """The rows of a step with its stages at the points ``between``, none, one or two: see the module."""
+    """Return the rows of a step with its stages at the points ``between``, none, one or two: see the module."""
     step = prediction.starting_at(u, inner=bool(between))
     last = _two_nodes if len(between) == 1 and scalar.isfinite(u.lam) else exact_rule
     rows, at = list[Row](), u
@@ -85,19 +85,19 @@ def _step(prediction: Prediction, u: Point, v: Point, between: Sequence[Point]) 
 
 @maker
 def dpm_solver(order: int = 2, inner: str = "lam") -> RowSolver:
-    r"""DPM-Solver-1, -2 or -3, singlestep: exponential Runge-Kutta methods in the noise prediction.
+    r"""Return the singlestep DPM-Solver-1, -2 or -3: exponential Runge-Kutta methods in the noise prediction.
 
     .. math:: x_v = \frac{\alpha_v}{\alpha_u} x_u - \sigma_v \int_{\lambda_u}^{\lambda_v}
               e^{\lambda_v - s}\, \epsilon(s)\, ds
 
-    with eps constant at the start (1), constant at the middle of the step in lam (2), and linear through the start and
-    two thirds of it (3).
+    DPM-Solver-1 holds eps constant with its value at the start, DPM-Solver-2 with its value at the middle of the step in
+    lam. DPM-Solver-3 takes eps linear through the start and two thirds of the step.
 
     Args:
-        order: 1, 2 or 3, which is also the number of evaluations a step.
-        inner: what the stages are even in: ``"lam"``, as in the paper, or ``"t"`` or ``"quadratic"`` (the root of t), as the
-            authors' code has it on the spacing of that name, where it places the stages at points of the grid
-            (``method="singlestep_fixed"``).
+        order: the order, 1, 2 or 3, which is also the number of evaluations a step.
+        inner: the variable in which the stages are equidistant: ``"lam"``, as in the paper, or ``"t"`` or ``"quadratic"``
+            (the root of t), as in the authors' code on the spacing of that name. There the code places the stages at points
+            of the grid (``method="singlestep_fixed"``).
 
     Source: Lu et al., "DPM-Solver", 2022, https://arxiv.org/abs/2206.00927, algorithms 1 and 2, and their code.
 
@@ -114,11 +114,11 @@ def dpm_solver(order: int = 2, inner: str = "lam") -> RowSolver:
 
 @maker
 def dpmpp_2s(inner: str = "lam") -> RowSolver:
-    r"""DPM-Solver++(2S), the singlestep method of order 2 in the data prediction.
+    r"""Return DPM-Solver++(2S), the singlestep method of order 2 in the data prediction.
 
     .. math:: x_v = \frac{\sigma_v}{\sigma_u} x_u + \alpha_v (1 - e^{-h})\, m(x_s, s)
 
-    with s the middle of the step in lam and x_s reached by DDIM. ``inner`` places it as that of :func:`dpm_solver` does.
+    with s the middle of the step in lam and x_s reached by DDIM. ``inner`` places s as in :func:`dpm_solver`.
     Source: Lu et al., "DPM-Solver++", 2022, https://arxiv.org/abs/2211.01095, algorithm 1 with r = 1/2.
     """
     return _singlestep(Description("dpmpp-2s", "exponential", DPMPP, order=2, evaluations=2), Data(), inner)
@@ -126,12 +126,12 @@ def dpmpp_2s(inner: str = "lam") -> RowSolver:
 
 @maker
 def dpmpp_3s(inner: str = "lam") -> RowSolver:
-    r"""DPM-Solver++(3S), the singlestep method of order 3 in the data prediction: DPM-Solver-3 with m for eps.
+    r"""Return DPM-Solver++(3S), the singlestep method of order 3 in the data prediction: DPM-Solver-3 with m for eps.
 
     .. math:: x_v = \frac{\sigma_v}{\sigma_u} x_u + \alpha_v (1 - e^{-h})\, m_u
               + \tfrac32 \alpha_v \left( \frac{e^{-h} - 1}{h} + 1 \right) (m(x_s, s) - m_u)
 
-    with s at two thirds of the step in lam. ``inner`` places the stages as that of :func:`dpm_solver` does.
+    with s at two thirds of the step in lam. ``inner`` places the stages as in :func:`dpm_solver`.
     Source: Lu et al., 2022, https://arxiv.org/abs/2211.01095, their code.
     """
     return _singlestep(Description("dpmpp-3s", "exponential", DPMPP, order=3, evaluations=3), Data(), inner)
@@ -146,27 +146,30 @@ def dpm_fast(
     inner: str = "path",
     prediction: Prediction | None = None,
 ) -> RowSolver:
-    r"""DPM-Solver-fast: as many steps of DPM-Solver-3 as a budget of evaluations has room for, the rest of lower order.
+    r"""Return DPM-Solver-fast: as many steps of DPM-Solver-3 as a budget of evaluations allows, the rest of lower order.
 
-    The number of evaluations is by default that of the path's moves. Steps then end at every third point, at the end of the
-    path at the second or the first after the one before, and the points between are the stages. That is the authors' code on
-    the spacings "t" and "quadratic" (``method="singlestep"``, ``order=3``). On the spacing "lam" they take steps of equal
-    length instead, n // 3 + 1 of them, which is ``spacing="even"``.
+    By default the path has one move for each evaluation. Steps then end at every third point; the last steps may pass over
+    one point or none. The points between are the stages. This is the authors' code on the spacings "t" and "quadratic"
+    (``method="singlestep"``, ``order=3``). On the spacing "lam" they take n // 3 + 1 steps of equal length instead, which is
+    ``spacing="even"``.
 
     Args:
-        evaluations: if given, the path's moves are the steps themselves, which have to be n // 3 + 1 as published.
-        finish: ``"published"``: the orders of n evaluations are 3, .., 3, 2, 1 if 3 divides n, and 3, .., 3 and the
-            remainder if not; ``"high-order"``: 3, .., 3 if it does, and else one or two steps of order 2 at the end, so
-            that there are as few steps as can be, n / 3 rounded up.
-        spacing: ``"path"``, or ``"even"``: from each end of the path's moves to the next in steps of equal length in lam,
-            whatever lies between; where the number of evaluations is that of the moves, k-diffusion's choice.
-        inner: where the stages of a step are that passes over points of the path: ``"path"``, at these points, as the
-            authors have it, or ``"lam"``, at equal distances in lam, as they are where a step passes over none.
-        prediction: what is interpolated, by default ``Noise()``, as published; ``Data()`` makes DPM-Solver++ of it.
+        evaluations: the number n of evaluations. If it is given, the moves of the path are the steps themselves, n // 3 + 1
+            of them as published.
+        finish: the orders of the last steps. ``"published"``: the orders are 3, .., 3, 2, 1 if 3 divides n, else 3, .., 3
+            and the remainder. ``"high-order"``: the orders are 3, .., 3 if 3 divides n, else the last one or two steps have
+            order 2, so that the number of steps is the smallest, n / 3 rounded up.
+        spacing: the ends of the steps. ``"path"``: at points of the path. ``"even"``: at equal distances in lam from one end
+            of the path to the other, or to the next move towards the noise, whatever the points between; k-diffusion's
+            choice, with one move for each evaluation.
+        inner: the stages of a step that passes over points of the path: ``"path"``, at these points, as in the authors'
+            code, or ``"lam"``, equidistant in lam, as in a step that passes over none.
+        prediction: the prediction whose quantity is interpolated, by default ``Noise()``, as published; ``Data()`` makes
+            it DPM-Solver++.
 
-    The move to sigma = 0 counts apart. As published it is third order only if n leaves the remainder 2: else its last step
-    is of order 1, and its local error of order 2, though small where the data are smooth at the noise of that step, stays.
-    With the finish of high order it is third order whatever n is (from n = 3 on).
+    The move to sigma = 0 counts apart. The published solver is third order only if the remainder of n / 3 is 2. Else its
+    last step is of order 1, with a local error of order 2, which is small where the data are smooth at the noise of that
+    step. The high-order finish makes it third order for any n from 3 on.
     Source: Lu et al., "DPM-Solver", 2022, https://arxiv.org/abs/2206.00927, section 3.4, and their code.
     """
     if evaluations is not None and evaluations < 1:
@@ -214,8 +217,8 @@ def dpm_fast(
 
 
 def _even(path: Path, start: Point, to: Point, n: int) -> list[Point]:
-    """The ends of ``n`` steps of equal length in lam."""
-    # From alpha = 0, lam has infinitely far to go: as for the spacing "lam".
+    """Return the ends of ``n`` steps of equal length in lam."""
+    # At alpha = 0 lam is infinite: start from a finite lam, as in the spacing "lam".
     low = float(start.lam) if math.isfinite(start.lam) else -abs(float(to.lam)) - 1
     lams = torch.linspace(low, float(to.lam), n + 1, dtype=torch.float64)
     return [*points(path.sde, path.sde.time(lams[1:-1])), to]

@@ -1,7 +1,7 @@
-"""Outside references: SciPy's and torchsde's integrators, each a solver like the others.
+"""Third-party reference integrators: SciPy's and torchsde's, as solvers.
 
-They see the reverse process as plain functions of ``(x, t)``. A path that ends at sigma = 0 is followed to its last point
-before that, and its last move is that of every other solver.
+They see the reverse process as plain functions of ``(x, t)``. They follow a path that ends at sigma = 0 to its last point
+before that, and then make the last move of every other solver.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["SciPy", "TorchSDE", "affine_dynamics", "rk45", "torchsde_solver"]
 
 
 def affine_dynamics(sde: GaussianSDE, model: Denoiser, eta: float) -> Dynamics:
-    """The reverse process of an SDE with marginals, written with the data prediction so that alpha = 0 is finite."""
+    """Write the reverse process of an SDE with marginals in the data prediction, which is finite at alpha = 0."""
 
     def drift(x: Tensor, t: Tensor) -> Tensor:
         sigma2 = sde.sigma(t) ** 2
@@ -48,7 +48,7 @@ def affine_dynamics(sde: GaussianSDE, model: Denoiser, eta: float) -> Dynamics:
 
 @dataclass(frozen=True, repr=False)
 class _Outside(Solver):
-    """The part that both share: a path becomes dynamics and times, and its clean end one data prediction."""
+    """Base of both integrators: it turns a path into dynamics and times, and makes the move to sigma = 0."""
 
     def states(self, path: Path, model: Denoiser, x: Tensor, noise: FreshNoise) -> Iterator[State]:
         eta = 1.0 if self.stochastic else 0.0
@@ -69,7 +69,7 @@ class _Outside(Solver):
 
 
 def _begin(path: Path, model: Denoiser, x: Tensor, noise: FreshNoise, eta: float) -> Tensor:
-    """The first move of a path from alpha = 0, with the data prediction constant over it."""
+    """Make the first move of a path from alpha = 0, with the data prediction held constant."""
     u, v = path.points[:2]
     row = first_move(u, v, eta)
     x = torch.add(row.a * x, model(x, torch.tensor(u.t, dtype=torch.float64)), alpha=row.w[0])
@@ -78,19 +78,19 @@ def _begin(path: Path, model: Denoiser, x: Tensor, noise: FreshNoise, eta: float
 
 @dataclass(frozen=True, repr=False)
 class SciPy(_Outside):
-    """The probability flow by ``scipy.integrate.solve_ivp``, in float64 on the host.
+    """A solver of the probability flow by ``scipy.integrate.solve_ivp``, in float64 on the host.
 
-    The batch is one system: the tolerance is met for the batch as a whole, and a sample depends on its batch within it.
-    The steps are the method's own, whatever the points of a path; the states at the points between its ends are by the
-    method's interpolation.
+    The batch is one system. It meets the tolerance as a whole, and a sample depends on its batch within the tolerance. The
+    method chooses its own steps, whatever the points of a path, and interpolates the states at the points between the
+    ends.
 
     Args:
-        description: what it claims.
-        method, rtol, atol: of ``solve_ivp``.
-        max_evaluations: after which it gives up.
+        description: the claims of the solver.
+        method, rtol, atol: the arguments of ``solve_ivp``.
+        max_evaluations: the number of evaluations after which the solver gives up.
 
     Raises:
-        ArithmeticError: where the network returns what is no number, or after too many evaluations, with the time.
+        ArithmeticError: where the network is not finite, or after too many evaluations, with the time.
     """
 
     dense: ClassVar[bool] = True
@@ -134,11 +134,11 @@ class SciPy(_Outside):
 
 @dataclass(frozen=True, repr=False)
 class TorchSDE(_Outside):
-    """The reverse SDE by ``torchsde.sdeint`` in its own time s = t_start - t, one Brownian interval per sample.
+    """A solver of the reverse SDE by ``torchsde.sdeint`` in the time s = t_start - t, one Brownian interval per sample.
 
     Args:
-        description: what it claims.
-        method: "euler", "milstein" or "srk".
+        description: the claims of the solver.
+        method: the method of ``sdeint``, "euler", "milstein" or "srk".
     """
 
     method: str = "euler"
@@ -159,7 +159,7 @@ class TorchSDE(_Outside):
                 self.seen: list[tuple[float, Tensor, Tensor]] = []
 
             def f(self, s: Tensor, y: Tensor) -> Tensor:
-                # torchsde asks several times for the drift at one state: to check its shape, and in every stage of srk.
+                # torchsde calls the drift several times at one state: to check its shape, and in every stage of srk.
                 for at, state, value in self.seen:
                     if state is y and at == float(s):
                         return value
@@ -186,11 +186,11 @@ def _per_sample_brownian(seeds: list[int], y: Tensor, end: float, levy: str) -> 
     import torchsde
 
     class PerSample(torchsde.BaseBrownian):  # type: ignore[misc]  # torchsde is not typed
-        """One Brownian interval per sample, so that a path depends on its seed and never on its batch."""
+        """The Brownian intervals of the samples, so that a path depends on its seed and never on its batch."""
 
         def __init__(self) -> None:
             super().__init__()
-            # Endpoints a little outside, where rounding may ask; torchsde warns of queries beyond them.
+            # The endpoints lie a little outside, since rounding may lead there and torchsde warns of queries beyond them.
             common: dict[str, Any] = {"dtype": y.dtype, "device": y.device, "levy_area_approximation": levy}
             self.parts = [
                 torchsde.BrownianInterval(-1e-6, end + 1e-6, size=(1, y.shape[1]), entropy=s % 2**31, **common)
@@ -227,10 +227,10 @@ def _per_sample_brownian(seeds: list[int], y: Tensor, end: float, levy: str) -> 
 
 @maker
 def rk45(rtol: float = 1e-5, atol: float = 1e-5, method: str = "RK45") -> SciPy:
-    """The probability flow by SciPy's adaptive ``solve_ivp`` with the tolerances of Song et al., 2021.
+    """Return SciPy's adaptive ``solve_ivp`` for the probability flow, with the tolerances of Song et al., 2021.
 
-    The batch is one system of equations, as the authors have it: the tolerance is met by the batch as a whole, so that a
-    sample depends on its batch within it. :func:`~scoresde.solvers.dormand_prince` is the same pair sample by sample.
+    The batch is one system of equations, as in the authors' code. It meets the tolerance as a whole, so that a sample
+    depends on its batch within the tolerance. :func:`~scoresde.solvers.dormand_prince` is the same pair sample by sample.
     """
     if not (rtol > 0 and atol > 0):
         raise ValueError(f"got rtol={rtol} and atol={atol}; expected positive tolerances")
@@ -244,7 +244,7 @@ def rk45(rtol: float = 1e-5, atol: float = 1e-5, method: str = "RK45") -> SciPy:
 
 @maker
 def torchsde_solver(method: str = "euler") -> TorchSDE:
-    """The reverse SDE by ``torchsde.sdeint`` with its Brownian interval: "euler", "milstein" or "srk"."""
+    """Return ``torchsde.sdeint`` for the reverse SDE, with the method "euler", "milstein" or "srk"."""
     calls = {"euler": 1, "milstein": 1, "srk": 4}
     if method not in calls:
         raise ValueError(f"got method={method!r}; expected one of {', '.join(calls)}")

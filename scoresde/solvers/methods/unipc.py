@@ -1,8 +1,8 @@
 r"""Predictor-corrector exponential integrators: UniPC and exponential Adams-Bashforth-Moulton.
 
 Notation of the formulas: a step goes from u to v, towards the data; h = lam_v - lam_u > 0; m is the data prediction. A
-step predicts :math:`\tilde x_v` from the history, evaluates :math:`\tilde m_v` there, corrects to :math:`x_v` with it, and
-hands it on as the next step's history: one evaluation a step (PEC).
+step predicts :math:`\tilde x_v` from the history, evaluates :math:`\tilde m_v` there, and corrects to :math:`x_v` with it.
+The evaluation enters the history of the next step, so that a step costs one evaluation (PEC).
 """
 
 from __future__ import annotations
@@ -48,29 +48,28 @@ def unipc(
     start: str = "published",
     finish: str = "published",
 ) -> RowSolver:
-    r"""UniPC-``order``: a predictor through ``order`` nodes (UniP), corrected through those and the new one (UniC).
+    r"""Return UniPC: a predictor through ``order`` nodes (UniP), and a corrector through these and the new node (UniC).
 
     .. math:: x_v = \frac{\sigma_v}{\sigma_u} x_u + \alpha_v (1 - e^{-h})\, m_u
               + \alpha_v B(h) \sum_k \frac{c_k}{r_k} (m_k - m_u), \qquad r_k = \frac{\lambda_k - \lambda_u}{h}
 
-    where the c_k make it exact on polynomials in lam, whatever B is. B matters in two shortcuts only, which put c = 1/2
-    where there is one difference: the predictor of two nodes, and the corrector of the very first step.
+    where the c_k make the rule exact on polynomials in lam, whatever B is. B matters only in two shortcuts, which set
+    c = 1/2 where there is one difference: in the predictor of two nodes, and in the corrector of the first step.
 
     Args:
-        order: number of nodes of the predictor, 1 to 4. The order of the corrected method is one more, but 4 at most, which
-            is what the steps of the start allow; 2 with the published finish.
-        b: ``"bh1"``, B = h, as in the authors' code by default, or ``"bh2"``, B = 1 - e^{-h}, as in diffusers: of the
-            shortcuts.
-        prediction: ``"data"``, or ``"noise"`` for the same in eps.
-        variant: ``"published"`` with the shortcuts; ``"exact"`` without, which is exponential PEC.
-        start: ``"published"``: the order grows with the history, which limits the whole to order 3, from a corrected first
-            step; ``"high-order"``: singlestep steps first, until the history is long enough.
-        finish: ``"published"`` is ``"lower-order"``, whatever the number of steps; the others are explained at
+        order: the number of nodes of the predictor, 1 to 4. The order of the corrected method is one more, but at most 4,
+            the limit of the starting procedure; it is 2 with the published finish.
+        b: the function B of the shortcuts: ``"bh1"``, B = h, the default of the authors' code, or ``"bh2"``,
+            B = 1 - e^{-h}, the default of diffusers.
+        prediction: the interpolated quantity, ``"data"`` for m or ``"noise"`` for eps.
+        variant: the rule: ``"published"`` with the shortcuts, or ``"exact"`` without, which is exponential PEC.
+        start: the starting procedure. ``"published"``: the order grows with the history after a corrected first step, which
+            limits the method to order 3. ``"high-order"``: singlestep steps first, until the history is long enough.
+        finish: the finish. ``"published"`` is ``"lower-order"``, whatever the number of steps; for the others see
             :func:`~scoresde.solvers.finishing`.
 
     The last correction is dropped. UniPC-2 with "bh2" is DPM-Solver++(2M) with a corrector. High orders need small steps in
-    lam: on a mixture in the plane UniPC-3 that keeps its order was eight times closer than UniPC-2 at 102 steps uniform in
-    lam, three times farther at 6.
+    lam: with few steps a lower order can be the more accurate.
     Source: Zhao et al., "UniPC", 2023, https://arxiv.org/abs/2302.04867, algorithms 5 to 8, and their code.
     """
     if order not in (1, 2, 3, 4):
@@ -99,7 +98,7 @@ def unipc(
 
 
 def _reached(order: int, start: str, end: Finish) -> int:
-    """The order of a corrected method, whose first step leaves a local error of order three, a last step of DDIM of two."""
+    """Return the order of a corrected method, which the local errors of its first step and of a last DDIM step limit."""
     return min(order, 2 if end.kind == "lower-order" else 4 if start == "high-order" else 3)
 
 
@@ -111,22 +110,22 @@ def exp_adams_moulton(
     start: str = "published",
     finish: str = "published",
 ) -> RowSolver:
-    r"""Exponential Adams-Bashforth prediction, exponential Adams-Moulton correction, both exact interpolations in lam.
+    r"""Return exponential Adams-Bashforth-Moulton: a predictor and a corrector, both exact interpolations in lam.
 
     .. math:: x_v = \frac{\sigma_v}{\sigma_u} x_u + \alpha_v \int_{\lambda_u}^{\lambda_v} e^{s - \lambda_v} P(s)\, ds
 
-    with P through the newest ``order`` nodes for the prediction, and through the end of the step and the ``order`` - 1 nodes
-    before it for the correction.
+    The polynomial P goes through the newest ``order`` nodes in the predictor. In the corrector it goes through the end of
+    the step and the ``order`` - 1 nodes before it.
 
     Args:
-        order: 2, 3 or 4.
-        mode: ``"pec"``, one evaluation a step, whose last correction is dropped; ``"pece"``, two, the second one at the
-            corrected state, with a predictor of one node less.
-        prediction: ``"data"`` or ``"noise"``.
-        start: as of :func:`unipc`; the published one limits the order to 3.
-        finish: as of :func:`unipc`, but that ``"published"`` is ``"same"``: there is no code to follow.
+        order: the number of nodes, 2, 3 or 4.
+        mode: the evaluations of a step. ``"pec"`` makes one, and drops the last correction. ``"pece"`` makes two, the second
+            at the corrected state, with a predictor of one node less.
+        prediction: the interpolated quantity, ``"data"`` for m or ``"noise"`` for eps.
+        start: the starting procedure, see :func:`unipc`; the published one limits the order to 3.
+        finish: the finish, see :func:`unipc`. Here ``"published"`` is ``"same"``, since there is no code to follow.
 
-    Order 2 with ``"pece"`` is Heun's method in lam, DPM-Solver++'s exponential trapezoid. Source: Hochbruck and Ostermann,
+    Order 2 with ``"pece"`` is Heun's method in lam, the exponential trapezoid. Source: Hochbruck and Ostermann,
     "Exponential multistep methods of Adams-type", 2011.
     """
     if order not in (2, 3, 4):

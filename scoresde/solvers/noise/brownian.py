@@ -1,9 +1,9 @@
 r"""One Brownian path for all solvers: a tree of cells that holds the exponential integrals of dW.
 
-A step u -> v of an exponential integrator draws :math:`I_k(u, v) = \int_u^v e^{k s}\, dW_s`, with a rate k of its own: the
-kernel. On a cell, an interval of lam, dW enters through a few independent standard normal numbers, its coefficients (see
-:mod:`scoresde.solvers.noise.multiwavelets`). Those of the two parts of a cell are an orthogonal matrix times those of
-the cell and as many fresh numbers, so that the tree grows downwards, to wherever a step ends.
+A step u -> v of an exponential integrator draws :math:`I_k(u, v) = \int_u^v e^{k s}\, dW_s`; the rate k is its kernel. On a
+cell, which is an interval of lam, a few independent standard normal numbers describe dW: the coefficients of the cell (see
+:mod:`scoresde.solvers.noise.multiwavelets`). An orthogonal matrix makes the coefficients of the two parts of a cell from
+the coefficients of the cell and as many fresh numbers. So the tree grows downwards, to wherever a step ends.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from scoresde.solvers.path import Path, Point
 
 __all__ = ["BrownianNoise"]
 
-_LONGEST = 4.0  # in units of the fastest kernel: what Gauss's rule integrates to rounding
-_SAME = 1e-9  # two values of lam that differ by less are one, but for rounding
+_LONGEST = 4.0  # in units of the fastest kernel; Gauss's rule is exact to rounding up to this length
+_SAME = 1e-9  # two values of lam that differ by less are the same up to rounding
 
 
 class _Cell(NamedTuple):
-    """From ``low`` to ``high``, within the knots ``i`` and ``j``; without a cell above it the root of a tree of its own."""
+    """A cell from ``low`` to ``high``, within the knots ``i`` and ``j``; without a cell above it, the root of a tree."""
 
     low: float
     high: float
@@ -44,7 +44,7 @@ class _Cell(NamedTuple):
 
     @property
     def key(self) -> tuple[float, ...]:
-        """Of its entry in the cache, which holds both parts of the cell above."""
+        """The key of the cell's entry in the cache, which holds both parts of the cell above."""
         if self.parent is None:
             return self.low, self.high
         return self.parent.low, self.low if self.right else self.high, self.parent.high
@@ -53,41 +53,42 @@ class _Cell(NamedTuple):
 class BrownianNoise(FreshNoise):
     r"""One Brownian path W per sample in the time lam, seen by every solver and every step size alike.
 
-    The draw over an interval from u to v, towards the data, is that of the solver's kernel k,
+    The draw over an interval from u to v, towards the data, is the integral with the solver's kernel k,
 
     .. math:: I_k(u, v) = \int_u^v e^{k s}\, dW_s, \qquad \mathrm{Cov}(I_k, I_l) = \int_u^v e^{(k + l) s}\, ds,
 
-    divided by its standard deviation: k = eta in ``Data(eta)`` prediction, -1 in ``Noise`` and ``Rho``, 0, an increment of
-    W, for a method written in t, to which that is right to leading order. Two solvers, or one with two step sizes, thus
-    solve the same SDE on the same path, and their difference is a strong error. It is none at all where the model does what
-    an exponential integrator takes it to do.
+    divided by its standard deviation. The kernel is eta in ``Data(eta)`` prediction and -1 in ``Noise`` and ``Rho``. It is
+    0, an increment of W, for a method written in t, which is correct to leading order. Two solvers, or one solver with two
+    step sizes, thus solve the same SDE on the same path, and their difference is a strong error. The difference vanishes
+    where the model satisfies the assumption of an exponential integrator exactly.
 
-    W and its integrals are a function of the sample's seed, the knots and the kernels, whatever is asked for, in whatever
-    order and batch. A path that visits the knots one after the other costs one draw of fresh noise a step and kernel, and so
-    does one that visits every 2nd, 4th, 8th .. of them. A point between the knots costs as much for each halving of lam down
-    to ``resolution``: to compare solvers on several paths, give them all as ``knots``. Memory is that of two draws for each
-    kernel and level of the tree in use.
+    W and its integrals are a function of the sample's seed, the knots and the kernels, whatever the queries, their order
+    and the batch. A path that visits the knots one after the other costs one draw of fresh noise a step and kernel. So
+    does a path that visits every 2nd, 4th, 8th .. of them. A point between the knots costs as much for each halving of lam
+    down to ``resolution``: to compare solvers on several paths, give all paths as ``knots``. The memory holds two draws
+    for each kernel and level of the tree in use.
 
-    Moves towards the noise, Langevin corrections and steps from alpha = 0 are not steps of the reverse SDE in lam: they take
-    fresh noise.
+    Moves towards the noise, Langevin corrections and steps from alpha = 0 are not steps of the reverse SDE in lam. They
+    take fresh noise.
 
     Args:
-        seeds: one per sample.
-        device: where the samples live.
-        knots: a path, several, or values of lam: where W is cheap, and which span it. By default those of the first path
-            that :func:`scoresde.sample` follows with this noise, or -32 and 32 where a point is asked for before that.
-        kernels: the rates whose integrals are exact, jointly; by default an increment's and that of ``Data(eta=1)``. The
-            integral of any other is replaced by its projection on these, with a relative error of the order h^n in the step,
-            n the number of kernels; name all that are in use, ``(0.0, 1.0, -1.0)`` with ``Noise``. ``(0.0,)`` is W alone,
+        seeds: the seeds, one per sample.
+        device: the device of the samples.
+        knots: the values of lam at which W is cheap to compute, and which span it: a path, several paths, or values of lam.
+            By default they are the points of the first path that :func:`scoresde.sample` follows with this noise, or -32 and
+            32 where a point is asked for before that.
+        kernels: the rates whose integrals are jointly exact, by default 0 for increments and 1 for ``Data(eta=1)``. The
+            integral of any other rate is replaced by its projection on these, with a relative error of the order h^n in the
+            step, n the number of kernels. Name all rates in use, ``(0.0, 1.0, -1.0)`` with ``Noise``. ``(0.0,)`` is W alone,
             at half the cost, and suffices for the strong order of 1 that one draw per step allows.
-        resolution: the shortest step between the knots. The law of points that lie nearer to each other than that, on
-            several paths, is exact for each of them but not jointly.
+        resolution: the shortest step between the knots. Points of several paths that lie nearer to each other than that have
+            exact marginal laws, but not the exact joint law.
 
     Raises:
         ValueError: for fewer than two finite knots, kernels that are not distinct numbers, or a query outside the knots.
 
     Source: Li et al., "Scalable Gradients for Stochastic Differential Equations", 2020, https://arxiv.org/abs/2001.01328,
-    for the tree whose seeds are a function of the place.
+    for the tree whose seeds are a function of the position.
 
     Example:
         >>> from scoresde import VP
@@ -119,9 +120,9 @@ class BrownianNoise(FreshNoise):
         self.resolution = min(resolution, self._longest)
         self._generator = torch.Generator(device)
         self._cache: OrderedDict[tuple[float, ...], Tensor] = OrderedDict()
-        self._deepest = 0  # level of the tree seen so far
+        self._deepest = 0  # the deepest level of the tree so far
         self._fresh = torch.empty(0, device=device)
-        self._rows: list[list[Tensor]] = []  # of it, by sample
+        self._rows: list[list[Tensor]] = []  # views of its rows, by sample
 
     @property
     def knots(self) -> list[float]:
@@ -129,10 +130,10 @@ class BrownianNoise(FreshNoise):
         return [-32.0, 32.0] if self._knots is None else self._knots
 
     def adopt(self, path: Path) -> None:
-        """Take the points of ``path`` for knots, where none were given and nothing was drawn yet."""
+        """Take the points of ``path`` as knots, if none were given and nothing was drawn yet."""
         if self._knots is None and sum(math.isfinite(scalar.value(p.lam)) for p in path.points) > 1:
             within = _knots(path)
-            # The ends lie far out, so that W is defined on other paths too.
+            # The ends lie far apart, so that W is defined on other paths too.
             self._knots = [*([-32.0] if within[0] > -32 else []), *within, *([32.0] if within[-1] < 32 else [])]
 
     def __call__(self, start: Point, to: Point, out: Tensor, kernel: float = 0.0) -> Tensor:
@@ -145,14 +146,14 @@ class BrownianNoise(FreshNoise):
         return self._sum(cells, weights, 1 / math.hypot(*itertools.chain(*weights)), out)
 
     def integral(self, u: float, v: float, out: Tensor, kernel: float = 0.0) -> Tensor:
-        """I_k(u, v) itself, between two values ``u < v`` of lam, written to ``out``, shape ``(batch, *event)``."""
+        """Compute I_k(u, v) itself, between two values ``u < v`` of lam, in ``out``, shape ``(batch, *event)``."""
         if not u < v:
             raise ValueError(f"got the interval from {u} to {v}; expected the first below the second")
         return self._sum(*self._terms(u, v, kernel), math.exp(kernel * v), out)
 
     def _terms(self, u: float, v: float, kernel: float) -> tuple[list[_Cell], list[list[float]]]:
-        """The cells that make up u -> v, and the weights of their coefficients in e^{-kernel v} I."""
-        self._knots = self.knots  # from the first draw on they stay
+        """Return the cells that make up u -> v, and the weights of their coefficients in e^{-kernel v} I."""
+        self._knots = self.knots  # the knots stay from the first draw on
         u, v = self._snapped(u), self._snapped(v)
         for lam in (u, v):
             if not self.knots[0] <= lam <= self.knots[-1]:
@@ -168,7 +169,7 @@ class BrownianNoise(FreshNoise):
         return cells, weights
 
     def _cover(self, u: float, v: float) -> list[_Cell]:
-        """The fewest cells that make up u -> v, in their order."""
+        """Return the fewest cells that make up u -> v, in their order."""
         found, stack = [], [_Cell(self.knots[0], self.knots[-1], 0, len(self.knots) - 1)]
         while stack:
             cell = stack.pop()
@@ -190,7 +191,7 @@ class BrownianNoise(FreshNoise):
         return found
 
     def _split_point(self, low: float, high: float, u: float, v: float) -> float:
-        """Where a cell without knots is split: halfway, or, once it is as short as the resolution, where u -> v ends."""
+        """Return where to split a cell without knots: halfway, or, below the resolution, where u -> v ends."""
         if high - low > self.resolution:
             return 0.5 * (low + high)
         if low < u and v < high:
@@ -211,17 +212,17 @@ class BrownianNoise(FreshNoise):
         out.zero_()
         for cell, of_cell in zip(cells, weights, strict=True):
             for xi, w in zip(self._coefficients(cell), of_cell, strict=True):
-                if abs(w) > floor:  # a short cell is all but one number
+                if abs(w) > floor:  # all weights of a short cell but one vanish
                     out.add_(xi, alpha=scale * w)
         return out
 
     def _coefficients(self, cell: _Cell) -> Tensor:
-        """Those of dW on a cell, shape ``(kernels, batch, *event)``, until the next call; not to be written to."""
+        """Return the coefficients of dW on a cell, ``(kernels, batch, *event)``; read-only, valid until the next call."""
         branch = [cell]
         while branch[-1].parent is not None:
             branch.append(branch[-1].parent)
         known = next((level for level, part in enumerate(branch) if part.key in self._cache), len(branch))
-        for part in reversed(branch[known:]):  # what lies above is needed again, by the steps that follow
+        for part in reversed(branch[known:]):  # the steps that follow need the cells above again
             if part.key in self._cache:
                 self._cache.move_to_end(part.key)
         for part in reversed(branch[:known]):
@@ -233,14 +234,14 @@ class BrownianNoise(FreshNoise):
         return self._cache[cell.key][n:] if cell.right else self._cache[cell.key][:n]
 
     def _make(self, cell: _Cell) -> None:
-        """Put the coefficients of a cell into the cache, and with them those of the other part of the cell above."""
+        """Put the coefficients of a cell, and of the other part of the cell above, into the cache."""
         if cell.parent is None:
             fresh = self._normal(cell.key)
             self._room(cell.key)[: len(fresh)].copy_(fresh)
             return
         low, middle, high = cell.key
         terms = (*self._normal((low, high, 0.0)), *self._part(cell.parent))
-        # The cell above is the newest entry, so that its memory is not the room that is made.
+        # The cell above is the newest entry, so that its memory is not reused here.
         for out, line in zip(self._room(cell.key), split_matrix(self.kernels, middle - low, high - middle), strict=True):
             torch.mul(terms[0], line[0], out=out)
             for xi, c in zip(terms[1:], line[1:], strict=True):
@@ -248,7 +249,7 @@ class BrownianNoise(FreshNoise):
                     out.add_(xi, alpha=c)
 
     def _normal(self, key: tuple[float, ...]) -> Tensor:
-        """Standard normal numbers that depend on the seeds and on ``key`` alone, until the next call."""
+        """Return standard normal numbers that depend on the seeds and ``key`` alone; they are valid until the next call."""
         mixed = 0
         for number in key:
             mixed = _mix(mixed + struct.unpack("<Q", struct.pack("<d", number + 0.0))[0])
@@ -264,14 +265,14 @@ class BrownianNoise(FreshNoise):
         return self._fresh
 
     def _room(self, key: tuple[float, ...]) -> Tensor:
-        """Memory for the coefficients of two cells: that of the oldest entry, once there are enough for one branch."""
+        """Return memory for the coefficients of two cells: the oldest entry's, once the cache holds one branch."""
         full = len(self._cache) > self._deepest + 2
         room = self._cache.popitem(last=False)[1] if full else torch.cat((self._fresh, self._fresh))
         self._cache[key] = room
         return room
 
     def _snapped(self, lam: float) -> float:
-        """The knot that ``lam`` is but for rounding, as where two paths meet, or ``lam``."""
+        """Return the knot that equals ``lam`` up to rounding, as where two paths meet, or else ``lam``."""
         i = bisect.bisect_left(self.knots, lam)
         near = min(self.knots[max(i - 1, 0) : i + 1], key=lambda knot: abs(knot - lam))
         return near if abs(near - lam) < _SAME else lam
@@ -290,7 +291,7 @@ def _knots(knots: Path | Sequence[Path] | Sequence[float]) -> list[float]:
 
 
 def _middle(i: int, j: int) -> int:
-    """The number between ``i`` and ``j`` that 2 divides most often, so that every 2^n-th knot lies high up in the tree."""
+    """Return the number between ``i`` and ``j`` that 2 divides most often, to put every 2^n-th knot high in the tree."""
     shift = (i ^ (j - 1)).bit_length() - 1
     return (j - 1) >> shift << shift
 
@@ -299,7 +300,7 @@ _MASK = 2**64 - 1
 
 
 def _mix(x: int) -> int:
-    """A bijection of 64-bit numbers that looks random (Steele et al., "Fast splittable pseudorandom generators", 2014)."""
+    """Scramble a 64-bit number one-to-one (Steele et al., "Fast splittable pseudorandom generators", 2014)."""
     x = (x + 0x9E3779B97F4A7C15) & _MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK

@@ -1,4 +1,4 @@
-"""Noise: standard normal draws that a sample owns, whatever batch it is in."""
+"""Noise: standard normal draws that depend on the seed of a sample, and not on its batch."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ Numbers = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 
 class NoiseSource(Protocol):
-    r"""Asked for a standard normal draw over the interval from one point to another.
+    r"""A source of standard normal draws over the interval from one point to another.
 
-    It stands for the integral :math:`\int e^{k s} dW_s` over the interval in lam, with k = ``kernel``, divided by its
-    standard deviation. Only a source that shares a path between solvers needs to know.
+    A draw stands for the integral :math:`\int e^{k s} dW_s` over the interval in lam, with k = ``kernel``, divided by its
+    standard deviation. Only a source that shares a Brownian path between solvers needs the kernel.
     """
 
     def __call__(self, start: Point, to: Point, out: Tensor, kernel: float = 0.0) -> Tensor: ...
 
 
 def sample_seeds(seed: int | Sequence[int] | None, n: int) -> list[int]:
-    """One seed per sample: those given, or ``n`` derived from one integer (or, for ``None``, from the system's entropy).
+    """Return one seed per sample: the given seeds, or ``n`` derived from one integer (``None``: from the system's entropy).
 
     Different integers give unrelated lists: seed 1 is not seed 0 shifted by one sample. The seeds of one list differ in
-    their low 32 bits, which are all that torch's generators on the CPU use.
+    their low 32 bits, since torch's generators on the CPU use no others.
 
     Example:
         >>> sample_seeds(0, 2) == sample_seeds(0, 3)[:2]
@@ -61,21 +61,21 @@ _LOW = np.uint64(2**32 - 1)
 
 
 def _scramble(words: Words) -> Words:
-    """A one-to-one map of the 32-bit words, without visible pattern (the finalizer of MurmurHash3; Appleby, 2011)."""
+    """Scramble 32-bit words one-to-one (the finalizer of MurmurHash3; Appleby, 2011)."""
     words = (words ^ words >> np.uint64(16)) * np.uint64(0x85EBCA6B) & _LOW
     words = (words ^ words >> np.uint64(13)) * np.uint64(0xC2B2AE35) & _LOW
     return words ^ words >> np.uint64(16)
 
 
 class FreshNoise:
-    """Independent noise for every interval, on the samples' own device.
+    """Noise drawn independently for every interval, on the device of the samples.
 
-    Each sample has numbers of its own, a function of its seed and of how many were drawn before. Small events on the CPU get
-    theirs from a counter, all samples at once (:func:`counted_normal`); others from one generator for each sample.
+    The numbers of a sample are a function of its seed and of how many were drawn before. Small events on the CPU get their
+    numbers from a counter, for all samples at once (:func:`counted_normal`). Others use one generator for each sample.
 
     Args:
-        seeds: one per sample.
-        device: where the samples live.
+        seeds: the seeds, one per sample.
+        device: the device of the samples.
 
     Example:
         >>> noise = FreshNoise([1, 2], torch.device("cpu"))
@@ -88,12 +88,12 @@ class FreshNoise:
     def __init__(self, seeds: Sequence[int], device: torch.device | str) -> None:
         self.seeds = list(seeds)
         self.device = torch.device(device)
-        self._drawn = 0  # blocks of counted numbers so far
+        self._drawn = 0  # the number of blocks of counted numbers so far
 
     @functools.cached_property
     def generators(self) -> list[torch.Generator]:
-        """One generator for each sample, made when they are first needed."""
-        # On the CPU they read the low 32 bits alone: the high ones are folded in, or seeds that differ there would agree.
+        """The generators, one for each sample, made when they are first needed."""
+        # Generators on the CPU read the low 32 bits alone. The high bits are folded in, so that all bits count.
         folded = [s ^ s >> 32 for s in self.seeds] if self.device.type == "cpu" else self.seeds
         return [torch.Generator(self.device).manual_seed(s) for s in folded]
 
@@ -102,11 +102,11 @@ class FreshNoise:
         return _mixed(_mixed(np.array([s % 2**64 for s in self.seeds], dtype=np.uint64)) + _GOLDEN)
 
     def counts(self, like: Tensor) -> bool:
-        """Whether numbers for the events of ``like``, shape ``(batch, *event)``, come from a counter."""
+        """Return whether the numbers for the events of ``like``, shape ``(batch, *event)``, come from a counter."""
         return self.device.type == "cpu" and like[:1].numel() <= SMALL
 
     def keys_of(self, stream: np.uint64) -> Words:
-        """Return one key for each sample of a stream of numbers of its own."""
+        """Return the keys of the samples for a separate stream of numbers, shape ``(batch,)``."""
         return _mixed(self._keys + stream)
 
     def normal(self, out: Tensor) -> Tensor:
@@ -129,13 +129,13 @@ class FreshNoise:
 # Counted numbers -----------------------------------------------------------------------------------------------------
 
 SMALL = 1024
-"""Numbers in an event up to which a counter is faster than a generator for each sample."""
+"""The largest size of an event for which a counter is faster than a generator for each sample."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mixed(words: Words) -> Words:
-    """A one-to-one map of the 64-bit words, without visible pattern: SplitMix64's finalizer, in place."""
+    """Scramble 64-bit words one-to-one and in place, by SplitMix64's finalizer."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         words ^= words >> np.uint64(shift)
         words *= np.uint64(factor)
@@ -144,25 +144,25 @@ def _mixed(words: Words) -> Words:
 
 
 def single_or_double(dtype: torch.dtype) -> type[np.floating[Any]]:
-    """Return the precision in which numbers for tensors of ``dtype`` are made: single for all that fits in it."""
+    """Return the precision in which numbers for tensors of ``dtype`` are made: single for every type that fits in it."""
     return np.float32 if torch.promote_types(dtype, torch.float32) == torch.float32 else np.float64
 
 
 def counted_normal(keys: Words, start: int, d: int, dtype: type[np.floating[Any]]) -> Numbers:
-    r"""Return ``d`` standard normal numbers for each key, of which number ``start`` is the first block of two.
+    r"""Return ``d`` standard normal numbers for each key, in blocks of two that start with block number ``start``.
 
     Block c of key k is one 64-bit word, :math:`h(h(k + c\, \gamma) + k)` with SplitMix64's finalizer h and increment
-    :math:`\gamma`; its halves are two uniform numbers, which the transform of Box and Muller (1958) makes normal. In single
-    and in double precision they are the same numbers up to rounding.
+    :math:`\gamma`. Its halves are two uniform numbers, which the transform of Box and Muller (1958) makes normal. The
+    numbers in single and in double precision are the same up to rounding.
 
     Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014; counters in place of a state:
     Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011.
 
     Args:
-        keys: uint64, shape ``(batch,)``, unrelated to each other.
-        start: blocks drawn before.
-        d: numbers for each key.
-        dtype: ``np.float32`` or ``np.float64``.
+        keys: the keys, uint64, shape ``(batch,)``, unrelated to each other.
+        start: the number of blocks drawn before.
+        d: the number of normal numbers for each key.
+        dtype: the precision, ``np.float32`` or ``np.float64``.
 
     Returns:
         An array of shape ``(batch, d)``.
