@@ -1,20 +1,27 @@
-"""Sampling with any score model, solver and path; encoding and editing of data; and the likelihood of data."""
+"""Sampling with any score model, solver and path; encoding and editing of data; and the likelihood of data.
 
-from scoresde.sampling.editing import (
-    Bidirectional,
-    Coupled,
-    Invertible,
-    Tempered,
-    combine,
-    decode,
-    encode,
-    interpolate,
-    latents,
-    sdedit,
-    slerp,
-)
+What encodes and edits is imported when it is first asked for, since a first sample does not need it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
 from scoresde.sampling.likelihood import Likelihood, log_likelihood
 from scoresde.sampling.samples import NonFiniteError, Samples, sample
+
+if TYPE_CHECKING:
+    from scoresde.sampling.editing import (
+        Bidirectional,
+        Coupled,
+        Invertible,
+        Tempered,
+        combine,
+        decode,
+        encode,
+        interpolate,
+        latents,
+        sdedit,
+        slerp,
+    )
 
 __all__ = [
     "Bidirectional",
@@ -34,3 +41,15 @@ __all__ = [
     "sdedit",
     "slerp",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from scoresde.sampling import editing
+
+        return getattr(editing, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
