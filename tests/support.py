@@ -37,6 +37,16 @@ def mostly_slow(values: Iterable[Any], quick: Collection[Any]) -> list[Any]:
     return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
+def covering(firsts: Iterable[Any], seconds: Iterable[Any], each: int = 1) -> list[Any]:
+    """All pairs; by default every first is run with ``each`` of the seconds in turn, and with the others by ``-m slow``."""
+    columns = list(seconds)
+    return [
+        pytest.param(a, b, marks=[] if (j - i) % len(columns) < each else pytest.mark.slow)
+        for i, a in enumerate(firsts)
+        for j, b in enumerate(columns)
+    ]
+
+
 def finite_start(sde: GaussianSDE) -> float:
     """The end of the span, or a little before where alpha = 0 there, which not every solver can carry."""
     t = sde.span[1]

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peers import k_diffusion_sampling
-from support import SDES, finite_start, generator, model_on, rms, slopes
+from support import SDES, covering, finite_start, generator, model_on, rms, slopes
 from torch import Tensor
 
 from scoresde import EDM, VP, GeneralSDE, ScoreModel, sample, solvers
@@ -296,8 +296,7 @@ WITH_OPTIONS: dict[str, Callable[[], RowSolver]] = {
 }
 
 
-@pytest.mark.parametrize("which", TIMES_OF)
-@pytest.mark.parametrize("solver", [*ROWS, *WITH_OPTIONS])
+@pytest.mark.parametrize(("solver", "which"), covering([*ROWS, *WITH_OPTIONS], TIMES_OF))
 def test_every_solver_that_makes_rows_is_differentiable_in_the_times(solver: str, which: str) -> None:
     """The same numbers, and the derivative in one direction against a central difference."""
     method = WITH_OPTIONS.get(solver, lambda: solvers.get(solver))()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support import covering
 from torch import Tensor, nn
 
 import scoresde
@@ -154,8 +155,7 @@ def test_every_driver_honours_an_override(name: str, driver: str, solver: str) -
     assert got.evaluations == wanted.evaluations * wrapped.calls.forward
 
 
-@pytest.mark.parametrize("sde", SDES, ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("predicts", PREDICTIONS)
+@pytest.mark.parametrize(("sde", "predicts"), covering(SDES, PREDICTIONS, 3))
 @pytest.mark.parametrize("name", ["scaled", pytest.param("by hand", marks=pytest.mark.slow)])
 def test_every_sde_and_prediction_honours_an_override(name: str, sde: Any, predicts: str) -> None:
     wrapped, one = pair(name, sde, predicts)

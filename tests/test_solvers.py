@@ -12,6 +12,7 @@ from support import (
     SDES,
     BasisNoise,
     amid_the_modes,
+    covering,
     finite_start,
     generator,
     mixture,
@@ -61,8 +62,7 @@ def reference(name: str, t_min: float | None = None) -> torch.Tensor:
     return _references[key]
 
 
-@pytest.mark.parametrize("name", mostly_slow(SDES, {"VP", "EDM", "RectifiedFlow", "FunctionSDE"}))
-@pytest.mark.parametrize("solver", [*DETERMINISTIC, *VARIANTS])
+@pytest.mark.parametrize(("solver", "name"), covering([*DETERMINISTIC, *VARIANTS], SDES, 2))
 def test_deterministic_solvers_have_the_order_they_claim(solver: str, name: str) -> None:
     sde, model = SDES[name], model_on(SDES[name])
     method = VARIANTS.get(solver) or solvers.get(solver)
@@ -353,13 +353,17 @@ CARRIES_ZERO_ALPHA = {
 }
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize(
-    "sde",
-    [RectifiedFlow(), CosineVP(), DDPM([0.3, 0.5, 0.8, 1.0]).sde(), discretize(RectifiedFlow(), 5).sde()],
-    ids=["flow", "cosine", "ddpm-chain", "flow-chain"],
-)
-def test_alpha_zero_is_carried_on_every_spacing(solver: str, sde: RectifiedFlow) -> None:
+ZERO_ALPHA = {
+    "flow": RectifiedFlow(),
+    "cosine": CosineVP(),
+    "ddpm-chain": DDPM([0.3, 0.5, 0.8, 1.0]).sde(),
+    "flow-chain": discretize(RectifiedFlow(), 5).sde(),
+}
+
+
+@pytest.mark.parametrize(("solver", "name"), covering(SOLVERS, ZERO_ALPHA, 2))
+def test_alpha_zero_is_carried_on_every_spacing(solver: str, name: str) -> None:
+    sde = ZERO_ALPHA[name]
     # A solver that chooses its steps has only the start of the path, which both spacings share.
     spacings = ("lam",) if solvers.get(solver).description.evaluations is None else ("t", "lam")
     for path in spacings:

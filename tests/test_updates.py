@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 import pytest
 import torch
-from support import generator, model_on
+from support import covering, generator, model_on
 from torch import Tensor
 
 from scoresde import EDM, VP, RectifiedFlow, ScoreModel, sample, solvers
@@ -233,8 +233,7 @@ def test_steps_are_counted_from_one_to_the_last(solver: str, driver: str, monkey
 # The network's own output ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["eps", "velocity", "x0"])
-@pytest.mark.parametrize("solver", LINEAR)
+@pytest.mark.parametrize(("solver", "kind"), covering(LINEAR, ["eps", "velocity", "x0"]))
 def test_rows_made_of_the_networks_output_are_the_same_rows(solver: str, kind: str) -> None:
     rows = ROWS[solver].rows(make_path(VP(), "lam", 4))
     for name, driver in RUNNING.items():
@@ -266,8 +265,7 @@ def test_langevin_corrections_take_the_data_prediction() -> None:
 # Memory that the model keeps ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["x0", "eps"])
-@pytest.mark.parametrize("solver", LINEAR)
+@pytest.mark.parametrize(("solver", "kind"), covering(LINEAR, ["x0", "eps"]))
 def test_a_model_may_return_the_same_memory_at_each_call(solver: str, kind: str) -> None:
     rows = ROWS[solver].rows(make_path(VP(), "lam", 4))
     for driver in ("readable", "fast", "compiled", "parallel"):
