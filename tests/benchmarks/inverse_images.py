@@ -3,7 +3,8 @@
     python tests/benchmarks/inverse_images.py [mnist] [cifar]
 
 The prior is the empirical distribution of training images, whose score and posteriors are known exactly. The truths of MNIST
-are digits that it does not have, those of CIFAR-10 are of its images. It needs ``../shared/data`` beside the checkout and torchmetrics.
+are digits that it does not have, those of CIFAR-10 are of its images. It needs ``../shared/data`` beside the checkout and
+torchmetrics.
 """
 
 import math
