@@ -420,7 +420,7 @@ def drawn_small(figure, path):
     path.write_bytes(b"drawn")
 
 
-@settings(max_examples=8)
+@settings(max_examples=12)
 @given(st.lists(pieces, min_size=1, max_size=12), st.lists(trails, max_size=2), described)
 def test_a_report_is_made_of_what_there_is(found, trails, described):
     given_ = Comparison(tuple(found), described, tuple(trails))
@@ -452,9 +452,9 @@ def test_a_report_is_made_of_what_there_is(found, trails, described):
     ],
 )
 def test_a_comparison_of_any_solvers_has_a_report(tmp_path, solvers, budgets, metrics):
-    found = compare("ring", solvers, budgets, metrics=metrics, n=4, progress=False)
+    found = compare("ring", solvers, budgets, metrics=metrics, n=8, sde=["vp", "ve"], progress=False)
     names_ = {p.name for p in found.report(tmp_path)}
-    assert names_ >= {"table.md", "index.html", "work-precision.png", "trajectories.png"}
+    assert names_ >= {"table.md", "index.html", "work-precision.png", "trajectories.png", "trajectories-ring-VE.png"}
     assert ("orders.png" in names_) == (solvers == ["ddim", "sde-dpmpp-2m"] or 3 in budgets)
 
 

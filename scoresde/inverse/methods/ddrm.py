@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -126,6 +127,7 @@ class SpectralStep(Update):
         found = self.next(of.from_x(on.x / self.at.alpha if self.at.alpha else on.x), of.from_x(m), y, level, of.from_x(xi))
         on.replace(self.to.alpha * of.to_x(found), self.to, True)
 
+    @abstractmethod
     def next(self, x: Tensor, m: Tensor, y: Tensor, level: Tensor, xi: Tensor) -> Tensor:
         r"""Return the coefficients of the state over alpha at ``to``.
 
@@ -134,7 +136,6 @@ class SpectralStep(Update):
             y: those of the measurement, :math:`U^T y / s`, arbitrary where s = 0.
             level: the standard deviation of y's noise, :math:`\sigma_y / s`, infinite where s = 0; shape ``(d,)``.
         """
-        raise NotImplementedError
 
     def __str__(self) -> str:
         return f"* {self.at.t:9.5f} {self.to.t:9.5f} {type(self).__name__.strip('_')}: {self.observation!r}"
