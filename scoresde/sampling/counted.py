@@ -32,13 +32,13 @@ class Counted:
 
     def __init__(self, model: ScoreModel, conditions: Conditions, *, grads: bool = False) -> None:
         self.model, self.conditions = model, conditions
-        self.mode = evaluation_mode if grads else contextlib.nullcontext
+        self.grads = grads
         self.forward = self.backward = 0
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         copies = x.shape[0] // self.conditions.batch  # more than one where a driver stacks several states of the batch
         self._count(self.model.calls if t.ndim else self.model.calls_at(float(t.detach())), copies)
-        with self.mode(self.model):
+        with evaluation_mode(self.model) if self.grads else contextlib.nullcontext():
             return _checked(self.model.x0(x, t, **self.conditions.repeated(copies)), x)
 
     def at(self, times: Tensor, *, device: torch.device, dtype: torch.dtype) -> Sequence[Callable[[Tensor], Tensor]]:
@@ -64,12 +64,18 @@ class Counted:
         self.backward += copies * calls.backward
 
     def _counted(self, function: Callable[[Tensor], Any], calls: Calls) -> Callable[[Tensor], Any]:
-        def evaluate(x: Tensor) -> Any:
-            self._count(calls)
-            with self.mode(self.model):
-                return function(x)
+        forward, backward = calls
 
-        return evaluate
+        def evaluate(x: Tensor) -> Any:
+            self.forward += forward
+            self.backward += backward
+            return function(x)
+
+        def evaluate_in_mode(x: Tensor) -> Any:
+            with evaluation_mode(self.model):
+                return evaluate(x)
+
+        return evaluate_in_mode if self.grads else evaluate
 
     def _checking(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return lambda x: _checked(function(x), x)

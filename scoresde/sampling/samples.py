@@ -176,7 +176,8 @@ def sample(
     seed = seed if noise is None else noise.seeds
     if isinstance(noise, BrownianNoise):
         noise.adopt(where)
-    x, fresh = start(shape_or_start, model, seed, math.exp(value(where.points[0].log_sigma)), device, dtype, grads)
+    prior_std, copy = math.exp(value(where.points[0].log_sigma)), loop is None or not loop.copies_start
+    x, fresh = start(shape_or_start, model, seed, prior_std, device, dtype, grads, copy)
     model.check_convertible(value(where.points[0].t))
     told = Conditions.of(conditions, x.shape[0], device=x.device, dtype=x.dtype)
     counted = Counted(model, told, grads=grads)

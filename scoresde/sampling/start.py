@@ -25,6 +25,7 @@ def start(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
     grads: bool = False,
+    copy: bool = True,
 ) -> tuple[Tensor, FreshNoise]:
     """Return the start, given or drawn from the prior, and the source of the noise that the solver draws after it.
 
@@ -35,12 +36,14 @@ def start(
         prior_std: the standard deviation of a drawn start.
         device, dtype: device and dtype of the start.
         grads: whether to keep the graph of a start that is given.
+        copy: whether to copy a start that is given, since a network may write into it.
 
     Raises:
         ValueError: for a shape that is not made of positive whole numbers, at least two of them.
     """
     if isinstance(shape_or_start, Tensor):
-        x = check_batch(shape_or_start if grads else shape_or_start.detach()).clone()  # a network may write into it
+        x = check_batch(shape_or_start if grads else shape_or_start.detach())
+        x = x.clone() if copy else x
         x = x.to(device=x.device if device is None else device, dtype=dtype or x.dtype)
         return x, FreshNoise(sample_seeds(seed, x.shape[0]), x.device)
     given = tuple(shape_or_start)

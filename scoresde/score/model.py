@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.base.shape import check_batch, expand
-from scoresde.score.output import evaluate, halves
+from scoresde.score.output import evaluate, evaluate_bound, halves, unwrapped
 from scoresde.score.predictions import PREDICTIONS, Coefficients
 from scoresde.sde import SDE, Chain, GaussianSDE, Time
 
@@ -357,12 +357,13 @@ class ScoreModel(nn.Module):
         c = self.coefficients(times)
         net_times = self._time(times).to(device=device, dtype=_time_dtype(dtype))
         c_in = [None] * len(times) if c.c_in is None else c.c_in.tolist()
+        net, given, learned = self.net, unwrapped(conditions), self.learned_variance
 
         def bind(t: Tensor, scale: float | None) -> Callable[[Tensor], Tensor]:
             def output(x: Tensor) -> Tensor:
                 scaled = x if scale is None else scale * x
-                found = evaluate(self.net, scaled, t.expand(x.shape[0]), conditions, doubled=self.learned_variance)
-                return halves(found)[0] if self.learned_variance and not doubled else found
+                found = evaluate_bound(net, scaled, t.expand(x.shape[0]), given, learned)
+                return halves(found)[0] if learned and not doubled else found
 
             return output
 

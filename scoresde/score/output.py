@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoresde.score.conditions import Shared
 
-__all__ = ["evaluate", "halves"]
+__all__ = ["evaluate", "evaluate_bound", "halves", "unwrapped"]
 
 
 def evaluate(
@@ -37,19 +37,31 @@ def evaluate(
         >>> evaluate(lambda x, t: {"sample": 2 * x}, x, t, {}).sum().item()
         12.0
     """
+    return evaluate_bound(net, x, t, unwrapped(conditions), doubled)
+
+
+def unwrapped(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the conditions as the network takes them, with the value of each :class:`~scoresde.score.Shared` one."""
+    return {name: value.value if isinstance(value, Shared) else value for name, value in conditions.items()}
+
+
+def evaluate_bound(net: Callable[..., Any], x: Tensor, t: Tensor, given: Mapping[str, Any], doubled: bool) -> Tensor:
+    """Call the network like :func:`evaluate`, with conditions that are unwrapped already."""
     version = None if x.is_inference() else x._version
-    given = {name: value.value if isinstance(value, Shared) else value for name, value in conditions.items()}
-    output = _tensor(net(x, t, **given))
+    output = net(x, t, **given)
+    if not isinstance(output, Tensor):
+        output = _tensor(output)
     if version is not None and x._version != version:
         raise ValueError(
             "the network wrote into its input, which is the state of the sampler; expected it to leave x as it is: take "
             "x = x.clone() first, or operations that are not in place (no +=, relu_, nn.ReLU(inplace=True))"
         )
-    shape = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if doubled else tuple(x.shape)
-    if tuple(output.shape) != shape:
+    shape = torch.Size((x.shape[0], 2 * x.shape[1], *x.shape[2:])) if doubled else x.shape
+    if output.shape != shape:
         more = "; a learned variance needs twice the channels" if doubled else ""
         raise ValueError(
-            f"the network returned shape {tuple(output.shape)} for x of shape {tuple(x.shape)}; expected {shape}{more}"
+            f"the network returned shape {tuple(output.shape)} for x of shape {tuple(x.shape)}; expected "
+            f"{tuple(shape)}{more}"
         )
     if output.dtype == x.dtype:
         return output

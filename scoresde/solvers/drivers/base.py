@@ -30,6 +30,7 @@ class Driver(ABC):
         differentiates: whether gradients flow through the loop, to the start and to the parameters of the model.
         takes_gradients: whether the coefficients of rows may be tensors that carry gradients.
         needs_linear_rows: whether the driver refuses updates that are not linear: Langevin corrections, learned noise.
+        copies_start: whether the model never sees the memory of ``x`` itself, into which a network may write.
     """
 
     name: ClassVar[str]
@@ -37,6 +38,7 @@ class Driver(ABC):
     differentiates: ClassVar[bool] = False
     takes_gradients: ClassVar[bool] = False
     needs_linear_rows: ClassVar[bool] = False
+    copies_start: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(

@@ -99,6 +99,7 @@ class CudaGraph(Driver):
 
     name: ClassVar[str] = "cuda-graph"
     shows_states: ClassVar[bool] = False
+    copies_start: ClassVar[bool] = True
 
     def __call__(
         self,

@@ -79,6 +79,8 @@ def _mixed(row: Row, of_x: float, of_output: float) -> Row:
 
     Where the network predicts N itself, p and q are (0, 1) up to rounding, and are rounded to that.
     """
+    if of_x == 0 and of_output == 1:
+        return row
     p, q = row.p + row.q * of_x, row.q * of_output
     if not isinstance(p, Tensor) and abs(p) <= 4 * ULP * abs(row.p):
         p = 0.0

@@ -103,6 +103,7 @@ class Fast(Driver):
 
     name: ClassVar[str] = "fast"
     shows_states: ClassVar[bool] = False
+    copies_start: ClassVar[bool] = True
 
     def __call__(
         self,

@@ -130,7 +130,7 @@ class InPlace(Allocating):
     def combine(self, row: Row, m: Tensor | None) -> None:
         if m is not None and self.depth:
             self.history = (self.interpolated(row, m), *self.history)[: self.depth]
-        y = torch.mul(self.x, row.a, out=self.x if row.ends_step else self.stage)
+        y = self.x.mul_(row.a) if row.ends_step else torch.mul(self.x, row.a, out=self.stage)
         for factor, value in zip(row.w, self.history):  # noqa: B905  # either may be the longer
             if factor:
                 y.add_(value, alpha=factor)
