@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
@@ -25,6 +24,8 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     name, _, settings = text.partition(":")
     if not settings.strip():
         return name.strip(), {}
+    import tomllib
+
     try:
         (read,) = tomllib.loads(f"settings = {{{settings}}}").values()  # not what follows a brace of the text's own
         return name.strip(), read

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-import secrets
+import os
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
@@ -44,7 +44,7 @@ def sample_seeds(seed: int | Sequence[int] | None, n: int) -> list[int]:
         [5, 7]
     """
     if seed is None:
-        seed = secrets.randbits(63)
+        seed = int.from_bytes(os.urandom(8), "little") >> 1
     if isinstance(seed, int | np.integer):
         if seed < 0:
             raise ValueError(f"got seed={seed}; expected a whole number of at least 0, or one per sample")
