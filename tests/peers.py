@@ -23,3 +23,13 @@ def diffusers_scheduler(module: str, name: str) -> Any:
         return modules.diffusers_scheduler(module, name)
     except ModuleNotFoundError as error:
         pytest.skip(str(error))
+
+
+def diffusers_class(name: str) -> Any:
+    """The class ``diffusers.<name>``; skips the test where diffusers cannot be imported."""
+    try:
+        import diffusers
+
+        return getattr(diffusers, name)
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"diffusers' {name} cannot be imported: {error}")

@@ -242,7 +242,7 @@ def test_levels_with_attention_may_be_counted_from_the_lowest(levels: int, level
         (lambda: UNet(1)(torch.ones(1, 3, 8, 8), torch.ones(1)), r"expected \(batch, 1, height, width\)"),
         (lambda: UNet(1)(torch.ones(1, 64), torch.ones(1)), r"expected \(batch, 1, height, width\)"),
         (lambda: UNet(1, multipliers=()), "at least one level"),
-        (lambda: UNet(1, lean=True, attention=(), context=3), "a context for a lean network without attention"),
+        (lambda: UNet(1, lean=True, attention=(), context=3), "a context for a network without attention"),
         (lambda: TimeFeatures(3), "expected an even number"),
         (lambda: TimeFeatures(4, time_scale=0.0), "expected a number other than 0, by which times are divided"),
     ],

@@ -719,6 +719,7 @@ def test_a_log_variance_itself_is_no_place_between_bounds(tmp_path: Path) -> Non
         (_LINEAR | {"beta_schedule": "scaled_linear"}, torch.linspace(0.01, 0.02**0.5, 1000, dtype=torch.float64) ** 2),
         (_LINEAR | {"beta_schedule": "squaredcos_cap_v2"}, DDPM.cosine().betas),
         (_LINEAR | {"trained_betas": [0.1, 0.2]}, torch.tensor([0.1, 0.2], dtype=torch.float64)),
+        (_LINEAR | {"rescale_betas_zero_snr": True}, DDPM.linear().rescale_zero_terminal_snr().betas),
     ],
 )
 def test_schedules_of_diffusers(schedule: dict[str, Any], expected: Tensor) -> None:
@@ -745,7 +746,7 @@ def test_schedules_of_diffusers(schedule: dict[str, Any], expected: Tensor) -> N
         ),
         (
             lambda: diffusers.process(scheduler(_LINEAR | {"rescale_betas_zero_snr": True})),
-            "rescaled to zero terminal signal",
+            "rescaled to zero terminal signal for prediction_type='epsilon', .* expected prediction_type='v_prediction'",
         ),
         (
             lambda: diffusers.network(unet({"down_block_types": ["KDownBlock2D"]})),
@@ -791,7 +792,10 @@ def test_an_incomplete_folder(tmp_path: Path, missing: str, message: str) -> Non
 
 def test_old_names_of_attention() -> None:
     old = {"mid_block.attentions.0.query.weight": torch.ones(1), "mid_block.attentions.0.proj_attn.bias": torch.ones(1)}
-    assert set(diffusers._renamed(old)) == {"mid_block.attentions.0.to_q.weight", "mid_block.attentions.0.to_out.0.bias"}
+    assert set(diffusers.unet2d._renamed(old)) == {
+        "mid_block.attentions.0.to_q.weight",
+        "mid_block.attentions.0.to_out.0.bias",
+    }
 
 
 def test_the_preset_of_ddpm_is_that_of_diffusers() -> None:

@@ -1,10 +1,10 @@
 """Networks ``net(x, t, **conditions)``, which are independent of SDEs and solvers."""
 
-from scoresde.models.dit import DiT
 from scoresde.models.labels import Label
 from scoresde.models.mlp import MLP
 from scoresde.models.ncsnv2 import NCSNv2
 from scoresde.models.presets import NETWORKS, PublishedNetwork, build
+from scoresde.models.transformers.dit import DiT
 from scoresde.models.unet import UNet
 
 __all__ = ["MLP", "NETWORKS", "DiT", "Label", "NCSNv2", "PublishedNetwork", "UNet", "build"]

@@ -35,7 +35,7 @@ class Style:
     head_channels: int | None
     context: int | None
 
-    def norm(self, channels: int) -> nn.GroupNorm:
+    def norm(self, channels: int, eps: float | None = None) -> nn.GroupNorm:
         """Return a group normalization in ``groups`` groups, or in fewer groups of at least ``group_size`` channels."""
         groups = max(1, min(self.groups, channels // self.group_size))
         if channels % groups:
@@ -43,7 +43,7 @@ class Style:
                 f"got {channels} channels for a normalization in {groups} groups; expected a multiple: take a width that "
                 "is a multiple of groups, or fewer groups"
             )
-        return nn.GroupNorm(groups, channels, eps=self.eps)
+        return nn.GroupNorm(groups, channels, eps=self.eps if eps is None else eps)
 
     def conv(self, c_in: int, c_out: int, size: int = 3, stride: int = 1, padding: int | None = None) -> nn.Module:
         """Return a convolution of kernel size ``size``, which by default keeps the resolution."""
@@ -53,6 +53,16 @@ class Style:
     def resample(self, *, up: bool) -> Resample:
         """Return the parameter-free layer that doubles the resolution, or halves it unless ``up``."""
         return Resample(self.dims, up=up, fir=self.fir)
+
+    def heads_of(self, channels: int) -> int:
+        """Return the number of attention heads for ``channels``: ``heads``, or as many as have ``head_channels`` each."""
+        heads = self.heads if self.head_channels is None else channels // self.head_channels
+        if heads < 1 or channels % heads or (self.head_channels and channels % self.head_channels):
+            raise ValueError(
+                f"got heads={self.heads} and head_channels={self.head_channels} for attention between {channels} channels; "
+                "expected heads of equal size"
+            )
+        return heads
 
     def add(self, x: Tensor, h: Tensor) -> Tensor:
         """Return x + h, divided by the square root of 2 if the network rescales its sums."""
@@ -95,7 +105,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, style: Style) -> None:
         super().__init__()
-        self.style, self.heads = style, _heads(channels, style)
+        self.style, self.heads = style, style.heads_of(channels)
         self.norm = style.norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.output = nn.Linear(channels, channels)
@@ -116,30 +126,24 @@ class CrossAttention(nn.Module):
         super().__init__()
         if style.context is None:
             raise ValueError("got a style without context; expected the number of its features")
-        self.style, self.heads = style, _heads(channels, style)
+        self.style, self.heads = style, style.heads_of(channels)
         self.norm = style.norm(channels)
         self.q = nn.Linear(channels, channels)
         self.kv = nn.Linear(style.context, 2 * channels)
         self.output = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Apply the layer to ``x`` of shape ``(batch, channels, *axes)`` and ``context``, ``(batch, tokens, features)``."""
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Apply the layer to ``x`` of shape ``(batch, channels, *axes)``.
+
+        ``context`` has shape ``(batch, tokens, features)``, ``mask`` has shape ``(batch, tokens)`` and is true for the
+        tokens that are attended to.
+        """
         h = self.norm(x).flatten(2).transpose(1, 2)  # (batch, points, channels)
         q = self.q(h).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (batch, heads, points, c)
         k, v = self.kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (batch, heads, tokens, c)
-        h = F.scaled_dot_product_attention(q, k, v)
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None])
         h = self.output(h.transpose(1, 2).flatten(2))  # (batch, points, channels)
         return self.style.add(x, h.transpose(1, 2).reshape(x.shape))
-
-
-def _heads(channels: int, style: Style) -> int:
-    heads = style.heads if style.head_channels is None else channels // style.head_channels
-    if heads < 1 or channels % heads or (style.head_channels and channels % style.head_channels):
-        raise ValueError(
-            f"got heads={style.heads} and head_channels={style.head_channels} for attention between {channels} channels; "
-            "expected heads of equal size"
-        )
-    return heads
 
 
 class _PadLast(nn.Module):

@@ -19,6 +19,7 @@ __all__ = [
     "NoiseEmbedding",
     "PositionalFeatures",
     "TimeFeatures",
+    "VectorEmbedding",
     "Waves",
     "time_features",
 ]
@@ -175,8 +176,29 @@ def time_features(time: str, features: int, *, endpoint: bool = False, time_scal
 # All of it together --------------------------------------------------------------------------------------------------
 
 
+class VectorEmbedding(nn.Module):
+    """The embedding of a vector, linear(silu(linear(vector))).
+
+    Args:
+        features: number of features of the vector.
+        width: number of features of the embedding.
+
+    Example:
+        >>> VectorEmbedding(3, 8)(torch.ones(2, 3)).shape
+        torch.Size([2, 8])
+    """
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.layer1, self.layer2 = nn.Linear(features, width), nn.Linear(width, width)
+
+    def forward(self, vector: Tensor) -> Tensor:
+        """Embed ``vector``, shape ``(batch, features)``: shape ``(batch, width)``."""
+        return cast(Tensor, self.layer2(F.silu(self.layer1(vector.to(self.layer1.weight.dtype)))))
+
+
 class NoiseEmbedding(nn.Module):
-    """The embedding of time, silu(linear(silu(linear(features)))), to which label and augmentation are added.
+    """The embedding of time, silu(linear(silu(linear(features)))), to which all else of a sample is added.
 
     Args:
         features: the time features.
@@ -184,6 +206,9 @@ class NoiseEmbedding(nn.Module):
         num_classes, unconditional: arguments of :class:`LabelTable`; ``num_classes=None`` for a network without labels.
         early_label: add the embedding of the label to the time features, and not to the result of the second layer.
         augment: size of the augmentation vector, whose embedding is added to the time features; 0 for none.
+        pooled: number of features of a vector for each sample, such as the pooled embedding of a text, which is embedded by
+            two layers of its own and added to the result of the second layer; 0 for none.
+        guidance: whether the network is told a guidance scale, embedded like the time with layers of its own.
 
     Example:
         >>> embedding = NoiseEmbedding(TimeFeatures(8), 16, num_classes=3)
@@ -201,6 +226,8 @@ class NoiseEmbedding(nn.Module):
         unconditional: bool = True,
         early_label: bool = False,
         augment: int = 0,
+        pooled: int = 0,
+        guidance: bool = False,
     ) -> None:
         super().__init__()
         n = features.features
@@ -210,16 +237,34 @@ class NoiseEmbedding(nn.Module):
         size = n if early_label else width
         self.label = None if num_classes is None else LabelTable(num_classes, size, unconditional=unconditional)
         self.augment = nn.Linear(augment, n, bias=False) if augment else None
+        self.pooled = VectorEmbedding(pooled, width) if pooled else None
+        self.guidance = VectorEmbedding(n, width) if guidance else None
 
-    def forward(self, t: Tensor, label: Label | None = None, augment: Tensor | None = None) -> Tensor:
-        """Embed times ``(batch,)``, labels ``(batch,)`` and augmentation vectors ``(batch, augment)``: ``(batch, width)``.
+    def forward(
+        self,
+        t: Tensor,
+        label: Label | None = None,
+        augment: Tensor | None = None,
+        pooled: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        """Embed times, and what else the network is told, as ``(batch, width)``.
 
-        The time features have the precision of ``t``, float32 at least; the layers have the precision of the weights.
+        Times, labels and guidance scales have shape ``(batch,)``, augmentation vectors ``(batch, augment)`` and pooled
+        vectors ``(batch, pooled)``. The time features have the precision of ``t``, float32 at least; the layers have the
+        precision of the weights.
         """
         if label is not None and self.label is None:
             raise ValueError("got a label for a network without classes; build it with num_classes")
         if augment is not None and self.augment is None:
             raise ValueError("got a description of the augmentation for a network without; build it with augment")
+        self._check_pooled(pooled, len(t))
+        if (guidance is None) != (self.guidance is None):
+            raise ValueError(
+                "got no guidance scale for a network that is told one; pass guidance=.., one for each sample"
+                if guidance is None
+                else "got a guidance scale for a network that is told none; build it with guidance=True"
+            )
         h = self.features(t).to(self.layer1.weight.dtype)  # (batch, features)
         told = None if self.label is None else self.label(label, t)
         if told is not None and self.early_label:
@@ -229,4 +274,22 @@ class NoiseEmbedding(nn.Module):
         h = self.layer2(F.silu(self.layer1(h)))  # (batch, width)
         if told is not None and not self.early_label:
             h = h + told
+        if self.guidance is not None:
+            h = h + self.guidance(self.features(cast(Tensor, guidance).to(t).expand(len(t))))
+        if self.pooled is not None:
+            h = h + self.pooled(pooled)
         return F.silu(h)
+
+    def _check_pooled(self, pooled: Tensor | None, batch: int) -> None:
+        if (pooled is None) != (self.pooled is None):
+            raise ValueError(
+                f"got {'no pooled vector' if pooled is None else 'a pooled vector'} for a network "
+                f"{'with' if pooled is None else 'without'} one; pass pooled=.. of shape (batch, features), or build the "
+                f"network {'without' if pooled is None else 'with pooled=<features>'}"
+            )
+        if self.pooled is not None and pooled is not None:
+            expected = (batch, self.pooled.layer1.in_features)
+            if pooled.shape != expected:
+                raise ValueError(
+                    f"got pooled vectors of shape {tuple(pooled.shape)}; expected {expected}, one for each sample"
+                )

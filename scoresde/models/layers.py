@@ -1,4 +1,4 @@
-"""Parts that the networks share: layers initialised to zero, and the modulation of features by an embedding."""
+"""Parts that the networks share: layers initialised to zero, modulation by an embedding, and the check of a mask."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["modulate", "zero"]
+__all__ = ["check_mask", "modulate", "zero"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -24,3 +24,24 @@ def modulate(h: Tensor, scale_shift: Tensor) -> Tensor:
     scale_shift = scale_shift.reshape(*scale_shift.shape, *[1] * (h.ndim - 2))  # (batch, 2 channels, 1, ..)
     scale, shift = scale_shift.chunk(2, dim=1)  # (batch, channels, 1, ..) each
     return torch.addcmul(shift, h, 1 + scale)
+
+
+def check_mask(mask: Tensor | None, context: Tensor | None) -> None:
+    """Refuse a mask that does not say of each token of ``context`` whether it is attended to.
+
+    Args:
+        mask: booleans or whole numbers, shape ``(batch, tokens)``; ``None`` is accepted.
+        context: the sequences, shape ``(batch, tokens, features)``.
+
+    Raises:
+        ValueError: for another shape or dtype, and for a mask without a context.
+    """
+    if mask is None:
+        return
+    if context is None:
+        raise ValueError("got a context_mask without a context; expected both: pass context=.. as well")
+    if mask.is_floating_point() or mask.is_complex() or mask.shape != context.shape[:2]:
+        raise ValueError(
+            f"got a context_mask of shape {tuple(mask.shape)} and dtype {mask.dtype}; expected booleans of shape "
+            f"{tuple(context.shape[:2])}, true for the tokens that are attended to"
+        )

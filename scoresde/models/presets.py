@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from scoresde.base.names import Table
-from scoresde.models.dit import DiT
 from scoresde.models.ncsnv2 import NCSNv2
+from scoresde.models.transformers.dit import DiT
 from scoresde.models.unet import UNet
 
 __all__ = ["NETWORKS", "PublishedNetwork", "build"]
@@ -49,6 +49,9 @@ _SONG = "Song et al., 2021, https://arxiv.org/abs/2011.13456, appendix H; config
 _EDM = "Karras et al., 2022, https://arxiv.org/abs/2206.00364, table 7; training/networks.py of NVlabs/edm"
 _IDDPM = "Nichol and Dhariwal, 2021, https://arxiv.org/abs/2102.09672; README of openai/improved-diffusion"
 _ADM = "Dhariwal and Nichol, 2021, https://arxiv.org/abs/2105.05233, tables 4 and 12; openai/guided-diffusion"
+_LDM = "Rombach et al., 2022, https://arxiv.org/abs/2112.10752; configs/stable-diffusion of CompVis/stable-diffusion"
+_SDXL = "Podell et al., 2023, https://arxiv.org/abs/2307.01952, table 1; configs/inference of Stability-AI/generative-models"
+_IMAGEN = "Saharia et al., 2022, https://arxiv.org/abs/2205.11487, appendices B and F, which state 600 million"
 _NCSNV2 = "Song and Ermon, 2020, https://arxiv.org/abs/2006.09011; models/ncsnv2.py of ermongroup/ncsnv2"
 _DIT = "Peebles and Xie, 2023, https://arxiv.org/abs/2212.09748, table 4; models.py of facebookresearch/DiT"
 
@@ -103,6 +106,43 @@ _adm256 = _adm | {"width": 256, "multipliers": (1, 1, 2, 2, 4, 4), "attention": 
 _adm512 = _adm | _class | {"width": 256, "multipliers": (0.5, 1, 1, 2, 2, 4, 4), "attention": (4, 5, 6)}
 
 
+# Stable Diffusion's networks on latents of four channels, and Imagen's on an image beside the smaller one, enlarged.
+_stable = _published | {
+    "channels": 4,
+    "width": 320,
+    "multipliers": (1, 2, 4, 4),
+    "attention": (0, 1, 2),
+    "transformer": 1,
+    "context": 768,
+    "heads": 8,
+    "resample": "conv",
+    "group_size": 1,
+    "eps": 1e-5,
+}
+_stable2 = _stable | {"context": 1024, "head_channels": 64}
+_stable_xl: dict[str, Any] = {
+    "multipliers": (1, 2, 4),
+    "attention": (1, 2),
+    "transformer": (0, 2, 10),
+    "context": 2048,
+    "pooled": 2816,
+    "head_channels": 64,
+}
+_efficient = _published | {
+    "channels": 6,
+    "out_channels": 3,
+    "multipliers": (1, 2, 4, 8),
+    "blocks": (2, 4, 8, 8),
+    "attention": (3,),
+    "last_attention": True,
+    "heads": 8,
+    "context": 4096,
+    "pooled": 4096,
+    "resample": "outer",
+    "scale_skips": True,
+    "adaptive": True,
+}
+
 _deeper = ((1, 1), (2, 1), (2, 1), (4, 2), (4, 4))
 _deepest = ((1, 1), (2, 1), (2, 1), (2, 1), (4, 2), (4, 4))
 
@@ -152,6 +192,10 @@ NETWORKS: Table[PublishedNetwork] = Table(
         "adm-imagenet256-uncond": _unet(552_814_086, _ADM, _adm256),
         "adm-lsun256": _unet(552_814_086, _ADM, _adm256, {"dropout": 0.1}),
         "adm-imagenet512": _unet(558_997_638, _ADM, _adm512),
+        "stable-diffusion-1": _unet(859_520_964, _LDM, _stable),
+        "stable-diffusion-2": _unet(865_910_724, _LDM, _stable2),
+        "stable-diffusion-xl": _unet(2_567_463_684, _SDXL, _stable, _stable_xl),
+        "imagen-64-256": _unet(579_505_283, _IMAGEN, _efficient),
         "ncsnv2-cifar10": PublishedNetwork(NCSNv2, 29_694_083, _NCSNV2, MappingProxyType(_RGB)),
         "ncsnv2-128": PublishedNetwork(NCSNv2, 83_445_379, _NCSNV2, MappingProxyType(_RGB | {"stages": _deeper})),
         "ncsnv2-256": PublishedNetwork(NCSNv2, 94_132_611, _NCSNV2, MappingProxyType(_RGB | {"stages": _deepest})),

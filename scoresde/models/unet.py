@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, cast
 
 import torch
@@ -13,34 +14,42 @@ from torch.nn import functional as F
 from scoresde.models.blocks import Attention, CrossAttention, Resampled, ResidualBlock, Style, initialize
 from scoresde.models.embedding import NoiseEmbedding, time_features
 from scoresde.models.labels import Label
-from scoresde.models.layers import zero
+from scoresde.models.layers import check_mask, zero
 from scoresde.models.pyramids import PYRAMIDS, InputPyramid, OutputPyramid
+from scoresde.models.transformers.spatial import SpatialTransformer
 
 __all__ = ["UNet"]
 
-_CHOICES = {"resample": ("conv", "block"), "input_pyramid": PYRAMIDS, "output_pyramid": PYRAMIDS}
+_BY_LEVEL = ("blocks", "heads", "transformer")
+"""The arguments that may be one number for each level."""
+_CHOICES = {"resample": ("conv", "block", "outer"), "input_pyramid": PYRAMIDS, "output_pyramid": PYRAMIDS}
 
 
 class _Stage(nn.Module):
-    """A residual block, optionally followed by self-attention and cross-attention to the context.
+    """A residual block, optionally followed by self-attention and cross-attention to the context, or by a transformer.
 
     With ``merge`` a pointwise convolution before the block changes the number of channels, and not the block itself.
     """
 
-    def __init__(self, c_in: int, c_out: int, style: Style, *, attention: bool, merge: bool = False) -> None:
+    def __init__(
+        self, c_in: int, c_out: int, style: Style, *, attention: bool, transformer: int = 0, merge: bool = False
+    ) -> None:
         super().__init__()
-        merge = merge and c_in != c_out
+        merge, bare = merge and c_in != c_out, attention and not transformer
         self.merge = style.conv(c_in, c_out, 1) if merge else None
         self.block = ResidualBlock(c_out if merge else c_in, c_out, style)
-        self.attention = Attention(c_out, style) if attention else None
-        self.cross = CrossAttention(c_out, style) if attention and style.context is not None else None
+        self.attention = Attention(c_out, style) if bare else None
+        self.cross = CrossAttention(c_out, style) if bare and style.context is not None else None
+        self.transformer = SpatialTransformer(c_out, style, transformer) if attention and transformer else None
 
-    def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         h = self.block(x if self.merge is None else self.merge(x), embedding)
         if self.attention is not None:
             h = self.attention(h)
         if self.cross is not None:
-            h = self.cross(h, context)
+            h = self.cross(h, context, mask)
+        if self.transformer is not None:
+            h = self.transformer(h, context, mask)
         return cast(Tensor, h)
 
 
@@ -59,12 +68,15 @@ class _Level(nn.Module):
 
 
 class UNet(nn.Module):
-    r"""The U-Net of DDPM, DDPM++, NCSN++ and ADM, in one, two or three dimensions, and a lean one for CPUs.
+    r"""The U-Net of DDPM, DDPM++, NCSN++, ADM, Stable Diffusion and Imagen, in one, two or three dimensions.
 
     Each level has ``blocks`` residual blocks on the way down and one more on the way up, where each block takes one skip
     connection. Between levels the resolution is halved. Sources: Ho et al., 2020, https://arxiv.org/abs/2006.11239; Song et
-    al., 2021, https://arxiv.org/abs/2011.13456; Dhariwal and Nichol, 2021, https://arxiv.org/abs/2105.05233; and Karras
-    et al., 2022, https://arxiv.org/abs/2206.00364. :data:`~scoresde.models.NETWORKS` holds the published configurations.
+    al., 2021, https://arxiv.org/abs/2011.13456; Dhariwal and Nichol, 2021, https://arxiv.org/abs/2105.05233; Karras et al.,
+    2022, https://arxiv.org/abs/2206.00364; Rombach et al., 2022, https://arxiv.org/abs/2112.10752; and Saharia et al.,
+    "Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding", 2022,
+    https://arxiv.org/abs/2205.11487, appendix B, for the efficient one with ``resample="outer"``.
+    :data:`~scoresde.models.NETWORKS` holds the published configurations.
 
     Args:
         channels: number of channels of a sample of shape ``(channels, *axes)``.
@@ -77,15 +89,22 @@ class UNet(nn.Module):
             changes of resolution without weights, so ``resample`` and its options have no effect.
         out_channels: number of channels of the output; ``None`` for that of a sample.
         stem: number of channels of the first convolution; ``None`` for that of the first level.
-        blocks: number of residual blocks per level.
+        blocks: number of residual blocks per level, or one number for each level.
+        scale_skips: divide the skip connections between the two directions by the square root of 2, as Imagen does.
         attention: the levels with self-attention, 0 for the full resolution, -1 for the lowest. A network that is not lean
             always has attention between the two directions as well.
-        last_attention: on the way up, apply attention after the last block of a level only, and not after each.
-        heads: number of attention heads.
+        last_attention: on the way up, apply attention after the last block of a level only, and not after each; with
+            ``resample="outer"`` on the way down as well.
+        heads: number of attention heads, or one number for each level.
         head_channels: number of channels of an attention head; if given, it determines the number of heads.
         context: number of features of a context sequence. Each self-attention is then followed by cross-attention to this
             sequence. ``None`` for a network without context.
-        resample: "conv", a strided convolution and the nearest neighbour, or "block", a residual block that resamples.
+        transformer: number of transformer blocks in place of each attention, as in Stable Diffusion, or one number for each
+            level; 0 for attention alone. The middle has as many as the lowest level.
+        resample: how the resolution changes. "conv": a strided convolution and the nearest neighbour. "block": a residual
+            block that resamples. "outer": convolutions like those of "conv", before the blocks of each level on the way down
+            and after them on the way up, the first level included. Such a network has no blocks between the two
+            directions, and as many on the way up as on the way down, each with a skip connection.
         fir: resample with a binomial filter and not with a box.
         project_skips: give a block that resamples a convolution in its skip connection even if its channels agree.
         asymmetric: pad strided convolutions at the last border only, as DDPM does.
@@ -104,6 +123,9 @@ class UNet(nn.Module):
             :class:`~scoresde.objectives.LabelDropout`. If not, every call needs a label.
         early_label: add the embedding of the label to the time features, and not to the final embedding.
         augment: size of the augmentation vector, which describes how a sample was augmented; 0 for none.
+        pooled: number of features of a vector for each sample, such as the pooled embedding of a text, which is embedded and
+            added to the embedding of time; 0 for none.
+        guidance: whether the network is told a guidance scale, as one distilled from a guided network is.
         groups: number of groups of each normalization.
         group_size: the least number of channels of a group; if given, narrow layers have fewer than ``groups`` groups.
         eps: the constant added to the variance in the normalizations.
@@ -134,12 +156,14 @@ class UNet(nn.Module):
         lean: bool = False,
         out_channels: int | None = None,
         stem: int | None = None,
-        blocks: int = 2,
+        blocks: int | Sequence[int] = 2,
+        scale_skips: bool = False,
         attention: Sequence[int] = (-1,),
         last_attention: bool = False,
-        heads: int = 4,
+        heads: int | Sequence[int] = 4,
         head_channels: int | None = None,
         context: int | None = None,
+        transformer: int | Sequence[int] = 0,
         resample: str = "block",
         fir: bool = False,
         project_skips: bool = False,
@@ -156,6 +180,8 @@ class UNet(nn.Module):
         unconditional: bool = True,
         early_label: bool = False,
         augment: int = 0,
+        pooled: int = 0,
+        guidance: bool = False,
         groups: int = 32,
         group_size: int = 4,
         eps: float = 1e-6,
@@ -164,48 +190,70 @@ class UNet(nn.Module):
         config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         self.config: dict[str, Any] = config | {"multipliers": list(multipliers), "attention": list(attention)}
+        self.config |= {n: v if isinstance(v, int) else list(v) for n, v in self.config.items() if n in _BY_LEVEL}
         _check(self.config)
         self.config["attention"] = [i % len(multipliers) for i in attention]
         self.channels, self.dims, self.context, self.lean = channels, dims, context, lean
-        self.factor = 2 ** (len(multipliers) - 1)
+        self.outer = resample == "outer" and not lean
+        self.factor = 2 ** (len(multipliers) - (not self.outer))
         sizes = [int(m * width) for m in multipliers]
+        heads_here = self._levels("heads")
         shared = {field.name: self.config[field.name] for field in fields(Style) if field.name in self.config}
-        style = Style(embedding=4 * width, **shared)
+        style = Style(embedding=4 * width, **shared | {"heads": heads_here[-1]})
+        styles = [replace(style, heads=n) for n in heads_here]
         self.embedding = _embedding(self.config)
-        self.stem = style.conv(channels, stem or sizes[0])
-        self.down, skips = self._way_down(sizes, style)
-        middle = () if lean else (True, False)
-        self.middle = nn.ModuleList([_Stage(sizes[-1], sizes[-1], style, attention=a) for a in middle])
-        self.up = self._way_up(sizes, skips, style)
+        first = stem or sizes[0]
+        self.stem = style.conv(channels, first)
+        self.down, skips = self._way_down(sizes, styles)
+        middle, depth = () if lean or self.outer else (True, False), self._levels("transformer")[-1]
+        self.middle = nn.ModuleList([_Stage(sizes[-1], sizes[-1], style, attention=a, transformer=depth) for a in middle])
+        self.up = self._way_up(sizes, skips, styles)
+        last = first if self.outer else sizes[0]
         writes = output_pyramid != "skip"
-        self.norm = style.norm(sizes[0]) if writes else None
-        self.output = style.conv(sizes[0], channels if out_channels is None else out_channels) if writes else None
+        self.norm = style.norm(last) if writes else None
+        self.output = style.conv(last, channels if out_channels is None else out_channels) if writes else None
+        self._initialize()
+
+    def _initialize(self) -> None:
         initialize(self)
-        for last in [self.output] if writes else [level.pyramid.conv for level in self.up]:  # type: ignore[union-attr]
+        for part in self.modules():
+            if isinstance(part, SpatialTransformer):
+                zero(part.outward)
+        for last in [level.pyramid.conv for level in self.up] if self.output is None else [self.output]:  # type: ignore[union-attr]
             zero(cast(nn.Module, last))
 
-    def _resample(self, c: int, style: Style, *, up: bool) -> nn.Module:
+    def _levels(self, name: str) -> list[int]:
+        """Return the argument ``name`` for each level, from the full resolution down."""
+        value = self.config[name]
+        return [value] * len(self.config["multipliers"]) if isinstance(value, int) else value
+
+    def _resample(self, c: int, style: Style, *, up: bool, c_out: int | None = None) -> nn.Module:
         if self.lean:
             return style.resample(up=up)
         if self.config["resample"] == "block":
             return ResidualBlock(c, c, style, up=up, down=not up)
-        return Resampled(c, c, style, up=up, asymmetric=self.config["asymmetric"])
+        return Resampled(c, c_out or c, style, up=up, asymmetric=self.config["asymmetric"])
 
-    def _way_down(self, sizes: list[int], style: Style) -> tuple[nn.ModuleList, list[int]]:
+    def _way_down(self, sizes: list[int], styles: list[Style]) -> tuple[nn.ModuleList, list[int]]:
         """Return the levels from the full resolution to the lowest, and the channels of the skip connections."""
         levels = nn.ModuleList()
         c = self.config["stem"] or sizes[0]
         c_image, kind = self.channels, self.config["input_pyramid"]
-        skips = [] if self.lean else [c]
-        for i, size in enumerate(sizes):
-            stages = []
-            for _ in range(self.config["blocks"]):
-                stages.append(_Stage(c, size, style, attention=i in self.config["attention"], merge=self.lean))
+        skips = [] if self.lean or self.outer else [c]
+        depths, blocks = self._levels("transformer"), self._levels("blocks")
+        for i, (size, style) in enumerate(zip(sizes, styles, strict=True)):
+            shrink = self._resample(c, style, up=False, c_out=size) if self.outer else None
+            c, stages = size if self.outer else c, []
+            for j in range(blocks[i]):
+                attention = i in self.config["attention"]
+                if self.outer and self.config["last_attention"]:
+                    attention &= j == blocks[i] - 1
+                stages.append(_Stage(c, size, style, attention=attention, transformer=depths[i], merge=self.lean))
                 c = size
                 skips.append(c)
-            if i == len(sizes) - 1:
-                levels.append(_Level(stages, None, None))
-                break
+            if self.outer or i == len(sizes) - 1:
+                levels.append(_Level(stages, shrink, None))
+                continue
             pyramid = None if kind == "none" else InputPyramid(kind, c_image, c, style)
             c_image = c if kind == "residual" else c_image
             levels.append(_Level(stages, self._resample(c, style, up=False), pyramid))
@@ -213,24 +261,30 @@ class UNet(nn.Module):
                 skips.append(c)
         return levels, skips
 
-    def _way_up(self, sizes: list[int], skips: list[int], style: Style) -> nn.ModuleList:
+    def _way_up(self, sizes: list[int], skips: list[int], styles: list[Style]) -> nn.ModuleList:
         """Return the levels from the lowest resolution to the full one."""
         levels = nn.ModuleList()
-        c, kind, blocks = sizes[-1], self.config["output_pyramid"], self.config["blocks"] + (not self.lean)
+        c, kind = sizes[-1], self.config["output_pyramid"]
+        depths, more = self._levels("transformer"), not (self.lean or self.outer)
         c_out = self.config["out_channels"] or self.channels
         c_before = None
-        for i, size in reversed(list(enumerate(sizes))):
+        for i, (size, blocks, style) in reversed(list(enumerate(zip(sizes, self._levels("blocks"), styles, strict=True)))):
             stages = []
-            for j in range(blocks):
-                attention = i in self.config["attention"] and (j == blocks - 1 or not self.config["last_attention"])
-                stages.append(_Stage(c + skips.pop(), size, style, attention=attention, merge=self.lean))
+            for j in range(blocks + more):
+                attention = i in self.config["attention"]
+                attention &= j == blocks + more - 1 or not self.config["last_attention"]
+                c_in = c + skips.pop()
+                stages.append(_Stage(c_in, size, style, attention=attention, transformer=depths[i], merge=self.lean))
                 c = size
             pyramid = None if kind == "none" else OutputPyramid(kind, c_before, c, c_out, style)
             c_before = c
-            levels.append(_Level(stages, self._resample(c, style, up=True) if i else None, pyramid))
+            if self.outer:
+                c = sizes[i - 1] if i else self.config["stem"] or sizes[0]
+            enlarge = self._resample(size, style, up=True, c_out=c) if i or self.outer else None
+            levels.append(_Level(stages, enlarge, pyramid))
         return levels
 
-    def _check_input(self, x: Tensor, context: Tensor | None) -> None:
+    def _check_input(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> None:
         if x.ndim != self.dims + 2 or x.shape[1] != self.channels or any(n % self.factor for n in x.shape[2:]):
             axes = ("length", "height, width", "depth, height, width")[self.dims - 1]
             raise ValueError(
@@ -247,6 +301,7 @@ class UNet(nn.Module):
                 f"got a context of shape {tuple(context.shape)}; expected ({len(x)}, tokens, {self.context}), one "
                 "sequence per sample"
             )
+        check_mask(mask, context)
 
     def forward(
         self,
@@ -255,6 +310,9 @@ class UNet(nn.Module):
         label: Label | None = None,
         context: Tensor | None = None,
         augment: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        pooled: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """Return the output at ``x``.
 
@@ -265,30 +323,38 @@ class UNet(nn.Module):
             context: sequences, shape ``(batch, tokens, features)``, for a network with context.
             augment: augmentation vectors, shape ``(batch, augment)``, for a network with them; ``None`` for samples that
                 were not augmented.
+            context_mask: the tokens of the context that are attended to, booleans or whole numbers, shape
+                ``(batch, tokens)``; ``None`` for all of them.
+            pooled: vectors, shape ``(batch, pooled)``, for a network with them.
+            guidance: guidance scales, shape ``(batch,)``, for a network that is told them.
 
         Returns:
             The output, shape ``(batch, out_channels, *axes)``.
         """
-        self._check_input(x, context)
-        embedding = self.embedding(t, label, augment)
+        self._check_input(x, context, context_mask)
+        mask = None if context_mask is None else context_mask.bool()
+        embedding = self.embedding(t, label, augment, pooled, guidance)
         h, image = self.stem(x), x
-        skips = [] if self.lean else [h]
+        skips = [] if self.lean or self.outer else [h]
         for level in cast(list[_Level], self.down):
+            if self.outer:
+                h = level.change(h, embedding)
             for stage in level.stages:
-                h = stage(h, embedding, context)
+                h = stage(h, embedding, context, mask)
                 skips.append(h)
-            if level.resample is not None:
+            if level.resample is not None and not self.outer:
                 h = level.change(h, embedding)
                 if level.pyramid is not None:
                     h, image = level.pyramid(h, image)
                 if not self.lean:
                     skips.append(h)
         for stage in self.middle:
-            h = stage(h, embedding, context)
+            h = stage(h, embedding, context, mask)
         output = None
         for level in cast(list[_Level], self.up):
             for stage in level.stages:
-                h = stage(torch.cat([h, skips.pop()], dim=1), embedding, context)  # channels of both
+                skip = skips.pop() * math.sqrt(0.5) if self.config["scale_skips"] else skips.pop()
+                h = stage(torch.cat([h, skip], dim=1), embedding, context, mask)  # channels of both
             if level.pyramid is not None:
                 h, output = level.pyramid(h, output)
             if level.resample is not None:
@@ -302,7 +368,7 @@ def _embedding(config: dict[str, Any]) -> NoiseEmbedding:
     """Return the embedding of time, label and augmentation of a network with these arguments."""
     n = config["width"] * (2 if config["time"] == "fourier" else 1)
     of_time = {name: config[name] for name in ("endpoint", "time_scale", "time_shift")}
-    rest = {name: config[name] for name in ("num_classes", "unconditional", "early_label", "augment")}
+    rest = {name: config[name] for name in ("num_classes", "unconditional", "early_label", "augment", "pooled", "guidance")}
     return NoiseEmbedding(time_features(config["time"], n, **of_time), 4 * config["width"], **rest)
 
 
@@ -310,7 +376,14 @@ def _check(config: dict[str, Any]) -> None:
     """Refuse arguments from which no network can be built."""
     multipliers, width = config["multipliers"], config["width"]
     levels = len(multipliers)
-    sizes = [config[name] for name in ("channels", "width", "blocks", "heads", "groups", "group_size")]
+    for name in _BY_LEVEL:
+        if isinstance(config[name], list) and len(config[name]) != levels:
+            raise ValueError(
+                f"got {name}={config[name]} for {levels} multipliers; expected one number for each, or one for all"
+            )
+    sizes = [config[name] for name in ("channels", "width", "groups", "group_size")]
+    by_level = {name: v if isinstance(v := config[name], list) else [v] for name in _BY_LEVEL}
+    sizes += by_level["blocks"] + by_level["heads"]
     if not multipliers or min(*sizes, *(int(m * width) for m in multipliers)) < 1:
         raise ValueError(
             f"got channels={config['channels']}, width={width}, multipliers={tuple(multipliers)}, "
@@ -327,5 +400,13 @@ def _check(config: dict[str, Any]) -> None:
     for name, allowed in _CHOICES.items():
         if config[name] not in allowed:
             raise ValueError(f"got {name}={config[name]!r}; expected one of {', '.join(map(repr, allowed))}")
-    if config["lean"] and config["context"] is not None and not config["attention"]:
-        raise ValueError("got a context for a lean network without attention, which has no place for it; pass attention=..")
+    if min(by_level["transformer"]) < 0 or min(config["augment"], config["pooled"]) < 0:
+        raise ValueError(
+            f"got transformer={config['transformer']}, augment={config['augment']}, pooled={config['pooled']}; expected "
+            "whole numbers of at least 0"
+        )
+    outer = config["resample"] == "outer" and not config["lean"]
+    if outer and (config["input_pyramid"], config["output_pyramid"]) != ("none", "none"):
+        raise ValueError("got resample='outer' with pyramids; expected 'none' for both, or resample='conv' or 'block'")
+    if (config["lean"] or outer) and config["context"] is not None and not config["attention"]:
+        raise ValueError("got a context for a network without attention, which has no place for it; pass attention=..")

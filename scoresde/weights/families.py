@@ -137,6 +137,10 @@ def _song(net: UNet, tensors: Mapping[str, Tensor]) -> Callable[[Part], Mapping[
     return name
 
 
+def _stage(block: str, attention: str) -> Mapping[str, str]:
+    return {"block": block, "attention": attention, "transformer": attention}
+
+
 def _diffusers(net: UNet, tensors: Mapping[str, Tensor]) -> Callable[[Part], Mapping[str, str]]:
     levels = len(net.down)
     pyramids = net.config["input_pyramid"] != "none"
@@ -145,11 +149,13 @@ def _diffusers(net: UNet, tensors: Mapping[str, Tensor]) -> Callable[[Part], Map
         down, up = f"down_blocks.{part.level}", f"up_blocks.{levels - 1 - part.level}"
         if part.kind == "embedding":
             layers = {"layer1": "time_embedding.linear_1", "layer2": "time_embedding.linear_2"}
+            vector = "add_embedding" if "add_embedding.linear_1.weight" in tensors else "class_embedding"
+            layers |= {f"pooled.layer{i}": f"{vector}.linear_{i}" for i in (1, 2)}
             return layers | {"features": "time_proj", "label": "class_embedding"}
         if part.kind == "stem":
             return {"": "conv_in"}
         if part.kind == "down":
-            return {"block": f"{down}.resnets.{part.index}", "attention": f"{down}.attentions.{part.index}"}
+            return _stage(f"{down}.resnets.{part.index}", f"{down}.attentions.{part.index}")
         if part.kind == "shrink":
             return {
                 "block": f"{down}.{'resnet_down' if pyramids else 'downsamplers.0'}",
@@ -158,10 +164,10 @@ def _diffusers(net: UNet, tensors: Mapping[str, Tensor]) -> Callable[[Part], Map
         if part.kind == "input":
             return {"conv": f"{down}.skip_conv"}
         if part.kind == "middle":
-            return {"block": f"mid_block.resnets.{part.index}", "attention": "mid_block.attentions.0"}
+            return _stage(f"mid_block.resnets.{part.index}", "mid_block.attentions.0")
         if part.kind == "up":
             index = 0 if net.config["last_attention"] else part.index
-            return {"block": f"{up}.resnets.{part.index}", "attention": f"{up}.attentions.{index}"}
+            return _stage(f"{up}.resnets.{part.index}", f"{up}.attentions.{index}")
         if part.kind == "enlarge":
             return {"block": f"{up}.{'resnet_up' if pyramids else 'upsamplers.0'}", "conv": f"{up}.upsamplers.0.conv"}
         if part.kind == "output" and part.level:

@@ -12,6 +12,7 @@ from scoresde.models import UNet
 from scoresde.weights import layouts
 from scoresde.weights.families import FAMILIES, Family
 from scoresde.weights.parts import Part, parts
+from scoresde.weights.tokens import of_transformer
 
 __all__ = ["Dialect", "Take", "takes"]
 
@@ -79,7 +80,7 @@ def _then(take: Take, layout: Callable[[Tensor], Tensor]) -> Take:
 
 
 def _of_embedding(net: UNet, key: str, places: Mapping[str, str], family: Family, dialect: Dialect) -> Take:
-    layer, _, parameter = key.partition(".")
+    layer, _, parameter = key.rpartition(".")
     ours, theirs = f"embedding.{key}", (f"{places[layer]}.{parameter}",)
     if layer == "features":
         return Take(ours, (f"{places[layer]}.{family.frequencies}",))
@@ -109,6 +110,9 @@ def _of_layer(net: UNet, part: Part, key: str, places: Mapping[str, str], family
             layout = qkv(net.get_submodule(f"{part.name}.attention").heads)  # type: ignore[arg-type]
         elif layer == "output":
             layout = layouts.flat
+    elif head == "transformer":
+        theirs = tuple(f"{places[head]}.{name}" for name in of_transformer(layer))
+        layout = layouts.flat
     elif head == "block" or path in family.block:
         theirs = (f"{places['block']}.{family.block[layer or path]}",)
     else:

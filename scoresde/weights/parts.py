@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 from scoresde.models import UNet
 
@@ -38,7 +39,7 @@ def parts(net: UNet) -> Iterator[Part]:
     yield Part("embedding", "embedding")
     yield Part("stem", "stem")
     for i in range(levels):
-        for j in range(net.config["blocks"]):
+        for j in range(len(cast(Any, net.down[i]).stages)):
             yield Part(f"down.{i}.stages.{j}", "down", i, j)
         if i < levels - 1:
             yield Part(f"down.{i}.resample", "shrink", i)
@@ -47,7 +48,7 @@ def parts(net: UNet) -> Iterator[Part]:
     for j in range(2):
         yield Part(f"middle.{j}", "middle", levels - 1, j)
     for position, i in enumerate(reversed(range(levels))):
-        for j in range(net.config["blocks"] + 1):
+        for j in range(len(cast(Any, net.up[position]).stages)):
             yield Part(f"up.{position}.stages.{j}", "up", i, j)
         if net.config["output_pyramid"] != "none":
             yield Part(f"up.{position}.pyramid", "output", i)

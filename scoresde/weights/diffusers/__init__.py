@@ -1,0 +1,78 @@
+"""Folders of diffusers, read from their JSON and tensors without diffusers: networks with their schedulers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from scoresde.score import ScoreModel
+from scoresde.weights.diffusers import unet2d, unet2d_condition
+from scoresde.weights.diffusers.folder import Files, find
+from scoresde.weights.diffusers.schedulers import Scheduler, process
+from scoresde.weights.diffusers.unet2d import UNet2D, network
+from scoresde.weights.files import WeightsError
+
+__all__ = ["LOADERS", "Scheduler", "UNet2D", "event", "load", "network", "process", "recognizes"]
+
+LOADERS: Mapping[str, Callable[[Files], ScoreModel]] = {
+    "UNet2DModel": unet2d.load,
+    "UNet2DConditionModel": unet2d_condition.load,
+}
+"""The functions that load a score model, by the name of the network's class in diffusers."""
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The entries of a configuration from which the shape of a sample follows."""
+
+    sample_size: int | tuple[int, int] | None = None
+    in_channels: int | None = None
+
+
+def recognizes(folder: Path) -> bool:
+    """Return whether a folder contains a model of diffusers: a ``config.json`` in it or in its folder ``unet``.
+
+    The folders ``transformer`` and ``prior`` are looked at as well.
+
+    Example:
+        >>> recognizes(Path("no-such-folder"))
+        False
+    """
+    return find(folder) is not None
+
+
+def load(folder: Path) -> ScoreModel:
+    """Load the score model in a folder with ``config.json``, weights and ``scheduler_config.json``, flat or as a pipeline.
+
+    Raises:
+        WeightsError: if a file is missing or cannot be read, or the model has no equivalent here.
+    """
+    files = find(folder)
+    if files is None:
+        raise WeightsError(f"{folder} has no config.json, nor has {folder / 'unet'}; expected a folder of diffusers")
+    kind = files.kind or "UNet2DModel"
+    if kind not in LOADERS:
+        raise WeightsError(f"{files.config_file} is of a {kind}; expected one of {', '.join(LOADERS)}")
+    try:
+        return LOADERS[kind](files)
+    except WeightsError:
+        raise
+    except ValueError as error:  # raised by the network or the process, whose messages do not name the files
+        raise WeightsError(f"{folder} holds a model that cannot be built: {error}") from error
+
+
+def event(folder: Path) -> tuple[int, ...] | None:
+    """Return the shape of a sample from the configuration in a folder, or ``None`` if it is not there.
+
+    Raises:
+        WeightsError: for a configuration that cannot be read.
+    """
+    files = find(folder)
+    if files is None:
+        return None
+    config = files.config(_Sample)
+    size = config.sample_size
+    if size is None or config.in_channels is None:
+        return None
+    return (config.in_channels, *((size, size) if isinstance(size, int) else size))

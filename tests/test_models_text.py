@@ -1,0 +1,219 @@
+"""Networks that are told a text or a vector, and the efficient U-Net: laws of each option, and counts by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from test_models_published import normal, randomized
+from torch.nn import functional as F
+
+from scoresde import models
+from scoresde.models import UNet
+from scoresde.models.transformers.tokens import TokenBlock, attend
+
+X, T = normal(2, 1, 8, 8), normal(2, seed=2)
+
+
+def small(**changes: Any) -> UNet:
+    return UNet(1, **{"width": 8, "multipliers": (1, 2), "blocks": 1, "heads": 2, "context": 5} | changes)
+
+
+WITH_CONTEXT = {
+    "attention": {},
+    "lean": {"lean": True},
+    "transformer": {"transformer": 2},
+    "lean transformer": {"transformer": 1, "lean": True},
+    "outer": {"resample": "outer", "scale_skips": True},
+    "outer transformer": {"resample": "outer", "transformer": (1, 2), "attention": (0, 1), "blocks": (1, 2)},
+}
+each = pytest.mark.parametrize("name", WITH_CONTEXT)
+
+
+# The context ---------------------------------------------------------------------------------------------------------
+
+
+@each
+def test_a_masked_token_is_no_token(name: str) -> None:
+    net, context = randomized(small(**WITH_CONTEXT[name])), normal(2, 6, 5, seed=4)
+    mask = torch.tensor([[1, 1, 0, 1, 0, 0], [1, 1, 0, 1, 0, 0]])
+    expected = net(X, T, context=context[:, [0, 1, 3]])
+    torch.testing.assert_close(net(X, T, context=context, context_mask=mask), expected)
+    torch.testing.assert_close(net(X, T, context=context, context_mask=mask.bool()), expected)
+    assert (net(X, T, context=context) - expected).abs().amax() > 1e-6
+    own = torch.stack([mask[0], torch.ones_like(mask[0])])  # each sample has its own
+    torch.testing.assert_close(net(X, T, context=context, context_mask=own)[:1], expected[:1])
+    torch.testing.assert_close(net(X, T, context=context, context_mask=own)[1:], net(X, T, context=context)[1:])
+
+
+@each
+def test_a_sample_without_tokens_is_finite_and_does_not_depend_on_them(name: str) -> None:
+    net, context = randomized(small(**WITH_CONTEXT[name])), normal(2, 3, 5, seed=4)
+    mask = torch.tensor([[False] * 3, [True] * 3])
+    output = net(X, T, context=context, context_mask=mask)
+    assert torch.isfinite(output).all()
+    context[0] += 1
+    assert torch.equal(net(X, T, context=context, context_mask=mask), output)
+
+
+@each
+def test_a_new_network_says_nothing_and_every_weight_learns(name: str) -> None:
+    net, context = small(**WITH_CONTEXT[name]).double(), normal(2, 3, 5, seed=4)
+    assert torch.equal(net(X, T, context=context), torch.zeros_like(X))
+    output = randomized(net)(X, T, context=context)
+    assert output.shape == X.shape
+    torch.testing.assert_close(net(X[1:], T[1:], context=context[1:]), output[1:])  # each sample depends on itself alone
+    output.square().sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or p.grad.abs().sum() == 0] == []
+
+
+def test_new_transformers_are_silent() -> None:
+    net = small(transformer=2).double()
+    blocks = [m for m in net.modules() if type(m).__name__ == "SpatialTransformer"]
+    h = normal(2, 16, 4, 4)
+    assert len(blocks) == 4  # one on the way down, in the middle, and two on the way up
+    assert all(torch.equal(block(h, normal(2, 3, 5)), h) for block in blocks)
+
+
+def test_a_block_of_tokens_is_what_its_papers_write() -> None:
+    block = randomized(TokenBlock(8, 2, contexts=(None, 5)))
+    h, context = normal(2, 6, 8), normal(2, 4, 5, seed=1)
+    expected = h
+    for attention, sources in zip(block.attentions, (None, context), strict=True):
+        inner = F.layer_norm(expected, (8,), attention.norm.weight, attention.norm.bias)
+        q = (inner @ attention.q.weight.T).reshape(2, 6, 2, 4)
+        k, v = ((inner if sources is None else sources) @ attention.kv.weight.T).reshape(2, -1, 2, 2, 4).unbind(2)
+        weight = torch.einsum("bphc,bqhc->bhpq", q / 2, k).softmax(-1)
+        found = torch.einsum("bhpq,bqhc->bphc", weight, v).reshape(2, 6, 8)
+        expected = expected + attention.output(found)
+    part = block.perceptron
+    value, gate = part.hidden(F.layer_norm(expected, (8,), part.norm.weight, part.norm.bias)).chunk(2, 2)
+    expected = expected + part.back(value * gate * 0.5 * (1 + torch.erf(gate / math.sqrt(2))))
+    torch.testing.assert_close(block(h, context), expected)
+    assert torch.equal(block.silence()(h, context), h)
+
+
+def test_a_mask_of_pairs_is_one_of_sources_where_its_rows_agree() -> None:
+    q, k, v = (normal(2, 5, 4, seed=i) for i in range(3))
+    mask = torch.tensor([[1, 0, 1, 1, 0]] * 2, dtype=torch.bool)
+    torch.testing.assert_close(attend(q, k, v, 2, mask), attend(q, k, v, 2, mask[:, None].expand(2, 5, 5)))
+    causal = torch.ones(5, 5, dtype=torch.bool).tril().expand(2, 5, 5)
+    changed = v.clone()
+    changed[:, 3:] += 1
+    assert torch.equal(attend(q, k, v, 2, causal)[:, :3], attend(q, k, changed, 2, causal)[:, :3])
+
+
+# Vectors -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("told", [{"pooled": 3}, {"guidance": True}])
+def test_vectors_and_scales_are_told(told: dict[str, Any]) -> None:
+    net = randomized(small(context=None, **told))
+    values = normal(2, 3, seed=5) if "pooled" in told else torch.tensor([1.0, 4.0])
+    (name,) = told
+    output = net(X, T, **{name: values})
+    assert (net(X, T, **{name: values.flip(0)}) - output).abs().amax() > 1e-6
+    torch.testing.assert_close(net(X[1:], T[1:], **{name: values[1:]}), output[1:])
+    if name == "guidance":
+        torch.testing.assert_close(net(X, T, guidance=torch.tensor(4.0))[1:], output[1:])  # one for all
+
+
+# Levels --------------------------------------------------------------------------------------------------------------
+
+
+def test_one_number_for_each_level_is_one_for_all_where_they_agree() -> None:
+    one = small(blocks=2, heads=2, transformer=1, attention=(0, 1))
+    each = small(blocks=(2, 2), heads=(2, 2), transformer=(1, 1), attention=(0, 1))
+    each.load_state_dict(one.state_dict())
+    context = normal(2, 3, 5).float()
+    assert torch.equal(one(X.float(), T.float(), context=context), each(X.float(), T.float(), context=context))
+    uneven = small(blocks=(1, 3), context=None)
+    assert [len(level.stages) for level in uneven.down] == [1, 3]
+    assert [len(level.stages) for level in uneven.up] == [4, 2]
+    assert UNet(**uneven.config).config == uneven.config
+
+
+@pytest.mark.parametrize("resample", ["conv", "block", "outer"])
+def test_scaled_skips_are_divided_by_the_root_of_two(resample: str) -> None:
+    net, seen = randomized(small(context=None, scale_skips=True, resample=resample)), []
+    for level in net.up:
+        level.stages[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    net.down[1].stages[-1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    net(X, T)
+    lowest, joined = seen[0], seen[1]
+    torch.testing.assert_close(joined[:, -16:], lowest / math.sqrt(2))
+
+
+def test_all_blocks_of_an_outer_network_are_below_the_full_resolution() -> None:
+    net, sizes = small(resample="outer", blocks=(1, 2), context=None), []
+    for part in net.modules():
+        if type(part).__name__ == "ResidualBlock":
+            part.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[2]))
+    net.double()(X, T)
+    assert sizes == [4, 2, 2, 2, 2, 4]
+    with pytest.raises(ValueError, match="each axis a multiple of 4"):
+        net(normal(2, 1, 6, 6), T)
+    net(normal(2, 1, 4, 12), T)
+
+
+def test_the_count_of_imagen() -> None:
+    c, f = (128, 256, 512, 1024), 512  # channels, and features of the embedding
+    total = (128 * f + f) + (f * f + f) + (4096 * f + f) + (f * f + f)  # time and text
+    total += 9 * 6 * 128 + 128 + 2 * 128 + 9 * 128 * 3 + 3  # ends
+
+    def block(a: int, b: int) -> int:
+        return 2 * a + 9 * a * b + b + (2 * b * f + 2 * b) + 2 * b + 9 * b * b + b + (a * b + b if a != b else 0)
+
+    for i, n in enumerate((2, 4, 8, 8)):
+        before = c[max(i - 1, 0)]
+        total += 9 * before * c[i] + c[i] + 9 * c[i] * before + before  # down and up again
+        total += n * block(c[i], c[i]) + n * block(2 * c[i], c[i])
+    n = 1024
+    total += 2 * (2 * n + 4 * (n * n + n))  # attention, and then cross-attention
+    total += 2 * (2 * n + (n * n + n) + (4096 * 2 * n + 2 * n) + (n * n + n))
+    with torch.device("meta"):
+        counted = sum(p.numel() for p in models.NETWORKS["imagen-64-256"].build().parameters())
+    assert counted == total == models.NETWORKS["imagen-64-256"].parameters
+    assert counted / 600e6 == pytest.approx(1, abs=0.04)  # the paper's figure leaves the embedding of the text open
+
+
+# Errors --------------------------------------------------------------------------------------------------------------
+
+CONTEXT = normal(2, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: small(blocks=(1, 2, 3)), r"got blocks=\[1, 2, 3\] for 2 multipliers; expected one number for each"),
+        (lambda: small(heads=(1,)), r"got heads=\[1\] for 2 multipliers"),
+        (lambda: small(transformer=-1), "transformer=-1, .* expected whole numbers of at least 0"),
+        (lambda: small(blocks=(0, 1)), r"blocks=\[0, 1\], .* expected positive sizes"),
+        (lambda: small(resample="outer", input_pyramid="skip"), "resample='outer' with pyramids; expected 'none' for both"),
+        (lambda: small(resample="outer", attention=()), "a context for a network without attention"),
+        (lambda: small(transformer=1, heads=3), "heads=3 .* expected heads of equal size"),
+        (lambda: TokenBlock(8, 3), "got 3 heads for tokens of 8 features"),
+        (
+            lambda: small().double()(X, T, context=CONTEXT, context_mask=torch.ones(2, 4, dtype=torch.bool)),
+            r"context_mask of shape \(2, 4\) .*; expected booleans of shape \(2, 3\)",
+        ),
+        (
+            lambda: small().double()(X, T, context=CONTEXT, context_mask=torch.ones(2, 3)),
+            "dtype torch.float32; expected bool",
+        ),
+        (lambda: small(context=None).double()(X, T, context_mask=torch.ones(2, 3)), "a context_mask without a context"),
+        (lambda: small(pooled=3).double()(X, T, context=CONTEXT), "got no pooled vector .* pass pooled="),
+        (lambda: small(context=None).double()(X, T, pooled=normal(2, 3)), "got a pooled vector .* build the network with"),
+        (
+            lambda: small(context=None, pooled=3).double()(X, T, pooled=normal(2, 4)),
+            r"pooled vectors of shape \(2, 4\); expected \(2, 3\)",
+        ),
+        (lambda: small(context=None, guidance=True).double()(X, T), "got no guidance scale .* pass guidance="),
+        (lambda: small(context=None).double()(X, T, guidance=torch.ones(2)), "got a guidance scale .* guidance=True"),
+    ],
+)
+def test_what_does_not_fit_is_a_sentence(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
