@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from test_models_published import normal, randomized
+from torch import Tensor
 from torch.nn import functional as F
 
 from scoresde import models
-from scoresde.models import UNet
+from scoresde.models import MMDiT, UNet
+from scoresde.models.transformers.positions import grid, rotate, rotations, sines
 from scoresde.models.transformers.tokens import TokenBlock, attend
 
 X, T = normal(2, 1, 8, 8), normal(2, seed=2)
@@ -179,6 +181,87 @@ def test_the_count_of_imagen() -> None:
     assert counted / 600e6 == pytest.approx(1, abs=0.04)  # the paper's figure leaves the embedding of the text open
 
 
+# Transformers of image and text -------------------------------------------------------------------------------------
+
+MMDITS: dict[str, dict[str, Any]] = {
+    "sines": {"single": 0},
+    "sines, normalized, dual": {"qk_norm": True, "dual": (0,)},
+    "rotary": {"rotary": (2, 2, 4), "single": 2, "qk_norm": True, "guidance": True},
+}
+each_mmdit = pytest.mark.parametrize("name", MMDITS)
+IMAGE, TOKENS, VECTOR = normal(2, 3, 6, 8), normal(2, 4, 5, seed=4), normal(2, 7, seed=5)
+
+
+def mmdit(name: str, **changes: Any) -> tuple[MMDiT, dict[str, Tensor]]:
+    """A small network and its conditions."""
+    sizes = {"width": 16, "depth": 2, "heads": 2, "pooled": 7, "largest": 6, "base": 4}
+    net = MMDiT(3, 2, 5, **sizes | MMDITS[name] | changes)
+    scale = {"guidance": torch.tensor([2.0, 5.0])} if net.config["guidance"] else {}
+    return net.double(), {"context": TOKENS, "pooled": VECTOR, **scale}
+
+
+@each_mmdit
+def test_a_new_mmdit_says_nothing_and_every_weight_learns(name: str) -> None:
+    net, told = mmdit(name)
+    assert torch.equal(net(IMAGE, T, **told), torch.zeros_like(IMAGE))
+    output = randomized(net)(IMAGE, T, **told)
+    assert output.shape == IMAGE.shape
+    torch.testing.assert_close(net(IMAGE[1:], T[1:], **{k: v[1:] for k, v in told.items()}), output[1:])
+    output.square().sum().backward()
+    silent = {name for name, p in net.named_parameters() if p.grad is None or p.grad.abs().sum() < 1e-12}
+    # The last tokens of the text are attended to and attend to nothing, but the published networks have their queries' norm.
+    assert silent <= {"doubles.1.text.joint.q_norm.weight"}
+    for key, value in told.items():
+        assert (net(IMAGE, T, **told | {key: value.flip(0)}) - output).abs().amax() > 1e-6, key
+    assert MMDiT(**net.config).config == net.config
+
+
+@each_mmdit
+def test_the_text_is_a_set_whose_masked_tokens_are_none(name: str) -> None:
+    net, told = mmdit(name)
+    randomized(net)
+    output = net(IMAGE, T, **told)
+    torch.testing.assert_close(net(IMAGE, T, **told | {"context": TOKENS[:, [2, 0, 3, 1]]}), output)
+    mask = torch.tensor([[True, False, True, False]] * 2)
+    short = net(IMAGE, T, **told | {"context": TOKENS[:, [0, 2]]})
+    torch.testing.assert_close(net(IMAGE, T, **told, context_mask=mask), short)
+    assert (short - output).abs().amax() > 1e-6
+    assert torch.isfinite(net(IMAGE, T, **told, context_mask=torch.zeros(2, 4, dtype=torch.bool))).all()
+
+
+def test_rotary_positions_see_differences_alone() -> None:
+    q, k, places = normal(1, 1, 6, 8), normal(1, 1, 6, 8, seed=1), normal(6, 3, seed=2)
+
+    def products(shift: float) -> Tensor:
+        turn = [part.double() for part in rotations(places + shift, (2, 2, 4))]
+        return rotate(q, *turn) @ rotate(k, *turn).mT
+
+    torch.testing.assert_close(products(0.0), products(3.0), rtol=0, atol=1e-5)
+    assert (products(0.0) - q @ k.mT).abs().amax() > 0.1
+    turn = [part.double() for part in rotations(places, (2, 2, 4))]
+    torch.testing.assert_close(rotate(q, *turn).norm(dim=3), q.norm(dim=3))  # each pair is turned
+    still = [part.double() for part in rotations(torch.zeros(6, 3), (2, 2, 4))]
+    assert torch.equal(rotate(q, *still), q)
+
+
+def test_added_positions_of_a_small_image_are_in_the_middle_of_the_largest() -> None:
+    net, _ = mmdit("sines")
+    whole = net._positions(6, 6, IMAGE).reshape(6, 6, 16)
+    for rows, columns, top, left in ((2, 4, 2, 1), (3, 5, 1, 0), (6, 1, 0, 2)):
+        part = net._positions(rows, columns, IMAGE).reshape(rows, columns, 16)
+        assert torch.equal(part, whole[top : top + rows, left : left + columns])
+    # Scaled by base / largest: the last patch of the largest image is where (6 - 1) * 4 / 6 is.
+    torch.testing.assert_close(whole[5, 5].float(), sines(torch.tensor([[5, 5]]) * (4 / 6), 16)[0])
+    assert torch.equal(grid(2, 3).int(), torch.cartesian_prod(torch.arange(2), torch.arange(3)).int())
+
+
+def test_rotary_networks_take_images_of_any_size() -> None:
+    net, told = mmdit("rotary")
+    randomized(net)
+    for height, width in ((2, 2), (2, 10), (16, 4)):
+        assert net(normal(2, 3, height, width), T, **told).shape == (2, 3, height, width)
+
+
 # Errors --------------------------------------------------------------------------------------------------------------
 
 CONTEXT = normal(2, 3, 5)
@@ -194,6 +277,22 @@ CONTEXT = normal(2, 3, 5)
         (lambda: small(resample="outer", input_pyramid="skip"), "resample='outer' with pyramids; expected 'none' for both"),
         (lambda: small(resample="outer", attention=()), "a context for a network without attention"),
         (lambda: small(transformer=1, heads=3), "heads=3 .* expected heads of equal size"),
+        (lambda: mmdit("sines", width=18), "width=18 with 2 heads; expected a multiple of 4"),
+        (lambda: mmdit("sines", depth=0), "depth=0; expected a positive number"),
+        (lambda: mmdit("sines", single=-1), "single=-1, pooled=7; expected at least 0"),
+        (
+            lambda: mmdit("rotary", rotary=(2, 2, 2)),
+            r"rotary=\[2, 2, 2\] for heads of 8 features; expected three even numbers",
+        ),
+        (lambda: mmdit("sines", dual=(2,)), r"dual blocks \[2\] of 2; expected numbers from 0 to 1"),
+        (lambda: mmdit("sines")[0](IMAGE, T, pooled=VECTOR), "got no context for an MMDiT; pass context="),
+        (
+            lambda: mmdit("sines")[0](IMAGE[:, :2], T, TOKENS, VECTOR),
+            r"expected \(batch, 3, height, width\), both sizes mult",
+        ),
+        (lambda: mmdit("sines")[0](IMAGE[:, :, 1:], T, TOKENS, VECTOR), "both sizes multiples of 2"),
+        (lambda: mmdit("sines")[0](IMAGE, T, TOKENS[:1], VECTOR), r"expected \(2, tokens, 5\), one sequence per sample"),
+        (lambda: mmdit("sines")[0](normal(2, 3, 2, 14), T, TOKENS, VECTOR), "1 by 7 patches, for a network with largest=6"),
         (lambda: TokenBlock(8, 3), "got 3 heads for tokens of 8 features"),
         (
             lambda: small().double()(X, T, context=CONTEXT, context_mask=torch.ones(2, 4, dtype=torch.bool)),

@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 import scoresde
 from scoresde import weights
+from scoresde.models import NETWORKS, MMDiT
+from scoresde.weights import WeightsError, keys
+from scoresde.weights.convert import differences
+from scoresde.weights.diffusers import mmdit
 
 LINEAR = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
@@ -110,3 +114,222 @@ def test_conditional_unets(kind: str, tmp_path: Path) -> None:
         found = torch.cat([found, 2 * model.outputs(x, t, **ours)[1] - 1], 1)
     assert_equal(found, expected)
     assert (model.eps(x, t, **ours | {"context": context.flip(0)}) - model.eps(x, t, **ours)).abs().amax() > 1e-3
+
+
+# Transformers of image and text -------------------------------------------------------------------------------------
+
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+_HEADS = {"num_attention_heads": 2, "attention_head_dim": 8, "joint_attention_dim": 6, "pooled_projection_dim": 5}
+_FLUX = _HEADS | {"in_channels": 8, "num_layers": 2, "num_single_layers": 2, "axes_dims_rope": (2, 2, 4)}
+FLUXES: dict[str, dict[str, Any]] = {"schnell": {}, "dev": {"guidance_embeds": True}}
+_SD3 = _HEADS | {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 2,
+    "caption_projection_dim": 16,
+    "pos_embed_max_size": 6,
+}
+SD3S: dict[str, dict[str, Any]] = {
+    "3": {},
+    "3.5 large": {"qk_norm": "rms_norm"},
+    "3.5 medium": {"qk_norm": "rms_norm", "dual_attention_layers": (0,)},
+    "patches of 4": {"patch_size": 4, "num_layers": 1, "sample_size": 16},
+}
+
+
+def packed(x: Tensor) -> Tensor:
+    """Patches of 2 by 2, as Flux's pipeline cuts them."""
+    b, c, h, w = x.shape
+    return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", FLUXES)
+@torch.no_grad()
+def test_flux(kind: str, tmp_path: Path) -> None:
+    net = peer("FluxTransformer2DModel", **_FLUX | FLUXES[kind])
+    model = scoresde.load(folder_of(net, FLOW, tmp_path))
+    assert isinstance(model.sde, scoresde.RectifiedFlow) and model.predicts == "velocity"
+    x, context, pooled, t = normal(2, 2, 8, 6), normal(2, 5, 6, seed=1), normal(2, 5, seed=2), torch.tensor([0.2, 0.9])
+    guidance = {"guidance": torch.tensor([3.5, 1.0])} if kind == "dev" else {}
+    places = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(3), indexing="ij"), -1).reshape(-1, 2)
+    ids = torch.cat([torch.zeros(12, 1), places], 1)
+    theirs = {"pooled_projections": pooled, "timestep": t, "img_ids": ids, "txt_ids": torch.zeros(5, 3)}
+    expected = net(packed(x), encoder_hidden_states=context, **theirs, **guidance).sample
+    found = model(x, t, context=context, pooled=pooled, **guidance)
+    assert_equal(packed(found), expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", SD3S)
+@torch.no_grad()
+def test_stable_diffusion_3(kind: str, tmp_path: Path) -> None:
+    net = peer("SD3Transformer2DModel", **_SD3 | SD3S[kind])
+    model = scoresde.load(folder_of(net, FLOW, tmp_path))
+    assert weights.event(tmp_path) == (4, net.config["sample_size"], net.config["sample_size"])
+    x, context, pooled, t = normal(2, 4, 12, 8), normal(2, 5, 6, seed=1), normal(2, 5, seed=2), torch.tensor([0.2, 0.9])
+    expected = net(x, context, pooled, 1000 * t).sample
+    assert_equal(model(x, t, context=context, pooled=pooled), expected)
+
+
+# Presets -------------------------------------------------------------------------------------------------------------
+
+_STABLE = {"sample_size": 64, "cross_attention_dim": 768}
+_BIG = {"attention_head_dim": 64, "joint_attention_dim": 4096, "pooled_projection_dim": 2048}
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "stable-diffusion-1": ("UNet2DConditionModel", _STABLE),
+    "stable-diffusion-2": (
+        "UNet2DConditionModel",
+        _STABLE | {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True},
+    ),
+    "stable-diffusion-xl": (
+        "UNet2DConditionModel",
+        {
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2, 10),
+            "attention_head_dim": (5, 10, 20),
+            "cross_attention_dim": 2048,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+    ),
+    "stable-diffusion-3": (
+        "SD3Transformer2DModel",
+        _BIG | {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192},
+    ),
+    "stable-diffusion-3.5-medium": (
+        "SD3Transformer2DModel",
+        _BIG
+        | {
+            "num_layers": 24,
+            "num_attention_heads": 24,
+            "caption_projection_dim": 1536,
+            "pos_embed_max_size": 384,
+            "qk_norm": "rms_norm",
+            "dual_attention_layers": tuple(range(13)),
+        },
+    ),
+    "stable-diffusion-3.5-large": (
+        "SD3Transformer2DModel",
+        _BIG
+        | {
+            "num_layers": 38,
+            "num_attention_heads": 38,
+            "caption_projection_dim": 2432,
+            "pos_embed_max_size": 192,
+            "qk_norm": "rms_norm",
+        },
+    ),
+    "flux-schnell": ("FluxTransformer2DModel", {}),
+    "flux-dev": ("FluxTransformer2DModel", {"guidance_embeds": True}),
+}
+
+
+def parameters(name: str) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in NETWORKS[name].build().parameters())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_counts_and_shapes_are_those_of_diffusers(name: str) -> None:
+    kind, config = PRESETS[name]
+    with torch.device("meta"):
+        theirs, ours = diffusers_class(kind)(**config), NETWORKS[name].build()
+    assert parameters(name) == sum(p.numel() for p in theirs.parameters()) == NETWORKS[name].parameters
+    tensors = dict(theirs.state_dict())
+    dialect = keys.Dialect("diffusers")
+    conversions = mmdit.takes(ours) if isinstance(ours, MMDiT) else keys.takes(ours, tensors, dialect)  # type: ignore[arg-type]
+    assert differences(ours, tensors, conversions, ("pos_embed.pos_embed",)) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("stable-diffusion-1", 0.860),
+        ("stable-diffusion-2", 0.866),
+        ("stable-diffusion-xl", 2.6),
+        ("stable-diffusion-3", 2),
+        ("stable-diffusion-3.5-medium", 2.2),
+        ("stable-diffusion-3.5-large", 8.1),
+        ("flux-schnell", 12),
+        ("flux-dev", 12),
+    ],
+)
+def test_counts_are_those_that_are_stated(name: str, billions: float) -> None:
+    assert parameters(name) == NETWORKS[name].parameters == pytest.approx(billions * 1e9, rel=0.02)
+
+
+# Folders -------------------------------------------------------------------------------------------------------------
+
+
+def written(folder: Path, tensors: dict[str, Tensor], **files: dict[str, Any]) -> Path:
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+def test_tensors_in_several_files_are_those_of_one(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    net = peer("UNet2DConditionModel", **_TINY)
+    for folder in (whole, parts):
+        folder_of(net, LINEAR, folder)
+    (parts / "diffusion_pytorch_model.safetensors").unlink()
+    tensors = {k: v.contiguous() for k, v in net.state_dict().items()}
+    names = {key: f"part-{i % 2}.safetensors" for i, key in enumerate(tensors)}
+    for file in set(names.values()):
+        save_file({k: v for k, v in tensors.items() if names[k] == file}, parts / file)
+    index = parts / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    one, other = (scoresde.load(folder).net.state_dict() for folder in (whole, parts))
+    assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+    index.write_text(json.dumps({"weight_map": {key: "../whole/config.json" for key in tensors}}))
+    with pytest.raises(WeightsError, match=r"names a file outside its folder, '\.\./whole/config\.json'"):
+        scoresde.load(parts)
+
+
+_CONDITION = {"_class_name": "UNet2DConditionModel"}
+_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "class": ({"_class_name": "AutoencoderKL"}, "is of a AutoencoderKL; expected one of UNet2DModel, UNet2DCondition"),
+    "blocks": (
+        _CONDITION | {"down_block_types": ["KDownBlock2D"] * 4},
+        "with KDownBlock2D; expected types among D",
+    ),
+    "mirror": (_CONDITION | {"up_block_types": ["UpBlock2D"] * 4}, "expected the mirror of down_block_types"),
+    "levels": (_CONDITION | {"block_out_channels": [32, 64]}, "2 block_out_channels for 4 down_block_types"),
+    "heads": (_CONDITION | {"attention_head_dim": [2, 4]}, r"attention_head_dim=\[2, 4\] for 4 block_out_channels"),
+    "contexts": (_CONDITION | {"cross_attention_dim": [4, 4, 8, 8]}, "expected one number of features"),
+    "sizes": (_CONDITION | {"layers_per_block": 0}, "layers_per_block=0; expected whole numbers from 1"),
+    "groups": (_CONDITION | {"norm_num_groups": None}, "has no norm_num_groups; expected a whole number"),
+    "pooled": (_CONDITION | {"addition_embed_type": "text_time"}, "expected the number of features of the vector"),
+    "addition": (_CONDITION | {"addition_embed_type": "image"}, "addition_embed_type='image'; expected None or 'text_time'"),
+    "depth": (_CONDITION | {"layers_per_block": 500}, "has more layers than .* has tensors, 1; expected the configuration"),
+    "tensors": (_CONDITION, "has more layers than .* has tensors, 1"),
+    "Flux patches": ({"_class_name": "FluxTransformer2DModel", "patch_size": 2}, "patch_size=2; expected 1"),
+    "Flux channels": (
+        {"_class_name": "FluxTransformer2DModel", "in_channels": 6},
+        "=6; expected a multiple of 4",
+    ),
+    "SD3 widths": ({"_class_name": "SD3Transformer2DModel", "caption_projection_dim": 6}, "=6; expected 1152"),
+    "SD3 norms": ({"_class_name": "SD3Transformer2DModel", "qk_norm": "layer_norm"}, "expected None or 'rms_norm'"),
+}
+
+
+@pytest.mark.parametrize("name", _REFUSED)
+def test_what_has_no_equivalent_here_is_a_sentence(name: str, tmp_path: Path) -> None:
+    config, message = _REFUSED[name]
+    written(tmp_path, {"one": torch.ones(1)}, config=config, scheduler_config=LINEAR)
+    with pytest.raises(WeightsError, match=message):
+        scoresde.load(tmp_path)
+
+
+def test_positions_of_stable_diffusion_3_are_checked(tmp_path: Path) -> None:
+    net = peer("SD3Transformer2DModel", **_SD3)
+    net.pos_embed.pos_embed[0, 3] += 0.1
+    with pytest.raises(WeightsError, match="expected sines and cosines of the positions"):
+        scoresde.load(folder_of(net, FLOW, tmp_path))

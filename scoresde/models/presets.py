@@ -11,7 +11,7 @@ from torch import nn
 
 from scoresde.base.names import Table
 from scoresde.models.ncsnv2 import NCSNv2
-from scoresde.models.transformers.dit import DiT
+from scoresde.models.transformers import DiT, MMDiT
 from scoresde.models.unet import UNet
 
 __all__ = ["NETWORKS", "PublishedNetwork", "build"]
@@ -52,6 +52,8 @@ _ADM = "Dhariwal and Nichol, 2021, https://arxiv.org/abs/2105.05233, tables 4 an
 _LDM = "Rombach et al., 2022, https://arxiv.org/abs/2112.10752; configs/stable-diffusion of CompVis/stable-diffusion"
 _SDXL = "Podell et al., 2023, https://arxiv.org/abs/2307.01952, table 1; configs/inference of Stability-AI/generative-models"
 _IMAGEN = "Saharia et al., 2022, https://arxiv.org/abs/2205.11487, appendices B and F, which state 600 million"
+_SD3 = "Esser et al., 2024, https://arxiv.org/abs/2403.03206; the configurations of stabilityai/stable-diffusion-3(.5)"
+_FLUX = "Black Forest Labs, 2024; src/flux/util.py of black-forest-labs/flux"
 _NCSNV2 = "Song and Ermon, 2020, https://arxiv.org/abs/2006.09011; models/ncsnv2.py of ermongroup/ncsnv2"
 _DIT = "Peebles and Xie, 2023, https://arxiv.org/abs/2212.09748, table 4; models.py of facebookresearch/DiT"
 
@@ -152,6 +154,21 @@ def _dit(width: int, depth: int, heads: int) -> dict[str, Any]:
     return latent | {"width": width, "depth": depth, "heads": heads}
 
 
+_mmdit: dict[str, Any] = {"channels": 16, "patch": 2, "context": 4096, "time": "positional", "time_scale": 1 / 1000}
+_sd3 = _mmdit | {"width": 1536, "depth": 24, "heads": 24, "pooled": 2048}
+_sd35_medium: dict[str, Any] = {"qk_norm": True, "largest": 384, "dual": tuple(range(13))}
+_sd35_large: dict[str, Any] = {"qk_norm": True, "width": 2432, "depth": 38, "heads": 38}
+_flux = _mmdit | {
+    "width": 3072,
+    "depth": 19,
+    "single": 38,
+    "heads": 24,
+    "pooled": 768,
+    "rotary": (16, 56, 56),
+    "qk_norm": True,
+}
+
+
 def _unet(parameters: int, source: str, *configs: dict[str, Any]) -> PublishedNetwork:
     merged = {name: value for config in configs for name, value in config.items()}
     return PublishedNetwork(UNet, parameters, source, MappingProxyType(merged))
@@ -203,6 +220,11 @@ NETWORKS: Table[PublishedNetwork] = Table(
         "dit-b-2": PublishedNetwork(DiT, 130_315_808, _DIT, MappingProxyType(_dit(768, 12, 12))),
         "dit-l-2": PublishedNetwork(DiT, 457_840_672, _DIT, MappingProxyType(_dit(1024, 24, 16))),
         "dit-xl-2": PublishedNetwork(DiT, 674_834_720, _DIT, MappingProxyType(_dit(1152, 28, 16))),
+        "stable-diffusion-3": PublishedNetwork(MMDiT, 2_028_328_000, _SD3, MappingProxyType(_sd3)),
+        "stable-diffusion-3.5-medium": PublishedNetwork(MMDiT, 2_243_171_520, _SD3, MappingProxyType(_sd3 | _sd35_medium)),
+        "stable-diffusion-3.5-large": PublishedNetwork(MMDiT, 8_056_627_520, _SD3, MappingProxyType(_sd3 | _sd35_large)),
+        "flux-schnell": PublishedNetwork(MMDiT, 11_891_178_560, _FLUX, MappingProxyType(_flux)),
+        "flux-dev": PublishedNetwork(MMDiT, 11_901_408_320, _FLUX, MappingProxyType(_flux | {"guidance": True})),
     },
     check=lambda value: isinstance(value, PublishedNetwork),
     expects="a scoresde.models.PublishedNetwork",

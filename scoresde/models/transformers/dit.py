@@ -13,20 +13,9 @@ from scoresde.models.embedding import NoiseEmbedding
 from scoresde.models.embedding import time_features as features_of
 from scoresde.models.labels import Label
 from scoresde.models.layers import zero
+from scoresde.models.transformers.positions import grid, sines
 
 __all__ = ["DiT"]
-
-
-def _positions(features: int, rows: int, columns: int) -> Tensor:
-    """Return sines and cosines of the position of each patch, half of them for the column and half for the row.
-
-    The shape is (patches, features).
-    """
-    quarter = features // 4
-    frequencies = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    angles = [place.flatten()[:, None] * frequencies for place in (column, row)]  # (patches, features / 4) each
-    return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1).float()
 
 
 def _modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -126,7 +115,7 @@ class DiT(nn.Module):
         self.config: dict[str, Any] = config | {"size": [height, wide]}
         self.shape, self.patch = (channels, height, wide), patch
         self.grid = (height // patch, wide // patch)
-        self.register_buffer("positions", _positions(width, *self.grid), persistent=False)
+        self.register_buffer("positions", sines(grid(*self.grid), width), persistent=False)
         of_time = features_of(time, time_features, time_scale=time_scale)
         self.embedding = NoiseEmbedding(of_time, width, num_classes=num_classes, unconditional=unconditional)
         self.stem = nn.Conv2d(channels, width, patch, patch)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import Tensor, nn
 
 from scoresde.models.blocks import Style
@@ -43,4 +41,4 @@ class SpatialTransformer(nn.Module):
         h = self.inward(self.norm(x).flatten(2).transpose(1, 2))  # (batch, points, channels)
         for block in self.blocks:
             h = block(h, context, mask)
-        return cast(Tensor, self.style.add(x, self.outward(h).transpose(1, 2).reshape(x.shape)))
+        return self.style.add(x, self.outward(h).transpose(1, 2).reshape(x.shape))

@@ -33,7 +33,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = No
     """
     if mask is not None:
         mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]  # (batch, 1, 1 or tokens, sources)
-    q, k, v = (h.unflatten(2, (heads, -1)).transpose(1, 2) for h in (q, k, v))  # (batch, heads, tokens, c)
+    q, k, v = (h.reshape(*h.shape[:2], heads, -1).transpose(1, 2) for h in (q, k, v))  # (batch, heads, tokens, c)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 

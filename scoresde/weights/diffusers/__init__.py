@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scoresde.score import ScoreModel
-from scoresde.weights.diffusers import unet2d, unet2d_condition
+from scoresde.weights.diffusers import mmdit, unet2d, unet2d_condition
 from scoresde.weights.diffusers.folder import Files, find
 from scoresde.weights.diffusers.schedulers import Scheduler, process
 from scoresde.weights.diffusers.unet2d import UNet2D, network
@@ -18,6 +18,8 @@ __all__ = ["LOADERS", "Scheduler", "UNet2D", "event", "load", "network", "proces
 LOADERS: Mapping[str, Callable[[Files], ScoreModel]] = {
     "UNet2DModel": unet2d.load,
     "UNet2DConditionModel": unet2d_condition.load,
+    "FluxTransformer2DModel": mmdit.load_flux,
+    "SD3Transformer2DModel": mmdit.load_sd3,
 }
 """The functions that load a score model, by the name of the network's class in diffusers."""
 
