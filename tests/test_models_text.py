@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scoresde import models
-from scoresde.models import MMDiT, UNet
+from scoresde.models import EmbeddingPrior, MMDiT, UNet
 from scoresde.models.transformers.positions import grid, rotate, rotations, sines
 from scoresde.models.transformers.tokens import TokenBlock, attend
 
@@ -262,6 +262,42 @@ def test_rotary_networks_take_images_of_any_size() -> None:
         assert net(normal(2, 3, height, width), T, **told).shape == (2, 3, height, width)
 
 
+# The prior of unCLIP --------------------------------------------------------------------------------------------------
+
+EMBEDDED, TEXT, PROMPT = normal(2, 6), normal(2, 4, 5, seed=1), normal(2, 7, seed=2)
+
+
+def prior(**changes: Any) -> EmbeddingPrior:
+    return EmbeddingPrior(6, 5, 4, **{"pooled": 7, "width": 8, "depth": 2, "heads": 2} | changes).double()
+
+
+def test_a_new_prior_says_nothing_and_every_weight_learns() -> None:
+    net = prior()
+    assert torch.equal(net(EMBEDDED, T, TEXT, PROMPT), torch.zeros_like(EMBEDDED))
+    output = randomized(net)(EMBEDDED, T, TEXT, PROMPT)
+    torch.testing.assert_close(net(EMBEDDED[1:], T[1:], TEXT[1:], PROMPT[1:]), output[1:])
+    output.square().sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or p.grad.abs().sum() == 0] == []
+    for changed in ((EMBEDDED.flip(0), TEXT, PROMPT), (EMBEDDED, TEXT.flip(0), PROMPT), (EMBEDDED, TEXT, PROMPT.flip(0))):
+        assert (net(changed[0], T, *changed[1:]) - output).abs().amax() > 1e-6
+    assert torch.equal(net.denormalized(EMBEDDED), EMBEDDED)
+    assert EmbeddingPrior(**net.config).config == net.config
+
+
+def test_a_prior_looks_back_and_not_ahead() -> None:
+    net, seen = randomized(prior()), []
+    net.norm.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    net.blocks[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    later = TEXT.clone()
+    later[:, 2:] += 1
+    for text in (TEXT, later):
+        net(EMBEDDED, T, text, PROMPT)
+    one, other = seen[0], seen[2]  # all tokens after the last block
+    assert torch.equal(one[:, :2], other[:, :2]) and (one[:, 2:] - other[:, 2:]).abs().amax((0, 2)).min() > 1e-6
+    masked = [net(EMBEDDED, T, text, PROMPT, torch.tensor([[True, True, False, False]] * 2)) for text in (TEXT, later)]
+    assert torch.equal(*masked)
+
+
 # Errors --------------------------------------------------------------------------------------------------------------
 
 CONTEXT = normal(2, 3, 5)
@@ -293,6 +329,10 @@ CONTEXT = normal(2, 3, 5)
         (lambda: mmdit("sines")[0](IMAGE[:, :, 1:], T, TOKENS, VECTOR), "both sizes multiples of 2"),
         (lambda: mmdit("sines")[0](IMAGE, T, TOKENS[:1], VECTOR), r"expected \(2, tokens, 5\), one sequence per sample"),
         (lambda: mmdit("sines")[0](normal(2, 3, 2, 14), T, TOKENS, VECTOR), "1 by 7 patches, for a network with largest=6"),
+        (lambda: prior(depth=0), "depth=0; expected a positive number"),
+        (lambda: prior(width=9), "got 9 time features; expected an even number"),
+        (lambda: prior()(EMBEDDED, T, TEXT), r"got no pooled in a prior; expected pooled=.. of shape \(2, 7\)"),
+        (lambda: prior()(EMBEDDED, T, TEXT[:, :3], PROMPT), r"shape \(2, 3, 5\) for context .* of shape \(2, 4, 5\)"),
         (lambda: TokenBlock(8, 3), "got 3 heads for tokens of 8 features"),
         (
             lambda: small().double()(X, T, context=CONTEXT, context_mask=torch.ones(2, 4, dtype=torch.bool)),

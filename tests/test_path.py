@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from support import SDES
 
 from scoresde import DDPM, EDM, VE, VP, RectifiedFlow
-from scoresde.solvers import PATHS, ChainSpacing, Path, make_path
+from scoresde.objectives import TIMES, LogNormalTimes, ShiftedTimes
+from scoresde.solvers import PATHS, ChainSpacing, Path, Shifted, flux_shift, make_path, resolution_shift
 
 F64 = torch.float64
 
@@ -126,3 +127,77 @@ def test_a_time_of_zero_at_the_end_is_the_data() -> None:
     for sde in (VP(), VE(), EDM(), RectifiedFlow()):
         path = Path.from_times(sde, [sde.span[1], 0.0])
         assert path.ends_clean and path.points[-1].alpha == 1
+
+
+# The shift for resolutions -------------------------------------------------------------------------------------------
+
+factors = st.floats(0.2, 8.0)
+
+
+@pytest.mark.parametrize("name", SDES)
+@given(factor=factors, steps=st.integers(2, 40))
+def test_a_shift_translates_lam_between_fixed_ends(name: str, factor: float, steps: int) -> None:
+    """Where the SDE goes on beyond its span by the shift, the times before it are those of the spacing itself."""
+    sde = SDES[name]
+    start, stop = 0.7 * sde.span[1], 0.3 * sde.span[1]
+    times = Shifted(factor)(sde, steps, start, stop)
+    assert float(times[0]) == pytest.approx(start, rel=1e-9) or factor < 1
+    before = sde.time(sde.lam(times) + math.log(factor))
+    if float(before.min()) > 0 and float(before.max()) < sde.span[1]:  # else it was cut at an end of the SDE
+        torch.testing.assert_close(before, torch.linspace(float(before[0]), float(before[-1]), steps, dtype=F64))
+        assert times[[0, -1]].tolist() == pytest.approx([start, stop], rel=1e-9)
+    assert (times.diff() < 0).all()
+
+
+@given(factor=factors, n=st.integers(1, 60))
+def test_the_shift_of_rectified_flow_is_the_published_one(factor: float, n: int) -> None:
+    s = 1 - torch.arange(n, dtype=F64) / n  # from which the samplers of Flux and Stable Diffusion 3 start
+    published = factor * s / (1 + (factor - 1) * s)
+    path = make_path(RectifiedFlow(t_min=1e-9), Shifted(factor), n, t_min=float(published[-1]) if n > 1 else 0.5)
+    torch.testing.assert_close(torch.tensor(path.times[:-1], dtype=F64), published, rtol=1e-9, atol=1e-12)
+    assert path.ends_clean
+
+
+@given(one=factors, other=factors)
+def test_shifts_multiply_and_one_changes_nothing(one: float, other: float) -> None:
+    ends = (RectifiedFlow(), 9, 1.0, 0.01)
+    torch.testing.assert_close(Shifted(one, Shifted(other))(*ends), Shifted(one * other)(*ends))
+    torch.testing.assert_close(Shifted(1.0)(*ends), PATHS["t"](*ends))
+    even = (VP(), 9, 0.8, 0.2)
+    torch.testing.assert_close(Shifted(one, PATHS["lam"])(*even).log(), PATHS["lam"](*even).log(), rtol=1e-6, atol=1e-6)
+
+
+@given(factor=factors, u=st.lists(st.floats(1e-6, 1 - 1e-6), min_size=1, max_size=5))
+def test_shifted_times_are_logit_normal_about_the_logarithm_of_the_shift(factor: float, u: list[float]) -> None:
+    quantiles, sde = torch.tensor(u, dtype=F64), RectifiedFlow(t_min=1e-9)
+    t, weight = ShiftedTimes(factor).at(quantiles, sde)
+    torch.testing.assert_close(t, LogNormalTimes(math.log(factor), 1.0).at(quantiles, sde)[0])
+    assert torch.equal(weight, torch.ones_like(t))
+    uniform = ShiftedTimes(factor, "uniform").at(quantiles, sde)[0]
+    s = quantiles * (1 - 1e-9) + 1e-9
+    torch.testing.assert_close(uniform, factor * s / (1 + (factor - 1) * s))
+    assert TIMES["shifted"] == ShiftedTimes(3.0, LogNormalTimes(0.0, 1.0))
+
+
+def test_the_shifts_of_the_papers() -> None:
+    assert resolution_shift(1024**2, 512**2) == 2.0
+    assert flux_shift(4096) == pytest.approx(math.exp(1.15)) and flux_shift(256) == pytest.approx(math.exp(0.5))
+    assert flux_shift(2176) == pytest.approx(math.sqrt(flux_shift(4096) * flux_shift(256)))  # linear in between
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Shifted(0.0), "factor=0.0; expected a positive number"),
+        (lambda: Shifted(math.inf), "factor=inf; expected a positive number"),
+        (lambda: Shifted(2.0, ChainSpacing("trailing")), "to be shifted; expected a spacing of any SDE"),
+        (lambda: Shifted(2.0, "t"), "spacing='t' to be shifted; expected a spacing of any SDE"),  # type: ignore[arg-type]
+        (lambda: ShiftedTimes(-1.0), "factor=-1.0; expected a positive number"),
+        (lambda: ShiftedTimes(2.0, "unifrom"), "did you mean 'uniform'"),
+        (lambda: resolution_shift(0, 4), "pixels=0, base=4; expected two positive numbers"),
+        (lambda: flux_shift(0), "tokens=0, .* expected a positive number of tokens"),
+    ],
+)
+def test_shifts_that_are_none(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

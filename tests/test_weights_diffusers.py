@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 
 import scoresde
 from scoresde import weights
-from scoresde.models import NETWORKS, MMDiT
+from scoresde.models import NETWORKS, EmbeddingPrior, MMDiT
 from scoresde.weights import WeightsError, keys
 from scoresde.weights.convert import differences
-from scoresde.weights.diffusers import mmdit
+from scoresde.weights.diffusers import mmdit, prior
 
 LINEAR = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
@@ -173,6 +174,29 @@ def test_stable_diffusion_3(kind: str, tmp_path: Path) -> None:
     assert_equal(model(x, t, context=context, pooled=pooled), expected)
 
 
+# The prior of unCLIP --------------------------------------------------------------------------------------------------
+
+_PRIOR = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "embedding_dim": 6, "num_embeddings": 5}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("changes", [{}, {"embedding_proj_dim": 7}])
+@torch.no_grad()
+def test_priors(changes: dict[str, Any], tmp_path: Path) -> None:
+    net = peer("PriorTransformer", **_PRIOR | changes)
+    schedule = {"_class_name": "UnCLIPScheduler", "prediction_type": "sample", "num_train_timesteps": 1000}
+    model = scoresde.load(folder_of(net, schedule, tmp_path))
+    assert weights.event(tmp_path) == (6,) and model.predicts == "x0"
+    torch.testing.assert_close(model.sde.chain.betas, scoresde.DDPM.cosine().betas)
+    x, context, steps = normal(2, 6), normal(2, 5, 6, seed=1), torch.tensor([7, 800])
+    pooled, mask = normal(2, changes.get("embedding_proj_dim", 6), seed=2), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    expected = net(x, steps, pooled, context, mask).predicted_image_embedding
+    told = {"context": context, "pooled": pooled}
+    assert_equal(model.x0(x, (steps + 1) / 1000, **told, context_mask=mask), expected)
+    assert_equal(model.x0(x, (steps + 1) / 1000, **told)[:1], expected[:1])  # whose mask is all ones
+    assert_equal(model.net.denormalized(x), net.post_process_latents(x))
+
+
 # Presets -------------------------------------------------------------------------------------------------------------
 
 _STABLE = {"sample_size": 64, "cross_attention_dim": 768}
@@ -225,6 +249,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "qk_norm": "rms_norm",
         },
     ),
+    "unclip-prior": ("PriorTransformer", {}),
     "flux-schnell": ("FluxTransformer2DModel", {}),
     "flux-dev": ("FluxTransformer2DModel", {"guidance_embeds": True}),
 }
@@ -240,10 +265,15 @@ def test_counts_and_shapes_are_those_of_diffusers(name: str) -> None:
     kind, config = PRESETS[name]
     with torch.device("meta"):
         theirs, ours = diffusers_class(kind)(**config), NETWORKS[name].build()
-    assert parameters(name) == sum(p.numel() for p in theirs.parameters()) == NETWORKS[name].parameters
+    statistics = 2 * 768 if kind == "PriorTransformer" else 0  # which are parameters there and buffers here
+    assert parameters(name) == sum(p.numel() for p in theirs.parameters()) - statistics == NETWORKS[name].parameters
     tensors = dict(theirs.state_dict())
     dialect = keys.Dialect("diffusers")
-    conversions = mmdit.takes(ours) if isinstance(ours, MMDiT) else keys.takes(ours, tensors, dialect)  # type: ignore[arg-type]
+    conversions: Iterable[keys.Take]
+    if isinstance(ours, MMDiT | EmbeddingPrior):
+        conversions = mmdit.takes(ours) if isinstance(ours, MMDiT) else prior.takes(ours)
+    else:
+        conversions = keys.takes(ours, tensors, dialect)  # type: ignore[arg-type]
     assert differences(ours, tensors, conversions, ("pos_embed.pos_embed",)) == ""
 
 

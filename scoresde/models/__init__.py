@@ -4,7 +4,7 @@ from scoresde.models.labels import Label
 from scoresde.models.mlp import MLP
 from scoresde.models.ncsnv2 import NCSNv2
 from scoresde.models.presets import NETWORKS, PublishedNetwork, build
-from scoresde.models.transformers import DiT, MMDiT
+from scoresde.models.transformers import DiT, EmbeddingPrior, MMDiT
 from scoresde.models.unet import UNet
 
-__all__ = ["MLP", "NETWORKS", "DiT", "Label", "MMDiT", "NCSNv2", "PublishedNetwork", "UNet", "build"]
+__all__ = ["MLP", "NETWORKS", "DiT", "EmbeddingPrior", "Label", "MMDiT", "NCSNv2", "PublishedNetwork", "UNet", "build"]

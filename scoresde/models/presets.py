@@ -11,7 +11,7 @@ from torch import nn
 
 from scoresde.base.names import Table
 from scoresde.models.ncsnv2 import NCSNv2
-from scoresde.models.transformers import DiT, MMDiT
+from scoresde.models.transformers import DiT, EmbeddingPrior, MMDiT
 from scoresde.models.unet import UNet
 
 __all__ = ["NETWORKS", "PublishedNetwork", "build"]
@@ -54,6 +54,7 @@ _SDXL = "Podell et al., 2023, https://arxiv.org/abs/2307.01952, table 1; configs
 _IMAGEN = "Saharia et al., 2022, https://arxiv.org/abs/2205.11487, appendices B and F, which state 600 million"
 _SD3 = "Esser et al., 2024, https://arxiv.org/abs/2403.03206; the configurations of stabilityai/stable-diffusion-3(.5)"
 _FLUX = "Black Forest Labs, 2024; src/flux/util.py of black-forest-labs/flux"
+_UNCLIP = "Ramesh et al., 2022, https://arxiv.org/abs/2204.06125; the prior of kakaobrain/karlo, of 1 billion"
 _NCSNV2 = "Song and Ermon, 2020, https://arxiv.org/abs/2006.09011; models/ncsnv2.py of ermongroup/ncsnv2"
 _DIT = "Peebles and Xie, 2023, https://arxiv.org/abs/2212.09748, table 4; models.py of facebookresearch/DiT"
 
@@ -223,6 +224,7 @@ NETWORKS: Table[PublishedNetwork] = Table(
         "stable-diffusion-3": PublishedNetwork(MMDiT, 2_028_328_000, _SD3, MappingProxyType(_sd3)),
         "stable-diffusion-3.5-medium": PublishedNetwork(MMDiT, 2_243_171_520, _SD3, MappingProxyType(_sd3 | _sd35_medium)),
         "stable-diffusion-3.5-large": PublishedNetwork(MMDiT, 8_056_627_520, _SD3, MappingProxyType(_sd3 | _sd35_large)),
+        "unclip-prior": PublishedNetwork(EmbeddingPrior, 1_022_028_544, _UNCLIP, MappingProxyType({"time": "positional"})),
         "flux-schnell": PublishedNetwork(MMDiT, 11_891_178_560, _FLUX, MappingProxyType(_flux)),
         "flux-dev": PublishedNetwork(MMDiT, 11_901_408_320, _FLUX, MappingProxyType(_flux | {"guidance": True})),
     },

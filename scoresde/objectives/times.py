@@ -26,6 +26,7 @@ __all__ = [
     "AutoTimes",
     "LikelihoodTimes",
     "LogNormalTimes",
+    "ShiftedTimes",
     "StepTimes",
     "Times",
     "UniformTimes",
@@ -161,6 +162,49 @@ class LogNormalTimes(Times):
         return sde.time(lam).clamp(low, high), torch.ones_like(u)
 
 
+@dataclass(frozen=True)
+class ShiftedTimes(Times):
+    r"""A distribution of times moved towards the noise: lam is translated by :math:`-\log k`, within the span.
+
+    In the time of rectified flow it is :math:`s' = k s / (1 + (k - 1) s)`, the shift for images of higher resolution; see
+    :class:`scoresde.solvers.Shifted` for the spacing of a sampler. The weights stay those of the base, since the shift is a
+    part of the objective.
+
+    Args:
+        factor: k, positive; above 1 for more times at high noise.
+        base: the distribution that is shifted, a name in :data:`TIMES` or any :class:`Times`; by default "logit-normal".
+
+    Raises:
+        ValueError: for a factor that is not a positive number, and for an unknown name.
+
+    Source: Esser et al., 2024, https://arxiv.org/abs/2403.03206, section 5.3.2.
+
+    Example:
+        >>> from scoresde import RectifiedFlow
+        >>> ShiftedTimes(3.0, "uniform").at(torch.tensor([0.5], dtype=torch.float64), RectifiedFlow(t_min=1e-9))[0]
+        tensor([0.7500], dtype=torch.float64)
+    """
+
+    factor: float = 3.0
+    base: str | Times = LogNormalTimes(0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.factor < math.inf:
+            raise ValueError(f"got factor={self.factor}; expected a positive number: above 1 for more times at high noise")
+        if isinstance(self.base, str):
+            object.__setattr__(self, "base", TIMES.name(self.base))
+
+    def at(self, u: Tensor, sde: GaussianSDE) -> tuple[Tensor, Tensor]:
+        base = TIMES[self.base] if isinstance(self.base, str) else self.base
+        t, weight = base.at(u, sde)
+        return sde.time(sde.lam(t) - math.log(self.factor)).clamp(*sde.span), weight
+
+    def observe(self, u: Tensor, loss: Tensor) -> None:
+        """Record the losses at the quantiles ``u``, shape ``(batch,)``, in the base."""
+        base = TIMES[self.base] if isinstance(self.base, str) else self.base
+        base.observe(u, loss)
+
+
 @dataclass(frozen=True, eq=False)
 class AdaptiveTimes(Times):
     r"""Loss-aware resampling: importance sampling that is learned from the losses.
@@ -260,6 +304,7 @@ TIMES: Table[Times] = Table(
         "likelihood": LikelihoodTimes(),
         "lognormal": LogNormalTimes(),
         "logit-normal": LogNormalTimes(0.0, 1.0),
+        "shifted": ShiftedTimes(),
     },
     also="an object of a subclass of Times",
     check=lambda value: isinstance(value, Times),

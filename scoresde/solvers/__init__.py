@@ -71,7 +71,7 @@ from scoresde.solvers.path import Path, Point, make_path, points
 from scoresde.solvers.prediction import Data, Drift, Noise, Prediction, Rho, Velocity
 from scoresde.solvers.rows import each_step, one_step, stencil_rows
 from scoresde.solvers.solver import Description, Dynamics, RowSolver, Solver, compose
-from scoresde.solvers.spacings import PATHS, ChainSpacing
+from scoresde.solvers.spacings import PATHS, ChainSpacing, Shifted, flux_shift, resolution_shift
 from scoresde.solvers.stencil import Stage, midpoint, multistep, radau, trapezoid
 from scoresde.solvers.table import SOLVERS, get
 from scoresde.solvers.updates import Langevin, LearnedNoise, Row, Update, evaluations, from_json, to_json
@@ -112,6 +112,7 @@ __all__ = [
     "Rho",
     "Row",
     "RowSolver",
+    "Shifted",
     "Solver",
     "Stage",
     "State",
@@ -153,6 +154,7 @@ __all__ = [
     "exponential_moments",
     "fast",
     "finishing",
+    "flux_shift",
     "from_json",
     "get",
     "gotta_go_fast",
@@ -176,6 +178,7 @@ __all__ = [
     "predictor_corrector",
     "radau",
     "readable",
+    "resolution_shift",
     "restart",
     "restart_heun",
     "reverse_diffusion",

@@ -16,7 +16,18 @@ from scoresde.base.names import Table
 from scoresde.base.numbers import is_whole
 from scoresde.sde import ChainSDE, GaussianSDE
 
-__all__ = ["PATHS", "ChainSpacing", "Spacing", "karras", "quadratic", "uniform_lam", "uniform_t"]
+__all__ = [
+    "PATHS",
+    "ChainSpacing",
+    "Shifted",
+    "Spacing",
+    "flux_shift",
+    "karras",
+    "quadratic",
+    "resolution_shift",
+    "uniform_lam",
+    "uniform_t",
+]
 
 Spacing = Callable[[GaussianSDE, int, float, float], Tensor]
 """A function ``(sde, n, t_max, t_min)`` that returns n falling times, from ``t_max`` to ``t_min``."""
@@ -50,6 +61,84 @@ def karras(sde: GaussianSDE, n: int, t_max: float, t_min: float, rho: float = 7.
     low, high = _lam_range(sde, t_max, t_min)
     level = torch.linspace(math.exp(-low / rho), math.exp(-high / rho), n, dtype=torch.float64)
     return sde.time(-rho * torch.log(level))
+
+
+@dataclass(frozen=True)
+class Shifted:
+    r"""A spacing whose times are moved towards the noise: a translation of lam by :math:`-\log k`.
+
+    In the time of rectified flow it is the resolution-dependent shift :math:`s' = k s / (1 + (k - 1) s)`. A larger image
+    shows the same thing in more pixels, so that more noise is needed to hide it. The first and the last time stay where they
+    are. Times that are equidistant in lam do not change, since a translation keeps them equidistant.
+
+    Args:
+        factor: k, positive; above 1 for more times at high noise. See :func:`resolution_shift` and :func:`flux_shift`.
+        spacing: the spacing that is shifted, by default equidistant times.
+
+    Raises:
+        ValueError: for a factor that is not a positive number, and for the spacing of a chain, whose steps cannot be moved.
+
+    Source: Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", 2024,
+    https://arxiv.org/abs/2403.03206, section 5.3.2; the same translation of the log signal-to-noise ratio is in Hoogeboom et
+    al., "Simple diffusion", 2023, https://arxiv.org/abs/2301.11093.
+
+    Example:
+        >>> from scoresde import RectifiedFlow
+        >>> Shifted(3.0)(RectifiedFlow(), 3, 1.0, 0.5)  # 1, 0.625 and 0.25 shifted
+        tensor([1.0000, 0.7500, 0.5000], dtype=torch.float64)
+    """
+
+    factor: float = 3.0
+    spacing: Spacing = uniform_t
+
+    def __post_init__(self) -> None:
+        if not 0 < self.factor < math.inf:
+            raise ValueError(f"got factor={self.factor}; expected a positive number: above 1 for more times at high noise")
+        if isinstance(self.spacing, ChainSpacing) or not callable(self.spacing):
+            raise ValueError(
+                f"got spacing={self.spacing!r} to be shifted; expected a spacing of any SDE, such as solvers.PATHS['t']"
+            )
+
+    def __call__(self, sde: GaussianSDE, n: int, t_max: float, t_min: float) -> Tensor:
+        """Return ``n`` falling times from ``t_max`` to ``t_min``, float64."""
+        shift = math.log(self.factor)
+        ends = sde.time(sde.lam(torch.tensor([t_max, t_min], dtype=torch.float64)) + shift)
+        return sde.time(sde.lam(self.spacing(sde, n, *ends.tolist())) - shift)
+
+
+def resolution_shift(pixels: int, base: int) -> float:
+    r"""Return the factor :math:`\sqrt{m / n}` of :class:`Shifted` for images of m pixels with the spacing made for n.
+
+    Source: Esser et al., 2024, https://arxiv.org/abs/2403.03206, equation (23).
+
+    Example:
+        >>> resolution_shift(1024 * 1024, 256 * 256)
+        4.0
+    """
+    if min(pixels, base) < 1:
+        raise ValueError(f"got pixels={pixels}, base={base}; expected two positive numbers of pixels")
+    return math.sqrt(pixels / base)
+
+
+def flux_shift(
+    tokens: int, *, base_shift: float = 0.5, max_shift: float = 1.15, base_tokens: int = 256, max_tokens: int = 4096
+) -> float:
+    r"""Return the factor :math:`e^\mu` of :class:`Shifted` for an image of so many tokens, with mu linear in the number.
+
+    mu is ``base_shift`` at ``base_tokens`` and ``max_shift`` at ``max_tokens``. Source: Black Forest Labs, "FLUX.1", 2024,
+    src/flux/sampling.py of https://github.com/black-forest-labs/flux.
+
+    Example:
+        >>> round(flux_shift(4096), 3), round(flux_shift(256), 3)  # images of 1024 and 256 pixels in a row
+        (3.158, 1.649)
+    """
+    if tokens < 1 or base_tokens == max_tokens:
+        raise ValueError(
+            f"got tokens={tokens}, base_tokens={base_tokens}, max_tokens={max_tokens}; expected a positive number of tokens "
+            "and two numbers that differ"
+        )
+    slope = (max_shift - base_shift) / (max_tokens - base_tokens)
+    return math.exp(base_shift + slope * (tokens - base_tokens))
 
 
 @dataclass(frozen=True)
@@ -123,6 +212,7 @@ PATHS: Table[Spacing] = Table(
         "quadratic": quadratic,
         "lam": uniform_lam,
         "karras": karras,
+        "shifted": Shifted(),
         "leading": ChainSpacing("leading"),
         "trailing": ChainSpacing("trailing"),
         "linspace": ChainSpacing("linspace"),

@@ -2,6 +2,7 @@
 
 from scoresde.models.transformers.dit import DiT
 from scoresde.models.transformers.mmdit import MMDiT
+from scoresde.models.transformers.prior import EmbeddingPrior
 from scoresde.models.transformers.spatial import SpatialTransformer
 
-__all__ = ["DiT", "MMDiT", "SpatialTransformer"]
+__all__ = ["DiT", "EmbeddingPrior", "MMDiT", "SpatialTransformer"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scoresde.score import ScoreModel
-from scoresde.weights.diffusers import mmdit, unet2d, unet2d_condition
+from scoresde.weights.diffusers import mmdit, prior, unet2d, unet2d_condition
 from scoresde.weights.diffusers.folder import Files, find
 from scoresde.weights.diffusers.schedulers import Scheduler, process
 from scoresde.weights.diffusers.unet2d import UNet2D, network
@@ -20,6 +20,7 @@ LOADERS: Mapping[str, Callable[[Files], ScoreModel]] = {
     "UNet2DConditionModel": unet2d_condition.load,
     "FluxTransformer2DModel": mmdit.load_flux,
     "SD3Transformer2DModel": mmdit.load_sd3,
+    "PriorTransformer": prior.load,
 }
 """The functions that load a score model, by the name of the network's class in diffusers."""
 
@@ -28,8 +29,10 @@ LOADERS: Mapping[str, Callable[[Files], ScoreModel]] = {
 class _Sample:
     """The entries of a configuration from which the shape of a sample follows."""
 
+    _class_name: str | None = None
     sample_size: int | tuple[int, int] | None = None
     in_channels: int | None = None
+    embedding_dim: int | None = None
 
 
 def recognizes(folder: Path) -> bool:
@@ -75,6 +78,8 @@ def event(folder: Path) -> tuple[int, ...] | None:
         return None
     config = files.config(_Sample)
     size = config.sample_size
+    if config._class_name == "PriorTransformer":
+        return (config.embedding_dim or prior.Prior().embedding_dim,)
     if size is None or config.in_channels is None:
         return None
     return (config.in_channels, *((size, size) if isinstance(size, int) else size))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,6 +60,8 @@ def process(
     """
     if schedule._class_name in _FLOWS:
         return RectifiedFlow(), "velocity", {"time_scale": 1 / schedule.num_train_timesteps}
+    if schedule._class_name == "UnCLIPScheduler":  # whose configuration does not state its betas
+        schedule = replace(schedule, beta_schedule="squaredcos_cap_v2")
     if schedule._class_name == "ScoreSdeVeScheduler":
         factor = 2 if centered else 1
         low, high = factor * schedule.sigma_min, factor * schedule.sigma_max
