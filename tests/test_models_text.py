@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +12,13 @@ from test_models_published import normal, randomized
 from torch import Tensor
 from torch.nn import functional as F
 
+import scoresde
 from scoresde import models
 from scoresde.models import EmbeddingPrior, MMDiT, UNet
 from scoresde.models.transformers.positions import grid, rotate, rotations, sines
 from scoresde.models.transformers.tokens import TokenBlock, attend
 
-X, T = normal(2, 1, 8, 8), normal(2, seed=2)
+X, T, CONTEXT = normal(2, 1, 8, 8), normal(2, seed=2), normal(2, 3, 5)
 
 
 def small(**changes: Any) -> UNet:
@@ -181,6 +183,33 @@ def test_the_count_of_imagen() -> None:
     assert counted / 600e6 == pytest.approx(1, abs=0.04)  # the paper's figure leaves the embedding of the text open
 
 
+# Videos --------------------------------------------------------------------------------------------------------------
+
+VIDEO = normal(2, 1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("changes", [{}, {"transformer": 1, "head_channels": 8}, {"lean": True}, {"resample": "outer"}])
+def test_a_new_video_network_sees_each_frame_apart(changes: dict[str, Any]) -> None:
+    net, image = small(temporal=True, **changes).double(), small(**changes).double()
+    assert torch.equal(net(VIDEO, T, context=CONTEXT), torch.zeros_like(VIDEO))
+    with torch.no_grad():
+        own = image.state_dict()
+        randomized(image)
+        net.load_state_dict(image.state_dict(), strict=False)  # the layers along the frames stay silent
+    assert own.keys() < net.state_dict().keys()
+    output = net(VIDEO, T, context=CONTEXT)
+    for i in range(3):
+        torch.testing.assert_close(output[:, :, i], image(VIDEO[:, :, i], T, context=CONTEXT))
+    output = randomized(net)(VIDEO, T, context=CONTEXT)
+    changed = VIDEO.clone()
+    changed[:, :, 2] += 1
+    assert (net(changed, T, context=CONTEXT) - output)[:, :, 0].abs().amax() > 1e-6  # now the frames see each other
+    torch.testing.assert_close(net(VIDEO[1:], T[1:], context=CONTEXT[1:]), output[1:])
+    output.square().sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or p.grad.abs().sum() == 0] == []
+    assert net(VIDEO[:, :, :1], T, context=CONTEXT).shape == (2, 1, 1, 8, 8)
+
+
 # Transformers of image and text -------------------------------------------------------------------------------------
 
 MMDITS: dict[str, dict[str, Any]] = {
@@ -298,9 +327,17 @@ def test_a_prior_looks_back_and_not_ahead() -> None:
     assert torch.equal(*masked)
 
 
-# Errors --------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["mmdit", "prior"])
+def test_checkpoints_build_the_network_again(kind: str, tmp_path: Path) -> None:
+    net, told = mmdit("rotary") if kind == "mmdit" else (prior(), {"context": TEXT, "pooled": PROMPT})
+    model = scoresde.ScoreModel(randomized(net), scoresde.RectifiedFlow(), "velocity").eval()
+    scoresde.save(model, tmp_path / "model")
+    x = IMAGE if kind == "mmdit" else EMBEDDED
+    loaded, t = scoresde.load(tmp_path / "model").double(), torch.tensor([0.2, 0.9])
+    torch.testing.assert_close(loaded.x0(x, t, **told), model.x0(x, t, **told))
 
-CONTEXT = normal(2, 3, 5)
+
+# Errors --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -329,6 +366,11 @@ CONTEXT = normal(2, 3, 5)
         (lambda: mmdit("sines")[0](IMAGE[:, :, 1:], T, TOKENS, VECTOR), "both sizes multiples of 2"),
         (lambda: mmdit("sines")[0](IMAGE, T, TOKENS[:1], VECTOR), r"expected \(2, tokens, 5\), one sequence per sample"),
         (lambda: mmdit("sines")[0](normal(2, 3, 2, 14), T, TOKENS, VECTOR), "1 by 7 patches, for a network with largest=6"),
+        (lambda: small(temporal=True, dims=3), "temporal=True with dims=3; expected dims=2"),
+        (
+            lambda: small(temporal=True).double()(X, T, context=CONTEXT),
+            "each axis but the frames a multiple",
+        ),
         (lambda: prior(depth=0), "depth=0; expected a positive number"),
         (lambda: prior(width=9), "got 9 time features; expected an even number"),
         (lambda: prior()(EMBEDDED, T, TEXT), r"got no pooled in a prior; expected pooled=.. of shape \(2, 7\)"),

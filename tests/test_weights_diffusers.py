@@ -117,6 +117,22 @@ def test_conditional_unets(kind: str, tmp_path: Path) -> None:
     assert (model.eps(x, t, **ours | {"context": context.flip(0)}) - model.eps(x, t, **ours)).abs().amax() > 1e-3
 
 
+# UNet3DConditionModel ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("frames", [1, 3])
+@torch.no_grad()
+def test_videos(frames: int, tmp_path: Path) -> None:
+    names = ("down_block_types", "up_block_types")
+    blocks = {name: tuple(kind.replace("2D", "3D") for kind in _TINY[name]) for name in names}
+    net = peer("UNet3DConditionModel", **_TINY | blocks | {"attention_head_dim": 8})
+    model = scoresde.load(folder_of(net, LINEAR, tmp_path))
+    x, context, steps = normal(2, 4, frames, 8, 8), normal(2, 5, 6, seed=1), torch.tensor([7, 800])
+    expected = net(x, steps, context).sample
+    assert_equal(model.eps(x, (steps + 1) / 1000, context=context), expected)
+
+
 # Transformers of image and text -------------------------------------------------------------------------------------
 
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}

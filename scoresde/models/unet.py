@@ -16,6 +16,7 @@ from scoresde.models.embedding import NoiseEmbedding, time_features
 from scoresde.models.labels import Label
 from scoresde.models.layers import check_mask, zero
 from scoresde.models.pyramids import PYRAMIDS, InputPyramid, OutputPyramid
+from scoresde.models.temporal import TemporalConvolutions, TemporalTransformer, fold, unfold
 from scoresde.models.transformers.spatial import SpatialTransformer
 
 __all__ = ["UNet"]
@@ -28,11 +29,20 @@ _CHOICES = {"resample": ("conv", "block", "outer"), "input_pyramid": PYRAMIDS, "
 class _Stage(nn.Module):
     """A residual block, optionally followed by self-attention and cross-attention to the context, or by a transformer.
 
-    With ``merge`` a pointwise convolution before the block changes the number of channels, and not the block itself.
+    With ``merge`` a pointwise convolution before the block changes the number of channels, and not the block itself. With
+    ``temporal`` convolutions along the frames of a video follow the block, and a transformer along them the attention.
     """
 
     def __init__(
-        self, c_in: int, c_out: int, style: Style, *, attention: bool, transformer: int = 0, merge: bool = False
+        self,
+        c_in: int,
+        c_out: int,
+        style: Style,
+        *,
+        attention: bool,
+        transformer: int = 0,
+        merge: bool = False,
+        temporal: bool = False,
     ) -> None:
         super().__init__()
         merge, bare = merge and c_in != c_out, attention and not transformer
@@ -41,15 +51,23 @@ class _Stage(nn.Module):
         self.attention = Attention(c_out, style) if bare else None
         self.cross = CrossAttention(c_out, style) if bare and style.context is not None else None
         self.transformer = SpatialTransformer(c_out, style, transformer) if attention and transformer else None
+        self.along = TemporalConvolutions(c_out, style) if temporal else None
+        self.frames = TemporalTransformer(c_out, style, style.heads_of(c_out)) if temporal and attention else None
 
-    def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None, frames: int | None = None
+    ) -> Tensor:
         h = self.block(x if self.merge is None else self.merge(x), embedding)
+        if self.along is not None:
+            h = self.along(h, frames)
         if self.attention is not None:
             h = self.attention(h)
         if self.cross is not None:
             h = self.cross(h, context, mask)
         if self.transformer is not None:
             h = self.transformer(h, context, mask)
+        if self.frames is not None:
+            h = self.frames(h, frames)
         return cast(Tensor, h)
 
 
@@ -101,6 +119,9 @@ class UNet(nn.Module):
             sequence. ``None`` for a network without context.
         transformer: number of transformer blocks in place of each attention, as in Stable Diffusion, or one number for each
             level; 0 for attention alone. The middle has as many as the lowest level.
+        temporal: take videos, ``(channels, frames, height, width)`` with ``dims=2``, of any number of frames. The blocks see
+            each frame apart; convolutions along the frames follow each block, and a transformer along them each attention
+            (Wang et al., "ModelScope Text-to-Video Technical Report", 2023, https://arxiv.org/abs/2308.06571).
         resample: how the resolution changes. "conv": a strided convolution and the nearest neighbour. "block": a residual
             block that resamples. "outer": convolutions like those of "conv", before the blocks of each level on the way down
             and after them on the way up, the first level included. Such a network has no blocks between the two
@@ -164,6 +185,7 @@ class UNet(nn.Module):
         head_channels: int | None = None,
         context: int | None = None,
         transformer: int | Sequence[int] = 0,
+        temporal: bool = False,
         resample: str = "block",
         fir: bool = False,
         project_skips: bool = False,
@@ -204,9 +226,12 @@ class UNet(nn.Module):
         self.embedding = _embedding(self.config)
         first = stem or sizes[0]
         self.stem = style.conv(channels, first)
+        self.frames = TemporalTransformer(first, style, 8, 8 * (head_channels or -(-first // 8))) if temporal else None
         self.down, skips = self._way_down(sizes, styles)
         middle, depth = () if lean or self.outer else (True, False), self._levels("transformer")[-1]
-        self.middle = nn.ModuleList([_Stage(sizes[-1], sizes[-1], style, attention=a, transformer=depth) for a in middle])
+        self.middle = nn.ModuleList(
+            [_Stage(sizes[-1], sizes[-1], style, attention=a, transformer=depth, temporal=temporal) for a in middle]
+        )
         self.up = self._way_up(sizes, skips, styles)
         last = first if self.outer else sizes[0]
         writes = output_pyramid != "skip"
@@ -217,8 +242,10 @@ class UNet(nn.Module):
     def _initialize(self) -> None:
         initialize(self)
         for part in self.modules():
-            if isinstance(part, SpatialTransformer):
+            if isinstance(part, SpatialTransformer | TemporalTransformer):
                 zero(part.outward)
+            elif isinstance(part, TemporalConvolutions):
+                zero(part.convs[-1])
         for last in [level.pyramid.conv for level in self.up] if self.output is None else [self.output]:  # type: ignore[union-attr]
             zero(cast(nn.Module, last))
 
@@ -241,6 +268,7 @@ class UNet(nn.Module):
         c_image, kind = self.channels, self.config["input_pyramid"]
         skips = [] if self.lean or self.outer else [c]
         depths, blocks = self._levels("transformer"), self._levels("blocks")
+        kind_of_stage = {"merge": self.lean, "temporal": self.config["temporal"]}
         for i, (size, style) in enumerate(zip(sizes, styles, strict=True)):
             shrink = self._resample(c, style, up=False, c_out=size) if self.outer else None
             c, stages = size if self.outer else c, []
@@ -248,7 +276,7 @@ class UNet(nn.Module):
                 attention = i in self.config["attention"]
                 if self.outer and self.config["last_attention"]:
                     attention &= j == blocks[i] - 1
-                stages.append(_Stage(c, size, style, attention=attention, transformer=depths[i], merge=self.lean))
+                stages.append(_Stage(c, size, style, attention=attention, transformer=depths[i], **kind_of_stage))
                 c = size
                 skips.append(c)
             if self.outer or i == len(sizes) - 1:
@@ -266,6 +294,7 @@ class UNet(nn.Module):
         levels = nn.ModuleList()
         c, kind = sizes[-1], self.config["output_pyramid"]
         depths, more = self._levels("transformer"), not (self.lean or self.outer)
+        kind_of_stage = {"merge": self.lean, "temporal": self.config["temporal"]}
         c_out = self.config["out_channels"] or self.channels
         c_before = None
         for i, (size, blocks, style) in reversed(list(enumerate(zip(sizes, self._levels("blocks"), styles, strict=True)))):
@@ -274,7 +303,7 @@ class UNet(nn.Module):
                 attention = i in self.config["attention"]
                 attention &= j == blocks + more - 1 or not self.config["last_attention"]
                 c_in = c + skips.pop()
-                stages.append(_Stage(c_in, size, style, attention=attention, transformer=depths[i], merge=self.lean))
+                stages.append(_Stage(c_in, size, style, attention=attention, transformer=depths[i], **kind_of_stage))
                 c = size
             pyramid = None if kind == "none" else OutputPyramid(kind, c_before, c, c_out, style)
             c_before = c
@@ -285,11 +314,14 @@ class UNet(nn.Module):
         return levels
 
     def _check_input(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> None:
-        if x.ndim != self.dims + 2 or x.shape[1] != self.channels or any(n % self.factor for n in x.shape[2:]):
+        temporal = self.frames is not None
+        wrong = x.ndim != self.dims + 2 + temporal or x.shape[1] != self.channels
+        if wrong or any(n % self.factor for n in x.shape[2 + temporal :]):
             axes = ("length", "height, width", "depth, height, width")[self.dims - 1]
+            axes = f"frames, {axes}" if temporal else axes
             raise ValueError(
-                f"got x of shape {tuple(x.shape)}; expected (batch, {self.channels}, {axes}), each axis a multiple of "
-                f"{self.factor}: pad the samples or take fewer multipliers"
+                f"got x of shape {tuple(x.shape)}; expected (batch, {self.channels}, {axes}), each axis "
+                f"{'but the frames ' * temporal}a multiple of {self.factor}: pad the samples or take fewer multipliers"
             )
         if (context is None) != (self.context is None):
             raise ValueError(
@@ -317,7 +349,7 @@ class UNet(nn.Module):
         """Return the output at ``x``.
 
         Args:
-            x: samples, shape ``(batch, channels, *axes)``.
+            x: samples, shape ``(batch, channels, *axes)``, or videos, ``(batch, channels, frames, height, width)``.
             t: times, shape ``(batch,)``.
             label: integers, one per sample or one for all, for a network with classes; see :data:`~scoresde.models.Label`.
             context: sequences, shape ``(batch, tokens, features)``, for a network with context.
@@ -334,13 +366,19 @@ class UNet(nn.Module):
         self._check_input(x, context, context_mask)
         mask = None if context_mask is None else context_mask.bool()
         embedding = self.embedding(t, label, augment, pooled, guidance)
+        frames = None if self.frames is None else x.shape[2]
+        if frames is not None:  # each frame is a sample of its own, except for the layers along the frames
+            x, embedding = fold(x), embedding.repeat_interleave(frames, 0)
+            context, mask = (None if told is None else told.repeat_interleave(frames, 0) for told in (context, mask))
         h, image = self.stem(x), x
+        if self.frames is not None:
+            h = self.frames(h, frames)
         skips = [] if self.lean or self.outer else [h]
         for level in cast(list[_Level], self.down):
             if self.outer:
                 h = level.change(h, embedding)
             for stage in level.stages:
-                h = stage(h, embedding, context, mask)
+                h = stage(h, embedding, context, mask, frames)
                 skips.append(h)
             if level.resample is not None and not self.outer:
                 h = level.change(h, embedding)
@@ -349,19 +387,19 @@ class UNet(nn.Module):
                 if not self.lean:
                     skips.append(h)
         for stage in self.middle:
-            h = stage(h, embedding, context, mask)
+            h = stage(h, embedding, context, mask, frames)
         output = None
         for level in cast(list[_Level], self.up):
             for stage in level.stages:
                 skip = skips.pop() * math.sqrt(0.5) if self.config["scale_skips"] else skips.pop()
-                h = stage(torch.cat([h, skip], dim=1), embedding, context, mask)  # channels of both
+                h = stage(torch.cat([h, skip], dim=1), embedding, context, mask, frames)  # of both
             if level.pyramid is not None:
                 h, output = level.pyramid(h, output)
             if level.resample is not None:
                 h = level.change(h, embedding)
-        if self.norm is None or self.output is None:
-            return cast(Tensor, output)
-        return cast(Tensor, self.output(F.silu(self.norm(h))))
+        if self.norm is not None and self.output is not None:
+            output = self.output(F.silu(self.norm(h)))
+        return cast(Tensor, output if frames is None else unfold(cast(Tensor, output), frames))
 
 
 def _embedding(config: dict[str, Any]) -> NoiseEmbedding:
@@ -390,6 +428,8 @@ def _check(config: dict[str, Any]) -> None:
             f"blocks={config['blocks']}, heads={config['heads']}, groups={config['groups']}, "
             f"group_size={config['group_size']}; expected positive sizes and at least one level"
         )
+    if config["temporal"] and config["dims"] != 2:
+        raise ValueError(f"got temporal=True with dims={config['dims']}; expected dims=2, for frames that are images")
     if config["dims"] not in (1, 2, 3):
         raise ValueError(f"got dims={config['dims']}; expected 1 for series, 2 for images or 3 for videos")
     if bad := sorted(set(config["attention"]) - set(range(-levels, levels))):

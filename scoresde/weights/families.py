@@ -137,8 +137,11 @@ def _song(net: UNet, tensors: Mapping[str, Tensor]) -> Callable[[Part], Mapping[
     return name
 
 
-def _stage(block: str, attention: str) -> Mapping[str, str]:
-    return {"block": block, "attention": attention, "transformer": attention}
+def _stage(level: str, block: int, attention: int) -> Mapping[str, str]:
+    """Return diffusers' names of the parts of a stage of ``level``, by the numbers of its block and its attention."""
+    attends = f"{level}.attentions.{attention}"
+    along = {"along": f"{level}.temp_convs.{block}", "frames": f"{level}.temp_attentions.{attention}"}
+    return {"block": f"{level}.resnets.{block}", "attention": attends, "transformer": attends} | along
 
 
 def _diffusers(net: UNet, tensors: Mapping[str, Tensor]) -> Callable[[Part], Mapping[str, str]]:
@@ -155,19 +158,21 @@ def _diffusers(net: UNet, tensors: Mapping[str, Tensor]) -> Callable[[Part], Map
         if part.kind == "stem":
             return {"": "conv_in"}
         if part.kind == "down":
-            return _stage(f"{down}.resnets.{part.index}", f"{down}.attentions.{part.index}")
+            return _stage(down, part.index, part.index)
         if part.kind == "shrink":
             return {
                 "block": f"{down}.{'resnet_down' if pyramids else 'downsamplers.0'}",
                 "conv": f"{down}.downsamplers.0.conv",
             }
+        if part.kind == "frames":
+            return {"frames": "transformer_in"}
         if part.kind == "input":
             return {"conv": f"{down}.skip_conv"}
         if part.kind == "middle":
-            return _stage(f"mid_block.resnets.{part.index}", "mid_block.attentions.0")
+            return _stage("mid_block", part.index, 0)
         if part.kind == "up":
             index = 0 if net.config["last_attention"] else part.index
-            return _stage(f"{up}.resnets.{part.index}", f"{up}.attentions.{index}")
+            return _stage(up, part.index, index)
         if part.kind == "enlarge":
             return {"block": f"{up}.{'resnet_up' if pyramids else 'upsamplers.0'}", "conv": f"{up}.upsamplers.0.conv"}
         if part.kind == "output" and part.level:

@@ -110,9 +110,14 @@ def _of_layer(net: UNet, part: Part, key: str, places: Mapping[str, str], family
             layout = qkv(net.get_submodule(f"{part.name}.attention").heads)  # type: ignore[arg-type]
         elif layer == "output":
             layout = layouts.flat
-    elif head == "transformer":
-        theirs = tuple(f"{places[head]}.{name}" for name in of_transformer(layer))
+    elif head in ("transformer", "frames") or part.kind == "frames":
+        place, inner = (places["frames"], path) if part.kind == "frames" else (places[head], layer)
+        theirs = tuple(f"{place}.{name}" for name in of_transformer(inner))
         layout = layouts.flat
+    elif head == "along":
+        kind, _, number = layer.partition(".")
+        last = 0 if kind == "norms" else 2 if number == "0" else 3  # of norm, silu, dropout except in the first, and conv
+        theirs = (f"{places[head]}.conv{int(number) + 1}.{last}",)
     elif head == "block" or path in family.block:
         theirs = (f"{places['block']}.{family.block[layer or path]}",)
     else:

@@ -17,7 +17,7 @@ class Part:
 
     Args:
         name: the name of its module here.
-        kind: "embedding", "stem", "down", "shrink", "input", "middle", "up", "enlarge", "output" or "end".
+        kind: "embedding", "stem", "frames", "down", "shrink", "input", "middle", "up", "enlarge", "output" or "end".
         level: the level, counted from the full resolution.
         index: the index of a stage within its level, or of a block in the middle.
     """
@@ -38,6 +38,8 @@ def parts(net: UNet) -> Iterator[Part]:
     levels = len(net.down)
     yield Part("embedding", "embedding")
     yield Part("stem", "stem")
+    if net.frames is not None:
+        yield Part("frames", "frames")
     for i in range(levels):
         for j in range(len(cast(Any, net.down[i]).stages)):
             yield Part(f"down.{i}.stages.{j}", "down", i, j)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scoresde.score import ScoreModel
-from scoresde.weights.diffusers import mmdit, prior, unet2d, unet2d_condition
+from scoresde.weights.diffusers import mmdit, prior, unet2d, unet2d_condition, unet3d
 from scoresde.weights.diffusers.folder import Files, find
 from scoresde.weights.diffusers.schedulers import Scheduler, process
 from scoresde.weights.diffusers.unet2d import UNet2D, network
@@ -21,6 +21,7 @@ LOADERS: Mapping[str, Callable[[Files], ScoreModel]] = {
     "FluxTransformer2DModel": mmdit.load_flux,
     "SD3Transformer2DModel": mmdit.load_sd3,
     "PriorTransformer": prior.load,
+    "UNet3DConditionModel": unet3d.load,
 }
 """The functions that load a score model, by the name of the network's class in diffusers."""
 
