@@ -1,5 +1,14 @@
 """Networks ``net(x, t, **conditions)``, which are independent of SDEs and solvers."""
 
+from scoresde.models.autoencoder import (
+    AUTOENCODERS,
+    Autoencoder,
+    Codebook,
+    KLAutoencoder,
+    PatchDiscriminator,
+    Reconstruction,
+    VQAutoencoder,
+)
 from scoresde.models.labels import Label
 from scoresde.models.mlp import MLP
 from scoresde.models.ncsnv2 import NCSNv2
@@ -7,4 +16,22 @@ from scoresde.models.presets import NETWORKS, PublishedNetwork, build
 from scoresde.models.transformers import DiT, EmbeddingPrior, MMDiT
 from scoresde.models.unet import UNet
 
-__all__ = ["MLP", "NETWORKS", "DiT", "EmbeddingPrior", "Label", "MMDiT", "NCSNv2", "PublishedNetwork", "UNet", "build"]
+__all__ = [
+    "AUTOENCODERS",
+    "MLP",
+    "NETWORKS",
+    "Autoencoder",
+    "Codebook",
+    "DiT",
+    "EmbeddingPrior",
+    "KLAutoencoder",
+    "Label",
+    "MMDiT",
+    "NCSNv2",
+    "PatchDiscriminator",
+    "PublishedNetwork",
+    "Reconstruction",
+    "UNet",
+    "VQAutoencoder",
+    "build",
+]

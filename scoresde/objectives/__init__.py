@@ -6,6 +6,7 @@ learned variance, implicit and sliced score matching, the likelihood of data on 
 dequantization, and the classification of noised data.
 """
 
+from scoresde.objectives.autoencoding import Autoencoding
 from scoresde.objectives.bound import Hybrid, VariationalBound
 from scoresde.objectives.classification import Classification
 from scoresde.objectives.dequantization import LearnedDequantization, LogisticNoise, bits_per_dim, dequantize
@@ -34,6 +35,7 @@ __all__ = [
     "WEIGHTINGS",
     "AdaptiveTimes",
     "AutoTimes",
+    "Autoencoding",
     "Classification",
     "Hybrid",
     "ImplicitScoreMatching",

@@ -1,6 +1,7 @@
 """Training of score models: fitting, moving averages, logs, checkpoints, reports."""
 
 from scoresde.base.lock import InUseError
+from scoresde.training.autoencoders import AutoencoderFit, fit_autoencoder, load_autoencoder
 from scoresde.training.files.checkpoint import CheckpointError
 from scoresde.training.files.logs import Log, read_log
 from scoresde.training.files.models import load, load_companion, save
@@ -13,6 +14,7 @@ from scoresde.training.report import Report, report
 from scoresde.training.trainer import Trainer
 
 __all__ = [
+    "AutoencoderFit",
     "Average",
     "CheckpointError",
     "Constant",
@@ -32,7 +34,9 @@ __all__ = [
     "Trainer",
     "combination",
     "fit",
+    "fit_autoencoder",
     "load",
+    "load_autoencoder",
     "load_companion",
     "read_log",
     "reconstruct",

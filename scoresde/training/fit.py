@@ -20,7 +20,7 @@ from scoresde.training.optimization.averages import Average
 from scoresde.training.report import Report, report
 from scoresde.training.trainer import Monitor, Trainer
 
-__all__ = ["FitResult", "fit", "result_of"]
+__all__ = ["FitResult", "fit", "result_of", "trainer_of"]
 
 _UNSAID: Any = object()  # the default of ``ema``, for which None has a meaning
 
@@ -98,6 +98,45 @@ def fit(
         >>> len(result.history), result.report.loss.shape
         (20, torch.Size([10]))
     """
+    trainer = trainer_of(
+        model,
+        data,
+        objective,
+        batch_size=batch_size,
+        lr=lr,
+        ema=ema,
+        seed=seed,
+        conditions=conditions,
+        out=out,
+        method=method,
+        files=files,
+        monitor=monitor,
+        device=device,
+        progress=progress,
+    )
+    trainer.run(steps)
+    return result_of(trainer, truth)
+
+
+def trainer_of(
+    model: ScoreModel,
+    data: Tensor | Samplable | Indexed | Any,
+    objective: str | Objective,
+    *,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    ema: float | str | Average | None = _UNSAID,
+    seed: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+    method: Method | None = None,
+    files: Files | None = None,
+    **others: Any,
+) -> Trainer:
+    """Make the trainer of :func:`fit`, whose arguments replace settings of ``method`` and ``files``.
+
+    Raises:
+        ValueError: for bad arguments or data.
+    """
     flat = {"batch_size": batch_size, "lr": lr, "seed": seed}
     given: dict[str, Any] = {name: value for name, value in flat.items() if value is not None}
     given |= {} if ema is _UNSAID else {"ema": ema}
@@ -108,20 +147,7 @@ def fit(
                 f"got out={str(out)!r} and files for {str(files.path)!r}; expected one path: leave out= or Files(path) away"
             )
         files = replace(files, path=out)
-    made = replace(method or Method(), **given)
-    trainer = Trainer(
-        model,
-        data,
-        objective,
-        method=made,
-        files=files,
-        conditions=conditions,
-        monitor=monitor,
-        device=device,
-        progress=progress,
-    )
-    trainer.run(steps)
-    return result_of(trainer, truth)
+    return Trainer(model, data, objective, method=replace(method or Method(), **given), files=files, **others)
 
 
 def result_of(trainer: Trainer, truth: ScoreModel | None = None) -> FitResult:

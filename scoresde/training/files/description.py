@@ -48,7 +48,17 @@ __all__ = [
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 100
 _NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    cls.__name__: cls for cls in (models.MLP, models.UNet, models.DiT, models.NCSNv2, models.MMDiT, models.EmbeddingPrior)
+    cls.__name__: cls
+    for cls in (
+        models.MLP,
+        models.UNet,
+        models.DiT,
+        models.NCSNv2,
+        models.MMDiT,
+        models.EmbeddingPrior,
+        models.KLAutoencoder,
+        models.VQAutoencoder,
+    )
 }
 _SDES = (sdes.VP, sdes.CosineVP, sdes.SubVP, sdes.VE, sdes.EDM, sdes.RectifiedFlow)
 _CHAINS = (chains.DDPM, chains.NCSN, chains.GaussianChain)
