@@ -19,7 +19,7 @@ from scoresde.models import (
     Codebook,
     KLAutoencoder,
     PatchDiscriminator,
-    Reconstruction,
+    Reconstructed,
     VQAutoencoder,
 )
 from scoresde.models.autoencoder.kl import kl
@@ -130,9 +130,9 @@ class Linear(Autoencoder):
     def decode(self, z: Tensor) -> Tensor:
         return self.up(z)
 
-    def forward(self, x: Tensor, noise: Tensor) -> Reconstruction:
+    def forward(self, x: Tensor, noise: Tensor) -> Reconstructed:
         mean, log_variance = self.down(x), self.log_variance.expand(len(x), -1)
-        return Reconstruction(self.up(mean + (0.5 * log_variance).exp() * noise), kl(mean, log_variance) / x[0].numel())
+        return Reconstructed(self.up(mean + (0.5 * log_variance).exp() * noise), kl(mean, log_variance) / x[0].numel())
 
 
 def test_a_linear_autoencoder_reaches_probabilistic_pca() -> None:
@@ -179,8 +179,8 @@ class Identity(Autoencoder):
     def decode(self, z: Tensor) -> Tensor:
         return self.codebook.lookup(self.codebook.indices(z))
 
-    def forward(self, x: Tensor, noise: Tensor) -> Reconstruction:
-        return Reconstruction(*self.codebook(self.encode(x)))
+    def forward(self, x: Tensor, noise: Tensor) -> Reconstructed:
+        return Reconstructed(*self.codebook(self.encode(x)))
 
 
 @pytest.mark.parametrize("update", ["gradient", "ema"])

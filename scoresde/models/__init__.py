@@ -6,7 +6,7 @@ from scoresde.models.autoencoder import (
     Codebook,
     KLAutoencoder,
     PatchDiscriminator,
-    Reconstruction,
+    Reconstructed,
     VQAutoencoder,
 )
 from scoresde.models.labels import Label
@@ -30,7 +30,7 @@ __all__ = [
     "NCSNv2",
     "PatchDiscriminator",
     "PublishedNetwork",
-    "Reconstruction",
+    "Reconstructed",
     "UNet",
     "VQAutoencoder",
     "build",

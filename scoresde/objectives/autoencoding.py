@@ -156,7 +156,7 @@ class Autoencoding(Objective):
         if self.features is not None:
             pairs = zip(_listed(self.features(x0)), _listed(self.features(found)), strict=True)
             loss = loss + self.of_features * sum(((a - b) ** 2).flatten(1).mean(1) for a, b in pairs)
-        return cast(Tensor, loss)
+        return loss
 
     def _adversarial(self, net: Autoencoder, x0: Tensor, found: Tensor, loss: Tensor) -> Tensor:
         """Return the terms of the discriminator for each sample, shape ``(batch,)``."""
@@ -182,7 +182,7 @@ def _noise(latent: Sequence[int], eps: Tensor) -> Tensor:
 def _ratio(loss: Tensor, fooled: Tensor, weight: Tensor) -> Tensor:
     r"""Return the ratio of the norms of the gradients of two losses in ``weight``, at most 1e4, without a gradient."""
     of_loss, of_fooled = (torch.autograd.grad(v.mean(), weight, retain_graph=True)[0].norm() for v in (loss, fooled))
-    return (of_loss / (of_fooled + 1e-4)).clamp(0.0, 1e4).detach()
+    return cast(Tensor, of_loss / (of_fooled + 1e-4)).clamp(0.0, 1e4).detach()
 
 
 def _listed(found: Tensor | Sequence[Tensor]) -> Iterator[Tensor]:

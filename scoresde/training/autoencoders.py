@@ -66,7 +66,7 @@ def fit_autoencoder(
         CheckpointError: if ``out`` holds a checkpoint of another training.
 
     Example:
-        >>> import scoresde
+        >>> import scoresde, torch
         >>> net = scoresde.models.KLAutoencoder(1, 1, 4, (1, 2), groups=2)
         >>> images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         >>> found = fit_autoencoder(net, images, steps=5, batch_size=16, progress=False)

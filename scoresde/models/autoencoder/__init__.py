@@ -1,6 +1,6 @@
 """Autoencoders, the first stage of latent diffusion: interface, networks, codebook, and the discriminator of patches."""
 
-from scoresde.models.autoencoder.base import Autoencoder, Reconstruction
+from scoresde.models.autoencoder.base import Autoencoder, Reconstructed
 from scoresde.models.autoencoder.codebook import Codebook
 from scoresde.models.autoencoder.discriminator import PatchDiscriminator
 from scoresde.models.autoencoder.kl import KLAutoencoder
@@ -13,6 +13,6 @@ __all__ = [
     "Codebook",
     "KLAutoencoder",
     "PatchDiscriminator",
-    "Reconstruction",
+    "Reconstructed",
     "VQAutoencoder",
 ]

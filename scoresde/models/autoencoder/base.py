@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from scoresde.base.numbers import whole
 from scoresde.base.shape import check_batch
 
-__all__ = ["Autoencoder", "Reconstruction"]
+__all__ = ["Autoencoder", "Reconstructed"]
 
 
-class Reconstruction(NamedTuple):
+class Reconstructed(NamedTuple):
     """The reconstruction of a batch in training, and the penalty of its latents.
 
     Attributes:
@@ -48,7 +48,7 @@ class Autoencoder(nn.Module, ABC):
         ...     def decode(self, z):
         ...         return torch.cat([z, z], 1)
         ...     def forward(self, x, noise):
-        ...         return Reconstruction(self.decode(self.encode(x)), torch.zeros(len(x)))
+        ...         return Reconstructed(self.decode(self.encode(x)), torch.zeros(len(x)))
         >>> halves, x = Halves(1), torch.tensor([[1.0, 1.0], [5.0, 5.0]])
         >>> halves.measure(x)
         >>> halves.standardized(x).flatten().tolist(), halves.restored(halves.standardized(x)).equal(x)
@@ -76,7 +76,7 @@ class Autoencoder(nn.Module, ABC):
         """Return the data of latents, which are quantised first where the autoencoder does so; shape of the data."""
 
     @abstractmethod
-    def forward(self, x: Tensor, noise: Tensor) -> Reconstruction:
+    def forward(self, x: Tensor, noise: Tensor) -> Reconstructed:
         """Return the reconstruction of ``x`` in training, with the penalty of its latents.
 
         Args:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from scoresde.models.autoencoder.base import Autoencoder, Reconstruction
+from scoresde.models.autoencoder.base import Autoencoder, Reconstructed
 from scoresde.models.autoencoder.coder import Decoder, Encoder, style
 
 __all__ = ["LOG_VARIANCES", "KLAutoencoder", "kl", "sizes_of"]
@@ -22,6 +22,7 @@ def kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     .. math:: \tfrac12 \sum_i \left( \mu_i^2 + v_i - 1 - \log v_i \right)
 
     Example:
+        >>> import torch
         >>> kl(torch.ones(2, 3), torch.zeros(2, 3))
         tensor([1.5000, 1.5000])
     """
@@ -81,6 +82,7 @@ class KLAutoencoder(Autoencoder):
     https://arxiv.org/abs/2112.10752.
 
     Example:
+        >>> import torch
         >>> net = KLAutoencoder(3, 4, 8, (1, 2), groups=4)
         >>> net.encode(torch.zeros(2, 3, 16, 16)).shape, net.latent_event((3, 16, 16))
         (torch.Size([2, 4, 8, 8]), (4, 8, 8))
@@ -125,11 +127,11 @@ class KLAutoencoder(Autoencoder):
         """Return the data of the latents ``z``, shape ``(batch, channels, *axes)``."""
         return cast(Tensor, self.decoder(self.post_quant(z)))
 
-    def forward(self, x: Tensor, noise: Tensor) -> Reconstruction:
+    def forward(self, x: Tensor, noise: Tensor) -> Reconstructed:
         """Return the reconstruction of ``x`` from drawn latents, and their divergence per number of a sample."""
         mean, log_variance = self.moments(x)
         z = mean + (0.5 * log_variance).exp() * noise
-        return Reconstruction(self.decode(z), kl(mean, log_variance) / x[0].numel())
+        return Reconstructed(self.decode(z), kl(mean, log_variance) / x[0].numel())
 
     @property
     def last_layer(self) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from scoresde.models.autoencoder.base import Autoencoder, Reconstruction
+from scoresde.models.autoencoder.base import Autoencoder, Reconstructed
 from scoresde.models.autoencoder.codebook import Codebook
 from scoresde.models.autoencoder.coder import Decoder, Encoder, style
 from scoresde.models.autoencoder.kl import sizes_of
@@ -85,10 +85,10 @@ class VQAutoencoder(Autoencoder):
         """Return the data of the codes nearest to the latents ``z``, shape ``(batch, channels, *axes)``."""
         return cast(Tensor, self.decoder(self.post_quant(self.codebook.lookup(self.codebook.indices(z)))))
 
-    def forward(self, x: Tensor, noise: Tensor) -> Reconstruction:
+    def forward(self, x: Tensor, noise: Tensor) -> Reconstructed:
         """Return the reconstruction of ``x`` from quantised latents, and the penalty of the codebook; no noise is used."""
         quantised, penalty = self.codebook(self.encode(x))
-        return Reconstruction(self.decoder(self.post_quant(quantised)), penalty)
+        return Reconstructed(self.decoder(self.post_quant(quantised)), penalty)
 
     @property
     def last_layer(self) -> Tensor:
