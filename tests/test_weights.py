@@ -792,7 +792,7 @@ def test_an_incomplete_folder(tmp_path: Path, missing: str, message: str) -> Non
 
 def test_old_names_of_attention() -> None:
     old = {"mid_block.attentions.0.query.weight": torch.ones(1), "mid_block.attentions.0.proj_attn.bias": torch.ones(1)}
-    assert set(diffusers.unet2d._renamed(old)) == {
+    assert set(diffusers.folder._renamed(old)) == {
         "mid_block.attentions.0.to_q.weight",
         "mid_block.attentions.0.to_out.0.bias",
     }

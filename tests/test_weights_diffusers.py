@@ -213,6 +213,81 @@ def test_priors(changes: dict[str, Any], tmp_path: Path) -> None:
     assert_equal(model.net.denormalized(x), net.post_process_latents(x))
 
 
+# Autoencoders --------------------------------------------------------------------------------------------------------
+
+_CODER = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "norm_num_groups": 4,
+}
+_ATTENDS = {
+    "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+    "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+}
+CODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "KL": ("AutoencoderKL", {}),
+    "KL of Stable Diffusion 3": (
+        "AutoencoderKL",
+        {"use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.06, "scaling_factor": 1.5},
+    ),
+    "KL with attention": ("AutoencoderKL", {"layers_per_block": 2, "mid_block_add_attention": False, **_ATTENDS}),
+    "KL with statistics": ("AutoencoderKL", {"latents_mean": (0.1, 0.2, 0.3, 0.4), "latents_std": (1.0, 2.0, 3.0, 4.0)}),
+    "VQ": ("VQModel", {"num_vq_embeddings": 7}),
+    "VQ of other features": ("VQModel", {"latent_channels": 4, "vq_embed_dim": 5, **_ATTENDS}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", CODERS)
+@torch.no_grad()
+def test_autoencoders(kind: str, tmp_path: Path) -> None:
+    name, changes = CODERS[kind]
+    net = peer(name, **_CODER | changes)
+    autoencoder = weights.load_autoencoder(folder_of(net, {}, tmp_path))
+    x = normal(2, 3, 8, 8)
+    code = net.encode(x)
+    latent = code.latent_dist.mean if name == "AutoencoderKL" else code.latents
+    assert_equal(autoencoder.encode(x), latent)
+    if name == "AutoencoderKL":
+        assert_equal(autoencoder.moments(x)[1], code.latent_dist.logvar)
+    z = normal(*latent.shape, seed=1)
+    assert_equal(autoencoder.decode(z), net.decode(z).sample)
+    config = net.config
+    mean, std = torch.tensor(config.get("shift_factor") or 0.0), torch.tensor(1.0)
+    if config.get("latents_mean"):
+        mean, std = (torch.tensor(config[f"latents_{name}"]).reshape(1, -1, 1, 1) for name in ("mean", "std"))
+    assert_equal(autoencoder.standardized(x), (latent - mean) * config["scaling_factor"] / std)
+    assert_equal(autoencoder.restored(z), net.decode(z * std / config["scaling_factor"] + mean).sample)
+    with pytest.raises(WeightsError, match="is of an autoencoder, .*load it with"):
+        (tmp_path / "scheduler_config.json").write_text(json.dumps(LINEAR))
+        scoresde.load(tmp_path)
+
+
+_WRONG_CODERS: dict[str, tuple[dict[str, Any], str]] = {
+    "class": ({"_class_name": "AutoencoderTiny"}, "is of a AutoencoderTiny; expected one of AutoencoderKL, VQModel"),
+    "blocks": ({"down_block_types": ["Down"]}, "with Down; expected types among DownEncoderBlock2D"),
+    "mirror": ({"up_block_types": ["AttnUpDecoderBlock2D"]}, "the mirror of down_block_types"),
+    "levels": ({"block_out_channels": [8, 16]}, "2 block_out_channels, .* expected one number of channels for each"),
+    "channels": ({"out_channels": 4}, "out_channels=4; expected 3"),
+    "one convolution": ({"use_post_quant_conv": False}, "use_post_quant_conv=False; expected True"),
+    "scale": ({"scaling_factor": 0.0}, "scaling_factor=0.0; expected a positive number"),
+    "norms": ({"_class_name": "VQModel", "norm_type": "spatial"}, "norm_type='spatial'; expected 'group'"),
+    "depth": ({"layers_per_block": 99}, "has more layers than"),
+}
+
+
+@pytest.mark.parametrize("name", _WRONG_CODERS)
+def test_autoencoders_without_equivalent_here(name: str, tmp_path: Path) -> None:
+    config, message = _WRONG_CODERS[name]
+    if name == "scale":
+        folder_of(peer("AutoencoderKL", **_CODER | config), {}, tmp_path)
+    else:
+        written(tmp_path, {"one": torch.ones(1)}, config=config)
+    with pytest.raises(WeightsError, match=message):
+        weights.load_autoencoder(tmp_path)
+
+
 # Presets -------------------------------------------------------------------------------------------------------------
 
 _STABLE = {"sample_size": 64, "cross_attention_dim": 768}
@@ -341,7 +416,7 @@ def test_tensors_in_several_files_are_those_of_one(tmp_path: Path) -> None:
 
 _CONDITION = {"_class_name": "UNet2DConditionModel"}
 _REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "class": ({"_class_name": "AutoencoderKL"}, "is of a AutoencoderKL; expected one of UNet2DModel, UNet2DCondition"),
+    "class": ({"_class_name": "WuerstchenPrior"}, "is of a WuerstchenPrior; expected one of UNet2DModel, UNet2DCondition"),
     "blocks": (
         _CONDITION | {"down_block_types": ["KDownBlock2D"] * 4},
         "with KDownBlock2D; expected types among D",

@@ -1,15 +1,26 @@
-"""Parts that the networks share: layers initialised to zero, modulation by an embedding, and the check of a mask."""
+"""Parts that the networks share: sizes, layers initialised to zero, modulation by an embedding, the check of a mask."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_mask", "modulate", "zero"]
+__all__ = ["check_mask", "modulate", "widths", "zero"]
 
 M = TypeVar("M", bound=nn.Module)
+
+
+def widths(width: int, multipliers: Sequence[float]) -> list[int]:
+    """Return the number of channels of each level, ``width`` times its multiplier; a part of a channel is left out.
+
+    Example:
+        >>> widths(56, [1, 1.5, 488 / 56])  # whose product in floating point is just below 488
+        [56, 84, 488]
+    """
+    return [int(round(m * width, 6)) for m in multipliers]
 
 
 def zero(module: M) -> M:

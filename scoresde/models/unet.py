@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from scoresde.models.blocks import Attention, CrossAttention, Resampled, ResidualBlock, Style, initialize
 from scoresde.models.embedding import NoiseEmbedding, time_features
 from scoresde.models.labels import Label
-from scoresde.models.layers import check_mask, zero
+from scoresde.models.layers import check_mask, widths, zero
 from scoresde.models.pyramids import PYRAMIDS, InputPyramid, OutputPyramid
 from scoresde.models.temporal import TemporalConvolutions, TemporalTransformer, fold, unfold
 from scoresde.models.transformers.spatial import SpatialTransformer
@@ -218,7 +218,7 @@ class UNet(nn.Module):
         self.channels, self.dims, self.context, self.lean = channels, dims, context, lean
         self.outer = resample == "outer" and not lean
         self.factor = 2 ** (len(multipliers) - (not self.outer))
-        sizes = [int(m * width) for m in multipliers]
+        sizes = widths(width, multipliers)
         heads_here = self._levels("heads")
         shared = {field.name: self.config[field.name] for field in fields(Style) if field.name in self.config}
         style = Style(embedding=4 * width, **shared | {"heads": heads_here[-1]})
@@ -422,7 +422,7 @@ def _check(config: dict[str, Any]) -> None:
     sizes = [config[name] for name in ("channels", "width", "groups", "group_size")]
     by_level = {name: v if isinstance(v := config[name], list) else [v] for name in _BY_LEVEL}
     sizes += by_level["blocks"] + by_level["heads"]
-    if not multipliers or min(*sizes, *(int(m * width) for m in multipliers)) < 1:
+    if not multipliers or min(*sizes, *widths(width, multipliers)) < 1:
         raise ValueError(
             f"got channels={config['channels']}, width={width}, multipliers={tuple(multipliers)}, "
             f"blocks={config['blocks']}, heads={config['heads']}, groups={config['groups']}, "

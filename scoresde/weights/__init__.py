@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scoresde.models import Autoencoder
 from scoresde.score import ScoreModel
 from scoresde.weights import diffusers, dit, ncsnv2
 from scoresde.weights.convert import build, mismatch
@@ -21,7 +22,7 @@ from scoresde.weights.families import FAMILIES
 from scoresde.weights.files import WeightsError, read_names, read_tensors
 from scoresde.weights.published import PUBLISHED, Published
 
-__all__ = ["PUBLISHED", "Published", "WeightsError", "event", "load_published", "recognizes"]
+__all__ = ["PUBLISHED", "Published", "WeightsError", "event", "load_autoencoder", "load_published", "recognizes"]
 
 
 def load_published(path: str | os.PathLike[str], config: str | None = None, *, ema: bool = True) -> ScoreModel:
@@ -70,6 +71,28 @@ def load_published(path: str | os.PathLike[str], config: str | None = None, *, e
     net = build(published.net, tensors, published.dialect, f"{path}, read as {name},")
     process, learned = published.process(), published.learned_variance
     return ScoreModel(net, process, published.predicts, learned_variance=learned).eval()
+
+
+def load_autoencoder(path: str | os.PathLike[str]) -> Autoencoder:
+    """Load the autoencoder of a folder of diffusers, ``AutoencoderKL`` or ``VQModel``, or of a pipeline with one.
+
+    Its latents are standardised by the scaling and the shift in its configuration.
+
+    Args:
+        path: the folder with ``config.json`` and the weights, or the folder of a pipeline that contains it as ``vae``.
+
+    Returns:
+        The autoencoder in evaluation mode, in float32 on the CPU.
+
+    Raises:
+        WeightsError: if a file is missing or cannot be read, or the autoencoder has no equivalent here.
+
+    Example:
+        >>> load_autoencoder("no-such-folder")  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        scoresde.weights.files.WeightsError: no-such-folder has no config.json, nor has no-such-folder/vae; expected ..
+    """
+    return diffusers.load_autoencoder(Path(path))
 
 
 def recognizes(path: str | os.PathLike[str]) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from scoresde.models.autoencoder.base import Autoencoder, Reconstructed
 from scoresde.models.autoencoder.coder import Decoder, Encoder, style
+from scoresde.models.layers import widths
 
 __all__ = ["LOG_VARIANCES", "KLAutoencoder", "kl", "sizes_of"]
 
@@ -35,7 +36,7 @@ def sizes_of(config: dict[str, Any]) -> list[int]:
     Raises:
         ValueError: for sizes that are not positive, other numbers of axes than 1 to 3, and levels that do not exist.
     """
-    levels, sizes = len(config["multipliers"]), [int(m * config["width"]) for m in config["multipliers"]]
+    levels, sizes = len(config["multipliers"]), widths(config["width"], config["multipliers"])
     least = [config[name] for name in ("channels", "latent_channels", "width", "blocks", "groups")]
     if not levels or min(*least, *sizes) < 1:
         raise ValueError(

@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from scoresde.models import Autoencoder
 from scoresde.score import ScoreModel
-from scoresde.weights.diffusers import mmdit, prior, unet2d, unet2d_condition, unet3d
+from scoresde.weights.diffusers import autoencoders, mmdit, prior, unet2d, unet2d_condition, unet3d
 from scoresde.weights.diffusers.folder import Files, find
 from scoresde.weights.diffusers.schedulers import Scheduler, process
 from scoresde.weights.diffusers.unet2d import UNet2D, network
 from scoresde.weights.files import WeightsError
 
-__all__ = ["LOADERS", "Scheduler", "UNet2D", "event", "load", "network", "process", "recognizes"]
+__all__ = ["LOADERS", "Scheduler", "UNet2D", "event", "load", "load_autoencoder", "network", "process", "recognizes"]
 
 LOADERS: Mapping[str, Callable[[Files], ScoreModel]] = {
     "UNet2DModel": unet2d.load,
@@ -58,6 +59,11 @@ def load(folder: Path) -> ScoreModel:
     if files is None:
         raise WeightsError(f"{folder} has no config.json, nor has {folder / 'unet'}; expected a folder of diffusers")
     kind = files.kind or "UNet2DModel"
+    if kind in autoencoders.AUTOENCODERS:
+        raise WeightsError(
+            f"{files.config_file} is of an autoencoder, {kind}, which is no score model; load it with "
+            "scoresde.weights.load_autoencoder(..)"
+        )
     if kind not in LOADERS:
         raise WeightsError(f"{files.config_file} is of a {kind}; expected one of {', '.join(LOADERS)}")
     try:
@@ -66,6 +72,26 @@ def load(folder: Path) -> ScoreModel:
         raise
     except ValueError as error:  # raised by the network or the process, whose messages do not name the files
         raise WeightsError(f"{folder} holds a model that cannot be built: {error}") from error
+
+
+def load_autoencoder(folder: Path) -> Autoencoder:
+    """Load the autoencoder in a folder with ``config.json`` and weights, or in the folder ``vae`` of a pipeline.
+
+    Raises:
+        WeightsError: if a file is missing or cannot be read, or the autoencoder has no equivalent here.
+    """
+    files = find(folder, ("vae", "vqvae", ""))
+    if files is None:
+        raise WeightsError(f"{folder} has no config.json, nor has {folder / 'vae'}; expected a folder of diffusers")
+    kind = files.kind or "AutoencoderKL"
+    if kind not in autoencoders.AUTOENCODERS:
+        raise WeightsError(f"{files.config_file} is of a {kind}; expected one of {', '.join(autoencoders.AUTOENCODERS)}")
+    try:
+        return autoencoders.AUTOENCODERS[kind](files)
+    except WeightsError:
+        raise
+    except ValueError as error:
+        raise WeightsError(f"{folder} holds an autoencoder that cannot be built: {error}") from error
 
 
 def event(folder: Path) -> tuple[int, ...] | None:

@@ -19,6 +19,7 @@ _PARTS = ("unet", "transformer", "prior", "")
 """The folders of a pipeline that may hold its denoiser; the last is the folder itself."""
 _STEMS = ("diffusion_pytorch_model", "model")
 _LARGEST = 2**20
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Files:
         """
         names = [f"{stem}.{ending}" for stem in _STEMS for ending in ("safetensors", "bin")]
         if (file := next((self.place / name for name in names if (self.place / name).is_file()), None)) is not None:
-            return read_tensors(file)
+            return _renamed(read_tensors(file))
         indices = [self.place / f"{stem}.safetensors.index.json" for stem in _STEMS]
         if (index := next((path for path in indices if path.is_file()), None)) is None:
             raise WeightsError(f"{self.place} has no weights; expected {' or '.join(names[:2])}: copy one of them there")
@@ -97,7 +98,7 @@ class Files:
             raise WeightsError(
                 f"{index} names a file outside its folder, {outside[0]!r}; expected the names of files beside it"
             )
-        return {name: tensor for file in files for name, tensor in read_tensors(self.place / file).items()}
+        return _renamed({name: tensor for file in files for name, tensor in read_tensors(self.place / file).items()})
 
     def check_depth(self, layers: int, tensors: Mapping[str, Tensor]) -> None:
         """Refuse a configuration with more layers than there are tensors, before a network of so many is built."""
@@ -106,6 +107,16 @@ class Files:
                 f"{self.config_file} has more layers than {self.place} has tensors, {len(tensors)}; expected the "
                 "configuration of these weights"
             )
+
+
+def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the attention layers of files from before diffusers 0.15 to the names used since."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        place, _, parameter = name.rpartition(".")
+        before, _, layer = place.rpartition(".")
+        renamed[f"{before}.{_OLD_ATTENTION[layer]}.{parameter}" if layer in _OLD_ATTENTION else name] = tensor
+    return renamed
 
 
 def find(folder: Path, parts: Iterable[str] = _PARTS) -> Files | None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from torch import Tensor
 
 from scoresde.models import UNet
 from scoresde.score import ScoreModel
@@ -28,7 +25,6 @@ _DOWN = {
     "AttnSkipDownBlock2D": ("skip", True),
 }
 _UP = {"ResnetDownsampleBlock2D": "ResnetUpsampleBlock2D"}
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ def load(files: Files) -> ScoreModel:
     Raises:
         WeightsError: if a file is missing or cannot be read, or the model has no equivalent here.
     """
-    config, schedule, tensors = files.config(UNet2D), files.scheduler(), _renamed(files.tensors())
+    config, schedule, tensors = files.config(UNet2D), files.scheduler(), files.tensors()
     sde, predicts, told = process(schedule, config.center_input_sample, str(files.scheduler_file))
     arguments = network(config, str(files.config_file))
     files.check_depth(max(config.layers_per_block, len(config.block_out_channels)), tensors)
@@ -94,16 +90,6 @@ def load(files: Files) -> ScoreModel:
 
 def _sine_first(config: UNet2D) -> bool:
     return config.time_embedding_type == "fourier" or not config.flip_sin_to_cos
-
-
-def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the attention layers of files from before diffusers 0.15 to the names used since."""
-    renamed = {}
-    for name, tensor in tensors.items():
-        place, _, parameter = name.rpartition(".")
-        before, _, layer = place.rpartition(".")
-        renamed[f"{before}.{_OLD_ATTENTION[layer]}.{parameter}" if layer in _OLD_ATTENTION else name] = tensor
-    return renamed
 
 
 def network(config: UNet2D, source: str = "config") -> dict[str, Any]:
