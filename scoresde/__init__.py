@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         score,
         sde,
         solvers,
+        systems,
         training,
         weights,
     )
@@ -96,6 +97,7 @@ __all__ = [
     "score",
     "sde",
     "solvers",
+    "systems",
     "training",
     "weights",
 ]
@@ -119,6 +121,7 @@ _ROOMS = frozenset(
         "score",
         "sde",
         "solvers",
+        "systems",
         "training",
         "weights",
     ]

@@ -259,7 +259,7 @@ def test_autoencoders(kind: str, tmp_path: Path) -> None:
         mean, std = (torch.tensor(config[f"latents_{name}"]).reshape(1, -1, 1, 1) for name in ("mean", "std"))
     assert_equal(autoencoder.standardized(x), (latent - mean) * config["scaling_factor"] / std)
     assert_equal(autoencoder.restored(z), net.decode(z * std / config["scaling_factor"] + mean).sample)
-    with pytest.raises(WeightsError, match="is of an autoencoder, .*load it with"):
+    with pytest.raises(WeightsError, match=r"is of an autoencoder, .*load it with"):
         (tmp_path / "scheduler_config.json").write_text(json.dumps(LINEAR))
         scoresde.load(tmp_path)
 

@@ -86,7 +86,7 @@ def chosen_labels(texts: Sequence[str] | None, model: ScoreModel, classes: Seque
         ValueError: for a model without classes, an unknown name, a number past the last class, and no label where the
             network needs one.
     """
-    config: dict[str, Any] = getattr(model.net, "config", {})
+    config: dict[str, Any] = getattr(model.network, "config", {})
     count = config.get("num_classes")
     optional = bool(config.get("unconditional"))
     if not texts:
@@ -120,7 +120,7 @@ def guided(model: ScoreModel, scale: float | None, labels: Sequence[int] | None)
     """
     if scale is None:
         return model
-    config: dict[str, Any] = getattr(model.net, "config", {})
+    config: dict[str, Any] = getattr(model.network, "config", {})
     if labels is None:
         wants = ", as in --label 3" if config.get("num_classes") else "; this model has no classes, so leave --guidance out"
         raise ValueError(f"got --guidance {scale:g} without --label, towards which to guide; expected both{wants}")

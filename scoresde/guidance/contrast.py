@@ -205,7 +205,7 @@ def _stacked(given: Any, without: Any) -> Any:
 
 def _warn_if_untrained(model: ScoreModel, null: Mapping[str, Any]) -> None:
     """Warn where the model was trained here, and never without the conditions."""
-    while isinstance(model, Wrapper):
+    while isinstance(model, Wrapper) and model.dropped is None:
         model = model.model
     if model.dropped is None:
         return

@@ -13,6 +13,7 @@ from scoresde.models.labels import Label
 from scoresde.models.mlp import MLP
 from scoresde.models.ncsnv2 import NCSNv2
 from scoresde.models.presets import NETWORKS, PublishedNetwork, build
+from scoresde.models.text import Contrastive, ContrastiveImages, Text, TextEncoder
 from scoresde.models.transformers import DiT, EmbeddingPrior, MMDiT
 from scoresde.models.unet import UNet
 
@@ -22,6 +23,8 @@ __all__ = [
     "NETWORKS",
     "Autoencoder",
     "Codebook",
+    "Contrastive",
+    "ContrastiveImages",
     "DiT",
     "EmbeddingPrior",
     "KLAutoencoder",
@@ -31,6 +34,8 @@ __all__ = [
     "PatchDiscriminator",
     "PublishedNetwork",
     "Reconstructed",
+    "Text",
+    "TextEncoder",
     "UNet",
     "VQAutoencoder",
     "build",

@@ -9,6 +9,7 @@ dequantization, and the classification of noised data.
 from scoresde.objectives.autoencoding import Autoencoding
 from scoresde.objectives.bound import Hybrid, VariationalBound
 from scoresde.objectives.classification import Classification
+from scoresde.objectives.contrastive import ContrastiveLearning
 from scoresde.objectives.dequantization import LearnedDequantization, LogisticNoise, bits_per_dim, dequantize
 from scoresde.objectives.implicit import ImplicitScoreMatching
 from scoresde.objectives.label_dropout import LabelDropout
@@ -37,6 +38,7 @@ __all__ = [
     "AutoTimes",
     "Autoencoding",
     "Classification",
+    "ContrastiveLearning",
     "Hybrid",
     "ImplicitScoreMatching",
     "LabelDropout",

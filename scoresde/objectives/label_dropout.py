@@ -27,7 +27,8 @@ class LabelDropout(Around):
         inner: the objective, or its name in :data:`~scoresde.objectives.OBJECTIVES`.
         null: the null value of each condition to drop, by name: a number, or a tensor of the condition's shape without the
             batch dimension.
-        probability: the probability that a sample loses its conditions; it loses all of them together.
+        probability: the probability that a sample loses its conditions, all of them together; or a mapping with the
+            probability of each, which then are lost independently: ``{"context": 0.1, "pooled": 0.1}``.
 
     Source: Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, https://arxiv.org/abs/2207.12598.
 
@@ -44,10 +45,15 @@ class LabelDropout(Around):
 
     inner: str | Objective = "ddpm"
     null: Mapping[str, Any] = field(default_factory=dict)
-    probability: float = 0.1
+    probability: float | Mapping[str, float] = 0.1
 
     def __post_init__(self) -> None:
-        if not self.null or not 0 <= self.probability <= 1:
+        if isinstance(self.probability, Mapping) and self.probability.keys() != self.null.keys():
+            raise ValueError(
+                f"got probabilities of {sorted(self.probability)} for the null values of {sorted(self.null)}; expected one "
+                "for each of these, or one number for all together"
+            )
+        if not self.null or not all(0 <= p <= 1 for p in self._probabilities()):
             raise ValueError(
                 f"got null={dict(self.null)!r} and probability={self.probability}; expected what stands for the absence of "
                 "at least one condition, as {'label': 10}, and a number between 0 and 1"
@@ -57,13 +63,25 @@ class LabelDropout(Around):
     @property
     def dropped(self) -> Mapping[str, Any]:
         """The null values, also those of an inner objective; none where the probability is 0."""
-        return {**self.wrapped.dropped, **(self.null if self.probability else {})}
+        kept = self._probabilities()
+        own = zip(self.null.items(), kept if len(kept) > 1 else kept * len(self.null), strict=True)
+        return {**self.wrapped.dropped, **{name: null for (name, null), p in own if p}}
 
     def draws(self, x0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw the random numbers of the inner objective, and ``dropped``: which samples lose their conditions."""
         inner = super().draws(x0, generator)
-        u = torch.rand(len(x0), generator=generator, device=generator.device)
-        return {**inner, "dropped": (u < self.probability).to(x0.device)}
+        kept = self._probabilities()
+        u = torch.rand((len(x0), len(kept)), generator=generator, device=generator.device)
+        own = (u < torch.tensor(kept, device=u.device)).to(x0.device)
+        if "dropped" in inner:  # of another label dropout inside
+            own = torch.cat([own, inner["dropped"].reshape(len(x0), -1)], 1)
+        return {**inner, "dropped": own[:, 0] if own.shape[1] == 1 else own}
+
+    def _probabilities(self) -> list[float]:
+        """Return the probability of each group of conditions that are lost together."""
+        if isinstance(self.probability, Mapping):
+            return [float(self.probability[name]) for name in self.null]
+        return [self.probability]
 
     def at(
         self,
@@ -81,15 +99,19 @@ class LabelDropout(Around):
             model: the score model.
             x0, eps: data and noise, shape ``(batch, *event)``.
             t: times of shape ``(batch,)``.
-            dropped: which samples lose their conditions, shape ``(batch,)``; with ``None`` none do.
+            dropped: which samples lose their conditions, shape ``(batch,)``; with ``None`` none do. Where conditions
+                are lost independently, a column for each in the order of ``null``, then those of a label dropout inside.
             conditions: passed to the network.
         """
         missing = sorted(set(self.null) - set(conditions))
         if missing:
             raise ValueError(f"got no condition {', '.join(missing)}, which label dropout is to replace; pass it by name")
         if dropped is not None:
-            for name, absent in self.null.items():
+            columns, own = dropped.reshape(len(x0), -1), len(self._probabilities())
+            for i, (name, absent) in enumerate(self.null.items()):
                 given = conditions[name]
                 absent = torch.as_tensor(absent, dtype=given.dtype, device=given.device)
-                conditions[name] = torch.where(expand(dropped, given), absent, given)
+                conditions[name] = torch.where(expand(columns[:, min(i, own - 1)], given), absent, given)
+            if columns.shape[1] > own:
+                conditions["dropped"] = columns[:, own:]
         return self.wrapped.at(model, x0, t, eps, **conditions)

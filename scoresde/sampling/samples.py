@@ -49,7 +49,8 @@ class Samples:
         info: reports of the driver or the solver: ``sweeps`` of the parallel driver, ``accepted`` and ``rejected`` steps of
             an adaptive solver for each sample.
         backward: the number of backward calls of the network, by a model that needs gradients.
-        states: the states at the times ``keep``, by these times, each of the shape of ``x``.
+        states: the states at the times ``keep``, by these times, each of the shape of a state.
+        latent: the end of the run of a :class:`scoresde.score.LatentModel`, of which ``x`` is the decoding.
     """
 
     x: Tensor
@@ -61,6 +62,7 @@ class Samples:
     info: dict[str, Any] = field(default_factory=dict)
     backward: int = 0
     states: dict[float, Tensor] = field(default_factory=dict)
+    latent: Tensor | None = None
 
     def __repr__(self) -> str:
         return (
@@ -192,9 +194,11 @@ def sample(
         seconds, forward, backward = time.perf_counter() - begin, counted.forward, counted.backward
         if not whole:
             last = run.again(drawn and noise is None).last_checked()
+        data = model.to_data(last.x)
     times = tuple(value(t) for t in where.times[: last.reached])
     states = {} if keeper is None else keeper.found(method.name, whole=last.reached is None)
-    return Samples(last.x, forward, seconds, run.noise.seeds, method.name, times, dict(last.info or {}), backward, states)
+    info, latent = dict(last.info or {}), None if data is last.x else last.x
+    return Samples(data, forward, seconds, run.noise.seeds, method.name, times, info, backward, states, latent)
 
 
 def _watching(keeper: Keeper | None, callback: Callable[[State], object] | None) -> Callable[[State], object] | None:

@@ -1,6 +1,7 @@
 """Score models: the interface between everything that estimates a score and everything that uses one."""
 
 from scoresde.score.conditions import Conditions, Shared
+from scoresde.score.latent import Coder, LatentModel
 from scoresde.score.model import Calls, Evaluation, ScoreModel
 from scoresde.score.predictions import PREDICTIONS, Coefficients, Parametrization, target
 from scoresde.score.wrapper import Transformed, Wrapper
@@ -8,9 +9,11 @@ from scoresde.score.wrapper import Transformed, Wrapper
 __all__ = [
     "PREDICTIONS",
     "Calls",
+    "Coder",
     "Coefficients",
     "Conditions",
     "Evaluation",
+    "LatentModel",
     "Parametrization",
     "ScoreModel",
     "Shared",

@@ -296,6 +296,15 @@ class ScoreModel(nn.Module):
             conditions: the values on which the model is conditioned.
         """
 
+    def to_data(self, x: Tensor) -> Tensor:
+        """Return the data that states at the end of sampling stand for; the states themselves, unless they are latents."""
+        return x
+
+    @property
+    def network(self) -> Any:
+        """The network, which a score model around others looks for inside of them."""
+        return self.net
+
     @property
     def device(self) -> torch.device:
         """The device of the first parameter; the CPU if there are no parameters."""

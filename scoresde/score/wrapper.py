@@ -56,6 +56,15 @@ class Wrapper(ScoreModel):
         """Return the network calls of a prediction at one time ``t``."""
         return self.model.calls_at(t) if type(self).calls is Wrapper.calls else self.calls
 
+    @property
+    def network(self) -> Any:
+        """The network inside the inner model."""
+        return self.model.network
+
+    def to_data(self, x: Tensor) -> Tensor:
+        """Return the data that states at the end of sampling stand for, by the inner model."""
+        return self.model.to_data(x)
+
     def check_convertible(self, t: float | None = None) -> None:
         """Refuse a prediction of the inner model that does not determine the data where alpha = 0."""
         super().check_convertible(t)

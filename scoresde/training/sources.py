@@ -105,7 +105,7 @@ def samples_of(data: Any, model: ScoreModel) -> Any:
 
 
 def _takes_labels(model: ScoreModel) -> bool:
-    net = getattr(model, "net", model)
+    net = model.network
     config = getattr(net, "config", None)
     if isinstance(config, Mapping) and "num_classes" in config:
         return bool(config["num_classes"])

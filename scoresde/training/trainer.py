@@ -121,7 +121,7 @@ class Trainer:
                 f"sample for each process: pass batch_size={self.processes.count} or more"
             )
         model.check_convertible()
-        self.method.check(self.batches, model.net)
+        self.method.check(self.batches, model.network)
         model.to(self.processes.device)
         self.companion = self.objective.companion.to(self.processes.device)
         if self.method.channels_last:

@@ -173,7 +173,9 @@ def decode(
     if isinstance(method, Invertible):
         if end != "stop":
             raise ValueError(f"got end={end!r} for an invertible method; expected 'stop', where its encoding starts")
-        return _invertible(model, Pair(latent, partner), method, where, False, keep, conditions)
+        found = _invertible(model, Pair(latent, partner), method, where, False, keep, conditions)
+        data = model.to_data(found.x)
+        return found if data is found.x else replace(found, x=data, latent=found.x)
     _refuse_partner(partner, method)
     return sample(model, latent, method, path=where, keep=keep, progress=progress, driver=driver, conditions=conditions)
 

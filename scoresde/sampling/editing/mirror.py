@@ -99,6 +99,10 @@ class Mirrored(Wrapper):
         low, high = self._inner.span
         return self.model.eps(x, (low + high - as_time(t)).clamp(0.0, high), **conditions)
 
+    def to_data(self, x: Tensor) -> Tensor:
+        """Return the states themselves: the end of a run on the mirrored process is noise."""
+        return x
+
 
 def mirrored_path(path: Path) -> Path:
     """Return the points of ``path`` on the mirrored process, from its last point to its first.

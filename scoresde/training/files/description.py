@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from scoresde import models
 from scoresde import sde as sdes
 from scoresde.base.identity import digest
-from scoresde.score import ScoreModel
+from scoresde.score import LatentModel, ScoreModel
 from scoresde.sde import GaussianSDE
 from scoresde.sde import chain as chains
 from scoresde.sde.chain import Chain, ChainSDE
@@ -58,6 +58,7 @@ _NETWORKS: dict[str, Callable[..., nn.Module]] = {
         models.EmbeddingPrior,
         models.KLAutoencoder,
         models.VQAutoencoder,
+        models.ContrastiveImages,
     )
 }
 _SDES = (sdes.VP, sdes.CosineVP, sdes.SubVP, sdes.VE, sdes.EDM, sdes.RectifiedFlow)
@@ -88,6 +89,7 @@ class _Description(msgspec.Struct, forbid_unknown_fields=True):
     process: dict[str, Any]
     net: _Named | None = None
     model: _Named | None = None
+    autoencoder: _Named | None = None
     predicts: str = ""
     sigma_data: float = 1.0
     time: typing.Literal["default", "index", "custom"] = "default"
@@ -242,14 +244,23 @@ def _describe_time(model: ScoreModel) -> str:
     return "index" if isinstance(owner, Chain) else "custom"
 
 
+def _describe_nulls(nulls: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: null.tolist() if isinstance(null, Tensor) else null for name, null in nulls.items()}
+
+
 def describe(model: ScoreModel) -> dict[str, Any]:
     """Describe a score model by its network, process, prediction, function of time and, for a subclass, its class.
+
+    A model of latents is described as its inner model, with the autoencoder.
 
     Example:
         >>> from scoresde import VP
         >>> describe(ScoreModel(models.MLP(2), VP(), "v"))["predicts"]
         'v'
     """
+    if type(model) is LatentModel:
+        own = {"dropped": _describe_nulls(model.dropped)} if model.dropped is not None else {}
+        return {**describe(model.model), "autoencoder": _describe_net(model.autoencoder), **own}
     described: dict[str, Any] = {"process": _describe_process(model.sde)}
     if hasattr(model, "net"):
         described |= {
@@ -260,7 +271,7 @@ def describe(model: ScoreModel) -> dict[str, Any]:
             "learned_variance": bool(model.learned_variance),
         }
     if (dropped := getattr(model, "dropped", None)) is not None:
-        described["dropped"] = {n: null.tolist() if isinstance(null, Tensor) else null for n, null in dropped.items()}
+        described["dropped"] = _describe_nulls(dropped)
     if type(model) is not ScoreModel:
         described["model"] = {"type": _qualified(model), "identity": _settings(model)}
     return _plain(described)
@@ -351,7 +362,8 @@ def build_net(described: Mapping[str, Any], tensors: Mapping[str, Tensor], path:
     """
     if described["type"] not in _NETWORKS:
         raise CheckpointError(
-            f"{path} holds the weights of a {described['type']}, which scoresde cannot build; pass one as net=.."
+            f"{path} holds the weights of a {described['type']}, which scoresde cannot build; pass one as net=.., or the "
+            "whole score model as model=.."
         )
     make, config = _NETWORKS[described["type"]], described.get("config", {})
     with _at_most(tensors.values()):

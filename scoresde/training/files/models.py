@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from scoresde import weights as weights_of_others
-from scoresde.score import ScoreModel
+from scoresde.score import LatentModel, ScoreModel
 from scoresde.sde import GaussianSDE
 from scoresde.sde.chain import Chain
 from scoresde.training.files import checkpoint
@@ -20,6 +20,7 @@ from scoresde.training.files.description import build_net, build_process, check_
 
 __all__ = ["CHECKPOINT", "check_name", "in_run", "load", "load_companion", "save"]
 
+_OF_MODEL = ("net", "process", "predicts", "sigma_data", "time", "model", "autoencoder")
 CHECKPOINT = "model.safetensors"
 """The file name of the checkpoint in a run folder."""
 
@@ -143,7 +144,7 @@ def load(
     group = average_group(read(path, ()).description, ema, path)
     stored = read(path, (group,))
     tensors = stored.group(group)
-    own = {k: v for k, v in stored.description.items() if k in ("net", "process", "predicts", "sigma_data", "time", "model")}
+    own = {k: v for k, v in stored.description.items() if k in _OF_MODEL}
     own["learned_variance"] = bool(stored.description.get("learned_variance"))
     if model is not None:
         filled = _filled(model, own, tensors, path)
@@ -179,7 +180,7 @@ def _filled(model: ScoreModel, own: dict[str, Any], tensors: dict[str, Tensor], 
             f"{path} holds another model than the one given: {', '.join(differ.values())}; pass a model with the "
             "settings of the file"
         )
-    for part in ("model", "net"):
+    for part in ("model", "net", "autoencoder"):
         if own.get(part, {}).get("identity") != given.get(part, {}).get("identity"):
             warnings.warn(
                 f"{path} holds a {own[part]['type']} whose code or settings differ from the one given", stacklevel=3
@@ -205,7 +206,8 @@ def _rebuilt(
     time: Callable[[Tensor], Tensor] | None,
 ) -> ScoreModel:
     """Build the model of a description from its arguments or the given parts, with weights that are not loaded yet."""
-    of_net = {name.removeprefix("net."): value for name, value in tensors.items()}
+    prefix = "net.net." if "autoencoder" in own else "net."
+    of_net = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     process = build_process(own["process"], own["time"], Path(path)) if sde is None else sde
     check_marginals(own["process"].get("marginals", []), process, Path(path))
     built = build_net(own["net"], of_net, Path(path)) if net is None else net
@@ -218,6 +220,9 @@ def _rebuilt(
             learned_variance=own["learned_variance"],
             time=time,
         )
+        if "autoencoder" in own:
+            of_coder = {n.removeprefix("autoencoder."): v for n, v in tensors.items() if n.startswith("autoencoder.")}
+            made = LatentModel(made, build_net(own["autoencoder"], of_coder, Path(path)))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path} describes a score model that cannot be built: {error}") from error
     if differ := differences(_fixed(own), _fixed(describe(made))):

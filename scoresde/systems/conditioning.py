@@ -1,0 +1,92 @@
+"""The conditions of a network: what stands for their absence, their dropout in training, and those of given texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from scoresde.models import TextEncoder
+from scoresde.objectives import LabelDropout, Objective
+from scoresde.objectives import objective as named
+
+__all__ = ["conditions_of", "nulls_of", "with_dropout"]
+
+_GROUPS = {"context": ("context", "context_mask"), "pooled": ("pooled",), "label": ("label",)}
+"""The conditions by the argument of a network that makes room for them; those of one group are absent together."""
+
+
+def nulls_of(net: Any) -> dict[str, Any]:
+    """Return the values that stand for the absence of each condition of a network, by name.
+
+    An absent text has tokens of zeros, all of them visible, and a vector of zeros; an absent label is the number of classes.
+
+    Args:
+        net: a network whose ``config`` has ``context``, ``pooled`` or ``num_classes``, such as
+            :class:`~scoresde.models.UNet`.
+
+    Example:
+        >>> from scoresde.models import UNet
+        >>> nulls_of(UNet(1, 8, (1, 2), context=5, num_classes=3))
+        {'context': 0.0, 'context_mask': True, 'label': 3}
+    """
+    config: Mapping[str, Any] = getattr(net, "config", {})
+    found: dict[str, Any] = {}
+    if config.get("context"):
+        found |= {"context": 0.0, "context_mask": True}
+    if config.get("pooled"):
+        found["pooled"] = 0.0
+    if config.get("num_classes") and config.get("unconditional", True):
+        found["label"] = int(config["num_classes"])
+    return found
+
+
+def with_dropout(objective: str | Objective, net: Any, probability: float | Mapping[str, float] = 0.1) -> Objective:
+    """Return the objective with label dropout for each kind of condition of a network apart.
+
+    Args:
+        objective: a name in :data:`scoresde.objectives.OBJECTIVES`, or an objective.
+        net: the network.
+        probability: the probability that a sample loses a kind of condition, or a mapping with that of ``"context"``,
+            ``"pooled"`` and ``"label"``; kinds that are left out keep their condition.
+
+    Raises:
+        ValueError: for a kind of condition that the network does not take.
+
+    Example:
+        >>> from scoresde.models import UNet
+        >>> net = UNet(1, 8, (1, 2), context=5, num_classes=3)
+        >>> with_dropout("v", net, {"context": 0.1, "label": 0.5}).dropped
+        {'label': 3, 'context': 0.0, 'context_mask': True}
+    """
+    nulls = nulls_of(net)
+    kinds = [kind for kind, names in _GROUPS.items() if names[0] in nulls]
+    wanted = dict(probability) if isinstance(probability, Mapping) else dict.fromkeys(kinds, probability)
+    if unknown := sorted(wanted.keys() - kinds):
+        raise ValueError(
+            f"got a dropout of {unknown[0]!r} for a {type(net).__name__} that takes {', '.join(kinds) or 'no conditions'}; "
+            "expected the probabilities of these"
+        )
+    found = named(objective)
+    for kind in kinds:
+        if wanted.get(kind):
+            found = LabelDropout(found, {name: nulls[name] for name in _GROUPS[kind]}, wanted[kind])
+    return found
+
+
+def conditions_of(net: Any, encoder: TextEncoder, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Return the conditions of texts that a network takes: tokens and their mask, the pooled vector, or both.
+
+    Raises:
+        ValueError: for a network that takes neither, and embeddings of another size than it takes.
+    """
+    config: Mapping[str, Any] = getattr(net, "config", {})
+    sizes = {name: config.get(name) for name in ("context", "pooled") if config.get(name)}
+    if not sizes or any(size != encoder.features for size in sizes.values()):
+        raise ValueError(
+            f"got a {type(net).__name__} that takes {sizes or 'no text'} for embeddings of {encoder.features} features; "
+            f"expected a network such as UNet(.., context={encoder.features}, pooled={encoder.features})"
+        )
+    found = encoder(texts).conditions()
+    return {name: found[name] for kind in sizes for name in _GROUPS[kind]}

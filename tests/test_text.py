@@ -1,0 +1,245 @@
+"""Text as a condition: frozen encoders and their cache, contrastive models, and a system that takes prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import scoresde
+from scoresde import VP, ScoreModel, guidance, models, problems, training
+from scoresde.models import Contrastive, ContrastiveImages, KLAutoencoder, TextEncoder, UNet
+from scoresde.objectives import ContrastiveLearning
+from scoresde.systems import LatentDiffusion, conditions_of, train_latent
+
+MINILM = Path(__file__).resolve().parents[2] / "shared" / "data" / "text-encoder-minilm"
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "green", "apple", "steam", "locomotive"]
+D = torch.float64
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random BERT with its tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    place = tmp_path_factory.mktemp("bert")
+    (place / "vocab.txt").write_text("\n".join(WORDS))
+    transformers.BertTokenizer(str(place / "vocab.txt")).save_pretrained(place)
+    config = transformers.BertConfig(
+        vocab_size=len(WORDS), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        max_position_embeddings=12,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.BertModel(config).save_pretrained(place)
+    return place
+
+
+# Encoders ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_known_encoder_finds_what_is_alike() -> None:
+    pytest.importorskip("transformers")
+    if not MINILM.is_dir():
+        pytest.skip(f"{MINILM} is not there")
+    encoder = TextEncoder(MINILM)
+    found = encoder(["red apple", "green apple", "steam locomotive"])
+    near = F.cosine_similarity(found.pooled[:1], found.pooled)
+    assert near.tolist() == pytest.approx([1.0, 0.80, 0.14], abs=0.005)  # as its folder states
+    assert encoder.features == 384 and found.tokens.shape == (3, 32, 384) and found.mask.sum(1).tolist() == [4, 4, 4]
+
+
+def test_texts_have_tokens_and_vectors(folder: Path) -> None:
+    encoder = TextEncoder(folder)
+    assert encoder.length == 12 and encoder.features == 8
+    texts = ["red apple", "", "steam locomotive green apple"]
+    found = encoder(texts)
+    assert found.mask.sum(1).tolist() == [4, 2, 6] and found.pooled.shape == (3, 8)
+    assert bool((found.tokens[~found.mask] == 0).all()) and bool((found.tokens[found.mask] != 0).all())
+    torch.testing.assert_close(found.pooled[0], found.tokens[0, :4].mean(0))
+    for i, text in enumerate(texts):  # alone, and in batches of any size
+        for one in (encoder(text), encoder(texts, batch_size=2).at(torch.tensor([i]))):
+            for a, b in zip(one, found.at(torch.tensor([i])), strict=True):
+                torch.testing.assert_close(a, b)
+    assert torch.equal(TextEncoder(folder, pooling="first")(texts).pooled, found.tokens[:, 0])
+    model = TextEncoder(folder, pooling="model")
+    told = model.tokenizer(texts, return_tensors="pt", padding="max_length", max_length=12)
+    torch.testing.assert_close(model(texts).pooled, model.model(**told).pooler_output)
+    assert TextEncoder(folder, length=3)(texts).mask.sum(1).tolist() == [3, 2, 3]
+
+
+def test_an_encoder_is_frozen_whatever_the_mode(folder: Path) -> None:
+    encoder = TextEncoder(folder)
+    net = UNet(1, 8, (1, 2), lean=True, blocks=1, context=8, pooled=8)
+    with torch.enable_grad():
+        conditions = conditions_of(net, encoder, ["red apple"] * 2)
+        net(torch.zeros(2, 1, 8, 8), torch.zeros(2), **conditions).sum().backward()
+    assert all(p.grad is None and not p.requires_grad for p in encoder.model.parameters())
+    assert not encoder.model.training and not any(value.requires_grad for value in conditions.values())
+
+
+def test_embeddings_are_cached_by_identity(folder: Path, tmp_path: Path) -> None:
+    texts, cache = ["red apple", "green"], tmp_path / "cache"
+    first = TextEncoder(folder, cache=cache)
+    found = first(texts)
+    (file,) = cache.iterdir()
+    again = TextEncoder(folder, cache=cache)
+    again._encode = None  # type: ignore[assignment]
+    for a, b in zip(again(texts), found, strict=True):
+        assert torch.equal(a, b)
+    file.write_bytes(b"damaged")
+    assert torch.equal(first(texts).pooled, found.pooled) and torch.equal(again(texts).pooled, found.pooled)
+    first(texts[::-1])
+    TextEncoder(folder, cache=cache, pooling="first")(texts)
+    TextEncoder(folder, cache=cache, length=5)(texts)
+    other = TextEncoder(folder, cache=cache)
+    next(other.model.parameters()).mul_(2.0)
+    other(texts)
+    assert len(list(cache.iterdir())) == 5
+
+
+def test_what_is_no_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
+    for wrong, message in (
+        ({"folder": tmp_path}, "for a text encoder, where there is no config.json"),
+        ({"pooling": "max"}, "got pooling='max'; expected one of 'mean', 'first', 'model'"),
+        ({"length": 13}, "got length=13; expected a whole number from 1 to 12"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TextEncoder(**{"folder": folder, **wrong})  # type: ignore[arg-type]
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="from which no text encoder can be loaded"):
+        TextEncoder(tmp_path)
+    encoder = TextEncoder(folder)
+    with pytest.raises(ValueError, match="got no texts to encode"):
+        encoder([])
+    with pytest.raises(TypeError, match="got a text of type int"):
+        encoder(["red", 3])  # type: ignore[list-item]
+    for net in (UNet(1, 8, (1, 2)), UNet(1, 8, (1, 2), context=5)):
+        with pytest.raises(ValueError, match=r"for embeddings of 8 features; expected .*context=8, pooled=8"):
+            conditions_of(net, encoder, ["red"])
+
+
+# Contrast ------------------------------------------------------------------------------------------------------------
+
+
+def linear(d: int = 3, k: int = 2, y: int = 4, **how: Any) -> Contrastive:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Contrastive(nn.Linear(d, k, bias=False), nn.Linear(y, k), **how).double()
+
+
+def test_guidance_by_a_linear_contrastive_model_samples_the_tilted_gaussian() -> None:
+    # exp(s c f(x) . g(y)) with a linear f shifts a Gaussian by its covariance, and the prediction of every noised state.
+    net, s = linear(normalized=False, scale=1.5), 0.7
+    root = torch.randn(3, 3, generator=generator(1), dtype=D)
+    data = problems.Gaussian(torch.randn(3, generator=generator(2), dtype=D), root @ root.T)
+    y = torch.randn(1, 4, generator=generator(3), dtype=D)
+    shift = s * 1.5 * data.covariance @ net.image.weight.T @ net.texts(y)[0]
+    tilted = problems.Gaussian(data.mean + shift.detach(), data.covariance)
+    x, t = torch.randn(6, 3, generator=generator(4), dtype=D), torch.linspace(0.05, 0.95, 6, dtype=D)
+    guided = guidance.Energy(data.model(VP()), net.energy, s, takes="pooled")
+    found = guided.x0(x, t, pooled=y.expand(6, 4))
+    torch.testing.assert_close(found, tilted.model(VP()).x0(x, t), rtol=1e-6, atol=1e-6)  # the weights began as float32
+
+
+def test_the_loss_is_the_cross_entropy_in_both_directions() -> None:
+    net, x, y = (
+        linear(),
+        torch.randn(5, 3, generator=generator(), dtype=D),
+        torch.randn(5, 4, generator=generator(1), dtype=D),
+    )
+    f, g = F.normalize(net.image(x), dim=1), F.normalize(net.text(y), dim=1)
+    logits = f @ g.T / 0.07
+    own = torch.arange(5)
+    expected = -(logits.log_softmax(1)[own, own] + logits.log_softmax(0)[own, own]) / 2
+    model, t = ScoreModel(net, VP()), torch.zeros(5)
+    torch.testing.assert_close(ContrastiveLearning().at(model, x, t, x, pooled=y), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(net.energy(x, y), -logits.diagonal(), rtol=1e-6, atol=1e-6)
+    # A text that occurs twice is not held against itself.
+    twice = torch.cat([y[:1], y[:4]])
+    rows = net(x, twice).detach()
+    rows[0, 1] = rows[1, 0] = -torch.inf
+    expected = -(rows.log_softmax(1)[own, own] + rows.log_softmax(0)[own, own]) / 2
+    torch.testing.assert_close(ContrastiveLearning().at(model, x, t, x, pooled=twice), expected)
+
+
+def test_ranks_are_places_among_all_texts() -> None:
+    net, x, y = (
+        linear(),
+        torch.randn(7, 3, generator=generator(), dtype=D),
+        torch.randn(9, 4, generator=generator(1), dtype=D),
+    )
+    right = torch.arange(7) + 1
+    order = net(x, y).argsort(1, descending=True)
+    assert torch.equal(net.ranks(x, y, right), (order == right[:, None]).long().argmax(1))
+    assert torch.equal(net.ranks(x, y[:7]), net.ranks(x, y[:7], torch.arange(7)))
+    with pytest.raises(ValueError, match=r"got 7 images and 9 texts; expected as many, or right="):
+        net.ranks(x, y)
+
+
+def test_it_learns_by_fit_to_find_the_right_text(tmp_path: Path) -> None:
+    colours = torch.randn(12, 3, generator=generator(2)).clamp(-1, 1)
+    texts = torch.randn(12, 5, generator=generator(3))
+    kinds = torch.arange(96) % 12
+    x = (colours[kinds][:, :, None, None] + 0.1 * torch.randn(96, 3, 8, 8, generator=generator(4))).clamp(-1, 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = ContrastiveImages(3, 5, 8, 8, (1, 2), hidden=16)
+    path = tmp_path / "contrastive.safetensors"
+    method = training.Method(batch_size=32, lr=1e-2, ema=None, warmup=0)
+    how: dict[str, Any] = {"conditions": {"pooled": texts[kinds]}, "method": method, "out": path, "progress": False}
+    scoresde.fit(ScoreModel(net, VP()), x, ContrastiveLearning(), steps=40, **how)
+    found = scoresde.load(path).net
+    assert isinstance(found, ContrastiveImages)
+    first = (found.ranks(x, texts, kinds) == 0).double().mean()
+    assert float(first) > 5 / 12  # by chance, a twelfth
+
+
+def test_what_cannot_be_contrasted_is_refused() -> None:
+    model, x = ScoreModel(models.MLP(3), VP()), torch.zeros(2, 3)
+    with pytest.raises(TypeError, match="got a MLP for contrastive learning"):
+        ContrastiveLearning().at(model, x, torch.zeros(2), x, pooled=x)
+    with pytest.raises(ValueError, match="got no condition 'pooled'"):
+        ContrastiveLearning().at(model, x, torch.zeros(2), x)
+    with pytest.raises(ValueError, match="got the weighting of contrastive learning"):
+        _ = ContrastiveLearning().weight
+    with pytest.raises(ValueError, match="got scale=0; expected"):
+        Contrastive(nn.Identity(), nn.Identity(), scale=0)
+    with pytest.raises(ValueError, match="expected positive sizes"):
+        ContrastiveImages(3, 0)
+    with pytest.raises(ValueError, match=r"got images of shape \(2, 1, 8, 8\); expected \(batch, 3, height, width\)"):
+        ContrastiveImages(3, 5)(torch.zeros(2, 1, 8, 8), torch.zeros(2, 5))
+
+
+# A system that takes prompts -----------------------------------------------------------------------------------------
+
+
+def test_a_latent_model_of_texts_is_trained_opened_and_drawn_from(folder: Path, tmp_path: Path) -> None:
+    encoder, n = TextEncoder(folder, cache=tmp_path / "cache"), 16
+    texts = [("red apple", "green apple", "steam locomotive")[i % 3] for i in range(n)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        autoencoder = KLAutoencoder(1, 2, 4, (1, 2), blocks=1, groups=2)
+        net = UNet(2, 8, (1, 2), lean=True, blocks=1, context=8, pooled=8)
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.2, generator=generator())
+    data: Tensor = torch.rand(n, 1, 8, 8, generator=generator())
+    method = training.Method(batch_size=8, lr=1e-4)
+    options: dict[str, Any] = {"steps": (1, 2), "texts": texts, "encoder": encoder, "progress": False}
+    made = train_latent(data, tmp_path / "run", autoencoder, net, methods=(method, method), **options)
+    opened = LatentDiffusion.open(tmp_path / "run")
+    assert made.model.dropped == opened.model.dropped == {"context": 0.0, "context_mask": True, "pooled": 0.0}
+    prompts, how = ["red apple", "steam", ""], {"steps": 2, "progress": False}
+    one, two = (system.draw(prompts, guidance=3.0, **how) for system in (made, opened))
+    assert torch.equal(one.x, two.x) and one.x.shape == (3, 1, 8, 8) and one.evaluations == 4
+    # The prompt counts, and an empty one is no text: there guidance changes nothing.
+    plain = opened.draw(prompts, **how).x
+    moved = (one.x - plain).flatten(1).norm(dim=1)
+    assert float(moved[2]) < 1e-5 * float(moved[0]) and float(moved[1]) > 1e-6
