@@ -282,6 +282,7 @@ DOORS: dict[str, list[Callable[[str], object]]] = {
         lambda name: models.build(name, width=8),
         lambda name: network(f"{name}: width=8", (3, 32, 32), scoresde.VP(), "eps"),
     ],
+    "autoencoder": [lambda name: models.AUTOENCODERS[name].build(width=32)],
     "embedding of time": [lambda name: models.UNet(1, 8, (1,), time=name)],
     "optimizer": [lambda name: fit(method=Method(optimizer=name, batch_size=4))],
     "schedule": [lambda name: fit(method=Method(schedule=name, batch_size=4))],

@@ -85,7 +85,7 @@ class Shifted:
     Example:
         >>> from scoresde import RectifiedFlow
         >>> Shifted(3.0)(RectifiedFlow(), 3, 1.0, 0.5)  # 1, 0.625 and 0.25 shifted
-        tensor([1.0000, 0.7500, 0.5000], dtype=torch.float64)
+        tensor([1.0000, 0.8333, 0.5000], dtype=torch.float64)
     """
 
     factor: float = 3.0

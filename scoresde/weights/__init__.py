@@ -22,7 +22,7 @@ from scoresde.weights.families import FAMILIES
 from scoresde.weights.files import WeightsError, read_names, read_tensors
 from scoresde.weights.published import PUBLISHED, Published
 
-__all__ = ["PUBLISHED", "Published", "WeightsError", "event", "load_autoencoder", "load_published", "recognizes"]
+__all__ = ["PUBLISHED", "Published", "WeightsError", "event", "load_published", "load_published_autoencoder", "recognizes"]
 
 
 def load_published(path: str | os.PathLike[str], config: str | None = None, *, ema: bool = True) -> ScoreModel:
@@ -73,7 +73,7 @@ def load_published(path: str | os.PathLike[str], config: str | None = None, *, e
     return ScoreModel(net, process, published.predicts, learned_variance=learned).eval()
 
 
-def load_autoencoder(path: str | os.PathLike[str]) -> Autoencoder:
+def load_published_autoencoder(path: str | os.PathLike[str]) -> Autoencoder:
     """Load the autoencoder of a folder of diffusers, ``AutoencoderKL`` or ``VQModel``, or of a pipeline with one.
 
     Its latents are standardised by the scaling and the shift in its configuration.
@@ -88,7 +88,7 @@ def load_autoencoder(path: str | os.PathLike[str]) -> Autoencoder:
         WeightsError: if a file is missing or cannot be read, or the autoencoder has no equivalent here.
 
     Example:
-        >>> load_autoencoder("no-such-folder")  # doctest: +IGNORE_EXCEPTION_DETAIL
+        >>> load_published_autoencoder("no-such-folder")  # doctest: +IGNORE_EXCEPTION_DETAIL
         Traceback (most recent call last):
         scoresde.weights.files.WeightsError: no-such-folder has no config.json, nor has no-such-folder/vae; expected ..
     """

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from scoresde.models import Autoencoder
 from scoresde.score import ScoreModel
-from scoresde.weights.diffusers import autoencoders, mmdit, prior, unet2d, unet2d_condition, unet3d
+from scoresde.weights.diffusers import autoencoders, mmdit, pipeline, prior, unet2d, unet2d_condition, unet3d
 from scoresde.weights.diffusers.folder import Files, find
 from scoresde.weights.diffusers.schedulers import Scheduler, process
 from scoresde.weights.diffusers.unet2d import UNet2D, network
 from scoresde.weights.files import WeightsError
 
-__all__ = ["LOADERS", "Scheduler", "UNet2D", "event", "load", "load_autoencoder", "network", "process", "recognizes"]
+__all__ = ["Scheduler", "UNet2D", "event", "load", "load_autoencoder", "network", "process", "recognizes"]
 
 LOADERS: Mapping[str, Callable[[Files], ScoreModel]] = {
     "UNet2DModel": unet2d.load,
@@ -52,6 +52,8 @@ def recognizes(folder: Path) -> bool:
 def load(folder: Path) -> ScoreModel:
     """Load the score model in a folder with ``config.json``, weights and ``scheduler_config.json``, flat or as a pipeline.
 
+    A pipeline with an autoencoder is a :class:`~scoresde.score.LatentModel`; one with text encoders takes ``prompt``.
+
     Raises:
         WeightsError: if a file is missing or cannot be read, or the model has no equivalent here.
     """
@@ -59,15 +61,15 @@ def load(folder: Path) -> ScoreModel:
     if files is None:
         raise WeightsError(f"{folder} has no config.json, nor has {folder / 'unet'}; expected a folder of diffusers")
     kind = files.kind or "UNet2DModel"
-    if kind in autoencoders.AUTOENCODERS:
+    if kind in autoencoders.KINDS:
         raise WeightsError(
             f"{files.config_file} is of an autoencoder, {kind}, which is no score model; load it with "
-            "scoresde.weights.load_autoencoder(..)"
+            "scoresde.weights.load_published_autoencoder(..)"
         )
     if kind not in LOADERS:
         raise WeightsError(f"{files.config_file} is of a {kind}; expected one of {', '.join(LOADERS)}")
     try:
-        return LOADERS[kind](files)
+        return pipeline.compose(LOADERS[kind](files), files)
     except WeightsError:
         raise
     except ValueError as error:  # raised by the network or the process, whose messages do not name the files
@@ -83,11 +85,8 @@ def load_autoencoder(folder: Path) -> Autoencoder:
     files = find(folder, ("vae", "vqvae", ""))
     if files is None:
         raise WeightsError(f"{folder} has no config.json, nor has {folder / 'vae'}; expected a folder of diffusers")
-    kind = files.kind or "AutoencoderKL"
-    if kind not in autoencoders.AUTOENCODERS:
-        raise WeightsError(f"{files.config_file} is of a {kind}; expected one of {', '.join(autoencoders.AUTOENCODERS)}")
     try:
-        return autoencoders.AUTOENCODERS[kind](files)
+        return autoencoders.load(files)
     except WeightsError:
         raise
     except ValueError as error:

@@ -16,7 +16,7 @@ from scoresde.weights.diffusers.folder import Files, check_sizes, refuse
 from scoresde.weights.files import WeightsError
 from scoresde.weights.keys import Take
 
-__all__ = ["AUTOENCODERS", "KL", "VQ", "kl", "takes", "vq"]
+__all__ = ["KL", "VQ", "kl", "load", "takes", "vq"]
 
 Coder = TypeVar("Coder", KLAutoencoder, VQAutoencoder)
 _DOWN = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
@@ -91,8 +91,20 @@ def vq(files: Files) -> VQAutoencoder:
     return net
 
 
-AUTOENCODERS: Mapping[str, Callable[[Files], Autoencoder]] = {"AutoencoderKL": kl, "VQModel": vq}
+KINDS: Mapping[str, Callable[[Files], Autoencoder]] = {"AutoencoderKL": kl, "VQModel": vq}
 """The functions that load an autoencoder, by the name of its class in diffusers."""
+
+
+def load(files: Files) -> Autoencoder:
+    """Load an autoencoder of the class that its configuration names, by default ``AutoencoderKL``.
+
+    Raises:
+        WeightsError: if a file is missing or cannot be read, or the autoencoder has no equivalent here.
+    """
+    kind = files.kind or "AutoencoderKL"
+    if kind not in KINDS:
+        raise WeightsError(f"{files.config_file} is of a {kind}; expected one of {', '.join(KINDS)}")
+    return KINDS[kind](files)
 
 
 def _filled(make: Callable[[], Coder], files: Files, config: _Coder) -> Coder:

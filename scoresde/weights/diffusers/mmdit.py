@@ -95,8 +95,8 @@ def sd3(config: SD3, source: str = "config") -> dict[str, Any]:
         WeightsError: for settings without an equivalent here.
 
     Example:
-        >>> sd3(SD3(num_attention_heads=24))["width"]
-        1536
+        >>> sd3(SD3())["width"]
+        1152
     """
     sizes = ("sample_size", "patch_size", "in_channels", "num_layers", "attention_head_dim", "num_attention_heads")
     check_sizes(config, (*sizes, "joint_attention_dim", "pooled_projection_dim", "pos_embed_max_size"), source)

@@ -34,8 +34,8 @@ class Scheduler:
     rescale_betas_zero_snr: bool = False
     prediction_type: str = "epsilon"
     variance_type: str | None = None
-    sigma_min: float = 0.01
-    sigma_max: float = 1348.0
+    sigma_min: float | None = None
+    sigma_max: float | None = None
 
 
 def process(
@@ -64,7 +64,7 @@ def process(
         schedule = replace(schedule, beta_schedule="squaredcos_cap_v2")
     if schedule._class_name == "ScoreSdeVeScheduler":
         factor = 2 if centered else 1
-        low, high = factor * schedule.sigma_min, factor * schedule.sigma_max
+        low, high = factor * (schedule.sigma_min or 0.01), factor * (schedule.sigma_max or 1348.0)
         if not 0 < low < high:
             raise WeightsError(f"{source} has sigma_min={low} and sigma_max={high}; expected 0 < sigma_min < sigma_max")
         rate = math.log(high / low)
