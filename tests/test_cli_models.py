@@ -168,6 +168,7 @@ def test_class_names_travel_from_folders_to_samples(tmp_path):
 def folder_of_diffusers(folder: Path, **config) -> Path:
     """A small U-Net of random weights, as diffusers would have written it."""
     from scoresde.weights import diffusers
+    from scoresde.weights.files import read_json
     from scoresde.weights.keys import Dialect, takes
 
     told = {
@@ -184,7 +185,7 @@ def folder_of_diffusers(folder: Path, **config) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(told))
     (folder / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDPMScheduler", "beta_schedule": "linear"}))
-    read = diffusers.read_json(folder / "config.json", diffusers.UNet2D)
+    read = read_json(folder / "config.json", diffusers.UNet2D)
     net = UNet(**diffusers.network(read))
     tensors, own = {}, net.state_dict()
     names = {name: torch.empty(0) for name in ("conv_in.weight",)}
