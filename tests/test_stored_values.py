@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scoresde.models import UNet
-from scoresde.weights import diffusers
+from scoresde.weights.diffusers import unet2d
 from scoresde.weights.keys import Dialect, takes
 
 # diffusers.models.embeddings.get_timestep_embedding(torch.tensor([3.0]), 8, flip_sin_to_cos=.., downscale_freq_shift=..)
@@ -34,9 +34,9 @@ def test_the_first_layer_meets_the_features_of_time_in_the_order_of_diffusers(fl
     }
     if said or (flip, shift) != (True, 0):
         config |= {"flip_sin_to_cos": flip, "freq_shift": shift}
-    read = msgspec.convert(config, diffusers.UNet2D)
-    net = UNet(**diffusers.network(read))
-    dialect = Dialect("diffusers", sine_first=diffusers._sine_first(read))
+    read = msgspec.convert(config, unet2d.UNet2D)
+    net = UNet(**unet2d.network(read))
+    dialect = Dialect("diffusers", sine_first=unet2d._sine_first(read))
     (first,) = [take for take in takes(net, {}, dialect) if take.ours == "embedding.layer1.weight"]
     assert first.theirs == ("time_embedding.linear_1.weight",)
     theirs = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
