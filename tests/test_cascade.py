@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import mostly_slow
 from torch import Tensor
 
 import scoresde
@@ -81,7 +82,7 @@ SDES = pytest.mark.parametrize("sde", [VP(beta_max=40.0), RectifiedFlow()], ids=
 
 
 @SDES
-@pytest.mark.parametrize("level", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("level", mostly_slow([0.0, 0.1, 0.5], {0.1}))
 def test_a_cascade_of_exact_models_has_the_law_of_the_data(sde: GaussianSDE, level: float) -> None:
     c, alpha, sigma = low_at(sde, level)
     fed = alpha**2 * c + sigma**2 * torch.eye(2, dtype=D)
@@ -95,7 +96,7 @@ def test_a_cascade_of_exact_models_has_the_law_of_the_data(sde: GaussianSDE, lev
 
 
 @SDES
-@pytest.mark.parametrize("level", [0.1, 0.5])
+@pytest.mark.parametrize("level", mostly_slow([0.1, 0.5], {0.5}))
 def test_a_clean_condition_under_a_level_above_zero_is_short_of_variance(sde: GaussianSDE, level: float) -> None:
     # Along a direction of variance v of the smaller samples, the share 1 - r / (1 + r)^2 is left, r = sigma^2 / alpha^2 v.
     c, alpha, sigma = low_at(sde, level)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from support import mostly_slow
 from torch import Tensor, nn
 
 import scoresde
@@ -96,7 +97,7 @@ def images(n: int = 24) -> Tensor:
     return torch.rand(n, 1, 8, 8, generator=generator(5)) * 2 - 1
 
 
-@pytest.mark.parametrize("predicts", ["eps", "v", "x0", "edm"])
+@pytest.mark.parametrize("predicts", mostly_slow(["eps", "v", "x0", "edm"], {"v", "edm"}))
 def test_predictions_are_those_of_the_inner_model_to_the_last_bit(predicts: str) -> None:
     latent, x, t = pair(predicts=predicts), torch.randn(3, 2, 4, 4, generator=generator()), torch.tensor([0.2, 0.5, 0.9])
     inner = latent.model
@@ -140,13 +141,13 @@ def test_what_is_around_it_samples_data_too() -> None:
 def test_the_flow_and_the_likelihood_are_those_of_the_latents() -> None:
     latent = pair()
     z = latent.encode(images(3))
-    found, inner = (log_likelihood(model, z, steps=4) for model in (latent, latent.model))
+    found, inner = (log_likelihood(model, z, steps=2) for model in (latent, latent.model))
     assert torch.equal(found.log_prob, inner.log_prob) and torch.equal(found.latent, inner.latent)
-    up = sampling.encode(latent, z, "ddim", 30)
+    up = sampling.encode(latent, z, "ddim", 5)
     assert up.x.shape == z.shape and up.latent is None  # noise, and not decoded
     for method, tolerance in (("rk4", 0.05), (sampling.Bidirectional(), 1e-4)):
-        told = sampling.encode(latent, z, method, 30)
-        back = sampling.decode(latent, told.x, method, 30, partner=told.info.get("partner"))
+        told = sampling.encode(latent, z, method, 12)
+        back = sampling.decode(latent, told.x, method, 12, partner=told.info.get("partner"))
         torch.testing.assert_close(back.x, latent.decode(z).detach(), rtol=tolerance, atol=tolerance)
     assert sampling.sdedit(latent, z, 0.3, steps=3).x.shape == (3, 1, 8, 8)
 
@@ -184,7 +185,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("kind", [KLAutoencoder, VQAutoencoder])
+@pytest.mark.parametrize("kind", mostly_slow([KLAutoencoder, VQAutoencoder], {VQAutoencoder}))
 def test_training_it_is_training_the_inner_model(kind: type[Autoencoder], tmp_path: Path) -> None:
     how: dict[str, Any] = {"batch_size": 8, "progress": False}
     latent, other = pair(kind), pair(kind)

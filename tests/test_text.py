@@ -45,6 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Encoders ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_known_encoder_finds_what_is_alike() -> None:
     pytest.importorskip("transformers")
     if not MINILM.is_dir():

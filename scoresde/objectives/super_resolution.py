@@ -161,10 +161,10 @@ class SuperResolved(Around):
         inner = super().draws(x0, generator)
         if self.augmentation is None:
             return inner
-        where = {"generator": generator, "device": generator.device}
-        level = self.augmentation.highest * torch.rand(len(x0), **where, dtype=torch.float64)
-        noise = torch.randn(_reduced(x0.shape, self.factor), **where, dtype=x0.dtype)
-        return {**inner, "level": level.to(x0.device), "low_noise": noise.to(x0.device)}
+        device, size = generator.device, _reduced(x0.shape, self.factor)
+        u = torch.rand(len(x0), generator=generator, device=device, dtype=torch.float64)
+        noise = torch.randn(size, generator=generator, device=device, dtype=x0.dtype)
+        return {**inner, "level": (self.augmentation.highest * u).to(x0.device), "low_noise": noise.to(x0.device)}
 
     def at(
         self,

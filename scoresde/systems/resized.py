@@ -29,6 +29,7 @@ class Resized:
         ValueError: for axes that the factor does not divide, and conditions of another length than the data.
 
     Example:
+        >>> import torch
         >>> Resized(torch.rand(10, 1, 8, 8), 2).batch(torch.tensor([7, 3]))[0].shape
         torch.Size([2, 1, 4, 4])
     """
