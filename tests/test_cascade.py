@@ -16,7 +16,7 @@ from scoresde.analysis import law
 from scoresde.models import SuperResolution, UNet
 from scoresde.objectives import DSM, BlurredLow, LabelDropout, NoisedLow, SuperResolved, downsampled
 from scoresde.sde import GaussianSDE, Time
-from scoresde.systems import Cascade, Resized, Stage, train_stage
+from scoresde.systems import Cascade, CascadeStage, Resized, train_stage
 
 D = torch.float64
 HALVE = torch.kron(torch.eye(2, dtype=D), torch.full((1, 2), 0.5, dtype=D))  # (2, 4): the means of neighbours
@@ -119,8 +119,8 @@ def test_truncated_and_augmented_samples_have_one_law(sde: GaussianSDE) -> None:
 def pyramid(sde: GaussianSDE | None = None, highest: float = 0.5) -> Cascade:
     sde = sde or VP()
     base = problems.Gaussian(torch.zeros(1, 2, dtype=D), low_at(sde, 0.0)[0])
-    first = Stage(base.model(sde), (1, 2), solver="dpmpp-2m", steps=20)
-    return Cascade([first, Stage(Given(sde, sde, covariance()), (1, 4), NoisedLow(highest, sde), "heun", 10)])
+    first = CascadeStage(base.model(sde), (1, 2), solver="dpmpp-2m", steps=20)
+    return Cascade([first, CascadeStage(Given(sde, sde, covariance()), (1, 4), NoisedLow(highest, sde), "heun", 10)])
 
 
 @pytest.mark.parametrize("truncated", [False, True])
@@ -160,7 +160,7 @@ def test_levels_that_cannot_be_are_refused(how: dict[str, Any], message: str) ->
 def test_truncation_needs_the_noise_of_the_stage_before() -> None:
     first, second = pyramid().stages
     for other in (BlurredLow(0.5), NoisedLow(0.5, RectifiedFlow())):
-        cascade = Cascade([first, Stage(second.model, (1, 4), other)])
+        cascade = Cascade([first, CascadeStage(second.model, (1, 4), other)])
         with pytest.raises(ValueError, match="got truncated=True before stage 1, whose augmentation is not the noise"):
             cascade.draw(1, levels=0.1, truncated=True, progress=False)
     with pytest.raises(ValueError, match="got a cascade of no stages"):
@@ -262,7 +262,7 @@ def test_stages_are_trained_in_files_and_drawn_from(tmp_path: Path) -> None:
         above = ScoreModel(SuperResolution(1, small), sde, "v")
         train_stage(above, x, 1, 2, noise, out=tmp_path / "above.safetensors", steps=steps, **how)
     models = [scoresde.load(tmp_path / name) for name in ("base.safetensors", "above.safetensors")]
-    stages = [Stage(models[0], (1, 4, 4), steps=3), Stage(models[1], (1, 8, 8), noise, "ddim", 2)]
+    stages = [CascadeStage(models[0], (1, 4, 4), steps=3), CascadeStage(models[1], (1, 8, 8), noise, "ddim", 2)]
     found = Cascade(stages).draw(3, levels=[0.2], conditions={"label": [0, 1, 2]}, progress=False)
     assert [run.x.shape[2] for run in found] == [4, 8] and [run.evaluations for run in found] == [3, 2]
     other = Cascade(stages).draw(3, levels=[0.2], conditions={"label": 0}, own=[{"label": [0, 1, 2]}], progress=False)

@@ -31,11 +31,11 @@ from scoresde.solvers import FreshNoise, Solver, sample_seeds
 from scoresde.systems.resized import Resized
 from scoresde.training import FitResult, fit
 
-__all__ = ["Cascade", "Stage", "train_stage"]
+__all__ = ["Cascade", "CascadeStage", "train_stage"]
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
+class CascadeStage:
     """A stage of a cascade.
 
     Args:
@@ -67,13 +67,13 @@ class Cascade:
         >>> import scoresde
         >>> from scoresde.models import SuperResolution, UNet
         >>> sde, small = scoresde.VP(), {"width": 8, "multipliers": [1, 2]}
-        >>> base = Stage(ScoreModel(UNet(1, **small), sde, "v"), (1, 4, 4), steps=3)
-        >>> above = Stage(ScoreModel(SuperResolution(1, small), sde, "v"), (1, 8, 8), NoisedLow(0.5, sde), steps=3)
+        >>> base = CascadeStage(ScoreModel(UNet(1, **small), sde, "v"), (1, 4, 4), steps=3)
+        >>> above = CascadeStage(ScoreModel(SuperResolution(1, small), sde, "v"), (1, 8, 8), NoisedLow(0.5, sde), steps=3)
         >>> [found.x.shape[-1] for found in Cascade([base, above]).draw(2, levels=[0.1], progress=False)]
         [4, 8]
     """
 
-    stages: Sequence[Stage]
+    stages: Sequence[CascadeStage]
 
     def __post_init__(self) -> None:
         if not self.stages:
