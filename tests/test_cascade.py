@@ -123,6 +123,30 @@ def pyramid(sde: GaussianSDE | None = None, highest: float = 0.5) -> Cascade:
     return Cascade([first, CascadeStage(Given(sde, sde, covariance()), (1, 4), NoisedLow(highest, sde), "heun", 10)])
 
 
+def test_smaller_samples_are_noised_at_the_level_that_is_told() -> None:
+    seen: dict[str, Any] = {}
+
+    class Watched(Given):
+        def x0(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
+            seen.update(conditions)
+            return super().x0(x, t, **conditions)
+
+    first, second = pyramid().stages
+    cascade = Cascade([first, CascadeStage(Watched(VP(), VP(), covariance()), (1, 4), second.augmentation, steps=1)])
+    n, alpha, sigma = 2000, float(VP().alpha(0.4)), float(VP().sigma(0.4))
+    for level, truncated in ((0.4, False), (0.4, True), (0.0, False), (0.0, True)):
+        low = cascade.draw(n, levels=level, truncated=truncated, progress=False, dtype=D)[0].x
+        assert seen["level"].tolist() == pytest.approx([level] * n)
+        if truncated or not level:
+            assert torch.equal(seen["low"], low)
+            continue
+        noise = (seen["low"] - alpha * low) / sigma
+        assert abs(float(noise.mean())) < 5 / (2 * n) ** 0.5 and abs(float(noise.std()) - 1) < 5 / (4 * n) ** 0.5
+        assert abs(float((noise * low).mean())) < 5 / (2 * n) ** 0.5
+    stopped = cascade.draw(n, levels=0.4, truncated=True, progress=False, dtype=D)[0]
+    assert stopped.times[-1] == pytest.approx(0.4)
+
+
 @pytest.mark.parametrize("truncated", [False, True])
 def test_samples_have_the_covariance_of_the_data(truncated: bool) -> None:
     n = 4096
@@ -131,9 +155,6 @@ def test_samples_have_the_covariance_of_the_data(truncated: bool) -> None:
     # An entry of the covariance of n samples has a standard error of at most sqrt(2 / n) = 0.022.
     torch.testing.assert_close(found, covariance(), rtol=0, atol=5 * 0.022)
     assert low.solver == "dpmpp-2m" and high.solver == "heun" and high.x.shape == (n, 1, 4)
-    if not truncated:  # the smaller samples are the means of what is made of them, up to the noise that was added
-        difference = downsampled(high.x, 2) - low.x
-        assert 0.1 < float(difference.std()) < 1.2 * float(VP().sigma(0.2) / VP().alpha(0.2))
 
 
 def test_a_sample_depends_on_its_own_seed() -> None:

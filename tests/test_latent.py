@@ -197,6 +197,8 @@ def test_training_it_is_training_the_inner_model(kind: type[Autoencoder], tmp_pa
     assert same(state(found.model.model), state(inner.model)) and same(state(found.raw.model), state(inner.raw))
     assert same(state(found.model.autoencoder), before) and not found.raw.autoencoder.training
     assert all(p.grad is None and not p.requires_grad for p in found.raw.autoencoder.parameters())
+    found.raw.train()
+    assert found.raw.model.training and not any(m.training for m in found.raw.autoencoder.modules())
     back = load(tmp_path / "m")
     assert type(back) is LatentModel and same(state(back), state(found.model)) and not back.training
     assert same(state(load(tmp_path / "m", model=pair(kind))), state(back))
@@ -247,7 +249,8 @@ def test_latents_are_cached_by_what_they_are_of(tmp_path: Path) -> None:
     latents.cached(path)
     assert path.stat().st_mtime_ns == written
     moved, elsewhere = Latents(latent.autoencoder, images() + 0.1), Latents(pair(VQAutoencoder).autoencoder, images())
-    for other in (moved, elsewhere):
+    same = Latents(pair(VQAutoencoder).autoencoder, images(), {"label": label})
+    for other in (moved, elsewhere, same):
         assert other.fingerprint() != latents.fingerprint()
         torch.testing.assert_close(other.cached(path).known, other.batch(torch.arange(24))[0], rtol=1e-5, atol=1e-6)
     path.write_bytes(b"damaged")

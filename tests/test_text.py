@@ -164,7 +164,8 @@ def test_the_loss_is_the_cross_entropy_in_both_directions() -> None:
     torch.testing.assert_close(ContrastiveLearning().at(model, x, t, x, pooled=y), expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(net.energy(x, y), -logits.diagonal(), rtol=1e-6, atol=1e-6)
     # A text that occurs twice is not held against itself.
-    twice = torch.cat([y[:1], y[:4]])
+    net = linear(scale=1.0)  # so that the others count as well
+    model, twice = ScoreModel(net, VP()), torch.cat([y[:1], y[:4]])
     rows = net(x, twice).detach()
     rows[0, 1] = rows[1, 0] = -torch.inf
     expected = -(rows.log_softmax(1)[own, own] + rows.log_softmax(0)[own, own]) / 2
