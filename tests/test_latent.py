@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from support import mostly_slow
 from torch import Tensor, nn
 
 import scoresde
@@ -96,7 +97,7 @@ def images(n: int = 24) -> Tensor:
     return torch.rand(n, 1, 8, 8, generator=generator(5)) * 2 - 1
 
 
-@pytest.mark.parametrize("predicts", ["eps", "v", "x0", "edm"])
+@pytest.mark.parametrize("predicts", mostly_slow(["eps", "v", "x0", "edm"], {"v", "edm"}))
 def test_predictions_are_those_of_the_inner_model_to_the_last_bit(predicts: str) -> None:
     latent, x, t = pair(predicts=predicts), torch.randn(3, 2, 4, 4, generator=generator()), torch.tensor([0.2, 0.5, 0.9])
     inner = latent.model
@@ -140,13 +141,13 @@ def test_what_is_around_it_samples_data_too() -> None:
 def test_the_flow_and_the_likelihood_are_those_of_the_latents() -> None:
     latent = pair()
     z = latent.encode(images(3))
-    found, inner = (log_likelihood(model, z, steps=4) for model in (latent, latent.model))
+    found, inner = (log_likelihood(model, z, steps=2) for model in (latent, latent.model))
     assert torch.equal(found.log_prob, inner.log_prob) and torch.equal(found.latent, inner.latent)
-    up = sampling.encode(latent, z, "ddim", 30)
+    up = sampling.encode(latent, z, "ddim", 5)
     assert up.x.shape == z.shape and up.latent is None  # noise, and not decoded
     for method, tolerance in (("rk4", 0.05), (sampling.Bidirectional(), 1e-4)):
-        told = sampling.encode(latent, z, method, 30)
-        back = sampling.decode(latent, told.x, method, 30, partner=told.info.get("partner"))
+        told = sampling.encode(latent, z, method, 12)
+        back = sampling.decode(latent, told.x, method, 12, partner=told.info.get("partner"))
         torch.testing.assert_close(back.x, latent.decode(z).detach(), rtol=tolerance, atol=tolerance)
     assert sampling.sdedit(latent, z, 0.3, steps=3).x.shape == (3, 1, 8, 8)
 
@@ -184,7 +185,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("kind", [KLAutoencoder, VQAutoencoder])
+@pytest.mark.parametrize("kind", mostly_slow([KLAutoencoder, VQAutoencoder], {VQAutoencoder}))
 def test_training_it_is_training_the_inner_model(kind: type[Autoencoder], tmp_path: Path) -> None:
     how: dict[str, Any] = {"batch_size": 8, "progress": False}
     latent, other = pair(kind), pair(kind)
@@ -196,6 +197,8 @@ def test_training_it_is_training_the_inner_model(kind: type[Autoencoder], tmp_pa
     assert same(state(found.model.model), state(inner.model)) and same(state(found.raw.model), state(inner.raw))
     assert same(state(found.model.autoencoder), before) and not found.raw.autoencoder.training
     assert all(p.grad is None and not p.requires_grad for p in found.raw.autoencoder.parameters())
+    found.raw.train()
+    assert found.raw.model.training and not any(m.training for m in found.raw.autoencoder.modules())
     back = load(tmp_path / "m")
     assert type(back) is LatentModel and same(state(back), state(found.model)) and not back.training
     assert same(state(load(tmp_path / "m", model=pair(kind))), state(back))
@@ -246,7 +249,8 @@ def test_latents_are_cached_by_what_they_are_of(tmp_path: Path) -> None:
     latents.cached(path)
     assert path.stat().st_mtime_ns == written
     moved, elsewhere = Latents(latent.autoencoder, images() + 0.1), Latents(pair(VQAutoencoder).autoencoder, images())
-    for other in (moved, elsewhere):
+    same = Latents(pair(VQAutoencoder).autoencoder, images(), {"label": label})
+    for other in (moved, elsewhere, same):
         assert other.fingerprint() != latents.fingerprint()
         torch.testing.assert_close(other.cached(path).known, other.batch(torch.arange(24))[0], rtol=1e-5, atol=1e-6)
     path.write_bytes(b"damaged")

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
 import scoresde
 from scoresde import VP, ScoreModel, guidance, models, problems, training
+from scoresde.cli import app
 from scoresde.models import Contrastive, ContrastiveImages, KLAutoencoder, TextEncoder, UNet
 from scoresde.objectives import ContrastiveLearning
 from scoresde.systems import LatentDiffusion, conditions_of, train_latent
@@ -45,6 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Encoders ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_known_encoder_finds_what_is_alike() -> None:
     pytest.importorskip("transformers")
     if not MINILM.is_dir():
@@ -163,7 +167,8 @@ def test_the_loss_is_the_cross_entropy_in_both_directions() -> None:
     torch.testing.assert_close(ContrastiveLearning().at(model, x, t, x, pooled=y), expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(net.energy(x, y), -logits.diagonal(), rtol=1e-6, atol=1e-6)
     # A text that occurs twice is not held against itself.
-    twice = torch.cat([y[:1], y[:4]])
+    net = linear(scale=1.0)  # so that the others count as well
+    model, twice = ScoreModel(net, VP()), torch.cat([y[:1], y[:4]])
     rows = net(x, twice).detach()
     rows[0, 1] = rows[1, 0] = -torch.inf
     expected = -(rows.log_softmax(1)[own, own] + rows.log_softmax(0)[own, own]) / 2
@@ -239,7 +244,24 @@ def test_a_latent_model_of_texts_is_trained_opened_and_drawn_from(folder: Path, 
     prompts, how = ["red apple", "steam", ""], {"steps": 2, "progress": False}
     one, two = (system.draw(prompts, guidance=3.0, **how) for system in (made, opened))
     assert torch.equal(one.x, two.x) and one.x.shape == (3, 1, 8, 8) and one.evaluations == 4
+    # The command draws the same, takes prompts in turn, and writes the picture of what is decoded.
+    for guidance_scale, name in (([], "plain"), (["--guidance", 3.0], "guided")):
+        arguments = ["sample", tmp_path / "run", "--prompt", "red apple", "--prompt", "steam", "-n", 3, "--steps", 2]
+        out = tmp_path / f"{name}.npz"
+        run = CliRunner().invoke(app, [str(a) for a in [*arguments, *guidance_scale, "--no-progress", "--out", out]])
+        assert run.exit_code == 0, run.output
+        expected = opened.draw(["red apple", "steam", "red apple"], guidance=3.0 if guidance_scale else 1.0, **how)
+        torch.testing.assert_close(torch.from_numpy(np.load(out)["x"]), expected.x)
+    run = CliRunner().invoke(app, [str(a) for a in [*arguments, "--no-progress"]])
+    assert run.exit_code == 0 and (tmp_path / "run" / "samples.png").is_file(), run.output
     # The prompt counts, and an empty one is no text: there guidance changes nothing.
     plain = opened.draw(prompts, **how).x
     moved = (one.x - plain).flatten(1).norm(dim=1)
     assert float(moved[2]) < 1e-5 * float(moved[0]) and float(moved[1]) > 1e-6
+
+
+def test_a_prompt_for_a_model_without_texts_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    scoresde.save(ScoreModel(models.MLP(2), VP(), "v"), path, event=(2,))
+    run = CliRunner().invoke(app, ["sample", str(path), "--prompt", "red apple"])
+    assert run.exit_code == 2 and "got --prompt 'red apple' for a model that takes no texts" in run.output

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -14,8 +14,9 @@ from scoresde.base.devices import as_device
 from scoresde.base.files import replacing
 from scoresde.cli import options
 from scoresde.cli.errors import reported
-from scoresde.cli.source import Labels, chosen_labels, guided, open_model
+from scoresde.cli.source import Labels, Prompts, chosen_labels, chosen_prompts, guided, open_model
 from scoresde.sampling import sample as draw
+from scoresde.score import ScoreModel
 from scoresde.solvers import get, sample_seeds
 
 __all__ = ["sample", "write"]
@@ -34,6 +35,13 @@ def write(x: Tensor, seeds: list[int], out: Path, title: str) -> None:
             np.save(temporary, x.numpy())
         else:
             np.savez(temporary, x=x.numpy(), seeds=np.array(seeds))
+
+
+def _shown(model: ScoreModel, event: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the data that a sample stands for, which of latents are decoded."""
+    with torch.no_grad():
+        data = model.to_data(torch.zeros(1, *event, device=model.device, dtype=model.dtype))
+    return tuple(data.shape[1:])
 
 
 def _check_output(out: Path, event: tuple[int, ...]) -> None:
@@ -61,9 +69,12 @@ def sample(
     end: options.End = "denoise",
     seed: options.Seed = 0,
     label: Labels = None,
+    prompt: Prompts = None,
     guidance: Annotated[
         float | None,
-        typer.Option(help="Scale of classifier-free guidance towards --label; 1 is the conditional model, 4 is strong."),
+        typer.Option(
+            help="Scale of classifier-free guidance towards --label or --prompt; 1 is the conditional model, 4 is strong."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -82,17 +93,22 @@ def sample(
     where = as_device(device)
     model, event, classes = open_model(run, shape)
     labels = chosen_labels(label, model, classes)
-    model = guided(model, guidance, labels)
+    told = chosen_prompts(prompt, model, run)
+    shown = _shown(model, event)
+    model = guided(model, guidance, labels, told.null)
     if out is None:
         folder = run if run.is_dir() else run.parent
-        out = folder / ("samples.png" if len(event) == 3 else "samples.npy")
-    _check_output(out, event)
+        out = folder / ("samples.png" if len(shown) == 3 else "samples.npy")
+    _check_output(out, shown)
     model.to(where)
     seeds = sample_seeds(seed, n)
     parts = []
     for start in range(0, n, batch_size):
         stop = min(start + batch_size, n)
-        conditions = {} if labels is None else {"label": [labels[i % len(labels)] for i in range(start, stop)]}
+        conditions: dict[str, Any] = (
+            {} if labels is None else {"label": [labels[i % len(labels)] for i in range(start, stop)]}
+        )
+        conditions |= told.at([i % len(prompt or [""]) for i in range(start, stop)])
         shape_of_part = (stop - start, *event)
         parts.append(
             draw(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -13,10 +13,24 @@ from scoresde import data, weights
 from scoresde.base.names import near
 from scoresde.cli import options
 from scoresde.guidance import ClassifierFree
-from scoresde.score import ScoreModel
+from scoresde.score import LatentModel, ScoreModel
+from scoresde.systems import LatentDiffusion, nulls_of
+from scoresde.systems.latent import TEXT, encoder_of
 from scoresde.training.files import runs
+from scoresde.weights.diffusers.prompts import Prompted
 
-__all__ = ["Labels", "Limit", "Opened", "chosen_labels", "guided", "open_data", "open_model"]
+__all__ = [
+    "Labels",
+    "Limit",
+    "Opened",
+    "Prompts",
+    "Told",
+    "chosen_labels",
+    "chosen_prompts",
+    "guided",
+    "open_data",
+    "open_model",
+]
 
 Limit = Annotated[
     int | None, typer.Option(help="Bytes that one compressed file or image may unpack to; by default 2**30 and 2**28.")
@@ -112,8 +126,16 @@ def chosen_labels(texts: Sequence[str] | None, model: ScoreModel, classes: Seque
     return tuple(labels)
 
 
-def guided(model: ScoreModel, scale: float | None, labels: Sequence[int] | None) -> ScoreModel:
-    """Return the model under classifier-free guidance towards the labels, or the model itself where no scale is given.
+def guided(
+    model: ScoreModel, scale: float | None, labels: Sequence[int] | None, null: Mapping[str, Any] | None = None
+) -> ScoreModel:
+    """Return the model under classifier-free guidance towards labels and prompts, or the model itself without a scale.
+
+    Args:
+        model: the model.
+        scale: the scale of guidance.
+        labels: the labels, where there are any.
+        null: what stands for the absence of prompts, where there are any.
 
     Raises:
         ValueError: for no labels, and for a network that always needs a label.
@@ -121,6 +143,8 @@ def guided(model: ScoreModel, scale: float | None, labels: Sequence[int] | None)
     if scale is None:
         return model
     config: dict[str, Any] = getattr(model.network, "config", {})
+    if labels is None and null:
+        return ClassifierFree(model, scale, null)
     if labels is None:
         wants = ", as in --label 3" if config.get("num_classes") else "; this model has no classes, so leave --guidance out"
         raise ValueError(f"got --guidance {scale:g} without --label, towards which to guide; expected both{wants}")
@@ -129,7 +153,47 @@ def guided(model: ScoreModel, scale: float | None, labels: Sequence[int] | None)
             f"got --guidance {scale:g} for a network that cannot do without a label; expected one trained with label "
             "dropout: scoresde train .. --label-dropout 0.1"
         )
-    return ClassifierFree(model, scale, {"label": config["num_classes"]})
+    return ClassifierFree(model, scale, {"label": config["num_classes"], **(null or {})})
+
+
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", help="Text for a model that takes texts; may be repeated, and the samples take them in turn."),
+]
+"""The option that gives texts to samples."""
+
+
+class Told(NamedTuple):
+    """What samples are told of prompts: one entry for each of these by name, and what stands for their absence."""
+
+    conditions: dict[str, Any]
+    null: dict[str, Any]
+
+    def at(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """Return the conditions of the prompts of these numbers."""
+        return {name: [value[i] for i in numbers] for name, value in self.conditions.items()}
+
+
+def chosen_prompts(texts: Sequence[str] | None, model: ScoreModel, run: Path) -> Told:
+    """Return what a model is told of prompts; nothing where there are none.
+
+    Args:
+        texts: the values of the options.
+        model: the model, a pipeline of diffusers with text encoders or a latent model of a run folder.
+        run: the run folder, which names the text encoder.
+
+    Raises:
+        ValueError: for a model that takes no texts.
+    """
+    if not texts:
+        return Told({}, {})
+    if isinstance(model, Prompted):
+        return Told({"prompt": list(texts)}, {"prompt": ""})
+    folder = run if run.is_dir() else run.parent
+    if not isinstance(model, LatentModel) or not (folder / TEXT).is_file():
+        raise ValueError(f"got --prompt {texts[0]!r} for a model that takes no texts; leave --prompt out")
+    told = LatentDiffusion(model, (), encoder_of(folder)).conditions(list(texts))
+    return Told(told, {name: null for name, null in nulls_of(model.network).items() if name in told})
 
 
 def _known(count: int, classes: Sequence[str], optional: bool) -> str:

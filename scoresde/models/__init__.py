@@ -13,6 +13,7 @@ from scoresde.models.labels import Label
 from scoresde.models.mlp import MLP
 from scoresde.models.ncsnv2 import NCSNv2
 from scoresde.models.presets import NETWORKS, PublishedNetwork, build
+from scoresde.models.super_resolution import SuperResolution
 from scoresde.models.text import Contrastive, ContrastiveImages, Text, TextEncoder
 from scoresde.models.transformers import DiT, EmbeddingPrior, MMDiT
 from scoresde.models.unet import UNet
@@ -34,6 +35,7 @@ __all__ = [
     "PatchDiscriminator",
     "PublishedNetwork",
     "Reconstructed",
+    "SuperResolution",
     "Text",
     "TextEncoder",
     "UNet",

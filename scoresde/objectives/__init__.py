@@ -14,6 +14,13 @@ from scoresde.objectives.dequantization import LearnedDequantization, LogisticNo
 from scoresde.objectives.implicit import ImplicitScoreMatching
 from scoresde.objectives.label_dropout import LabelDropout
 from scoresde.objectives.matching import DSM, NOISES, OBJECTIVES, Objective, noised, objective
+from scoresde.objectives.super_resolution import (
+    BlurredLow,
+    LowAugmentation,
+    NoisedLow,
+    SuperResolved,
+    downsampled,
+)
 from scoresde.objectives.times import (
     TIMES,
     AdaptiveTimes,
@@ -37,6 +44,7 @@ __all__ = [
     "AdaptiveTimes",
     "AutoTimes",
     "Autoencoding",
+    "BlurredLow",
     "Classification",
     "ContrastiveLearning",
     "Hybrid",
@@ -46,15 +54,19 @@ __all__ = [
     "LikelihoodTimes",
     "LogNormalTimes",
     "LogisticNoise",
+    "LowAugmentation",
+    "NoisedLow",
     "Objective",
     "ShiftedTimes",
     "StepTimes",
+    "SuperResolved",
     "Times",
     "UniformTimes",
     "VariationalBound",
     "Weighting",
     "bits_per_dim",
     "dequantize",
+    "downsampled",
     "min_snr",
     "noised",
     "objective",

@@ -17,6 +17,13 @@ _GROUPS = {"context": ("context", "context_mask"), "pooled": ("pooled",), "label
 """The conditions by the argument of a network that makes room for them; those of one group are absent together."""
 
 
+def _told(net: Any) -> Mapping[str, Any]:
+    """Return the arguments of a network that make room for conditions."""
+    inner = getattr(net, "unet", net)  # of a SuperResolution, whose own conditions are never absent
+    found: Mapping[str, Any] = getattr(inner, "config", {})
+    return found
+
+
 def nulls_of(net: Any) -> dict[str, Any]:
     """Return the values that stand for the absence of each condition of a network, by name.
 
@@ -31,7 +38,7 @@ def nulls_of(net: Any) -> dict[str, Any]:
         >>> nulls_of(UNet(1, 8, (1, 2), context=5, num_classes=3))
         {'context': 0.0, 'context_mask': True, 'label': 3}
     """
-    config: Mapping[str, Any] = getattr(net, "config", {})
+    config = _told(net)
     found: dict[str, Any] = {}
     if config.get("context"):
         found |= {"context": 0.0, "context_mask": True}
@@ -58,7 +65,7 @@ def with_dropout(objective: str | Objective, net: Any, probability: float | Mapp
         >>> from scoresde.models import UNet
         >>> net = UNet(1, 8, (1, 2), context=5, num_classes=3)
         >>> with_dropout("v", net, {"context": 0.1, "label": 0.5}).dropped
-        {'label': 3, 'context': 0.0, 'context_mask': True}
+        {'context': 0.0, 'context_mask': True, 'label': 3}
     """
     nulls = nulls_of(net)
     kinds = [kind for kind, names in _GROUPS.items() if names[0] in nulls]
@@ -81,7 +88,7 @@ def conditions_of(net: Any, encoder: TextEncoder, texts: Sequence[str]) -> dict[
     Raises:
         ValueError: for a network that takes neither, and embeddings of another size than it takes.
     """
-    config: Mapping[str, Any] = getattr(net, "config", {})
+    config = _told(net)
     sizes = {name: config.get(name) for name in ("context", "pooled") if config.get(name)}
     if not sizes or any(size != encoder.features for size in sizes.values()):
         raise ValueError(

@@ -34,7 +34,7 @@ from scoresde.training import CheckpointError, Files, Method, fit, fit_autoencod
 from scoresde.training.batches import Indexed
 from scoresde.training.files.runs import CHECKPOINT, open_run
 
-__all__ = ["LatentDiffusion", "train_latent"]
+__all__ = ["LatentDiffusion", "encoder_of", "train_latent"]
 
 TEXT = "text.json"
 """The file in a run folder that says which text encoder the system uses, and how."""
@@ -72,15 +72,8 @@ class LatentDiffusion:
             guidance: the scale of classifier-free guidance; 1 is the conditional model.
             options: further arguments of :func:`scoresde.sample`.
         """
-        net, conditions = self.model.network, {}
-        if prompts:
-            if self.encoder is None:
-                raise ValueError("got prompts for a system without a text encoder; expected labels, or LatentDiffusion.open")
-            conditions = dict(conditions_of(net, self.encoder, list(prompts)))
-            empty = torch.tensor([not text for text in prompts])
-            for name, null in nulls_of(net).items():
-                if name in conditions:
-                    conditions[name][empty] = torch.as_tensor(null, dtype=conditions[name].dtype)
+        net = self.model.network
+        conditions = self.conditions(prompts) if prompts else {}
         if labels is not None:
             conditions["label"] = torch.as_tensor(labels)
         size = len(next(iter(conditions.values()))) if conditions else n or 1
@@ -89,6 +82,21 @@ class LatentDiffusion:
             null = {name: value for name, value in nulls_of(net).items() if name in conditions}
             model = steering.ClassifierFree(model, guidance, null)
         return sample(model, (size, *self.event), conditions=conditions, **options)
+
+    def conditions(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Return the conditions of texts, which the network takes; an empty one has those of no text.
+
+        Raises:
+            ValueError: for a system without a text encoder.
+        """
+        if self.encoder is None:
+            raise ValueError("got prompts for a system without a text encoder; expected one that was trained on texts")
+        net = self.model.network
+        found, empty = conditions_of(net, self.encoder, list(prompts)), torch.tensor([not text for text in prompts])
+        for name, null in nulls_of(net).items():
+            if name in found:
+                found[name][empty] = torch.as_tensor(null, dtype=found[name].dtype)
+        return found
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], encoder: TextEncoder | None = None) -> LatentDiffusion:
@@ -100,10 +108,22 @@ class LatentDiffusion:
         model, event = open_run(folder)
         if not isinstance(model, LatentModel):
             raise CheckpointError(f"{folder} holds a {type(model).__name__}; expected a model of latents")
-        told = Path(folder) / TEXT
-        if encoder is None and told.is_file():
-            encoder = TextEncoder(**json.loads(told.read_text(encoding="utf-8")))
-        return cls(model, event, encoder)
+        return cls(model, event, encoder_of(folder) if encoder is None else encoder)
+
+
+def encoder_of(folder: str | os.PathLike[str]) -> TextEncoder | None:
+    """Return the text encoder that a run folder names, or ``None`` where it names none.
+
+    Raises:
+        ValueError: if the folder of the encoder is gone, or the entry is damaged.
+    """
+    told = Path(folder) / TEXT
+    if not told.is_file():
+        return None
+    try:
+        return TextEncoder(**json.loads(told.read_text(encoding="utf-8")))
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{told} does not describe a text encoder ({error}); expected a file of train_latent") from error
 
 
 def train_latent(

@@ -59,6 +59,7 @@ _NETWORKS: dict[str, Callable[..., nn.Module]] = {
         models.KLAutoencoder,
         models.VQAutoencoder,
         models.ContrastiveImages,
+        models.SuperResolution,
     )
 }
 _SDES = (sdes.VP, sdes.CosineVP, sdes.SubVP, sdes.VE, sdes.EDM, sdes.RectifiedFlow)

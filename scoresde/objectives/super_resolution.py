@@ -1,0 +1,200 @@
+r"""The objective of the stages of a cascade: smaller samples as a condition, augmented to be robust to errors."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from scoresde.base.numbers import whole
+from scoresde.base.shape import expand
+from scoresde.objectives.matching import Around, Objective
+from scoresde.score import ScoreModel
+from scoresde.sde import GaussianSDE
+
+__all__ = ["BlurredLow", "LowAugmentation", "NoisedLow", "SuperResolved", "downsampled"]
+
+
+def downsampled(x: Tensor, factor: int) -> Tensor:
+    """Return the means over cells of ``factor`` points along each axis, shape ``(batch, channels, *axes / factor)``.
+
+    Raises:
+        ValueError: for axes that are no multiples of the factor.
+
+    Example:
+        >>> downsampled(torch.tensor([[[1.0, 3.0, 5.0, 7.0]]]), 2)
+        tensor([[[2., 6.]]])
+    """
+    if x.ndim < 3 or any(n % factor for n in x.shape[2:]):
+        raise ValueError(
+            f"got samples of shape {tuple(x.shape)} to reduce by {factor}; expected (batch, channels, ..) with axes "
+            f"that are multiples of {factor}"
+        )
+    pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[x.ndim - 2]
+    return pool(x, factor)
+
+
+@dataclass(frozen=True)
+class LowAugmentation(ABC):
+    """Interface of the augmentations of smaller samples, at a level that the network is told.
+
+    Attributes:
+        highest: the highest level of training, whose levels are uniform from 0.
+    """
+
+    highest: float
+
+    def __post_init__(self) -> None:
+        if not (self.highest > 0 and math.isfinite(self.highest)):
+            raise ValueError(f"got highest={self.highest}; expected a positive number")
+
+    @abstractmethod
+    def apply(self, low: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+        """Return the augmented samples, shape of ``low``; at level 0 they are ``low`` itself.
+
+        Args:
+            low: smaller samples in the range of the data: normalise first, then augment.
+            level: shape ``(batch,)``.
+            noise: standard normal draws of the shape of ``low``.
+        """
+
+
+@dataclass(frozen=True)
+class NoisedLow(LowAugmentation):
+    r"""Gaussian noise: the sample at time s of an SDE, :math:`\alpha_s x + \sigma_s \epsilon`, and s is the level.
+
+    With the SDE of the stage before, a sample of that stage that is stopped at time s has the law of an augmented one, so
+    that its last steps may be left out: truncated sampling.
+
+    Example:
+        >>> import scoresde
+        >>> low, noise = torch.ones(2, 1, 4), torch.zeros(2, 1, 4)
+        >>> NoisedLow(0.5, scoresde.VP()).apply(low, torch.tensor([0.0, 0.5]), noise)[:, 0, 0]
+        tensor([1.0000, 0.2812])
+    """
+
+    sde: GaussianSDE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.sde, GaussianSDE) or self.highest > self.sde.span[1]:
+            raise ValueError(
+                f"got highest={self.highest} for the times of {type(self.sde).__name__}; expected a GaussianSDE, and at "
+                "most the end of its span"
+            )
+
+    def apply(self, low: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+        """Return the samples at the times ``level`` of the SDE."""
+        s = level.to(torch.float64)
+        inside = s.clamp(min=1e-12)
+        alpha = torch.where(s > 0, self.sde.alpha(inside), 1.0)
+        sigma = torch.where(s > 0, self.sde.sigma(inside), 0.0)
+        return expand(alpha, low).to(low) * low + expand(sigma, low).to(low) * noise
+
+
+@dataclass(frozen=True)
+class BlurredLow(LowAugmentation):
+    """Gaussian blur, whose standard deviation in pixels is the level; for samples of high resolution.
+
+    Example:
+        >>> spike = torch.tensor([[[0.0, 0.0, 1.0, 0.0, 0.0]]])
+        >>> [round(v, 3) for v in BlurredLow(1.0).apply(spike, torch.tensor([0.5]), spike).flatten().tolist()]
+        [0.0, 0.106, 0.787, 0.106, 0.0]
+    """
+
+    def apply(self, low: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+        """Return the samples blurred along each axis; at the border the outermost pixel is repeated."""
+        reach = math.ceil(3 * self.highest)
+        place = torch.arange(-reach, reach + 1, device=low.device, dtype=torch.float64)
+        spread = level.to(device=low.device, dtype=torch.float64).clamp(min=1e-3)[:, None]
+        kernel = (-0.5 * (place / spread) ** 2).exp()
+        kernel = (kernel / kernel.sum(1, keepdim=True)).to(low)  # (batch, 2 reach + 1)
+        for axis in range(2, low.ndim):
+            moved = low.movedim(axis, -1)
+            padded = torch.cat([moved[..., :1].expand(*moved.shape[:-1], reach), moved], -1)
+            padded = torch.cat([padded, moved[..., -1:].expand(*moved.shape[:-1], reach)], -1)
+            windows = padded.unfold(-1, 2 * reach + 1, 1)
+            low = torch.einsum("b...k,bk->b...", windows, kernel).movedim(-1, axis)
+        return low
+
+
+@dataclass(frozen=True)
+class SuperResolved(Around):
+    """An objective whose network is also given the sample in a lower resolution, the condition ``low``.
+
+    The smaller sample is made of the data, augmented at a random level, and the network is told the level, the condition
+    ``level``, :class:`~scoresde.models.SuperResolution`. In a report, which draws nothing, the level is 0.
+
+    Args:
+        inner: the objective of the score model.
+        factor: the ratio of the resolutions.
+        augmentation: the augmentation of the smaller sample; ``None`` for none.
+
+    Source: Ho et al., "Cascaded Diffusion Models for High Fidelity Image Generation", 2021,
+    https://arxiv.org/abs/2106.15282.
+
+    Example:
+        >>> import scoresde
+        >>> model = ScoreModel(scoresde.models.SuperResolution(1, {"width": 8, "multipliers": [1, 2]}), scoresde.VP(), "v")
+        >>> objective = SuperResolved("v", 2, NoisedLow(0.5, scoresde.VP()))
+        >>> loss, t = objective(model, torch.zeros(3, 1, 8, 8), torch.Generator().manual_seed(0))
+        >>> loss.shape
+        torch.Size([3])
+    """
+
+    inner: str | Objective = "v"
+    factor: int = 2
+    augmentation: LowAugmentation | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        whole("factor", self.factor, 2)
+        super().__post_init__()
+
+    def draws(self, x0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw the random numbers of the inner objective, and the level and the noise of the augmentation."""
+        inner = super().draws(x0, generator)
+        if self.augmentation is None:
+            return inner
+        device, size = generator.device, _reduced(x0.shape, self.factor)
+        u = torch.rand(len(x0), generator=generator, device=device, dtype=torch.float64)
+        noise = torch.randn(size, generator=generator, device=device, dtype=x0.dtype)
+        return {**inner, "level": (self.augmentation.highest * u).to(x0.device), "low_noise": noise.to(x0.device)}
+
+    def at(
+        self,
+        model: ScoreModel,
+        x0: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        *,
+        level: Tensor | None = None,
+        low_noise: Tensor | None = None,
+        **conditions: Any,
+    ) -> Tensor:
+        """Return the loss of the inner objective with the smaller samples as a condition, shape ``(batch,)``.
+
+        Args:
+            model: the score model.
+            x0, eps: data and noise, shape ``(batch, *event)``.
+            t: times of shape ``(batch,)``.
+            level, low_noise: the level and the noise of the augmentation, shapes ``(batch,)`` and that of the smaller
+                samples; with ``None`` there is none.
+            conditions: passed to the network.
+        """
+        low = downsampled(x0, self.factor)
+        if level is None or low_noise is None or self.augmentation is None:
+            level = torch.zeros(len(x0), device=x0.device)
+        else:
+            low = self.augmentation.apply(low, level, low_noise)
+        told = {"low": low, "level": level.to(torch.promote_types(x0.dtype, torch.float32))}
+        return self.wrapped.at(model, x0, t, eps, **told, **conditions)
+
+
+def _reduced(shape: Sequence[int], factor: int) -> tuple[int, ...]:
+    return (*shape[:2], *(n // factor for n in shape[2:]))
