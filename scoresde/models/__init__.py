@@ -14,6 +14,7 @@ from scoresde.models.mlp import MLP
 from scoresde.models.ncsnv2 import NCSNv2
 from scoresde.models.presets import NETWORKS, PublishedNetwork, build
 from scoresde.models.text import Contrastive, ContrastiveImages, Text, TextEncoder
+from scoresde.models.token_transformer import TokenTransformer
 from scoresde.models.transformers import DiT, EmbeddingPrior, MMDiT
 from scoresde.models.unet import UNet
 
@@ -36,6 +37,7 @@ __all__ = [
     "Reconstructed",
     "Text",
     "TextEncoder",
+    "TokenTransformer",
     "UNet",
     "VQAutoencoder",
     "build",
