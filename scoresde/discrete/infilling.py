@@ -31,7 +31,8 @@ class Infilled(TokenWrapper):
         >>> import scoresde
         >>> from scoresde.discrete import Absorbing, MarkovChain
         >>> chain = MarkovChain([0.5, 0.5], [[1.0, 0.0], [0.0, 1.0]], length=4)  # four times the same token
-        >>> model = Infilled(chain.model(Absorbing(2)), torch.tensor([0, 1, 0, 0]), torch.tensor([False, True, False, False]))
+        >>> known, given = torch.tensor([0, 1, 0, 0]), torch.tensor([False, True, False, False])
+        >>> model = Infilled(chain.model(Absorbing(2)), known, given)
         >>> scoresde.sample(model, (1, 4), progress=False).x.tolist()
         [[1, 1, 1, 1]]
     """

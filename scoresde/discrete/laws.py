@@ -131,24 +131,19 @@ def _step(
     possible = law > 0
     weight = law[possible, None] * _products_each(solver.law([first], t, s)[possible])  # (n, m) probabilities of pairs
     second = model.predict(x, nodes[1], **given)
-    outer = _Pairs(first, possible, 1), _Pairs(second, torch.ones_like(possible), 0)
-    laws = solver.law([pair.prediction for pair in outer], t, s)  # (n, m, length, states)
+    pair = [_spread(first, possible, 1), _spread(second, torch.ones_like(possible), 0)]
+    laws = solver.law(pair, t, s)  # (n, m, length, states)
     return _products(weight.flatten(), laws.expand(*weight.shape, *laws.shape[2:]).flatten(0, 1))
 
 
-class _Pairs:
-    """A prediction at all sequences, with a dimension of length one at ``dim``, to be broadcast against another one."""
-
-    def __init__(self, of: TokenPrediction, chosen: Tensor, dim: int) -> None:
-        shape = (int(chosen.sum()), *of.x.shape[1:])
-        x = of.x[chosen].unsqueeze(dim)
-        self.prediction = TokenPrediction(of.process, x, of.t, x0=of.x0[chosen].unsqueeze(dim))
-        self.prediction.__dict__ |= {"ratios": of.ratios[chosen].unsqueeze(dim), "rates": of.rates[chosen].unsqueeze(dim)}
-        assert len(shape) == x.ndim - 1
+def _spread(of: TokenPrediction, chosen: Tensor, dim: int) -> TokenPrediction:
+    """Return a prediction at the ``chosen`` sequences with a further dimension, to be broadcast against another one."""
+    x, ratios = of.x[chosen].unsqueeze(dim), of.ratios[chosen].unsqueeze(dim)
+    return TokenPrediction(of.process, x, of.t, x0=of.x0[chosen].unsqueeze(dim), ratios=ratios)
 
 
 def _products_each(laws: Tensor) -> Tensor:
-    """Return the law of all sequences for each row of laws of tokens: ``(n, length, states)`` to ``(n, states ** length)``."""
+    """Return the laws of all sequences, ``(n, states ** length)``, for laws of tokens of shape ``(n, length, states)``."""
     found = laws[:, 0]
     for i in range(1, laws.shape[1]):
         found = (found[:, :, None] * laws[:, i, None]).flatten(1)

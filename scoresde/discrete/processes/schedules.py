@@ -86,7 +86,9 @@ class CosineNoise(NoiseSchedule):
     """
 
     def amount(self, t: Tensor) -> Tensor:
-        return -torch.log(torch.cos(0.5 * math.pi * t.clamp(max=_LAST)))
+        angle = 0.5 * math.pi * t.clamp(max=_LAST)
+        # Near 0 the cosine is 1 but for its last digits, near pi / 2 the sine is.
+        return torch.where(t < 0.5, -0.5 * torch.log1p(-(torch.sin(angle) ** 2)), -torch.log(torch.cos(angle)))
 
     def speed(self, t: Tensor) -> Tensor:
         return 0.5 * math.pi * torch.tan(0.5 * math.pi * t.clamp(max=_LAST))
