@@ -189,7 +189,7 @@ def convergence(
             "the step); expected a solver with an order, such as 'ddim'"
         )
     if tokens:
-        chain = MarkovChain(*_TOKENS, length=3) if problem is None else problem
+        chain = MarkovChain(*_TOKENS, length=3) if problem is None else cast(MarkovChain, problem)
         at = (0.9 if t_max is None else t_max, 0.3 if t_min is None else t_min)
         measured = _law_errors(method, chain, Absorbing(chain.vocabulary) if sde is None else sde, steps, at)
         first = _law_errors(method, chain, Absorbing(chain.vocabulary) if sde is None else sde, few, (1.0, 0.0))

@@ -110,9 +110,9 @@ def compare(
     """
     if on_tokens(problem):
         given = {"out": out, "references": references, "peers": peers, "paths": tuple(paths) != ("lam",)}
-        if names := [name for name, value in given.items() if value]:
+        if refused := [name for name, value in given.items() if value]:
             raise ValueError(
-                f"got {', '.join(names)} for models on tokens, whose runs are short and have no paths of real numbers; "
+                f"got {', '.join(refused)} for models on tokens, whose runs are short and have no paths of real numbers; "
                 "expected none of these arguments: keep the result by its save(folder)"
             )
         told: dict[str, Any] = {"process": sde, "n": n, "seed": seed, "shape": shape, "truth": truth, "progress": progress}

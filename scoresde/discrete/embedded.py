@@ -54,7 +54,7 @@ class TokenEmbedding(nn.Module):
     @property
     def vectors(self) -> Tensor:
         """The vectors of all tokens, shape ``(vocabulary, features)``."""
-        return self.table / self.table.norm(dim=1, keepdim=True)
+        return torch.nn.functional.normalize(self.table, dim=1)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the vectors of tokens, shape ``(*tokens.shape, features)``."""

@@ -88,7 +88,8 @@ class MarkovChain(Identified):
         """Return the log-probabilities of sequences of shape ``(n, length)``, in nats, float64, shape ``(n,)``."""
         x = self._checked(x)
         steps = self.transition.to(x.device).log()[x[:, :-1], x[:, 1:]]
-        return self.initial.to(x.device).log()[x[:, 0]] + steps.sum(1)
+        found: Tensor = self.initial.to(x.device).log()[x[:, 0]] + steps.sum(1)
+        return found
 
     def sample(self, n: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
         """Draw ``n`` independent sequences, shape ``(n, length)``, int64, on the device of ``generator``."""

@@ -90,7 +90,8 @@ class TokenObjective(Objective):
         eps = self.draw_noise(model, x0, generator)
         with torch.no_grad():
             loss = self.at(model, x0, t.to(x0.device), eps.to(x0.device), **conditions)
-        return loss.double() * x0[0].numel() + model.process.prior_divergence(x0)
+        found: Tensor = loss.double() * x0[0].numel() + model.process.prior_divergence(x0)
+        return found
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,8 @@ class ScoreEntropy(TokenObjective):
         counted = rates > 0
         s, r = torch.where(counted, s, 1.0), torch.where(counted, r, 1.0)
         terms = rates * (s - r + torch.xlogy(r, r) - torch.xlogy(r, s))
-        losses: Tensor = terms.sum(-1).flatten(1).mean(1)
-        return (process.span[1] - process.span[0]) * losses
+        losses: Tensor = (process.span[1] - process.span[0]) * terms.sum(-1).flatten(1).mean(1)
+        return losses
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class _Layer(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(embedding)[:, None].chunk(6, dim=-1)
         h = h + (1 + gate1) * self._dropped(self._attend(self.norm1(h) * (1 + scale1) + shift1))
         inner = F.gelu(self.hidden(self.norm2(h) * (1 + scale2) + shift2))
-        return h + (1 + gate2) * self._dropped(self.output(inner))
+        return cast(Tensor, h + (1 + gate2) * self._dropped(self.output(inner)))
 
     def _attend(self, h: Tensor) -> Tensor:
         q, k, v = self.qkv(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (batch, heads, length, c)

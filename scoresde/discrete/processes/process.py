@@ -57,7 +57,8 @@ def check_tokens(x: Any, most: int, what: str = "tokens") -> Tensor:
             f"got {what} from {low} to {high}; expected whole numbers from 0 to {most - 1}: a vocabulary of n tokens has "
             "the numbers 0 to n - 1"
         )
-    return x
+    checked: Tensor = x
+    return checked
 
 
 @dataclass(frozen=True)
