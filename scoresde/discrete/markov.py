@@ -36,7 +36,7 @@ class MarkovChain(Identified):
     Example:
         >>> chain = MarkovChain([0.5, 0.5], [[0.9, 0.1], [0.2, 0.8]], length=3)
         >>> chain.sample(2, torch.Generator().manual_seed(0)).shape, round(chain.entropy, 3)
-        (torch.Size([2, 3]), 1.516)
+        (torch.Size([2, 3]), 1.51)
     """
 
     initial: Any
