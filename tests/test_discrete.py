@@ -378,7 +378,7 @@ def expected(objective: Any, problem: MarkovChain, model: Any, t: float) -> floa
     return float(law.flatten()[some] @ loss) * problem.length
 
 
-def integrated(objective: Any, problem: MarkovChain, model: Any, points: int = 60) -> float:
+def integrated(objective: Any, problem: MarkovChain, model: Any, points: int = 40) -> float:
     """The integral over t in (0, 1), by Gauss-Legendre in a variable that resolves logarithms at both ends."""
     nodes, weights = np.polynomial.legendre.leggauss(points)
     u, w = 0.5 * (nodes + 1), 0.5 * weights

@@ -60,7 +60,11 @@ def small(process: Any, length: int = 3, **options: Any) -> DenoisingModel:
         pytest.param(None, Absorbing(3), marks=pytest.mark.slow),
         ("d3pm", Uniform(3)),
         pytest.param("d3pm-hybrid", DiscretizedGaussian(3), marks=pytest.mark.slow),
-        ("sedd", RateMatrix(3, rates=((-1.0, 0.7, 0.3), (0.2, -0.5, 0.3), (1.1, 0.4, -1.5)))),
+        pytest.param(
+            "sedd",
+            RateMatrix(3, rates=((-1.0, 0.7, 0.3), (0.2, -0.5, 0.3), (1.1, 0.4, -1.5))),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["mdlm", "default", "d3pm", "d3pm-hybrid", "sedd"],
 )
@@ -69,12 +73,12 @@ def test_training_lowers_the_bound_towards_that_of_the_exact_model(objective: An
     model = small(process, timed=True)
     truth = problem.model(process)
     found = []
-    for steps in (1, 60):
+    for steps in (1, 40):
         trainer = Trainer(model, problem, objective, method=Method(batch_size=32, lr=5e-3, ema=0.9), progress=False)
         trainer.run(steps)
         made = report(trainer.sampled, problem, truth, objective=objective, bins=4, samples=1024, batch_size=256)
         found.append(float(made.excess.mean()))
-    assert -0.02 < found[1] < 0.75 * found[0], found
+    assert -0.03 < found[1] < 0.8 * found[0], found
 
 
 def test_a_ratio_model_learns_by_score_entropy() -> None:
@@ -291,7 +295,7 @@ def test_solvers_on_tokens_are_compared(tmp_path: Path) -> None:
     assert exact["ancestral", 8] < exact["ancestral", 3] < exact["ancestral", 1]
     short = found.select(solver="first-hitting", budget=1)
     assert {r.error for r in short} == {"one step takes 3 evaluations"}
-    few = scoresde.compare(problem, ["ancestral", "euler"], [1, 3], metrics=["bigrams"], n=32, progress=False)
+    few = scoresde.compare(problem, ["ancestral", "euler"], [1], metrics=["bigrams"], n=32, progress=False)
     assert "ancestral" in few.table() and few.report(tmp_path)
     assert repr(scoresde.comparison.Comparison.load(found.save(tmp_path)).records) == repr(found.records)
 
