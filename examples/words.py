@@ -30,8 +30,8 @@ def main() -> None:
     held, train = x[shuffled[:3000]], x[shuffled[3000:]]
     torch.manual_seed(0)  # of the initial weights
     net = models.TokenTransformer(27, 8, outputs=26, width=128, depth=3)  # the mask is the 27th state
-    steps, n = (10, 100) if arguments.quick else (3000, 2000)
-    method = Method(batch_size=256, lr=2e-3, warmup=min(100, steps), schedule=f"cosine-{steps}")
+    steps, n = (10, 100) if arguments.quick else (12_000, 2000)
+    method = Method(batch_size=64, lr=1e-3, warmup=min(100, steps), schedule=f"cosine-{steps}")
     model = discrete.DenoisingModel(net, discrete.Absorbing(26))
     model = scoresde.fit(model, train, "mdlm", steps=steps, method=method, out=arguments.out / "model.safetensors").model
     bound = discrete.MaskedBound().bound(model, held, torch.Generator().manual_seed(0)).mean() / 8
@@ -49,7 +49,7 @@ def main() -> None:
     print("__fusion:", *sorted(set(text(filled.x))))
 
     on_the_way = scoresde.sample(model, (9, 8), "ancestral", 32, keep=[1, 0.75, 0.5, 0.25, 0], progress=False).states
-    figure = plots.new_figure(8, 2.6)
+    figure = plots.new_figure(8, 2.1)
     for column, t in enumerate(on_the_way):
         rows = "\n".join([f"t = {t:g}", "", *text(on_the_way[t])])
         figure.text(0.1 + 0.2 * column, 0.95, rows, ha="center", va="top", family="monospace")

@@ -189,7 +189,9 @@ class ThetaTrapezoidal(TokenSolver):
     A token that has jumped in the first stage goes on with the rates :math:`\alpha_1 r^*`. The subtracted term has no effect
     there in the mean: it would be a jump between two of the tokens to which it could have jumped, at rates that are the same
     in both directions. Without it no rate of such a token is negative. Elsewhere the order is two as far as the extrapolated
-    rates are positive.
+    rates are positive. Where a jump of one token lowers the rate of another to less than half, they are not. No method that
+    draws the tokens of a stage independently, with a fixed number of stages, has order two there: two tokens that exclude
+    each other jump in the same stage with a probability of second order in the step, and should never do so.
 
     Source: Ren et al., "Fast Solvers for Discrete Diffusion Models: Theory and Applications of High-Order Algorithms", 2025,
     https://arxiv.org/abs/2502.00234, after Anderson and Mattingly, "A weak trapezoidal method for a class of stochastic

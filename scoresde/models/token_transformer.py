@@ -101,7 +101,8 @@ class TokenTransformer(nn.Module):
         self.config: dict[str, Any] = config
         self.states, self.length, self.features = states, length, features
         self.stem = nn.Embedding(states, width) if features is None else nn.Linear(features, width)
-        self.places = nn.Parameter(0.02 * torch.randn(length, width))
+        # As large as the embedding of a token: else all masks look alike, and places are learned very slowly.
+        self.places = nn.Parameter(torch.randn(length, width))
         modulated = timed or num_classes is not None
         self.embedding = (
             NoiseEmbedding(features_of("octaves", time_features, time_scale=1.0), width, num_classes=num_classes)
