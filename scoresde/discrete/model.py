@@ -97,6 +97,11 @@ class DenoisingModel(nn.Module, OwnProcess):
         return self.process
 
     @property
+    def network(self) -> Any:
+        """The network, which a model around others looks for inside of them."""
+        return self.net
+
+    @property
     def device(self) -> torch.device:
         """The device of the first parameter; the CPU if there are no parameters."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
@@ -206,6 +211,11 @@ class TokenWrapper(DenoisingModel):
         """The inner model."""
         inner: DenoisingModel = self.net
         return inner
+
+    @property
+    def network(self) -> Any:
+        """The network of the inner model."""
+        return self.model.network
 
     @property
     def calls(self) -> Calls:
