@@ -36,6 +36,7 @@ HOUSE = (
     "plots",
     "inverse",
     "analysis",
+    "discrete",
     "guidance",
     "sampling",
     "weights",

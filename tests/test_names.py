@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import scoresde
-from scoresde import comparison, data, evaluation, inverse, models, objectives, presets, solvers, weights
+from scoresde import comparison, data, discrete, evaluation, inverse, models, objectives, presets, solvers, weights
 from scoresde.base.names import MOST_LISTED, Table, UnknownNameError
 from scoresde.base.settings import parse
 from scoresde.comparison.peers.modules import missing
@@ -246,6 +246,9 @@ def fit(**options: Any) -> object:
 
 SEEN = inverse.Observation(inverse.Mask([True, False]), torch.tensor([1.0]), 0.1)
 
+ABSORBING = discrete.Absorbing(2)
+TOKENS = discrete.MarkovChain([0.5, 0.5], [[0.9, 0.1], [0.1, 0.9]], length=2)
+
 DOORS: dict[str, list[Callable[[str], object]]] = {
     "solver": [
         lambda name: sample(solver=name),
@@ -296,6 +299,28 @@ DOORS: dict[str, list[Callable[[str], object]]] = {
     "extractor": [lambda name: evaluation.find_features(name)],
     "method": [lambda name: inverse.METHODS[name](scoresde.problems.ring().model(scoresde.VP()), SEEN)],
     "sampler": [lambda name: inverse.SAMPLERS[name](SEEN)],
+    "noise schedule": [
+        lambda name: discrete.Absorbing(3, name),
+        lambda name: discrete.Uniform(3, f"{name}:"),
+    ],
+    "token solver": [
+        lambda name: scoresde.sample(TOKENS.model(discrete.Absorbing(2)), (2, 2), name, 2, progress=False),
+        lambda name: scoresde.compare(TOKENS, [name], [2], metrics=["bigrams"], n=4, progress=False),
+        lambda name: scoresde.compare(TOKENS, {"label": name}, [2], metrics=["bigrams"], n=4, progress=False),
+    ],
+    "token objective": [
+        lambda name: scoresde.fit(
+            discrete.DenoisingModel(models.TokenTransformer(3, 2, outputs=2, width=4, depth=1, heads=1), ABSORBING),
+            TOKENS,
+            name,
+            steps=1,
+            batch_size=4,
+            progress=False,
+        ),
+    ],
+    "token metric": [
+        lambda name: scoresde.compare(TOKENS, ["ancestral"], [2], metrics=[name], n=4, progress=False),
+    ],
     "anomaly score": [
         lambda name: evaluation.Detector(scoresde.problems.ring().model(scoresde.VP()), name, torch.randn(4, 2)),
     ],

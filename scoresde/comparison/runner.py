@@ -22,6 +22,7 @@ from scoresde.comparison.records import Record, Trace
 from scoresde.comparison.result import Comparison
 from scoresde.comparison.runs import Bench, Outcome
 from scoresde.comparison.store import Result, Store, StoreError, reserved
+from scoresde.comparison.tokens.runner import compare_tokens, on_tokens
 from scoresde.inverse import Steered
 
 __all__ = ["BUDGETS", "OWN", "compare"]
@@ -63,7 +64,8 @@ def compare(
 
     Args:
         problem: a problem, its name in ``scoresde.problems.PROBLEMS``, a score model, a :class:`~scoresde.comparison.Case`;
-            several of them in a list, or a mapping from names to them.
+            several of them in a list, or a mapping from names to them. Models and problems on tokens are compared by
+            :func:`scoresde.comparison.tokens.compare_tokens`, which explains what the other arguments then mean.
         solvers: names (of ``scoresde.solvers.SOLVERS`` or ``scoresde.comparison.PEERS``), solvers, or a mapping from labels
             to either. On posteriors also a method of ``scoresde.inverse.METHODS`` with a plus and the name of a solver, or a
             name of ``scoresde.inverse.SAMPLERS``.
@@ -106,6 +108,15 @@ def compare(
         >>> dpmpp.value < ddim.value
         True
     """
+    if on_tokens(problem):
+        given = {"out": out, "references": references, "peers": peers, "paths": tuple(paths) != ("lam",)}
+        if refused := [name for name, value in given.items() if value]:
+            raise ValueError(
+                f"got {', '.join(refused)} for models on tokens, whose runs are short and have no paths of real numbers; "
+                "expected none of these arguments: keep the result by its save(folder)"
+            )
+        told: dict[str, Any] = {"process": sde, "n": n, "seed": seed, "shape": shape, "truth": truth, "progress": progress}
+        return compare_tokens(problem, solvers, evaluations, metrics, conditions=conditions, **told)
     cases = gather(problem, sde, shape, truth, conditions)
     arguments = Arguments.checked(cases, solvers, evaluations, paths, metrics, n, seed, end, peers)
     groups = _groups(arguments)

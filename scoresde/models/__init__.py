@@ -15,6 +15,7 @@ from scoresde.models.ncsnv2 import NCSNv2
 from scoresde.models.presets import NETWORKS, PublishedNetwork, build
 from scoresde.models.super_resolution import SuperResolution
 from scoresde.models.text import Contrastive, ContrastiveImages, Text, TextEncoder
+from scoresde.models.token_transformer import TokenTransformer
 from scoresde.models.transformers import DiT, EmbeddingPrior, MMDiT
 from scoresde.models.unet import UNet
 
@@ -38,6 +39,7 @@ __all__ = [
     "SuperResolution",
     "Text",
     "TextEncoder",
+    "TokenTransformer",
     "UNet",
     "VQAutoencoder",
     "build",

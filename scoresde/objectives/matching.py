@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.base.names import Table
-from scoresde.base.shape import check_batch, expand
+from scoresde.base.shape import expand
 from scoresde.objectives.times import TIMES, Times, quantiles
 from scoresde.objectives.weightings import WEIGHTINGS, Weighting
 from scoresde.score import ScoreModel, target
@@ -77,9 +77,35 @@ class Objective(ABC):
             conditions: passed to the network.
         """
 
+    def draw_noise(self, model: ScoreModel, x0: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw the noise of :meth:`at` for data like ``x0``: standard normal numbers, on the device of ``generator``."""
+        return torch.randn(x0.shape, generator=generator, device=generator.device, dtype=x0.dtype)
+
     def draws(self, x0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw the random arguments of :meth:`at` other than times and noise, by name."""
         return {}
+
+    def compared(
+        self, model: ScoreModel, truth: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, **conditions: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the excess of the loss over that of the exact model, and mean squares of the error of eps and of eps.
+
+        The excess is the mean square of the difference to the exact model at the same noised data. All have the shape
+        ``(batch,)``; the errors are ``None`` where an objective knows no noise prediction.
+
+        Args:
+            model, truth: the score model, and the exact one.
+            x0, eps: data and noise, shape ``(batch, *event)``.
+            t: times of shape ``(batch,)``.
+            conditions: passed to the networks.
+        """
+        x = noised(model.sde, x0, t, eps)
+        weight = self.weight.function(model.sde, t, model.sigma_data)
+        of_truth, of_model = truth.eps(x, t, **conditions), model.eps(x, t, **conditions)
+        excess = of_model - of_truth
+        if self.weight.on != "eps":
+            excess = model.x0(x, t, **conditions) - truth.x0(x, t, **conditions)
+        return weight * _square(excess), _square(of_model - of_truth), _square(of_truth)
 
     def __call__(
         self, model: ScoreModel, x0: Tensor, generator: torch.Generator, **conditions: Any
@@ -92,13 +118,17 @@ class Objective(ABC):
             generator: the source of all random numbers.
             conditions: passed to the network.
         """
-        check_batch(x0)
+        model.check_data(x0)
         u = quantiles(len(x0), generator, self.spread)
         t, importance = self.distribution.at(u, model.sde)
-        eps = torch.randn(x0.shape, generator=generator, device=generator.device, dtype=x0.dtype).to(x0.device)
+        eps = self.draw_noise(model, x0, generator).to(x0.device)
         loss = self.at(model, x0, t.to(x0.device), eps, **self.draws(x0, generator), **conditions)
         self.distribution.observe(u, loss)
         return importance.to(loss) * loss, t.to(x0.device)
+
+
+def _square(x: Tensor) -> Tensor:
+    return x.double().square().flatten(1).mean(1)
 
 
 def times_of(times: str | Times) -> Times:
@@ -282,6 +312,16 @@ class Around(Objective):
         """The module that the inner objective trains together with the network."""
         return self.wrapped.companion
 
+    def draw_noise(self, model: ScoreModel, x0: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw the noise of the inner objective."""
+        return self.wrapped.draw_noise(model, x0, generator)
+
     def draws(self, x0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw the random arguments of the inner objective."""
         return self.wrapped.draws(x0, generator)
+
+    def compared(
+        self, model: ScoreModel, truth: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, **conditions: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the excess and the errors of the inner objective."""
+        return self.wrapped.compared(model, truth, x0, t, eps, **conditions)

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -30,7 +31,7 @@ from scoresde.solvers.scalar import value
 from scoresde.solvers.solver import RowSolver, Solver
 from scoresde.solvers.table import get
 
-__all__ = ["NonFiniteError", "Samples", "sample"]
+__all__ = ["NonFiniteError", "OwnProcess", "Samples", "sample"]
 
 Transform = Callable[[Tensor, Any], Tensor]
 
@@ -71,10 +72,29 @@ class Samples:
         )
 
 
+class OwnProcess(ABC):
+    """Interface of the models whose states are not real numbers, with a process and solvers of their own.
+
+    :func:`sample` hands its arguments on to :meth:`draw`.
+    """
+
+    @abstractmethod
+    def draw(self, shape_or_start: Tensor | Sequence[int], solver: Any, steps: int, **options: Any) -> Samples:
+        """Draw samples.
+
+        Args:
+            shape_or_start: the shape ``(batch, *event)`` of a start to draw, or the start itself.
+            solver: a name or a solver of this kind of states; ``None`` for its default.
+            steps: the number of steps.
+            options: ``path``, ``seed``, ``t_min``, ``t_max``, ``end``, ``progress``, ``callback``, ``keep``, ``device`` and
+                ``conditions``, as for :func:`sample`.
+        """
+
+
 def sample(
-    model: ScoreModel | ReverseSDE,
+    model: ScoreModel | ReverseSDE | OwnProcess,
     shape_or_start: Tensor | Sequence[int],
-    solver: str | Solver = "dpmpp-2m",
+    solver: Any = None,
     steps: int = 20,
     path: PathLike = "lam",
     *,
@@ -97,10 +117,11 @@ def sample(
 
     Args:
         model: a score model; on an SDE without marginals, ``ScoreModel(score, sde)``, or its reverse process
-            ``sde.reverse(score)``.
+            ``sde.reverse(score)``; or a model on tokens, :class:`scoresde.discrete.DenoisingModel`.
         shape_or_start: the shape ``(batch, *event)`` of a start drawn from the prior, or a tensor to start from, which is
             not changed.
-        solver: a name of ``scoresde.solvers.SOLVERS`` or a solver object.
+        solver: a name of ``scoresde.solvers.SOLVERS`` or a solver object, by default "dpmpp-2m"; on tokens, of
+            ``scoresde.discrete.TOKEN_SOLVERS``, by default "ancestral".
         steps: number of steps; each costs the solver's evaluations per step.
         path: "t", "quadratic", "lam", "karras"; a spacing function; times from noise to data; or a ``Path``.
         seed: one integer, from which the seed of every sample is derived; a seed for each sample; or ``None`` for a random
@@ -149,6 +170,13 @@ def sample(
         >>> samples.x.shape, samples.evaluations
         (torch.Size([4, 2]), 10)
     """
+    if isinstance(model, OwnProcess):
+        refused = {"driver": driver != "auto", "project": project, "noise": noise, "transform": transform, "dtype": dtype}
+        _refuse_on_other_states(refused)
+        how: dict[str, Any] = {"path": path, "seed": seed, "t_min": t_min, "t_max": t_max, "end": end, "keep": keep}
+        how |= {"progress": progress, "callback": callback, "device": device, "conditions": conditions}
+        return model.draw(shape_or_start, solver, steps, **how)
+    solver = "dpmpp-2m" if solver is None else solver
     method = get(solver) if isinstance(solver, str) else solver
     if not isinstance(method, Solver):
         raise TypeError(f"got solver {solver!r}; expected a name or a solver object")
@@ -251,6 +279,15 @@ def _refuse_without_marginals(given: Mapping[str, Any]) -> None:
         raise ValueError(
             f"got {', '.join(names)} for an SDE without marginals, whose solvers use a drift and a diffusion, and make no "
             "rows and no data predictions; expected none of these arguments"
+        )
+
+
+def _refuse_on_other_states(given: Mapping[str, Any]) -> None:
+    """Refuse arguments that belong to real states."""
+    if names := [name for name, value in given.items() if value is not None and value is not False]:
+        raise ValueError(
+            f"got {', '.join(names)} for a model whose states are not real numbers, and whose solvers make no rows; "
+            "expected none of these arguments"
         )
 
 

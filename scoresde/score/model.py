@@ -286,6 +286,10 @@ class ScoreModel(nn.Module):
                 f"a smaller t_max on the SDE, {type(self.sde).__name__}(t_max={0.999 * self.sde.span[1]:.6g})"
             )
 
+    def check_data(self, data: Tensor) -> Tensor:
+        """Return data to train on, shape ``(n, *event)``, after a check of their shape and dtype."""
+        return check_batch(data)
+
     def check_start(self, x: Tensor, **conditions: Any) -> None:
         """Refuse a batch that does not fit the model; called before the first step, with the start and the conditions.
 

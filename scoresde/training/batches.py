@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol, cast, runtime_checkable
 
@@ -79,6 +79,7 @@ class Batches:
         seed: seed of the shuffling or of the distribution's samples.
         conditions: an entry for each sample of a tensor, ``{"label": labels}``, each of length ``n``.
         workers: number of processes that read batches ahead, for a :class:`scoresde.data.Dataset`.
+        check: a function that refuses samples of a wrong shape or dtype; the check of real ones by default.
 
     Raises:
         ValueError: for data of another type, empty or with nan or inf; for conditions of another length or of data that are
@@ -96,6 +97,7 @@ class Batches:
     seed: int
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
     workers: int = 0
+    check: Callable[[Tensor], Tensor] = check_batch
 
     def __post_init__(self) -> None:
         whole("batch_size", self.batch_size, 1)
@@ -119,9 +121,9 @@ class Batches:
             if isinstance(self.data, Indexed) and not len(self.data):
                 raise ValueError("got data of no samples; expected at least one sample")
             return
-        check_batch(self.data)
         if not len(self.data):
             raise ValueError("got data of no samples; expected a tensor of shape (n, *event) with n of at least 1")
+        self.check(self.data)
         if not bool(torch.isfinite(self.data).all()):
             raise ValueError("got data that are not all finite; expected finite numbers: remove the samples with nan or inf")
         for name, values in self.conditions.items():
@@ -148,13 +150,13 @@ class Batches:
         chosen = self.indices(index, part)
         if chosen is None or not isinstance(self.data, Tensor | Indexed):
             drawn = cast(Samplable, self.data).sample(self.batch_size, generator=seeded(self.seed, "data", index))
-            return check_batch(drawn)[part].to(device=device, dtype=dtype), {}
+            return _moved(self.check(drawn)[part], device, dtype), {}
         if isinstance(self.data, Tensor):
             x = self.data[chosen.to(self.data.device)]
             conditions = {name: values[chosen.to(values.device)] for name, values in self.conditions.items()}
         else:
             x, conditions = self.data.batch(chosen)
-        return x.to(device=device, dtype=dtype), {name: values.to(device) for name, values in conditions.items()}
+        return _moved(x, device, dtype), {name: values.to(device) for name, values in conditions.items()}
 
     def ahead(
         self, numbers: range, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, part: slice = _ALL
@@ -168,7 +170,7 @@ class Batches:
             return
         chosen = (cast(Tensor, self.indices(number, part)).tolist() for number in numbers)
         for x, conditions in sets.batches(self.data, chosen, self.workers):
-            yield x.to(device=device, dtype=dtype), {name: values.to(device) for name, values in conditions.items()}
+            yield _moved(x, device, dtype), {name: values.to(device) for name, values in conditions.items()}
 
     def event(self) -> tuple[int, ...]:
         """Return the shape of a sample, from the data's attribute ``event`` or from one sample."""
@@ -189,6 +191,11 @@ class Batches:
             digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         names = "".join(f" {name}" for name in self.conditions)
         return f"{self.data.dtype} {tuple(self.data.shape)}{names} {digest.hexdigest()}"
+
+
+def _moved(x: Tensor, device: torch.device | str, dtype: torch.dtype | None) -> Tensor:
+    """Return samples on a device and, unless they are whole numbers, in a dtype."""
+    return x.to(device=device, dtype=dtype) if x.is_floating_point() else x.to(device)
 
 
 def _told(data: Samplable) -> str:

@@ -6,11 +6,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from scoresde.discrete import DenoisingModel
 from scoresde.objectives import Objective
 from scoresde.score import ScoreModel
 from scoresde.training.batches import Indexed, Samplable
@@ -42,9 +43,9 @@ class FitResult(NamedTuple):
 
 
 def fit(
-    model: ScoreModel,
+    model: ScoreModel | DenoisingModel,
     data: Tensor | Samplable | Indexed | Any,
-    objective: str | Objective = "ddpm",
+    objective: str | Objective | None = None,
     *,
     steps: int,
     batch_size: int | None = None,
@@ -52,7 +53,7 @@ def fit(
     ema: float | str | Average | None = _UNSAID,
     seed: int | None = None,
     conditions: Mapping[str, Tensor] | None = None,
-    truth: ScoreModel | None = None,
+    truth: ScoreModel | DenoisingModel | None = None,
     out: str | os.PathLike[str] | None = None,
     method: Method | None = None,
     files: Files | None = None,
@@ -65,10 +66,11 @@ def fit(
     This is :class:`Trainer` and :func:`report` in one call.
 
     Args:
-        model: the score model; its network is a ``torch.nn.Module``.
+        model: the score model, or the model on tokens; its network is a ``torch.nn.Module``.
         data: samples of shape ``(n, *event)``, a dataset, or a distribution with ``sample(n, generator)``; see
             :class:`Trainer`.
-        objective: a name in :data:`scoresde.objectives.OBJECTIVES`, or an objective.
+        objective: a name in :data:`scoresde.objectives.OBJECTIVES`, by default "ddpm", or an objective; for a model on
+            tokens a name in ``scoresde.discrete.TOKEN_OBJECTIVES``, by default "sedd".
         steps: steps of the whole training, including the steps of a checkpoint that it resumes.
         batch_size: samples per step. It replaces the value in ``method``, as ``lr``, ``ema`` and ``seed`` do.
         lr: learning rate.
@@ -115,13 +117,13 @@ def fit(
         progress=progress,
     )
     trainer.run(steps)
-    return result_of(trainer, truth)
+    return result_of(trainer, cast(ScoreModel | None, truth))
 
 
 def trainer_of(
-    model: ScoreModel,
+    model: ScoreModel | DenoisingModel,
     data: Tensor | Samplable | Indexed | Any,
-    objective: str | Objective,
+    objective: str | Objective | None,
     *,
     batch_size: int | None = None,
     lr: float | None = None,

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.objectives import Objective, noised
-from scoresde.objectives import objective as named
+from scoresde.objectives import Objective
 from scoresde.score import ScoreModel
+from scoresde.sde import GaussianSDE
+from scoresde.training.aims import objective_of
 from scoresde.training.batches import Batches, Indexed, Samplable, seeded
 
 __all__ = ["Report", "report"]
@@ -50,6 +51,12 @@ class Report:
 
 
 def _check_same_process(model: ScoreModel, truth: ScoreModel, t: Tensor) -> None:
+    if not isinstance(model.sde, GaussianSDE):  # a process on tokens
+        if model.sde != truth.sde:
+            raise ValueError(
+                f"got a truth under {truth.sde!r} for a model under {model.sde!r}; expected both under the same process"
+            )
+        return
     for name in ("log_alpha", "log_sigma"):
         if not torch.allclose(getattr(model.sde, name)(t), getattr(truth.sde, name)(t), rtol=1e-9, atol=1e-9):
             raise ValueError(
@@ -69,7 +76,7 @@ def report(
     data: Tensor | Samplable | Indexed,
     truth: ScoreModel | None = None,
     *,
-    objective: str | Objective = "ddpm",
+    objective: str | Objective | None = None,
     bins: int = 10,
     samples: int = 4096,
     batch_size: int = 512,
@@ -90,7 +97,8 @@ def report(
         model: the score model.
         data: samples of shape ``(n, *event)``, or a distribution with ``sample(n, generator)``.
         truth: the exact score model of the data distribution under the same SDE, where it is known.
-        objective: a name in :data:`scoresde.objectives.OBJECTIVES` or any :class:`~scoresde.objectives.Objective`.
+        objective: a name in :data:`scoresde.objectives.OBJECTIVES`, by default "ddpm", or any
+            :class:`~scoresde.objectives.Objective`; for a model on tokens one of ``scoresde.discrete.TOKEN_OBJECTIVES``.
         bins: number of time bins.
         samples: least number of evaluated samples, over all bins.
         batch_size: samples per evaluation of the network.
@@ -109,14 +117,14 @@ def report(
     """
     if bins < 1 or samples < 1:
         raise ValueError(f"got bins={bins} and samples={samples}; expected at least 1 of each")
-    dsm = named(objective)
+    dsm = objective_of(model, objective)
     edges, _ = dsm.distribution.at(torch.linspace(0, 1, bins + 1, dtype=torch.float64), model.sde)
     if truth is not None:
         _check_same_process(model, truth, 0.5 * (edges[1:] + edges[:-1]))
     device, dtype = _like(model)
     rounds = -(-samples // (bins * batch_size))
     size = min(batch_size, -(-samples // (bins * rounds)))
-    batches = Batches(data, size, seed, conditions or {})
+    batches = Batches(data, size, seed, conditions or {}, check=model.check_data)
     rows = torch.zeros(4, bins, dtype=torch.float64)  # loss, excess, squared error and squared size of eps
     was_training = model.training
     model.eval()
@@ -127,25 +135,20 @@ def report(
         u = (torch.arange(size) + torch.rand(size, generator=generator, dtype=torch.float64)) / size
         t, importance = dsm.distribution.at((bin_ + u) / bins, model.sde)
         t, importance = t.to(device), importance.to(device)
-        eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64).to(x0)
+        eps = dsm.draw_noise(model, x0.double() if x0.is_floating_point() else x0, generator)
+        eps = eps.to(x0) if x0.is_floating_point() else eps.to(device)
         rows[0, bin_] += _mean(importance * dsm.at(model, x0, t, eps, **given))
         if truth is not None:
-            x = noised(model.sde, x0, t, eps)
-            weight = importance * dsm.weight.function(model.sde, t, model.sigma_data)
-            eps_true, eps_model = truth.eps(x, t, **given), model.eps(x, t, **given)
-            excess = eps_model - eps_true if dsm.weight.on == "eps" else model.x0(x, t, **given) - truth.x0(x, t, **given)
-            rows[1, bin_] += _mean(weight * _square(excess))
-            rows[2, bin_] += _mean(_square(eps_model - eps_true))
-            rows[3, bin_] += _mean(_square(eps_true))
+            excess, *errors = dsm.compared(model, truth, x0, t, eps, **given)
+            rows[1, bin_] += _mean(importance * excess)
+            for row, error in zip(rows[2:], errors, strict=True):
+                row[bin_] += torch.nan if error is None else _mean(error)
     model.train(was_training)
     loss, excess, wrong, size_of_eps = rows / rounds
     if truth is None:
         return Report(edges, loss)
-    return Report(edges, loss, excess, (wrong / size_of_eps).sqrt())
-
-
-def _square(x: Tensor) -> Tensor:
-    return x.double().square().flatten(1).mean(1)
+    error = (wrong / size_of_eps).sqrt()
+    return Report(edges, loss, excess, None if bool(error.isnan().all()) else error)
 
 
 def _mean(values: Tensor) -> Tensor:

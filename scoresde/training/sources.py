@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils import data as torch_data
 
 from scoresde.base.identity import digest
+from scoresde.discrete import DenoisingModel
 from scoresde.score import ScoreModel
 from scoresde.training.batches import Batches, Indexed
 
@@ -32,13 +33,15 @@ class Items:
     Args:
         of: the dataset. Its items must not be random, or a resumed training differs from an uninterrupted one.
         labelled: give the labels to the network.
+        tokens: the items are whole numbers, for a model on tokens.
 
     Raises:
-        ValueError: for a dataset without a length, and for items that are not tensors of floating-point numbers.
+        ValueError: for a dataset without a length, and for items that are not tensors of floating-point numbers or tokens.
     """
 
     of: Any
     labelled: bool
+    tokens: bool = False
 
     def __post_init__(self) -> None:
         if not hasattr(self.of, "__len__"):
@@ -63,7 +66,12 @@ class Items:
                 f"got items of type {type(x).__name__} from a {type(self.of).__name__}; expected tensors, in [-1, 1] for "
                 "images: give the dataset a transform that returns one"
             )
-        if not x.is_floating_point():
+        if self.tokens and x.is_floating_point():
+            raise ValueError(
+                f"got items of dtype {x.dtype} from a {type(self.of).__name__} for a model on tokens; expected integers: "
+                "give it a transform, such as x.long()"
+            )
+        if not (self.tokens or x.is_floating_point()):
             raise ValueError(
                 f"got items of dtype {x.dtype} from a {type(self.of).__name__}; expected floats in [-1, 1]: give it "
                 "a transform, such as x / 127.5 - 1 for bytes"
@@ -100,7 +108,7 @@ def samples_of(data: Any, model: ScoreModel) -> Any:
     if isinstance(data, torch_data.DataLoader):
         data = data.dataset
     if isinstance(data, torch_data.Dataset) and not isinstance(data, Indexed):
-        return Items(data, _takes_labels(model))
+        return Items(data, _takes_labels(model), tokens=isinstance(model, DenoisingModel))
     return data
 
 
@@ -120,6 +128,8 @@ def check_range(batches: Batches) -> None:
     elif isinstance(data, Indexed):
         x, _ = data.batch(torch.arange(min(len(data), 64)))
     else:
+        return
+    if not x.is_floating_point():  # tokens, whose range their vocabulary decides
         return
     low, high = (float(v) for v in torch.aminmax(x.detach()))
     if max(-low, high) <= _FAR[x.ndim >= 4]:

@@ -146,7 +146,8 @@ class Stepper:
         times = self.objective.distribution
         u = quantiles(size, generator, self.objective.spread)
         t, importance = times.at(u, self.model.sde)
-        eps = torch.randn((size, *x0.shape[1:]), generator=generator, device=self.device, dtype=x0.dtype)
+        like = x0.new_empty((1, *x0.shape[1:])).expand(size, *x0.shape[1:])  # of the whole batch, of which x0 is a share
+        eps = self.objective.draw_noise(self.model, like, generator)
         learns = bool(_state(times))
         # The objective's other draws depend on the data by their shape alone, and the noise has that shape.
         return _Drawn(t, importance, eps, u if learns else None, self.objective.draws(eps, generator))

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from scoresde.base.identity import tell
 from scoresde.base.lock import InUseError
 from scoresde.base.numbers import whole
+from scoresde.discrete import DenoisingModel
 from scoresde.objectives import Objective
-from scoresde.objectives import objective as named
 from scoresde.score import ScoreModel
+from scoresde.training.aims import objective_of
 from scoresde.training.batches import Batches, Indexed, Samplable
 from scoresde.training.files import checkpoint
 from scoresde.training.files.checkpoint import CheckpointError
@@ -57,10 +58,11 @@ class Trainer:
     up to rounding and the network's own dropout. The first process writes files and shows progress.
 
     Args:
-        model: the score model; its network is a ``torch.nn.Module``.
+        model: the score model, or the model on tokens; its network is a ``torch.nn.Module``.
         data: samples of shape ``(n, *event)``, a tensor or a NumPy array; a :class:`scoresde.data.Dataset`; a dataset or
             loader of ``torch.utils.data``, whose own batching is not used; or a distribution, with ``sample(n, generator)``.
-        objective: a name in :data:`scoresde.objectives.OBJECTIVES`, or any objective with a ``distribution`` of times and
+        objective: a name in :data:`scoresde.objectives.OBJECTIVES`, by default "ddpm"; for a model on tokens one in
+            ``scoresde.discrete.TOKEN_OBJECTIVES``, by default "sedd"; or any objective with a ``distribution`` of times and
             ``at(model, x0, t, eps, **conditions)``. A distribution that learns from losses is given the losses of each step.
             The ``companion`` of an objective is trained and averaged along with the network; the attribute ``companions``
             has the averages by name.
@@ -91,9 +93,9 @@ class Trainer:
 
     def __init__(
         self,
-        model: ScoreModel,
+        model: ScoreModel | DenoisingModel,
         data: Tensor | Samplable | Indexed | Any,
-        objective: str | Objective = "ddpm",
+        objective: str | Objective | None = None,
         *,
         method: Method | None = None,
         files: Files | None = None,
@@ -102,6 +104,7 @@ class Trainer:
         device: torch.device | str | None = None,
         progress: bool = True,
     ) -> None:
+        model = cast(ScoreModel, model)  # a model on tokens has all that follows
         self.method, self.files = method or Method(), files or Files()
         kept = self.method.kept_averages()
         _check_files(self.files, monitor, any(isinstance(a, PowerAverage) for a in kept))
@@ -109,10 +112,15 @@ class Trainer:
         if self.files.path is not None:
             check_apart(source, Path(self.files.path))
         self.batches = Batches(
-            source, self.method.batch_size, self.method.seed, samples_of(dict(conditions or {}), model), self.method.workers
+            source,
+            self.method.batch_size,
+            self.method.seed,
+            samples_of(dict(conditions or {}), model),
+            self.method.workers,
+            model.check_data,
         )
         check_range(self.batches)
-        self.model, self.objective = model, named(objective)
+        self.model, self.objective = model, objective_of(model, objective)
         model.dropped = {**self.objective.dropped}
         self.processes = launched(device, _first_parameter(model).device)
         if self.batches.batch_size < self.processes.count:

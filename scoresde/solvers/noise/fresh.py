@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scoresde.solvers.path import Point
 
-__all__ = ["SMALL", "FreshNoise", "NoiseSource", "counted_normal", "sample_seeds", "single_or_double"]
+__all__ = ["SMALL", "FreshNoise", "NoiseSource", "counted_normal", "counted_uniform", "sample_seeds", "single_or_double"]
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 Numbers = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -122,6 +122,15 @@ class FreshNoise:
             row.normal_(generator=generator)
         return out
 
+    def uniform(self, shape: tuple[int, ...]) -> Tensor:
+        """Return numbers uniform in [0, 1), shape ``(batch, *event)``, float64, on the host: the same on every device."""
+        if shape[0] != len(self.seeds):
+            raise ValueError(f"got a batch of {shape[0]} for {len(self.seeds)} seeds; expected one seed per sample")
+        d = math.prod(shape[1:])
+        drawn = counted_uniform(self._keys, self._drawn, d)
+        self._drawn += d
+        return torch.from_numpy(drawn).reshape(shape)
+
     def __call__(self, start: Point, to: Point, out: Tensor, kernel: float = 0.0) -> Tensor:
         return self.normal(out)
 
@@ -146,6 +155,36 @@ def _mixed(words: Words) -> Words:
 def single_or_double(dtype: torch.dtype) -> type[np.floating[Any]]:
     """Return the precision in which numbers for tensors of ``dtype`` are made: single for every type that fits in it."""
     return np.float32 if torch.promote_types(dtype, torch.float32) == torch.float32 else np.float64
+
+
+def _counted(keys: Words, start: int, n: int) -> Words:
+    """Return the words of ``n`` blocks from block number ``start``, shape ``(batch, n)``."""
+    words = np.arange(start, start + n, dtype=np.uint64) * _GOLDEN + keys[:, None]
+    words = _mixed(words)
+    words += keys[:, None]
+    return _mixed(words)
+
+
+def counted_uniform(keys: Words, start: int, d: int) -> Numbers:
+    """Return ``d`` numbers uniform in [0, 1) for each key, multiples of 2^-53, one from each block from number ``start``.
+
+    Args:
+        keys: the keys, uint64, shape ``(batch,)``, unrelated to each other.
+        start: the number of blocks drawn before.
+        d: the number of uniform numbers for each key.
+
+    Returns:
+        An array of shape ``(batch, d)``, float64.
+
+    Example:
+        >>> keys = np.array([3, 5], dtype=np.uint64)
+        >>> both = counted_uniform(keys, 0, 4)
+        >>> bool((counted_uniform(keys[1:], 2, 1) == both[1:, 2:3]).all())
+        True
+    """
+    found: Numbers = (_counted(keys, start, d) >> np.uint64(11)).astype(np.float64)
+    found *= 2.0**-53
+    return found
 
 
 def counted_normal(keys: Words, start: int, d: int, dtype: type[np.floating[Any]]) -> Numbers:
@@ -174,10 +213,7 @@ def counted_normal(keys: Words, start: int, d: int, dtype: type[np.floating[Any]
         True
     """
     m = (d + 1) // 2
-    words = np.arange(start, start + m, dtype=np.uint64) * _GOLDEN + keys[:, None]
-    words = _mixed(words)
-    words += keys[:, None]
-    words = _mixed(words)
+    words = _counted(keys, start, m)
     radius: Numbers = (words & _LOW).astype(np.uint32).astype(dtype)
     radius += 0.5
     radius *= 2.0**-32

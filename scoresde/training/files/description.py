@@ -26,9 +26,10 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from scoresde import models
+from scoresde import discrete, models
 from scoresde import sde as sdes
 from scoresde.base.identity import digest
+from scoresde.discrete import DenoisingModel, TokenProcess
 from scoresde.score import LatentModel, ScoreModel
 from scoresde.sde import GaussianSDE
 from scoresde.sde import chain as chains
@@ -38,10 +39,12 @@ __all__ = [
     "CheckpointError",
     "build_net",
     "build_process",
+    "build_token_model",
     "check",
     "check_marginals",
     "describe",
     "differences",
+    "on_tokens",
     "unwrapped",
 ]
 
@@ -60,11 +63,16 @@ _NETWORKS: dict[str, Callable[..., nn.Module]] = {
         models.VQAutoencoder,
         models.ContrastiveImages,
         models.SuperResolution,
+        models.TokenTransformer,
     )
 }
 _SDES = (sdes.VP, sdes.CosineVP, sdes.SubVP, sdes.VE, sdes.EDM, sdes.RectifiedFlow)
 _CHAINS = (chains.DDPM, chains.NCSN, chains.GaussianChain)
 _PROCESSES: dict[str, Callable[..., GaussianSDE | Chain]] = {cls.__name__: cls for cls in (*_SDES, *_CHAINS)}
+_TOKEN_PROCESSES: dict[str, Callable[..., TokenProcess]] = {
+    cls.__name__: cls for cls in (discrete.Absorbing, discrete.Uniform, discrete.DiscretizedGaussian, discrete.RateMatrix)
+}
+_TOKEN_MODELS = (DenoisingModel, discrete.RatioModel)
 _LARGEST = 2**31  # bound of whole numbers in a description: no size is larger
 
 
@@ -259,6 +267,8 @@ def describe(model: ScoreModel) -> dict[str, Any]:
         >>> describe(ScoreModel(models.MLP(2), VP(), "v"))["predicts"]
         'v'
     """
+    if isinstance(model, DenoisingModel):
+        return _describe_tokens(model)
     if type(model) is LatentModel:
         own = {"dropped": _describe_nulls(model.dropped)} if model.dropped is not None else {}
         return {**describe(model.model), "autoencoder": _describe_net(model.autoencoder), **own}
@@ -275,6 +285,21 @@ def describe(model: ScoreModel) -> dict[str, Any]:
         described["dropped"] = _describe_nulls(dropped)
     if type(model) is not ScoreModel:
         described["model"] = {"type": _qualified(model), "identity": _settings(model)}
+    return _plain(described)
+
+
+def _describe_tokens(model: DenoisingModel) -> dict[str, Any]:
+    """Describe a model on tokens by its network, its process and its class, as ``predicts`` for the library's own."""
+    process = model.process
+    described: dict[str, Any] = {"process": process.config(), "net": _describe_net(model.net), "learned_variance": False}
+    if _TOKEN_PROCESSES.get(type(process).__name__) is not type(process):
+        described["process"] = {"type": _qualified(process), "identity": digest(process, libraries=False), "marginals": []}
+    if type(model) in _TOKEN_MODELS:
+        described["predicts"] = type(model).__name__
+    else:
+        described["model"] = {"type": _qualified(model), "identity": _settings(model)}
+    if model.dropped is not None:
+        described["dropped"] = {n: null.tolist() if isinstance(null, Tensor) else null for n, null in model.dropped.items()}
     return _plain(described)
 
 
@@ -321,6 +346,31 @@ def check_marginals(rows: Sequence[Sequence[float]], sde: GaussianSDE | Chain, p
 
 
 # Building ------------------------------------------------------------------------------------------------------------
+
+
+def build_token_model(described: Mapping[str, Any], net: nn.Module, path: str | Path) -> DenoisingModel:
+    """Build the model on tokens that a description tells of, around its network.
+
+    Raises:
+        CheckpointError: for a process or a model of a class of one's own, or arguments that make none.
+    """
+    process = dict(described["process"])
+    make = _TOKEN_PROCESSES.get(process.pop("type"))
+    kind = next((cls for cls in _TOKEN_MODELS if cls.__name__ == described.get("predicts")), None)
+    if make is None or kind is None:
+        raise CheckpointError(
+            f"{path} holds a model on tokens with a class of your own; a checkpoint contains no code: make the model as "
+            "before its training and pass it: load(.., model=..)"
+        )
+    try:
+        return kind(net, make(**process))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} describes a process on tokens that cannot be built: {str(error)[:300]}") from error
+
+
+def on_tokens(described: Mapping[str, Any]) -> bool:
+    """Tell whether a description is that of a model on tokens of a process of this package."""
+    return described["process"]["type"] in _TOKEN_PROCESSES
 
 
 _ALLOWED = threading.local()

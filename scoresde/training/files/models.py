@@ -6,17 +6,26 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from scoresde import weights as weights_of_others
+from scoresde.discrete import DenoisingModel
 from scoresde.score import LatentModel, ScoreModel
 from scoresde.sde import GaussianSDE
 from scoresde.sde.chain import Chain
 from scoresde.training.files import checkpoint
 from scoresde.training.files.checkpoint import Checkpoint, CheckpointError, average_group, companion_of, fill, read
-from scoresde.training.files.description import build_net, build_process, check_marginals, describe, differences
+from scoresde.training.files.description import (
+    build_net,
+    build_process,
+    build_token_model,
+    check_marginals,
+    describe,
+    differences,
+    on_tokens,
+)
 
 __all__ = ["CHECKPOINT", "check_name", "in_run", "load", "load_companion", "save"]
 
@@ -55,8 +64,14 @@ def check_name(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def save(model: ScoreModel, path: str | os.PathLike[str], *, event: Sequence[int] = (), classes: Sequence[str] = ()) -> None:
-    """Save a score model to a file, from which :func:`load` builds it again.
+def save(
+    model: ScoreModel | DenoisingModel,
+    path: str | os.PathLike[str],
+    *,
+    event: Sequence[int] = (),
+    classes: Sequence[str] = (),
+) -> None:
+    """Save a score model, or a model on tokens, to a file, from which :func:`load` builds it again.
 
     Args:
         model: the score model. A network, SDE or subclass of your own must be passed to :func:`load` again.
@@ -78,10 +93,11 @@ def save(model: ScoreModel, path: str | os.PathLike[str], *, event: Sequence[int
         ...     load(f"{folder}/model.safetensors")
         ScoreModel(MLP of 157,570 parameters, sde=VP(beta_min=0.1, beta_max=20.0, t_min=0.001, t_max=1.0), predicts='v')
     """
-    if not isinstance(model, ScoreModel):
+    if not isinstance(model, ScoreModel | DenoisingModel):
         raise ValueError(f"got a {type(model).__name__} to save; expected a score model and then a path: save(model, path)")
     path = check_name(path)
-    if type(model) is ScoreModel and not isinstance(model.net, nn.Module):
+    model = cast(ScoreModel, model)
+    if type(model) in (ScoreModel, DenoisingModel) and not isinstance(model.net, nn.Module):
         raise CheckpointError(
             f"got a network of type {type(model.net).__name__}; expected a torch.nn.Module, which has weights to save: "
             "write the function as the forward method of one"
@@ -160,6 +176,12 @@ def load(
         raise CheckpointError(
             f"{path} has no network in its description; expected a score model: write it with save(model, path)"
         )
+    if on_tokens(own):
+        of_net = {name.removeprefix("net."): value for name, value in tensors.items()}
+        on = build_token_model(own, build_net(own["net"], of_net, Path(path)) if net is None else net, Path(path))
+        fill(cast(ScoreModel, on), tensors, path, assign=net is None)
+        on.dropped = stored.description.get("dropped")
+        return cast(ScoreModel, on.eval())
     if own["time"] == "custom" and time is None:
         raise CheckpointError(
             f"{path} holds a model whose network gets a function of t of your own; pass it: load(.., time=..)"
