@@ -11,6 +11,7 @@ from torch import Tensor
 from scoresde.objectives import Objective, noised
 from scoresde.objectives import objective as named
 from scoresde.score import ScoreModel
+from scoresde.sde import GaussianSDE
 from scoresde.training.batches import Batches, Indexed, Samplable, seeded
 
 __all__ = ["Report", "report"]
@@ -50,6 +51,12 @@ class Report:
 
 
 def _check_same_process(model: ScoreModel, truth: ScoreModel, t: Tensor) -> None:
+    if not isinstance(model.sde, GaussianSDE):
+        if model.sde != truth.sde:
+            raise ValueError(
+                f"got a truth under {truth.sde!r} for a model under {model.sde!r}; expected both under the same SDE"
+            )
+        return
     for name in ("log_alpha", "log_sigma"):
         if not torch.allclose(getattr(model.sde, name)(t), getattr(truth.sde, name)(t), rtol=1e-9, atol=1e-9):
             raise ValueError(
@@ -127,7 +134,7 @@ def report(
         u = (torch.arange(size) + torch.rand(size, generator=generator, dtype=torch.float64)) / size
         t, importance = dsm.distribution.at((bin_ + u) / bins, model.sde)
         t, importance = t.to(device), importance.to(device)
-        eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64).to(x0)
+        eps = torch.randn(model.sde.state_shape(x0.shape), generator=generator, dtype=torch.float64).to(x0)
         rows[0, bin_] += _mean(importance * dsm.at(model, x0, t, eps, **given))
         if truth is not None:
             x = noised(model.sde, x0, t, eps)

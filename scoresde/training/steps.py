@@ -146,10 +146,11 @@ class Stepper:
         times = self.objective.distribution
         u = quantiles(size, generator, self.objective.spread)
         t, importance = times.at(u, self.model.sde)
-        eps = torch.randn((size, *x0.shape[1:]), generator=generator, device=self.device, dtype=x0.dtype)
+        event = (size, *x0.shape[1:])
+        eps = torch.randn(self.model.sde.state_shape(event), generator=generator, device=self.device, dtype=x0.dtype)
         learns = bool(_state(times))
-        # The objective's other draws depend on the data by their shape alone, and the noise has that shape.
-        return _Drawn(t, importance, eps, u if learns else None, self.objective.draws(eps, generator))
+        # The objective's other draws depend on the data by their shape alone.
+        return _Drawn(t, importance, eps, u if learns else None, self.objective.draws(x0.new_empty(event), generator))
 
     def _backward(self, index: int, x0: Tensor, drawn: _Drawn, conditions: dict[str, Tensor]) -> Tensor:
         """Accumulate the gradient of this process's share, part by part; return the losses without importance weights."""
