@@ -60,7 +60,8 @@ class ExactMatrixModel(ScoreModel):
         shape = sde.data_shape(check_batch(z).shape)
         if sde.state_shape(shape) != z.shape or shape[1:] != self.problem.event:
             raise ValueError(
-                f"got a state of shape {tuple(z.shape)}; expected {tuple(sde.state_shape(('batch', *self.problem.event)))}, "
+                f"got a state of shape {tuple(z.shape)}; expected "
+                f"(batch, {', '.join(map(str, sde.state_shape((1, *self.problem.event))[1:]))}), "
                 f"a state of {self.problem!r} on {type(sde).__name__}"
             )
         expand(at_time, z)

@@ -1,7 +1,12 @@
 r"""Score models of networks on SDEs with matrix coefficients.
 
-The score of the state is determined by the prediction of the data alone, :math:`-\Sigma^{-1} (z - \psi\, E[x_0 \mid z])`, so
-the network has as many outputs as the data have numbers, however many variables the state has.
+The score of the state is determined by the prediction of the data alone, :math:`-\Sigma^{-1} (z - \psi\, E[x_0 \mid z])`,
+so the network has as many outputs as the data have numbers, however many variables the state has. That prediction depends on
+the state through one observation of the data alone,
+
+.. math:: y = \frac{c^T L^{-1} z}{|c|^2} \sim N(x_0, |c|^{-2} I), \qquad c = L^{-1} \psi .
+
+A network with EDM's preconditioning gets this observation. It has the same task as under a scalar SDE at the same lam.
 """
 
 from __future__ import annotations
@@ -33,14 +38,15 @@ class MatrixModel(ScoreModel):
     =========  ==========================================================================================================
     ``"eps"``  :math:`(\zeta_b - n) / c_b`; n is the noise of the last variable, as in critically damped Langevin diffusion
     ``"x0"``   n
-    ``"edm"``  :math:`(\sigma_d^2\, c^T \zeta + \sigma_d \sqrt{s}\, n) / s` with :math:`s = 1 + \sigma_d^2 |c|^2`: the best
+    ``"edm"``  :math:`(\sigma_d^2 |c|^2\, y + \sigma_d \sqrt{s}\, n) / s` with :math:`s = 1 + \sigma_d^2 |c|^2`: the best
                linear prediction for data of variance :math:`\sigma_d^2`, and an output of variance about one. The network
-               gets variables of variance one, and the time :math:`-\lambda / 4`
+               gets the observation y scaled to variance one, and the time :math:`-\lambda / 4`
     =========  ==========================================================================================================
 
     Args:
-        net: ``net(z, t, **conditions)``. It gets the variables side by side in dimension 1, ``(batch, b * d)`` for vectors
-            and ``(batch, b * channels, height, width)`` for images, and returns the shape of the data.
+        net: ``net(z, t, **conditions)``, which returns the shape of the data. With ``"edm"`` it gets that shape too, with
+            the others all variables side by side in dimension 1: ``(batch, b * d)`` for vectors, and
+            ``(batch, b * channels, height, width)`` for images.
         sde: the SDE.
         predicts: ``"eps"``, ``"x0"`` or ``"edm"``.
         sigma_data: standard deviation of the data, for ``"edm"``.
@@ -53,7 +59,7 @@ class MatrixModel(ScoreModel):
     Example:
         >>> from scoresde.models import MLP
         >>> from scoresde.sde import CLD
-        >>> model = MatrixModel(MLP(4, out_features=2), CLD())
+        >>> model = MatrixModel(MLP(2), CLD())
         >>> model.x0(torch.randn(8, 2, 2), 0.5).shape, model.score(torch.randn(8, 2, 2), 0.5).shape
         (torch.Size([8, 2]), torch.Size([8, 2, 2]))
     """
@@ -128,9 +134,10 @@ class MatrixModel(ScoreModel):
         given = z
         if self.predicts == "edm":
             f = sde.factors(t)
-            variance = self.sigma_data**2 * f.psi.square() + f.root.square().sum(-1, keepdim=True)
-            given = sde.map(torch.diag_embed(variance[..., 0].rsqrt())) * z
-        if sde.variables > 1:
+            snr = f.signal.square().sum(-2, keepdim=True)
+            pooled = f.signal.mT @ sde.whitening(f.root) / (snr * (1 + self.sigma_data**2 * snr)).sqrt()
+            given = sde.map(pooled, to_state=False) * z
+        elif sde.variables > 1:
             given = given.flatten(1, 2)
         times = self._time(t).to(device=z.device, dtype=torch.promote_types(z.dtype, torch.float32)).expand(z.shape[0])
         return evaluate_bound(self.net, given, times, unwrapped(conditions), False, shape)

@@ -40,7 +40,7 @@ class Flow:
 
     Attributes:
         whole: the factor of the whitened residual over the interval, shape ``(*modes, b, b)``.
-        times: the times of the nodes, shape ``(n,)``.
+        times, lams: the times of the nodes and their lam, shape ``(n,)``.
         weights: the weights of an integral in time from the start of the interval to its end, shape ``(n,)``.
         factors: the marginals at the nodes.
         until: the factors from the start of the interval to the nodes, shape ``(n, *modes, b, b)``.
@@ -50,6 +50,7 @@ class Flow:
 
     whole: Tensor
     times: Tensor
+    lams: Tensor
     weights: Tensor
     factors: Factors
     until: Tensor
@@ -99,7 +100,7 @@ def flows(sde: MatrixSDE, intervals: Sequence[tuple[MatrixPoint, MatrixPoint]], 
     else:
         until, whole = _collocated(_generator(factors.root, drift, flux, eta), stops - starts, w, a)
     weights = (stops - starts)[:, None] * w
-    parts = [torch.split(x, counts) for x in (times, weights, *factors, until, whole, flux)]
+    parts = [torch.split(x, counts) for x in (times, sde.lam(times), weights, *factors, until, whole, flux)]
     return [_joined(*each) for each in zip(*parts, strict=True)]
 
 
@@ -137,6 +138,7 @@ def _collocated(generator: Tensor, lengths: Tensor, w: Tensor, a: Tensor) -> tup
 
 def _joined(
     times: Tensor,
+    lams: Tensor,
     weights: Tensor,
     psi: Tensor,
     root: Tensor,
@@ -156,6 +158,7 @@ def _joined(
     return Flow(
         total,
         times.flatten(),
+        lams.flatten(),
         weights.flatten(),
         Factors(psi.flatten(0, 1), root.flatten(0, 1), signal.flatten(0, 1)),
         found,

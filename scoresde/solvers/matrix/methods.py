@@ -133,13 +133,13 @@ def exponential(
         reached = order if start == "high-order" else min(order, 2)
         described = Description(f"{name}-{order}", "matrix", LU)
     described = replace(
-        described, order=None if eta else reached, weak_order=float(reached) if eta else None, stochastic=eta > 0
+        described, order=None if eta else reached, weak_order=float(min(reached, 2)) if eta else None, stochastic=eta > 0
     )
     return MatrixSolver(described, lambda path: matrix_rows(prediction, opening, path))
 
 
 @maker
-def sscs(evaluate: str = "start") -> MatrixSolver:
+def sscs() -> MatrixSolver:
     r"""Return the symmetric splitting sampler of Langevin diffusions (SSCS), for the reverse SDE.
 
     With the stationary covariance S, the reverse SDE is an Ornstein-Uhlenbeck process and a rest that vanishes where the
@@ -147,35 +147,29 @@ def sscs(evaluate: str = "start") -> MatrixSolver:
 
     .. math:: dz = -(F + G G^T S^{-1}) z\, ds + G\, dw \;+\; G G^T (\nabla \log p_t + S^{-1} z)\, ds .
 
-    A step is half a step of the first, exactly, a whole Euler step of the second, and half a step of the first.
-
-    Args:
-        evaluate: the time at which the score is evaluated, ``"start"`` of the step as in the authors' code, which has weak
-            order one, or ``"middle"``, the symmetric choice, which has two.
+    A step is half a step of the first, exactly, a whole Euler step of the second with the score at the time at which the
+    step starts, and half a step of the first. The Euler step limits the weak order to one.
 
     Raises:
-        ValueError: for another time, and for an SDE that has no constant matrices.
+        ValueError: for an SDE that has no constant matrices.
 
     Source: Dockhorn, Vahdat and Kreis, "Score-Based Generative Modeling with Critically-Damped Langevin Diffusion", 2022,
     https://arxiv.org/abs/2112.07068, algorithm 1.
 
     Example:
-        >>> sscs("middle").description.weak_order
-        2.0
+        >>> sscs().description.weak_order
+        1.0
     """
-    if evaluate not in ("start", "middle"):
-        raise ValueError(f"got evaluate={evaluate!r}; expected 'start' or 'middle'")
-    name = "sscs" if evaluate == "start" else "sscs-middle"
-    described = Description(name, "matrix", DOCKHORN, weak_order=1.0 if evaluate == "start" else 2.0, stochastic=True)
+    described = Description("sscs", "matrix", DOCKHORN, weak_order=1.0, stochastic=True)
 
     def rows(path: MatrixPath) -> list[MatrixRow]:
         sde = path.sde
         if not isinstance(sde, ConstantMatrices):
             raise ValueError(
-                f"got {type(sde).__name__} for {name!r}, which splits off the relaxation to a stationary law; expected an "
-                "SDE with constant matrices, such as CLD()"
+                f"got {type(sde).__name__} for 'sscs', which splits off the relaxation to a stationary law; expected an SDE "
+                "with constant matrices, such as CLD()"
             )
-        return _along(path, lambda u, v: _split(sde, u, v, evaluate))
+        return _along(path, lambda u, v: _split(sde, u, v))
 
     return MatrixSolver(described, rows)
 
@@ -193,29 +187,27 @@ def _along(path: MatrixPath, rule: Callable[[MatrixPoint, MatrixPoint], list[Mat
     return rows
 
 
-def _split(sde: ConstantMatrices, u: MatrixPoint, v: MatrixPoint, evaluate: str) -> list[MatrixRow]:
+def _split(sde: ConstantMatrices, u: MatrixPoint, v: MatrixPoint) -> list[MatrixRow]:
     s = sde.stationary_covariance
     noise = sde.noise_matrix @ sde.noise_matrix.mT
     half = 0.5 * (sde.elapsed(u.t) - sde.elapsed(v.t))
     relaxation = torch.linalg.solve(s, sde.drift_matrix @ s).mT  # S F^T S^-1 = -(F + G G^T S^-1)
     turned, added = van_loan(relaxation, noise, half)
     root = root_of(added)
-    t = u.t if evaluate == "start" else 0.5 * (u.t + v.t)
-    at = MatrixPoint(t, float(sde.lam(t)))
-    factors = sde.factors(t)
+    factors = sde.factors(u.t)
     precision = torch.cholesky_inverse(factors.root)
     p = noise @ (torch.linalg.inv(s) - precision)
     q = noise @ precision @ factors.psi
-    first = MatrixRow(to=at, at=None, a=sde.map(turned), s=(sde.map(root),), draw=(u, at), ends_step=False)
+    first = MatrixRow(to=u, at=None, a=sde.map(turned), s=(sde.map(root),), draw=(u, v), ends_step=False)
     second = MatrixRow(
         to=v,
-        at=at,
+        at=u,
         a=sde.map(turned @ turned),
         w=(sde.map(2 * half * turned),),
         s=(sde.map(root), sde.map(turned @ root)),
         p=sde.map(p),
         q=sde.map(q, of_state=False),
-        draw=(at, v),
+        draw=(u, v),
     )
     return [first, second]
 

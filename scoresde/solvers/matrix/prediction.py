@@ -63,9 +63,10 @@ class Interval:
 
 
 class Prepared(NamedTuple):
-    """The intervals of a path by their ends, and the factors of R at its points where coordinates follow the flow."""
+    """The intervals of a path by their ends, the marginals at their ends, and R there where coordinates follow the flow."""
 
     intervals: dict[tuple[MatrixPoint, MatrixPoint], Interval]
+    at: dict[MatrixPoint, Factors]
     turns: dict[MatrixPoint, Tensor]
 
 
@@ -100,7 +101,8 @@ class MatrixPrediction(ABC):
         """Return the intervals ``pairs``, computed together; ``visited`` are the noisy points of the path in order."""
         at = _at(sde, list({p: None for pair in pairs for p in pair}))
         found = flows(sde, pairs, self._flow_eta)
-        return Prepared({(u, v): Interval(u, v, flow, at[u], at[v]) for (u, v), flow in zip(pairs, found, strict=True)}, {})
+        made = {(u, v): Interval(u, v, flow, at[u], at[v]) for (u, v), flow in zip(pairs, found, strict=True)}
+        return Prepared(made, at, {})
 
     @property
     def _flow_eta(self) -> float:
@@ -108,8 +110,8 @@ class MatrixPrediction(ABC):
         return self.eta
 
     @abstractmethod
-    def mix(self, sde: MatrixSDE, point: MatrixPoint, turn: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Return the matrices p and q of N = p z + q m at ``point``; None for N = m."""
+    def mix(self, sde: MatrixSDE, at: Factors, turn: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return the matrices p and q of N = p z + q m at a point with the marginal ``at``; None for N = m."""
 
     @abstractmethod
     def carry(self, sde: MatrixSDE, over: Interval) -> Tensor:
@@ -123,9 +125,9 @@ class MatrixPrediction(ABC):
     def noise(self, sde: MatrixSDE, over: Interval) -> Tensor:
         """Return a root of the covariance of the noise of the interval, shape ``(*modes, b, b)``; for eta > 0."""
 
-    def _basis(self, sde: MatrixSDE, over: Interval, nodes: Sequence[float]) -> Tensor:
+    def _basis(self, over: Interval, nodes: Sequence[float]) -> Tensor:
         """Return the Lagrange polynomials of ``nodes`` at the quadrature nodes, shape ``(len(nodes), n)``."""
-        clocks = over.flow.times if self.clock == "t" else sde.lam(over.flow.times)
+        clocks = over.flow.times if self.clock == "t" else over.flow.lams
         rows = []
         for j, node in enumerate(nodes):
             row = torch.ones_like(clocks)
@@ -135,9 +137,9 @@ class MatrixPrediction(ABC):
             rows.append(row)
         return torch.stack(rows)
 
-    def _integrals(self, sde: MatrixSDE, over: Interval, nodes: Sequence[float], values: Tensor) -> list[Tensor]:
+    def _integrals(self, over: Interval, nodes: Sequence[float], values: Tensor) -> list[Tensor]:
         shape = (-1, *[1] * (values.ndim - 1))
-        return [over.flow.integral(row.reshape(shape) * values) for row in self._basis(sde, over, nodes)]
+        return [over.flow.integral(row.reshape(shape) * values) for row in self._basis(over, nodes)]
 
 
 def _at(sde: MatrixSDE, points: Sequence[MatrixPoint]) -> dict[MatrixPoint, Factors]:
@@ -149,7 +151,7 @@ def _at(sde: MatrixSDE, points: Sequence[MatrixPoint]) -> dict[MatrixPoint, Fact
 class MatrixData(MatrixPrediction):
     """N = m, with all that is linear in the state solved exactly; eta = 1 is the SDE."""
 
-    def mix(self, sde: MatrixSDE, point: MatrixPoint, turn: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def mix(self, sde: MatrixSDE, at: Factors, turn: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         return None, None
 
     def carry(self, sde: MatrixSDE, over: Interval) -> Tensor:
@@ -158,7 +160,7 @@ class MatrixData(MatrixPrediction):
     def weights(self, sde: MatrixSDE, over: Interval, nodes: Sequence[float]) -> list[Tensor]:
         flow = over.flow
         values = -0.5 * (1 + self.eta) * (flow.onward @ (flow.flux @ flow.factors.signal))
-        return [over.end.root @ w for w in self._integrals(sde, over, nodes, values)]
+        return [over.end.root @ w for w in self._integrals(over, nodes, values)]
 
     def noise(self, sde: MatrixSDE, over: Interval) -> Tensor:
         flow = over.flow
@@ -190,9 +192,10 @@ class MatrixNoise(MatrixPrediction):
     def prepared(
         self, sde: MatrixSDE, pairs: Sequence[tuple[MatrixPoint, MatrixPoint]], visited: Sequence[MatrixPoint]
     ) -> Prepared:
-        made = super().prepared(sde, pairs, visited).intervals
+        found = super().prepared(sde, pairs, visited)
+        made = found.intervals
         if self.coordinates != "flow":
-            return Prepared(made, {})
+            return found
         steps = list(itertools.pairwise(visited))
         turn = torch.eye(sde.variables, dtype=torch.float64)
         turns = {visited[0]: turn}
@@ -202,10 +205,10 @@ class MatrixNoise(MatrixPrediction):
         for (u, v), over in made.items():  # stages within a step
             if v not in turns:
                 turns[v] = over.flow.whole @ turns[u]
-        return Prepared({k: replace(o, turned=o.flow.until @ turns[o.u]) for k, o in made.items()}, turns)
+        turned = {k: replace(o, turned=o.flow.until @ turns[o.u]) for k, o in made.items()}
+        return Prepared(turned, found.at, turns)
 
-    def mix(self, sde: MatrixSDE, point: MatrixPoint, turn: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        at = sde.factors(point.t)
+    def mix(self, sde: MatrixSDE, at: Factors, turn: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         whitening = sde.whitening(at.root)
         if self.coordinates == "score":
             p = whitening.mT @ whitening
@@ -227,7 +230,7 @@ class MatrixNoise(MatrixPrediction):
             tilted = flow.factors.root @ flow.flux
         else:
             tilted = flow.factors.root @ flow.flux @ over.turned
-        return self._integrals(sde, over, nodes, 0.5 * (1 + self.eta) * (onward @ tilted))
+        return self._integrals(over, nodes, 0.5 * (1 + self.eta) * (onward @ tilted))
 
     def noise(self, sde: MatrixSDE, over: Interval) -> Tensor:
         flow = over.flow

@@ -194,7 +194,7 @@ def _step(
         weights = prediction.weights(sde, over, [clock for _, clock in nodes])
         of_data = weights[0].shape[-1] == 1 and sde.variables > 1
         w = [cast(float, sde.map(each, of_state=not of_data)) for each in weights]
-        p, q = prediction.mix(sde, at, made.turns.get(at))
+        p, q = prediction.mix(sde, made.at[at], made.turns.get(at))
         draw, s = _noise(prediction, sde, made, pieces, target)
         rows.append(
             MatrixRow(

@@ -31,7 +31,6 @@ MATRIX_SOLVERS: Table[Callable[..., MatrixSolver]] = Table(
         "sde-noise-1": partial(exponential, "noise", 1, 1.0),
         "sde-noise-2": partial(exponential, "noise", 2, 1.0),
         "sscs": sscs,
-        "sscs-middle": partial(sscs, "middle"),
         "em": em,
         "euler": partial(em, 0.0),
     },
