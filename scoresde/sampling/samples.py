@@ -208,12 +208,12 @@ def sample(
         seconds, forward, backward = time.perf_counter() - begin, counted.forward, counted.backward
         if not whole:
             last = run.again(drawn and noise is None).last_checked()
-        first = matrix is not None and where.ends_clean and last.reached is None
-        end = matrix.data(last.x) if matrix is not None and first else last.x  # without velocities, which are zero there
-        data = model.to_data(end)
+        clean = matrix is not None and where.ends_clean and last.reached is None
+        ended = matrix.data(last.x) if matrix is not None and clean else last.x  # without velocities, which are zero there
+        data = model.to_data(ended)
     times = tuple(value(t) for t in where.times[: last.reached])
     states = {} if keeper is None else keeper.found(method.name, whole=last.reached is None)
-    info, latent = dict(last.info or {}), None if data is end else last.x
+    info, latent = dict(last.info or {}), None if data is ended else last.x
     return Samples(data, forward, seconds, run.noise.seeds, method.name, times, info, backward, states, latent)
 
 
