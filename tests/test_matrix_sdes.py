@@ -313,6 +313,7 @@ def test_bad_matrices_are_refused_in_a_sentence(make, sentence):
         (lambda: CLD().perturb(torch.zeros(1, 2), 1.1, torch.zeros(1, 2, 2)), "has a density for 0 < t <= 1"),
         (lambda: CLD().drift(torch.zeros(1, 3, 2), 0.5), r"expected \(batch, 2, \*event\)"),
         (lambda: CLD().drift(torch.zeros(1, 2), 0.5), r"expected \(batch, 2, \*event\)"),
+        (lambda: ThirdOrderLangevin().factors(1e-9), "singular in float64; expected times from t_min=0.01 on"),
         (lambda: CLD().prior_std, "no single standard deviation"),
         (lambda: CLD().diffusion(torch.zeros(1, 2, 2), 0.5), "expected sde.rates"),
         (lambda: CLD().reverse(lambda x, t: x), "expected sample"),

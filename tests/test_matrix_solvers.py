@@ -192,6 +192,27 @@ def test_the_splitting_sampler_is_exact_on_the_stationary_law():
     assert wrong(found, expected) < 1e-12
 
 
+def test_the_splitting_sampler_is_the_published_step():
+    # Dockhorn et al., algorithm 1, without its noise: half an Ornstein-Uhlenbeck step, a kick of the velocity by the score
+    # at the start of the step, and half a step again.
+    sde, model, t, h = CLD(), mixture().model(CLD()), 0.6, 0.1
+    mass, beta = sde.mass, sde.beta_min
+    friction = 2 * mass**0.5
+    backward = torch.tensor([[0.0, -1 / mass], [1.0, -friction / mass]], dtype=F64)
+    half = torch.matrix_exp(0.5 * h * beta * backward)
+    z = sde.prior((4, 2, 2), generator=generator(), dtype=F64)
+    expected = torch.einsum("ij,njd->nid", half, z)
+    kick = 2 * friction * beta * h * (model.score(expected, t)[:, 1] + expected[:, 1] / mass)
+    expected = torch.einsum("ij,njd->nid", half, torch.stack([expected[:, 0], expected[:, 1] + kick], 1))
+    rows = MADE["sscs"].rows(make_matrix_path(sde, [t, t - h]))
+    found = solvers.fast(rows, model, z, lambda start, to, out, kernel: out.zero_())
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    # The noise of half a step keeps the stationary law diag(1, M).
+    noise = rows[0].s[0].matrix
+    law = torch.diag(torch.tensor([1.0, mass], dtype=F64))
+    torch.testing.assert_close(noise @ noise.mT + half @ law @ half.mT, law, rtol=1e-12, atol=1e-13)
+
+
 # The linear part -----------------------------------------------------------------------------------------------------
 
 

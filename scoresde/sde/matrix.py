@@ -83,12 +83,21 @@ class MatrixSDE(SDE):
     # Derived ---------------------------------------------------------------------------------------------------------
 
     def factors(self, t: Time) -> Factors:
-        """Return the marginal at the times ``t``, between the ends of the span, in factors."""
+        """Return the marginal at the times ``t``, between the ends of the span, in factors.
+
+        Raises:
+            ValueError: so close to the data that the covariance is singular in float64.
+        """
         covariance, psi = self.covariance(t), self.mean_factor(t)
         if self.variables == 1:
             root = covariance.sqrt()
             return Factors(psi, root, psi / root)
-        root = torch.linalg.cholesky(covariance)
+        root, failed = torch.linalg.cholesky_ex(covariance)
+        if bool(failed.any()):
+            raise ValueError(
+                f"got a time as small as {float(torch.as_tensor(t).min()):.3g}, where the covariance of "
+                f"{type(self).__name__} is singular in float64; expected times from t_min={self.span[0]:g} on"
+            )
         return Factors(psi, root, torch.linalg.solve_triangular(root, psi, upper=False))
 
     def lam(self, t: Time) -> Tensor:
@@ -247,7 +256,7 @@ class MatrixSDE(SDE):
         lead = volume.shape[:1] if self._each(root) else volume.shape[:0]
         modes = volume.shape[len(lead) :]
         volume = volume.reshape(*(lead or (1,)), *[1] * (u.ndim - 2 - len(modes)), *modes)
-        volume = volume.expand(-1, *u.shape[2:]).flatten(1).sum(1)
+        volume = volume.expand(-1, *u.shape[2:]).flatten(1).sum(1).to(u.device)
         w = (plain * u).flatten(1)
         return -0.5 * w.square().sum(1) - volume - 0.5 * w.shape[1] * math.log(2 * math.pi)
 
