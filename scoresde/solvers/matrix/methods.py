@@ -243,12 +243,8 @@ def _euler(path: MatrixPath, u: MatrixPoint, v: MatrixPoint, eta: float) -> Matr
     sde, h = path.sde, v.t - u.t
     drift, noise = sde.rates(u.t)
     factors = sde.factors(u.t)
-    pulled = (
-        0.5
-        * (1 + eta)
-        * noise
-        @ (factors.root.reciprocal() ** 2 if sde.variables == 1 else torch.cholesky_inverse(factors.root))
-    )
+    whitening = sde.whitening(factors.root)
+    pulled = 0.5 * (1 + eta) * noise @ whitening.mT @ whitening
     return MatrixRow(
         to=v,
         at=u,
