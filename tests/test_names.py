@@ -230,6 +230,11 @@ def sample(**options: Any) -> object:
     return scoresde.sample(model, (2, 2), **{"solver": "ddim", "steps": 2, "progress": False, **options})
 
 
+def sample_matrix(**options: Any) -> object:
+    model = scoresde.problems.ring().model(scoresde.sde.CLD())
+    return scoresde.sample(model, (2, 2), **{"steps": 2, "progress": False, **options})
+
+
 def compare(problem: str = "ring", solvers: Any = ("ddim",), **options: Any) -> object:
     return scoresde.compare(problem, solvers, [2], **{"metrics": ["energy"], "n": 8, "progress": False, **options})
 
@@ -257,6 +262,7 @@ DOORS: dict[str, list[Callable[[str], object]]] = {
         lambda name: compare(solvers={"label": name}),
         solvers.get,
     ],
+    "matrix solver": [lambda name: sample_matrix(solver=name), lambda name: solvers.MATRIX_SOLVERS.make(name)],
     "prediction": [
         lambda name: scoresde.ScoreModel(models.MLP(2, hidden=(4,)), scoresde.VP(), name),
         lambda name: scoresde.score.target(name, torch.ones(1, 1), torch.ones(1, 1), *torch.tensor([[0.8], [0.6]]), 0.5),

@@ -21,6 +21,7 @@ class MLP(nn.Module):
 
     Args:
         features: number of components of a sample; an event of any shape is flattened to a vector.
+        out_features: number of components of the output, a vector; by default the output has the shape of the sample.
         hidden: width of each hidden layer.
         time_features: number of :class:`~scoresde.models.embedding.TimeFeatures`.
         time_scale: about the length of the interval of the times: 1 for times in [0, 1] and for the logarithm of the noise
@@ -46,6 +47,7 @@ class MLP(nn.Module):
         features: int,
         hidden: Sequence[int] = (128, 128, 128),
         *,
+        out_features: int | None = None,
         time_features: int = 64,
         time_scale: float = 1.0,
         num_classes: int | None = None,
@@ -53,11 +55,12 @@ class MLP(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if features < 1 or not hidden or min(hidden) < 1:
+        if features < 1 or (out_features is not None and out_features < 1) or not hidden or min(hidden) < 1:
             raise ValueError(f"got features={features} and hidden={tuple(hidden)}; expected positive sizes")
         self.config: dict[str, Any] = {
             "features": features,
             "hidden": list(hidden),
+            "out_features": out_features,
             "time_features": time_features,
             "time_scale": time_scale,
             "num_classes": num_classes,
@@ -72,10 +75,13 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(sizes)])
         self.modulations = nn.ModuleList([zero(nn.Linear(width, 2 * size)) for size in hidden])
         self.dropout = nn.Dropout(dropout)
-        self.output = zero(nn.Linear(sizes[-1], features))
+        self.output = zero(nn.Linear(sizes[-1], features if out_features is None else out_features))
 
     def forward(self, x: Tensor, t: Tensor, label: Label | None = None) -> Tensor:
-        """Return the output at ``x`` of shape ``(batch, *event)`` for ``t`` and ``label`` of ``(batch,)``; shape of x."""
+        """Return the output at ``x`` of shape ``(batch, *event)`` for ``t`` and ``label`` of ``(batch,)``.
+
+        It has the shape of ``x``, or ``(batch, out_features)``.
+        """
         h = x.flatten(1)  # (batch, features)
         if h.shape[1] != self.features:
             raise ValueError(
@@ -85,4 +91,5 @@ class MLP(nn.Module):
         embedding = self.embedding(t, label)
         for layer, modulation in zip(self.layers, self.modulations, strict=True):
             h = self.dropout(torch.nn.functional.silu(modulate(layer(h), modulation(embedding))))
-        return self.output(h).reshape(x.shape)  # type: ignore[no-any-return]
+        out: Tensor = self.output(h)
+        return out.reshape(x.shape) if self.config["out_features"] is None else out

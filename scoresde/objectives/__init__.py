@@ -13,7 +13,7 @@ from scoresde.objectives.contrastive import ContrastiveLearning
 from scoresde.objectives.dequantization import LearnedDequantization, LogisticNoise, bits_per_dim, dequantize
 from scoresde.objectives.implicit import ImplicitScoreMatching
 from scoresde.objectives.label_dropout import LabelDropout
-from scoresde.objectives.matching import DSM, NOISES, OBJECTIVES, Objective, noised, objective
+from scoresde.objectives.matching import DSM, HSM, NOISES, OBJECTIVES, Objective, noised, objective
 from scoresde.objectives.super_resolution import (
     BlurredLow,
     LowAugmentation,
@@ -37,6 +37,7 @@ from scoresde.objectives.weightings import WEIGHTINGS, Weighting, min_snr, p2, s
 
 __all__ = [
     "DSM",
+    "HSM",
     "NOISES",
     "OBJECTIVES",
     "TIMES",

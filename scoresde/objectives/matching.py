@@ -26,13 +26,18 @@ from scoresde.base.shape import expand
 from scoresde.objectives.times import TIMES, Times, quantiles
 from scoresde.objectives.weightings import WEIGHTINGS, Weighting
 from scoresde.score import ScoreModel, target
-from scoresde.sde import GaussianSDE
+from scoresde.sde import GaussianSDE, MatrixSDE
 
-__all__ = ["DSM", "NOISES", "OBJECTIVES", "Around", "Objective", "Weighted", "noised", "objective"]
+__all__ = ["DSM", "HSM", "NOISES", "OBJECTIVES", "Around", "Objective", "Weighted", "noised", "objective"]
 
 
-def noised(sde: GaussianSDE, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """Return the noised data x_t = alpha x0 + sigma eps, with float64 coefficients, in the dtype of ``x0``."""
+def noised(sde: GaussianSDE | MatrixSDE, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """Return the noised data x_t = alpha x0 + sigma eps, with float64 coefficients, in the dtype of ``x0``.
+
+    With matrix coefficients it is the state psi x0 + L eps.
+    """
+    if isinstance(sde, MatrixSDE):
+        return sde.perturb(x0, t, eps)
     t = t.to(torch.float64)
     return expand(sde.alpha(t), x0).to(x0) * x0 + expand(sde.sigma(t), x0).to(x0) * eps
 
@@ -72,14 +77,16 @@ class Objective(ABC):
 
         Args:
             model: the score model.
-            x0, eps: data and standard normal noise, shape ``(batch, *event)``.
+            x0, eps: data and standard normal noise, shape ``(batch, *event)``; the noise has the shape of a state, which
+                may have more variables.
             t: times of shape ``(batch,)``.
             conditions: passed to the network.
         """
 
     def draw_noise(self, model: ScoreModel, x0: Tensor, generator: torch.Generator) -> Tensor:
         """Draw the noise of :meth:`at` for data like ``x0``: standard normal numbers, on the device of ``generator``."""
-        return torch.randn(x0.shape, generator=generator, device=generator.device, dtype=x0.dtype)
+        shape = model.sde.state_shape(x0.shape)
+        return torch.randn(shape, generator=generator, device=generator.device, dtype=x0.dtype)
 
     def draws(self, x0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw the random arguments of :meth:`at` other than times and noise, by name."""
@@ -170,6 +177,52 @@ class Weighted(Objective):
 
 
 @dataclass(frozen=True)
+class HSM(Weighted):
+    r"""Hybrid score matching, for SDEs with matrix coefficients.
+
+    The state is noised given the data alone, with the initial velocities integrated out: :math:`z = \psi x_0 + L \epsilon`.
+    The noise enters the last variable, whose score is :math:`-\epsilon_b / L_{bb}`, and the loss is
+
+    .. math:: E_{t \sim p}\, E\; w(t)\, \tfrac1d \lVert \hat\epsilon_b(z_t, t) - \epsilon_b \rVert^2 .
+
+    On an SDE with scalar coefficients this is :class:`DSM`.
+
+    Source: Dockhorn, Vahdat and Kreis, "Score-Based Generative Modeling with Critically-Damped Langevin Diffusion", 2022,
+    https://arxiv.org/abs/2112.07068, section 3.2.
+
+    Args:
+        weighting: a weighting of the error of eps that is a function of time alone, such as ``"ddpm"``, which is 1.
+        times: a name in :data:`TIMES` or any :class:`Times`.
+        stratified: spread the times of a batch evenly; see :func:`quantiles`.
+
+    Raises:
+        ValueError: for a weighting of the error of the data.
+
+    Example:
+        >>> from scoresde import problems
+        >>> from scoresde.sde import CLD
+        >>> ring = problems.ring()
+        >>> loss, t = HSM()(ring.model(CLD()), ring.sample(64, torch.Generator().manual_seed(0)), torch.Generator())
+        >>> loss.shape
+        torch.Size([64])
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weight.on != "eps":
+            raise ValueError(f"got weighting={self.weighting!r} for HSM; expected one of the error of eps, such as 'ddpm'")
+
+    def at(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, **conditions: Any) -> Tensor:
+        if isinstance(model.sde, GaussianSDE):
+            return DSM(self.weighting, self.times, self.stratified).at(model, x0, t, eps, **conditions)
+        t = t.to(torch.float64)
+        sde: Any = model.sde
+        error = model.eps(noised(sde, x0, t, eps), t, **conditions) - sde.driven(eps)
+        mean: Tensor = error.square().flatten(1).mean(1)
+        return self.weight.function(sde, t, model.sigma_data).to(error) * mean
+
+
+@dataclass(frozen=True)
 class DSM(Weighted):
     r"""Denoising score matching with a weighting and a distribution of times.
 
@@ -209,6 +262,11 @@ class DSM(Weighted):
 
     def at(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, **conditions: Any) -> Tensor:
         t = t.to(torch.float64)
+        if not isinstance(model.sde, GaussianSDE):
+            raise ValueError(
+                f"got a model on {type(model.sde).__name__}, which has no alpha and sigma, for {self!r}; expected "
+                "objective='hsm' with matrix coefficients, or 'implicit' score matching without marginals"
+            )
         x = noised(model.sde, x0, t, eps)
         loss = self.of_output(model, model(x, t, **conditions), x0, t, eps)
         if self.noise == "antithetic":
@@ -255,13 +313,15 @@ OBJECTIVES: Table[Objective] = Table(
         "min-snr": DSM("min-snr", "auto"),
         "p2": DSM("p2", "auto"),
         "sigmoid": DSM("sigmoid", "likelihood"),
+        "hsm": HSM(),
     },
     also="an Objective",
     check=lambda value: isinstance(value, Objective),
     expects="an Objective",
 )
 """The published objectives by name: NCSN and DDPM (the same in terms of eps), maximum likelihood, EDM, v-prediction,
-rectified flow with uniform and with logit-normal times, min-SNR-gamma, P2, and the sigmoid weighting of the likelihood."""
+rectified flow with uniform and with logit-normal times, min-SNR-gamma, P2, the sigmoid weighting of the likelihood, and
+hybrid score matching for matrix coefficients."""
 
 
 def objective(name: str | Objective) -> Objective:

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from scoresde.base.shape import as_time, check_batch, expand
 from scoresde.problems.conditioning import Given
+from scoresde.problems.matrix import ExactMatrixModel
 from scoresde.score import ScoreModel
-from scoresde.sde import GaussianSDE, Time
+from scoresde.sde import Basis, GaussianSDE, MatrixSDE, Time
 from scoresde.sde.chain import Chain
 
 __all__ = ["ExactModel", "Posterior", "Problem"]
@@ -156,10 +157,11 @@ class Problem(ABC, Generic[T]):
         at, alpha, sigma = self._at(x, sde, t)
         return _like(-sigma.to(at.score) * (alpha.to(at.score) * at.score + at.x0), x)
 
-    def model(self, sde: GaussianSDE | Chain) -> ScoreModel:
+    def model(self, sde: GaussianSDE | Chain | MatrixSDE) -> ScoreModel:
         """Return the exact score model of these data under ``sde``.
 
-        Each prediction is computed directly, without cancellation at either end of time.
+        Each prediction is computed directly, without cancellation at either end of time. On an SDE with matrix coefficients
+        it is an :class:`ExactMatrixModel`.
 
         Example:
             >>> from scoresde import VP, problems
@@ -168,6 +170,8 @@ class Problem(ABC, Generic[T]):
             >>> bool(torch.allclose(model.score(x, 0.5), problem.score(x, VP(), 0.5)))
             True
         """
+        if isinstance(sde, MatrixSDE):
+            return ExactMatrixModel(self, sde)
         return ExactModel(self, sde)
 
     def posterior(self, operator: Any, y: Any, sigma: float) -> Problem[Any]:
@@ -215,6 +219,26 @@ class Problem(ABC, Generic[T]):
                 else:
                     digest.update(f"{f.name} {value!r}".encode())
         return digest.hexdigest()
+
+    def posterior_at(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Posterior:
+        """Return the posterior given noised data ``x``, ``(batch, *event)``, for scales of shape ``(batch or 1, 1)``."""
+        return self._posterior(self._flat(x), alpha, sigma)
+
+    def posterior_of_modes(self, basis: Basis, u: Tensor, alpha: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-density of noised coordinates and the mean of the coordinates of the data given them.
+
+        Args:
+            basis: the orthonormal basis of the coordinates.
+            u: noised coordinates, shape ``(batch, r)``, float64.
+            alpha, variance: the scale of the data and the variance of the noise of each, shape ``(batch or 1, r)``.
+
+        Raises:
+            ValueError: for a distribution that is no mixture of Gaussians.
+        """
+        raise ValueError(
+            f"got {self!r} on an SDE with a schedule for each mode; expected a Gaussian or a GaussianMixture, whose "
+            "posterior is known there"
+        )
 
     # Parts -----------------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from scoresde.base.numbers import whole
 from scoresde.problems.base import Posterior, Problem, draw, normal, normalised, parameter, working_dtype
 from scoresde.problems.conditioning import Given, condition, matrix_of, measurement, reweighted
+from scoresde.sde import Basis
 
 __all__ = ["Gaussian", "GaussianMixture"]
 
@@ -123,6 +124,25 @@ class GaussianMixture(Problem[_Tables]):
             for i in range(len(tables.means)):  # one matrix per component, never one per sample
                 x[k == i] += z[k == i] @ tables.basis[i].T
         return x.reshape(n, *self.event).to(dtype or torch.get_default_dtype())
+
+    def posterior_of_modes(self, basis: Basis, u: Tensor, alpha: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-density of noised coordinates and the mean of the coordinates of the data given them."""
+        means, eigenvalues, own, log_weights = self._tables(u.device)
+        components, d = means.shape
+        roots = torch.diag_embed(eigenvalues.sqrt()) if own is None else (own * eigenvalues.sqrt()[:, None]).mT
+        roots = basis.forward(roots.reshape(components, d, *self.event)).flatten(2)  # (K, d, r)
+        centres = basis.forward(means.reshape(components, 1, *self.event)).flatten(1)  # (K, r)
+        spread = roots.mT @ roots
+        of_data = alpha[:, None, :, None] * spread * alpha[:, None, None, :]
+        root = torch.linalg.cholesky(of_data + torch.diag_embed(variance)[:, None])  # (batch or 1, K, r, r)
+        z = u[:, None] - alpha[:, None] * centres  # (batch, K, r)
+        whitened = torch.linalg.solve_triangular(root, torch.eye(root.shape[-1]).to(root).expand_as(root), upper=False)
+        w = torch.einsum("bkij,bkj->bki", whitened.expand(len(z), *whitened.shape[1:]), z)
+        volume = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_joint = log_weights - 0.5 * w.square().sum(2) - volume - 0.5 * w.shape[2] * math.log(2 * math.pi)
+        pulled = torch.einsum("bkij,bki->bkj", whitened.expand(len(z), *whitened.shape[1:]), w)  # V^-1 z
+        found = centres + torch.einsum("kij,bkj->bki", spread, alpha[:, None] * pulled)
+        return log_joint.logsumexp(1), (log_joint.softmax(1)[:, :, None] * found).sum(1)
 
     def posterior(self, operator: Any, y: Any, sigma: float) -> GaussianMixture:
         """Return the mixture given a linear measurement: every component updated, and weighted by its evidence.

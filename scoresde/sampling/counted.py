@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.score import Calls, Conditions, Evaluation, ScoreModel
+from scoresde.sde import SDE
 
 __all__ = ["Counted", "evaluation_mode"]
 
@@ -39,7 +40,7 @@ class Counted:
         copies = x.shape[0] // self.conditions.batch  # more than one where a driver stacks several states of the batch
         self._count(self.model.calls if t.ndim else self.model.calls_at(float(t.detach())), copies)
         with evaluation_mode(self.model) if self.grads else contextlib.nullcontext():
-            return _checked(self.model.x0(x, t, **self.conditions.repeated(copies)), x)
+            return _checked(self.model.x0(x, t, **self.conditions.repeated(copies)), x, self.model.sde)
 
     def at(self, times: Tensor, *, device: torch.device, dtype: torch.dtype) -> Sequence[Callable[[Tensor], Tensor]]:
         """Bind the model to ``times``, as :meth:`scoresde.ScoreModel.at` does."""
@@ -78,12 +79,12 @@ class Counted:
         return evaluate_in_mode if self.grads else evaluate
 
     def _checking(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        return lambda x: _checked(function(x), x)
+        return lambda x: _checked(function(x), x, self.model.sde)
 
 
-def _checked(m: Tensor, x: Tensor) -> Tensor:
+def _checked(m: Tensor, x: Tensor, sde: SDE) -> Tensor:
     """Return the data prediction ``m`` of a subclass of ScoreModel after a check of its shape and dtype."""
-    if not isinstance(m, Tensor) or m.shape != x.shape or m.dtype != x.dtype:
+    if not isinstance(m, Tensor) or m.shape != sde.data_shape(x.shape) or m.dtype != x.dtype:
         found = f"shape {tuple(m.shape)} and {m.dtype}" if isinstance(m, Tensor) else f"a {type(m).__name__}"
         raise ValueError(
             f"the model returned {found} for x of shape {tuple(x.shape)} and {x.dtype}; expected a data prediction of the "

@@ -16,20 +16,23 @@ from torch import Tensor
 
 from scoresde.sampling.counted import Counted, evaluation_mode
 from scoresde.sampling.kept import Keeper, Times, kept_points, with_kept
+from scoresde.sampling.matrix import kept_on_path, matrix_plan, matrix_solver, matrix_start
 from scoresde.sampling.plan import plan
 from scoresde.sampling.run import NonFiniteError, Run, bar, checked, finite
 from scoresde.sampling.start import start
 from scoresde.sampling.without_marginals import CountedDynamics, falling_times
 from scoresde.score import Conditions, ScoreModel, Transformed
-from scoresde.sde import SDE, GaussianSDE, ReverseSDE
+from scoresde.sde import SDE, GaussianSDE, MatrixSDE, ReverseSDE
 from scoresde.solvers.drivers import Driver, Project, State, fast, readable
 from scoresde.solvers.drivers import driver as driver_of
+from scoresde.solvers.matrix.rows import MatrixSolver
 from scoresde.solvers.noise.brownian import BrownianNoise
 from scoresde.solvers.noise.fresh import FreshNoise
 from scoresde.solvers.path import Path, PathLike
 from scoresde.solvers.scalar import value
 from scoresde.solvers.solver import RowSolver, Solver
 from scoresde.solvers.table import get
+from scoresde.solvers.updates import Update
 
 __all__ = ["NonFiniteError", "OwnProcess", "Samples", "sample"]
 
@@ -116,10 +119,11 @@ def sample(
     r"""Draw samples.
 
     Args:
-        model: a score model; on an SDE without marginals, ``ScoreModel(score, sde)``, or its reverse process
-            ``sde.reverse(score)``; or a model on tokens, :class:`scoresde.discrete.DenoisingModel`.
+        model: a score model; on an SDE with matrix coefficients, :class:`scoresde.score.MatrixModel` with a solver of
+            :data:`scoresde.solvers.MATRIX_SOLVERS`; on an SDE without marginals, ``ScoreModel(score, sde)``, or its reverse
+            process ``sde.reverse(score)``; or a model on tokens, :class:`scoresde.discrete.DenoisingModel`.
         shape_or_start: the shape ``(batch, *event)`` of a start drawn from the prior, or a tensor to start from, which is
-            not changed.
+            not changed. With matrix coefficients this is the shape of the data, or states with all variables.
         solver: a name of ``scoresde.solvers.SOLVERS`` or a solver object, by default "dpmpp-2m"; on tokens, of
             ``scoresde.discrete.TOKEN_SOLVERS``, by default "ancestral".
         steps: number of steps; each costs the solver's evaluations per step.
@@ -134,7 +138,8 @@ def sample(
         t_max: the time at which sampling starts, by default the end of the SDE's span.
         end: how the last step ends. ``"denoise"`` returns the data prediction D, Tweedie's formula, at sigma = 0.
             ``"flow"`` follows the flow to sigma = 0, (x / alpha + D) / 2, which is closer for smooth densities and worse for
-            data on a manifold, such as images. ``"stop"`` ends at ``t_min``, with the noise at that time.
+            data on a manifold, such as images. ``"stop"`` ends at ``t_min``, with the noise at that time. With matrix
+            coefficients ``"stop"`` returns states with all variables, and there is no ``"flow"``.
         progress: whether to show a progress bar.
         callback: a function called with every :class:`~scoresde.solvers.State` (step, point, x); sampling stops if it
             returns something true.
@@ -177,10 +182,10 @@ def sample(
         how |= {"progress": progress, "callback": callback, "device": device, "conditions": conditions}
         return model.draw(shape_or_start, solver, steps, **how)
     solver = "dpmpp-2m" if solver is None else solver
-    method = get(solver) if isinstance(solver, str) else solver
-    if not isinstance(method, Solver):
-        raise TypeError(f"got solver {solver!r}; expected a name or a solver object")
-    if isinstance(model, ReverseSDE) or (isinstance(model, ScoreModel) and not isinstance(model.sde, GaussianSDE)):
+    sde: Any = model.sde if isinstance(model, ScoreModel) else None
+    matrix = sde if isinstance(sde, MatrixSDE) else None
+    method = _method(solver, matrix)
+    if isinstance(model, ReverseSDE) or (sde is not None and matrix is None and not isinstance(sde, GaussianSDE)):
         given = {"driver": driver not in ("auto", "readable"), "project": project, "noise": noise, "transform": transform}
         _refuse_without_marginals({**given, "end": end == "flow", "keep": keep})
         noising, scored = (model.forward, None) if isinstance(model, ReverseSDE) else (model.sde, model)
@@ -192,12 +197,18 @@ def sample(
             f"got model of type {type(model).__name__}; expected a ScoreModel: ScoreModel(net, sde) makes one of a network"
         )
     model = model if transform is None else Transformed(model, transform)
-    where, rows = plan(solver, method, model.sde, path, steps, t_max, t_min, end)
+    where: Any  # a path of scalar points or, with matrix coefficients, of times alone
+    rows: Sequence[Update] | None
+    if matrix is not None:
+        _refuse_with_matrices(noise)
+        where, rows = matrix_plan(cast(MatrixSolver, method), matrix, path, steps, t_max, t_min, end)
+    else:
+        where, rows = plan(solver, method, model.sde, path, steps, t_max, t_min, end)
     drawn = not isinstance(shape_or_start, Tensor)
     if drawn:
         _check_prior(where, model.sde)
-    kept = {} if keep is None else kept_points(keep, where)
-    if kept:
+    kept: Any = {} if keep is None else kept_points(keep, where) if matrix is None else kept_on_path(keep, where)
+    if kept and matrix is None:
         determined = not method.stochastic and all(v.lam > u.lam for u, v in where.moves)
         where = with_kept(where, kept, method.name, dense=method.dense, determined=determined)
     watched = "a callback" if callback is not None else None if keep is None else "times to keep"
@@ -206,8 +217,11 @@ def sample(
     seed = seed if noise is None else noise.seeds
     if isinstance(noise, BrownianNoise):
         noise.adopt(where)
-    prior_std, copy = math.exp(value(where.points[0].log_sigma)), loop is None or not loop.copies_start
-    x, fresh = start(shape_or_start, model, seed, prior_std, device, dtype, grads, copy)
+    if matrix is not None:
+        x, fresh = matrix_start(shape_or_start, model, matrix, where.points[0], seed, device, dtype, grads)
+    else:
+        prior_std, copy = math.exp(value(where.points[0].log_sigma)), loop is None or not loop.copies_start
+        x, fresh = start(shape_or_start, model, seed, prior_std, device, dtype, grads, copy)
     model.check_convertible(value(where.points[0].t))
     told = Conditions.of(conditions, x.shape[0], device=x.device, dtype=x.dtype)
     counted = Counted(model, told, grads=grads)
@@ -222,10 +236,12 @@ def sample(
         seconds, forward, backward = time.perf_counter() - begin, counted.forward, counted.backward
         if not whole:
             last = run.again(drawn and noise is None).last_checked()
-        data = model.to_data(last.x)
+        clean = matrix is not None and where.ends_clean and last.reached is None
+        ended = matrix.data(last.x) if matrix is not None and clean else last.x  # without velocities, which are zero there
+        data = model.to_data(ended)
     times = tuple(value(t) for t in where.times[: last.reached])
     states = {} if keeper is None else keeper.found(method.name, whole=last.reached is None)
-    info, latent = dict(last.info or {}), None if data is last.x else last.x
+    info, latent = dict(last.info or {}), None if data is ended else last.x
     return Samples(data, forward, seconds, run.noise.seeds, method.name, times, info, backward, states, latent)
 
 
@@ -239,6 +255,19 @@ def _watching(keeper: Keeper | None, callback: Callable[[State], object] | None)
         return callback(state) if callback is not None else None
 
     return watch
+
+
+def _method(solver: str | Solver, matrix: MatrixSDE | None) -> Solver:
+    """Return the solver, by its name or as it is, for scalar coefficients or for matrices."""
+    method = matrix_solver(solver, matrix) if matrix is not None else get(solver) if isinstance(solver, str) else solver
+    if not isinstance(method, Solver):
+        raise TypeError(f"got solver {solver!r}; expected a name or a solver object")
+    if matrix is None and isinstance(method, MatrixSolver):
+        raise ValueError(
+            f"got solver {solver!r}, whose coefficients are matrices, on an SDE with scalar ones; expected a solver of "
+            "scoresde.solvers.SOLVERS, or a model on an SDE such as CLD()"
+        )
+    return method
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------
@@ -288,6 +317,14 @@ def _refuse_on_other_states(given: Mapping[str, Any]) -> None:
         raise ValueError(
             f"got {', '.join(names)} for a model whose states are not real numbers, and whose solvers make no rows; "
             "expected none of these arguments"
+        )
+
+
+def _refuse_with_matrices(noise: FreshNoise | None) -> None:
+    if isinstance(noise, BrownianNoise):
+        raise ValueError(
+            "got a Brownian path for an SDE with matrix coefficients, whose noise is no integral over lam; expected fresh "
+            "noise: leave noise out"
         )
 
 

@@ -2,6 +2,7 @@
 
 from scoresde.score.conditions import Conditions, Shared
 from scoresde.score.latent import Coder, LatentModel
+from scoresde.score.matrix import MatrixModel
 from scoresde.score.model import Calls, Evaluation, ScoreModel
 from scoresde.score.predictions import PREDICTIONS, Coefficients, Parametrization, target
 from scoresde.score.wrapper import Transformed, Wrapper
@@ -14,6 +15,7 @@ __all__ = [
     "Conditions",
     "Evaluation",
     "LatentModel",
+    "MatrixModel",
     "Parametrization",
     "ScoreModel",
     "Shared",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from scoresde.base.shape import check_batch, expand
 from scoresde.score.output import evaluate, evaluate_bound, halves, unwrapped
 from scoresde.score.predictions import PREDICTIONS, Coefficients
-from scoresde.sde import SDE, Chain, GaussianSDE, Time
+from scoresde.sde import SDE, Chain, GaussianSDE, MatrixSDE, Time
 
 __all__ = ["Calls", "Evaluation", "ScoreModel"]
 
@@ -132,6 +132,11 @@ class ScoreModel(nn.Module):
             )
         if not sigma_data > 0:
             raise ValueError(f"got sigma_data={sigma_data}; expected a positive number")
+        if isinstance(sde, MatrixSDE) and not self._derived:
+            raise TypeError(
+                f"got {type(sde).__name__}, whose coefficients are matrices, for ScoreModel; expected "
+                "scoresde.score.MatrixModel(net, sde)"
+            )
         if not self._derived and (net is None or isinstance(net, ScoreModel)):
             raise TypeError(
                 f"got {type(net).__name__} for the network of a score model; expected a function of (x, t): for a model "
@@ -176,13 +181,20 @@ class ScoreModel(nn.Module):
     # What follows from it --------------------------------------------------------------------------------------------
 
     def eps(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
-        """Return the noise prediction E[eps | x_t = x] = -sigma score, shape of ``x``."""
+        """Return the noise prediction E[eps | x_t = x] = -sigma score, shape of ``x``.
+
+        On an SDE with matrix coefficients it is the noise of the last variable, :meth:`scoresde.sde.MatrixSDE.eps`.
+        """
+        if isinstance(self.sde, MatrixSDE):
+            return self.sde.eps(x, self.x0(x, t, **conditions), t)
         t = self.sde.check_time(t)
         c = self._coefficients("x0", t) if self._derived else self.coefficients(t)
         return self._convert(c.eps, c, x, t, conditions)
 
     def score(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
         """Return the score of the noised data, -eps / sigma, shape of ``x``."""
+        if isinstance(self.sde, MatrixSDE):
+            return self.sde.score(x, self.x0(x, t, **conditions), t)
         if not isinstance(self.sde, GaussianSDE):
             t = torch.as_tensor(t, dtype=torch.float64) if not isinstance(t, Tensor) else t
             return self._outputs(x, t, None, conditions)[0]

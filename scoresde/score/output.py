@@ -45,8 +45,18 @@ def unwrapped(conditions: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value.value if isinstance(value, Shared) else value for name, value in conditions.items()}
 
 
-def evaluate_bound(net: Callable[..., Any], x: Tensor, t: Tensor, given: Mapping[str, Any], doubled: bool) -> Tensor:
-    """Call the network like :func:`evaluate`, with conditions that are unwrapped already."""
+def evaluate_bound(
+    net: Callable[..., Any],
+    x: Tensor,
+    t: Tensor,
+    given: Mapping[str, Any],
+    doubled: bool,
+    expected: torch.Size | None = None,
+) -> Tensor:
+    """Call the network like :func:`evaluate`, with conditions that are unwrapped already.
+
+    ``expected`` is the shape of its output where that is not the shape of ``x``.
+    """
     version = None if x.is_inference() else x._version
     output = net(x, t, **given)
     if not isinstance(output, Tensor):
@@ -56,7 +66,7 @@ def evaluate_bound(net: Callable[..., Any], x: Tensor, t: Tensor, given: Mapping
             "the network wrote into its input, which is the state of the sampler; expected it to leave x as it is: take "
             "x = x.clone() first, or operations that are not in place (no +=, relu_, nn.ReLU(inplace=True))"
         )
-    shape = torch.Size((x.shape[0], 2 * x.shape[1], *x.shape[2:])) if doubled else x.shape
+    shape = torch.Size((x.shape[0], 2 * x.shape[1], *x.shape[2:])) if doubled else expected or x.shape
     if output.shape != shape:
         more = "; a learned variance needs twice the channels" if doubled else ""
         raise ValueError(

@@ -85,6 +85,14 @@ class SDE(Identified, ABC):
     def diffusion_divergence(self, x: Tensor, t: Time) -> Tensor | float:
         r"""Return :math:`\nabla_x \cdot (g g^T)`, which is zero if the diffusion does not depend on the state."""
 
+    def state_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Return the shape of the states of data of ``shape``, ``(batch, *event)``; by default the same."""
+        return torch.Size(shape)
+
+    def data_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Return the shape of the data of states of ``shape``; by default the same."""
+        return torch.Size(shape)
+
     def prior(
         self,
         shape: Sequence[int],

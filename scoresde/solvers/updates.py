@@ -26,6 +26,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from scoresde.sde.modes import ModalMap
 from scoresde.solvers.path import Point
 from scoresde.solvers.scalar import plain
 
@@ -110,6 +111,9 @@ class Update(ABC):
 
     learned: ClassVar[bool] = False
     """Whether the update needs both outputs of a model with a learned variance."""
+
+    in_place: ClassVar[bool] = True
+    """Whether the update may overwrite the memory of the states; one with linear maps for coefficients makes new states."""
 
     @abstractmethod
     def apply(self, on: States) -> None:
@@ -302,13 +306,13 @@ def evaluations(rows: Sequence[Update]) -> int:
 
 
 def scaled(x: Tensor, a: float) -> Tensor:
-    """Return a x, for a number or a coefficient that carries gradients."""
+    """Return a x, for a number, a coefficient that carries gradients or a linear map."""
     return cast(Tensor, plain(a) * x)
 
 
 def plus(y: Tensor, n: Tensor, w: float) -> Tensor:
-    """Return y + w n, for a number or a coefficient that carries gradients."""
-    return y + plain(w) * n if isinstance(w, Tensor) else torch.add(y, n, alpha=w)
+    """Return y + w n, for a number, a coefficient that carries gradients or a linear map."""
+    return y + plain(w) * n if isinstance(w, Tensor | ModalMap) else torch.add(y, n, alpha=w)
 
 
 _KINDS: dict[str, type[Row | Langevin | LearnedNoise]] = {kind.__name__: kind for kind in (Row, Langevin, LearnedNoise)}

@@ -51,7 +51,7 @@ class Report:
 
 
 def _check_same_process(model: ScoreModel, truth: ScoreModel, t: Tensor) -> None:
-    if not isinstance(model.sde, GaussianSDE):  # a process on tokens
+    if not isinstance(model.sde, GaussianSDE):  # on tokens, or with matrix coefficients
         if model.sde != truth.sde:
             raise ValueError(
                 f"got a truth under {truth.sde!r} for a model under {model.sde!r}; expected both under the same process"

@@ -146,11 +146,12 @@ class Stepper:
         times = self.objective.distribution
         u = quantiles(size, generator, self.objective.spread)
         t, importance = times.at(u, self.model.sde)
-        like = x0.new_empty((1, *x0.shape[1:])).expand(size, *x0.shape[1:])  # of the whole batch, of which x0 is a share
+        event = (size, *x0.shape[1:])
+        like = x0.new_empty((1, *x0.shape[1:])).expand(event)  # of the whole batch, of which x0 is a share
         eps = self.objective.draw_noise(self.model, like, generator)
         learns = bool(_state(times))
-        # The objective's other draws depend on the data by their shape alone, and the noise has that shape.
-        return _Drawn(t, importance, eps, u if learns else None, self.objective.draws(eps, generator))
+        # The objective's other draws depend on the data by their shape alone.
+        return _Drawn(t, importance, eps, u if learns else None, self.objective.draws(x0.new_empty(event), generator))
 
     def _backward(self, index: int, x0: Tensor, drawn: _Drawn, conditions: dict[str, Tensor]) -> Tensor:
         """Accumulate the gradient of this process's share, part by part; return the losses without importance weights."""

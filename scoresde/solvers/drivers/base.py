@@ -31,6 +31,7 @@ class Driver(ABC):
         takes_gradients: whether the coefficients of rows may be tensors that carry gradients.
         needs_linear_rows: whether the driver refuses updates that are not linear: Langevin corrections, learned noise.
         copies_start: whether the model never sees the memory of ``x`` itself, into which a network may write.
+        takes_matrices: whether the coefficients of rows may be linear maps, as on SDEs with matrix coefficients.
     """
 
     name: ClassVar[str]
@@ -38,6 +39,7 @@ class Driver(ABC):
     differentiates: ClassVar[bool] = False
     takes_gradients: ClassVar[bool] = False
     needs_linear_rows: ClassVar[bool] = False
+    takes_matrices: ClassVar[bool] = True
     copies_start: ClassVar[bool] = False
 
     @abstractmethod
@@ -50,9 +52,14 @@ class Driver(ABC):
         """Refuse rows that this driver cannot run.
 
         Raises:
-            ValueError: for an update that is not linear, or for coefficients that carry gradients, if the driver does not
-                support these.
+            ValueError: for an update that is not linear, for coefficients that carry gradients, or for linear maps in place
+                of numbers, if the driver does not support these.
         """
+        if not self.takes_matrices and not all(row.in_place for row in rows):
+            raise ValueError(
+                f"got rows whose coefficients are matrices, which driver {self.name!r} cannot run; take driver='fast', "
+                "'readable' or 'differentiable'"
+            )
         if self.needs_linear_rows and not all(row.linear for row in rows):
             raise ValueError(
                 "got rows with Langevin corrections, whose step depends on the state, with learned noise or with a "

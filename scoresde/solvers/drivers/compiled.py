@@ -77,6 +77,7 @@ class Compiled(Driver):
 
     backend: str | Callable[..., Any] = "inductor"
     name: ClassVar[str] = "compiled"
+    takes_matrices: ClassVar[bool] = False
 
     def __call__(
         self, rows: Sequence[Update], model: Denoiser, x: Tensor, noise: NoiseSource, *, project: Project | None = None

@@ -98,6 +98,7 @@ class CudaGraph(Driver):
     """
 
     name: ClassVar[str] = "cuda-graph"
+    takes_matrices: ClassVar[bool] = False
     shows_states: ClassVar[bool] = False
     copies_start: ClassVar[bool] = True
 

@@ -70,6 +70,7 @@ class Parallel(Driver):
     tolerance: float = 1e-3
     anderson: int = 0
     name: ClassVar[str] = "parallel"
+    takes_matrices: ClassVar[bool] = False
     needs_linear_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -117,11 +117,12 @@ class Fast(Driver):
     ) -> Tensor:
         self.check(rows)
         rows, evaluations = bind(rows, model, x)
-        return run_in_place(rows, InPlace(rows, iter(evaluations), x, noise, project), on_step)
+        states = InPlace if all(row.in_place for row in rows) else Allocating
+        return run_in_place(rows, states(rows, iter(evaluations), x, noise, project), on_step)
 
 
-def run_in_place(rows: Sequence[Update], on: InPlace, on_step: Callable[[int], None] | None) -> Tensor:
-    """Make all updates on states that are overwritten, and return the last, without copies between host and device."""
+def run_in_place(rows: Sequence[Update], on: Allocating, on_step: Callable[[int], None] | None) -> Tensor:
+    """Make all updates on states that are not shown, and return the last, without copies between host and device."""
     done = 0
     for state in run(rows, on):
         if on_step is not None and state.step > done:
