@@ -29,6 +29,7 @@ HOUSE = (
     "demo",
     "__init__",
     "comparison",
+    "interop",
     "systems",
     "evaluation",
     "presets",
