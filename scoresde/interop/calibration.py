@@ -76,7 +76,7 @@ class Calibration:
             ax.fill_between(
                 edges, [*low, low[-1]], [*high, high[-1]], step="post", color="0.88", label="99 % of uniform ranks"
             )
-            ax.stairs(counts.numpy(), edges, color=PALETTE[0], linewidth=1.6, label="ranks")
+            ax.stairs(counts.numpy(), edges, color=PALETTE[0], linewidth=1.6, label="ranks", baseline=None)
             ax.set(title=names[i] if names else f"parameter {i + 1}", xlim=(0, 1), ylim=(0, None))
             ax.spines[["top", "right"]].set_visible(False)
         for ax in axes[size:]:
