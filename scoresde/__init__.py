@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         solvers,
         systems,
         training,
+        tuning,
         weights,
     )
     from scoresde.comparison import compare
@@ -101,6 +102,7 @@ __all__ = [
     "solvers",
     "systems",
     "training",
+    "tuning",
     "weights",
 ]
 
@@ -126,6 +128,7 @@ _ROOMS = frozenset(
         "solvers",
         "systems",
         "training",
+        "tuning",
         "weights",
     ]
 )

@@ -30,6 +30,7 @@ HOUSE = (
     "__init__",
     "comparison",
     "interop",
+    "tuning",
     "systems",
     "evaluation",
     "presets",
