@@ -11,7 +11,7 @@ import pytest
 import torch
 from peers import k_diffusion_sampling
 from scipy.stats import kstest
-from support import covering, finite_start, generator, mixture
+from support import covering, finite_start, generator, mixture, mostly_slow
 from torch import Tensor, nn
 
 import scoresde
@@ -142,7 +142,7 @@ def denoise(y: Tensor, sigma: Tensor, shift: float = 0.0) -> Tensor:
     return mixture().model(EDM(1e-6, 80.0)).x0(y, sigma) + shift
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", mostly_slow(SOLVERS, [*list(ROWS)[::4], "rk45"]))
 def test_a_sampler_of_k_diffusion_is_sampling_with_sigma_as_time(name: str) -> None:
     x = 20 * torch.randn(5, 2, generator=generator(3), dtype=F64)
     solver, sde = solvers.get(name), EDM(5e-5, 20.0)

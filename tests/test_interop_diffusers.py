@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import generator, mostly_slow
+from support import covering, generator, mostly_slow
 from torch import Tensor, nn
 
 import scoresde
@@ -72,8 +72,7 @@ def test_a_scheduler_takes_the_steps_of_its_solver(name: str) -> None:
     torch.testing.assert_close(through(scheduler, net, x, generator(5)), found)  # a second run of the same steps
 
 
-@pytest.mark.parametrize("path", ["t", "karras", "trailing", "leading", "linspace"])
-@pytest.mark.parametrize("predicts", PREDICTS)
+@pytest.mark.parametrize(("path", "predicts"), covering(["t", "karras", "trailing", "leading", "linspace"], PREDICTS))
 def test_a_scheduler_takes_every_prediction_and_path(predicts: str, path: str) -> None:
     x, net = torch.randn(4, 3, generator=generator(), dtype=F64), Net()
     for end in ("denoise", "flow", "stop"):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import kstest
-from support import SDES, generator, mixture
+from support import SDES, covering, generator, mixture, mostly_slow
 from torch import Tensor, nn
 
 import scoresde
@@ -89,8 +89,7 @@ def test_the_solver_of_students_is_ddim_on_other_models(name: str) -> None:
     torch.testing.assert_close(both[0].x, both[1].x, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
-@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize(("name", "steps"), covering(SDES, [1, 2, 4]))
 def test_a_student_that_jumps_exactly_is_exact_in_any_number_of_steps(name: str, steps: int) -> None:
     model, sde = ExactJumps(SDES[name]), SDES[name]
     start = torch.full((6,), sde.span[1], dtype=F64)
@@ -261,7 +260,7 @@ class Straight(ScoreModel):
         return MEAN + STD * (x - (1 - t) * MEAN) / ((1 - t) * STD + t)
 
 
-@pytest.mark.parametrize("name", ["VP", "VE", "EDM", "RectifiedFlow"])
+@pytest.mark.parametrize("name", mostly_slow(["VP", "VE", "EDM", "RectifiedFlow"], ["VP", "EDM"]))
 def test_reflow_of_a_gaussian_is_exact_in_one_step(name: str) -> None:
     teacher = gaussian(SDES[name])
     solver = "velocity-3" if name == "RectifiedFlow" else "dpmpp-3m"
@@ -349,7 +348,7 @@ def objectives(teacher: ScoreModel) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("kind", objectives(teacher_on(VP())))
+@pytest.mark.parametrize("kind", mostly_slow(objectives(teacher_on(VP())), ["progressive", "shortcut", "reflow"]))
 def test_a_student_is_trained_saved_resumed_loaded_and_sampled_like_every_model(kind: str, tmp_path: FilePath) -> None:
     torch.manual_seed(0)
     teacher = teacher_on(VP())
