@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         discrete,
         evaluation,
         guidance,
+        interop,
         inverse,
         metrics,
         models,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
         solvers,
         systems,
         training,
+        tuning,
         weights,
     )
     from scoresde.comparison import compare
@@ -84,6 +86,7 @@ __all__ = [
     "evaluation",
     "fit",
     "guidance",
+    "interop",
     "inverse",
     "load",
     "log_likelihood",
@@ -101,6 +104,7 @@ __all__ = [
     "solvers",
     "systems",
     "training",
+    "tuning",
     "weights",
 ]
 
@@ -113,6 +117,7 @@ _ROOMS = frozenset(
         "discrete",
         "evaluation",
         "guidance",
+        "interop",
         "inverse",
         "metrics",
         "models",
@@ -126,6 +131,7 @@ _ROOMS = frozenset(
         "solvers",
         "systems",
         "training",
+        "tuning",
         "weights",
     ]
 )

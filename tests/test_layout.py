@@ -29,6 +29,8 @@ HOUSE = (
     "demo",
     "__init__",
     "comparison",
+    "interop",
+    "tuning",
     "systems",
     "evaluation",
     "presets",

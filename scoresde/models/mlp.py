@@ -26,6 +26,8 @@ class MLP(nn.Module):
         time_features: number of :class:`~scoresde.models.embedding.TimeFeatures`.
         time_scale: about the length of the interval of the times: 1 for times in [0, 1] and for the logarithm of the noise
             level of EDM, n for the steps of a chain of n.
+        jumps: whether the network takes a second time, ``to``, at which a jump ends. Without it a call is a jump of no
+            length.
         num_classes: number of class labels; ``None`` for an unconditional network.
         unconditional: whether a network with classes also accepts "no label", index ``num_classes``. If not, every call
             needs a label.
@@ -50,6 +52,7 @@ class MLP(nn.Module):
         out_features: int | None = None,
         time_features: int = 64,
         time_scale: float = 1.0,
+        jumps: bool = False,
         num_classes: int | None = None,
         unconditional: bool = True,
         dropout: float = 0.0,
@@ -63,6 +66,7 @@ class MLP(nn.Module):
             "out_features": out_features,
             "time_features": time_features,
             "time_scale": time_scale,
+            "jumps": jumps,
             "num_classes": num_classes,
             "unconditional": unconditional,
             "dropout": dropout,
@@ -71,14 +75,16 @@ class MLP(nn.Module):
         self.features = features
         of_time = TimeFeatures(time_features, time_scale=time_scale)
         self.embedding = NoiseEmbedding(of_time, width, num_classes=num_classes, unconditional=unconditional)
+        self.jumps = jumps
+        self.ending = NoiseEmbedding(TimeFeatures(time_features, time_scale=time_scale), width) if jumps else None
         sizes = [features, *hidden]
         self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(sizes)])
         self.modulations = nn.ModuleList([zero(nn.Linear(width, 2 * size)) for size in hidden])
         self.dropout = nn.Dropout(dropout)
         self.output = zero(nn.Linear(sizes[-1], features if out_features is None else out_features))
 
-    def forward(self, x: Tensor, t: Tensor, label: Label | None = None) -> Tensor:
-        """Return the output at ``x`` of shape ``(batch, *event)`` for ``t`` and ``label`` of ``(batch,)``.
+    def forward(self, x: Tensor, t: Tensor, label: Label | None = None, to: Tensor | None = None) -> Tensor:
+        """Return the output at ``x`` of shape ``(batch, *event)``; ``t``, ``label`` and ``to`` have shape ``(batch,)``.
 
         It has the shape of ``x``, or ``(batch, out_features)``.
         """
@@ -89,6 +95,10 @@ class MLP(nn.Module):
                 f"expected {self.features} a sample: build MLP({h.shape[1]}, ..) for these data"
             )
         embedding = self.embedding(t, label)
+        if self.ending is not None:
+            embedding = embedding + self.ending(t if to is None else to)
+        elif to is not None:
+            raise ValueError("got the end of a jump, to=.., for a network without; build it with jumps=True")
         for layer, modulation in zip(self.layers, self.modulations, strict=True):
             h = self.dropout(torch.nn.functional.silu(modulate(layer(h), modulation(embedding))))
         out: Tensor = self.output(h)

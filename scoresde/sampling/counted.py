@@ -53,6 +53,19 @@ class Counted:
             for f, cost in zip(bound, calls, strict=True)
         ]
 
+    @property
+    def jumps(self) -> bool:
+        """Whether the model predicts whole jumps; see :attr:`scoresde.ScoreModel.jumps`."""
+        return self.model.jumps
+
+    def at_jumps(
+        self, times: Tensor, ends: Tensor, *, device: torch.device, dtype: torch.dtype
+    ) -> Sequence[Callable[[Tensor], Tensor]]:
+        """Bind the model to jumps from ``times`` to ``ends``, as :meth:`scoresde.ScoreModel.at_jumps` does."""
+        bound = self.model.at_jumps(times, ends, device=device, dtype=dtype, **self.conditions.values)
+        calls = [self.model.calls_at(t) for t in times.tolist()]
+        return [self._checking(self._counted(f, cost)) for f, cost in zip(bound, calls, strict=True)]
+
     def at_with_variance(
         self, times: Tensor, *, device: torch.device, dtype: torch.dtype
     ) -> Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]:

@@ -250,6 +250,32 @@ class ScoreModel(nn.Module):
 
         return [bind(t) for t in times.to(device="cpu", dtype=torch.float64)]
 
+    @property
+    def jumps(self) -> bool:
+        """Whether the network takes ``to``, the time at which a jump ends, and says so by an attribute ``jumps``."""
+        return bool(getattr(self.net, "jumps", False))
+
+    def at_jumps(
+        self, times: Tensor, ends: Tensor, *, device: torch.device, dtype: torch.dtype, **conditions: Any
+    ) -> Sequence[Callable[[Tensor], Tensor]]:
+        """Return the data predictions of the jumps from ``times`` to ``ends``, each a function of ``x`` alone.
+
+        The network gets the time input of the end as the condition ``to``, with an entry for each sample; 0 stands for the
+        data. A model whose network takes none predicts the data at ``times``, as by :meth:`at`.
+        """
+        if not self.jumps:
+            return self.at(times, device=device, dtype=dtype, **conditions)
+
+        def bind(t: Tensor, to: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda x: self.x0(x, t, to=to.expand(x.shape[0]), **conditions)
+
+        inputs = self.time_inputs(ends).to(device=device, dtype=_time_dtype(dtype))
+        return [bind(t, to) for t, to in zip(times.to(device="cpu", dtype=torch.float64), inputs, strict=True)]
+
+    def time_inputs(self, t: Tensor) -> Tensor:
+        """Return the time inputs of the network at the times ``t``, float64, with finite values at both ends."""
+        return torch.nan_to_num(self._time(t.to(torch.float64)), posinf=10.0, neginf=-10.0)
+
     def at_with_variance(
         self, times: Tensor, *, device: torch.device, dtype: torch.dtype, **conditions: Any
     ) -> Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]:

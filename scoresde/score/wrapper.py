@@ -65,6 +65,10 @@ class Wrapper(ScoreModel):
         """Return the data that states at the end of sampling stand for, by the inner model."""
         return self.model.to_data(x)
 
+    def time_inputs(self, t: Tensor) -> Tensor:
+        """Return the time inputs of the inner model's network at the times ``t``."""
+        return self.model.time_inputs(t)
+
     def check_convertible(self, t: float | None = None) -> None:
         """Refuse a prediction of the inner model that does not determine the data where alpha = 0."""
         super().check_convertible(t)

@@ -75,6 +75,7 @@ from scoresde.solvers.methods.renoising import (
     overshoot,
     restart,
     restart_heun,
+    student,
 )
 from scoresde.solvers.methods.runge_kutta import euler, explicit_midpoint, heun, rk3, rk4
 from scoresde.solvers.methods.sa import sa_solver
@@ -223,6 +224,7 @@ __all__ = [
     "sgld",
     "sscs",
     "stencil_rows",
+    "student",
     "to_json",
     "torchsde_solver",
     "trapezoid",

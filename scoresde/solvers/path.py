@@ -19,7 +19,7 @@ from torch import Tensor
 from scoresde.base.numbers import whole
 from scoresde.sde import GaussianSDE
 from scoresde.solvers import scalar
-from scoresde.solvers.spacings import PATHS, ChainSpacing, Spacing
+from scoresde.solvers.spacings import PATHS, ChainSpacing, Spacing, last_start, straight
 
 __all__ = ["Path", "Point", "make_path", "points"]
 
@@ -203,6 +203,8 @@ def make_path(
     if isinstance(path, ChainSpacing):  # a chain's spacing has its own first and last step
         times = path(sde, n, start, stop)
         return Path.from_times(sde, times if end == "stop" else torch.cat([times, torch.zeros_like(times[:1])]), end)
+    if path is straight and end != "stop":
+        stop = last_start(sde, n, start, stop)
     if n == 1:
         return Path.from_times(sde, [start, 0.0], end)
     times = path(sde, n, start, stop)

@@ -25,6 +25,7 @@ __all__ = [
     "karras",
     "quadratic",
     "resolution_shift",
+    "straight",
     "uniform_lam",
     "uniform_t",
 ]
@@ -61,6 +62,31 @@ def karras(sde: GaussianSDE, n: int, t_max: float, t_min: float, rho: float = 7.
     low, high = _lam_range(sde, t_max, t_min)
     level = torch.linspace(math.exp(-low / rho), math.exp(-high / rho), n, dtype=torch.float64)
     return sde.time(-rho * torch.log(level))
+
+
+def straight(sde: GaussianSDE, n: int, t_max: float, t_min: float) -> Tensor:
+    r"""Return ``n`` times that are equidistant in :math:`u = \sigma / (\alpha + \sigma)`, the time of rectified flow.
+
+    A path to sigma = 0 with this name is equidistant down to u = 0. Its last move then starts at the n-th part of the start,
+    not at ``t_min``, so that each of a few steps is as long as the others.
+    """
+    high, low = (_share(sde, t) for t in (t_max, t_min))
+    return _at_share(sde, torch.linspace(high, low, n, dtype=torch.float64))
+
+
+def last_start(sde: GaussianSDE, n: int, t_max: float, t_min: float) -> float:
+    """Return the time from which the last of ``n`` moves of :func:`straight` goes to sigma = 0, at least ``t_min``."""
+    if n == 1 or _share(sde, t_max) / n <= _share(sde, t_min):
+        return t_min
+    return float(_at_share(sde, torch.tensor(_share(sde, t_max) / n, dtype=torch.float64)))
+
+
+def _share(sde: GaussianSDE, t: float) -> float:
+    return float(torch.sigmoid(-sde.lam(t)))
+
+
+def _at_share(sde: GaussianSDE, u: Tensor) -> Tensor:
+    return sde.time(-torch.logit(u))
 
 
 @dataclass(frozen=True)
@@ -213,6 +239,7 @@ PATHS: Table[Spacing] = Table(
         "lam": uniform_lam,
         "karras": karras,
         "shifted": Shifted(),
+        "straight": straight,
         "leading": ChainSpacing("leading"),
         "trailing": ChainSpacing("trailing"),
         "linspace": ChainSpacing("linspace"),

@@ -26,6 +26,7 @@ from scoresde.solvers.methods.renoising import (
     edm_stochastic,
     euler_ancestral,
     restart_heun,
+    student,
 )
 from scoresde.solvers.methods.runge_kutta import euler, explicit_midpoint, heun, rk3, rk4
 from scoresde.solvers.methods.sa import sa_solver
@@ -112,6 +113,7 @@ SOLVERS: Table[Callable[..., Solver]] = Table(
         "dpmpp-2s-a": dpmpp_2s_ancestral,
         "edm": edm_stochastic,
         "restart": restart_heun,
+        "student": student,
         "dpm-12": partial(dpm_adaptive, 12),
         "dpm-23": partial(dpm_adaptive, 23),
         "bs3": bogacki_shampine,

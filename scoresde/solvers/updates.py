@@ -31,6 +31,7 @@ from scoresde.solvers.path import Point
 from scoresde.solvers.scalar import plain
 
 __all__ = [
+    "Jump",
     "Langevin",
     "LearnedNoise",
     "Row",
@@ -114,6 +115,9 @@ class Update(ABC):
 
     in_place: ClassVar[bool] = True
     """Whether the update may overwrite the memory of the states; one with linear maps for coefficients makes new states."""
+
+    jumps: ClassVar[bool] = False
+    """Whether a model that predicts whole jumps is told where the update ends: see :class:`Jump`."""
 
     @abstractmethod
     def apply(self, on: States) -> None:
@@ -218,6 +222,18 @@ class Row(Update):
 
 
 @dataclass(frozen=True)
+class Jump(Row):
+    r"""The step of DDIM by a model that is told where it ends, and so may predict the whole jump from u to v,
+
+    .. math:: x_v = \frac{\sigma_v}{\sigma_u} x_u + \Big( \alpha_v - \alpha_u \frac{\sigma_v}{\sigma_u} \Big)\, m(x_u, u, v),
+
+    with the m that makes this equation exact. A model that predicts the data at u alone makes the step of DDIM.
+    """
+
+    jumps: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
 class Langevin(Update):
     r"""A Langevin correction at one point: :math:`x \leftarrow x + \epsilon\, s(x) + \sqrt{2 \epsilon}\, \xi` with the step
 
@@ -315,7 +331,7 @@ def plus(y: Tensor, n: Tensor, w: float) -> Tensor:
     return y + plain(w) * n if isinstance(w, Tensor | ModalMap) else torch.add(y, n, alpha=w)
 
 
-_KINDS: dict[str, type[Row | Langevin | LearnedNoise]] = {kind.__name__: kind for kind in (Row, Langevin, LearnedNoise)}
+_KINDS: dict[str, type[Row | Langevin | LearnedNoise]] = {k.__name__: k for k in (Row, Jump, Langevin, LearnedNoise)}
 
 
 def to_json(rows: Sequence[Update]) -> list[dict[str, Any]]:

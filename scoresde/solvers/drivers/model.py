@@ -15,7 +15,7 @@ from torch import Tensor
 from scoresde.solvers.scalar import plain
 from scoresde.solvers.updates import Row, Update
 
-__all__ = ["Denoiser", "Evaluation", "Project", "VarianceDenoiser", "bind"]
+__all__ = ["Denoiser", "Evaluation", "JumpDenoiser", "Project", "VarianceDenoiser", "bind"]
 
 Evaluation = Callable[[Tensor], Any]
 """A model bound to one time: a function of the state."""
@@ -50,6 +50,25 @@ class VarianceDenoiser(Denoiser, Protocol):
     ) -> Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]:
         """Return, for each of ``times``, a function from ``x`` to the data prediction and the fraction, both like ``x``."""
         ...
+
+
+@runtime_checkable
+class JumpDenoiser(Denoiser, Protocol):
+    """Interface of models that may predict whole jumps, from one time to another."""
+
+    jumps: bool
+    """Whether this model does."""
+
+    def at_jumps(
+        self, times: Tensor, ends: Tensor, *, device: torch.device, dtype: torch.dtype
+    ) -> Sequence[Callable[[Tensor], Tensor]]:
+        """Return, for each of ``times``, the data prediction that makes the step of DDIM to the time in ``ends`` exact."""
+        ...
+
+
+def jumping(rows: Sequence[Update], model: Denoiser) -> bool:
+    """Return whether some of ``rows`` jump, by a model that predicts jumps."""
+    return any(row.jumps for row in rows) and isinstance(model, JumpDenoiser) and model.jumps
 
 
 def bind(rows: Sequence[Update], model: Denoiser, x: Tensor) -> tuple[Sequence[Update], list[Evaluation]]:
@@ -93,9 +112,23 @@ def _mixed(row: Row, of_x: float, of_output: float) -> Row:
 def _at(rows: Sequence[Update], times: list[float], model: Denoiser, x: Tensor) -> list[Any]:
     if any(row.learned for row in rows):
         return _at_with_variance(rows, times, model, x)
+    if jumping(rows, model):
+        return _at_jumps(rows, model, x)
     if any(isinstance(t, Tensor) for t in times):
         return [partial(_evaluate_at, model, torch.as_tensor(plain(t), dtype=torch.float64)) for t in times]
     return list(model.at(torch.tensor(times, dtype=torch.float64), device=x.device, dtype=x.dtype))
+
+
+def _at_jumps(rows: Sequence[Update], model: Denoiser, x: Tensor) -> list[Any]:
+    """Bind a model that predicts jumps: a row that is no jump gets the prediction of a jump of no length."""
+    assert isinstance(model, JumpDenoiser)
+    pairs = [(row.at.t, row.to.t if row.jumps else row.at.t) for row in rows if row.at is not None]
+    if any(isinstance(t, Tensor) for pair in pairs for t in pair):
+        raise ValueError(
+            "got times that carry gradients for a model of jumps, which has none with respect to them; take times.detach()"
+        )
+    times, ends = torch.tensor(pairs, dtype=torch.float64).reshape(-1, 2).T
+    return list(model.at_jumps(times, ends, device=x.device, dtype=x.dtype))
 
 
 def _at_with_variance(rows: Sequence[Update], times: list[float], model: Denoiser, x: Tensor) -> list[Any]:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from scoresde.solvers.drivers.base import Driver
-from scoresde.solvers.drivers.model import Denoiser, Project
+from scoresde.solvers.drivers.model import Denoiser, Project, jumping
 from scoresde.solvers.drivers.states import Allocating
 from scoresde.solvers.noise.fresh import NoiseSource
 from scoresde.solvers.path import Point
@@ -84,6 +84,11 @@ class Parallel(Driver):
         self, rows: Sequence[Update], model: Denoiser, x: Tensor, noise: NoiseSource, *, project: Project | None = None
     ) -> Iterator[State]:
         self.check(rows)
+        if jumping(rows, model):
+            raise ValueError(
+                "got jumps by a model of jumps for driver 'parallel', which evaluates many steps at once and tells "
+                "the model no ends; take driver='fast'"
+            )
         return self._settle(rows, model, _Sweep(rows, x, noise, project))
 
     def _settle(self, rows: Sequence[Update], model: Denoiser, before: _Sweep) -> Iterator[State]:

@@ -18,10 +18,11 @@ from scoresde.solvers import scalar, stencil
 from scoresde.solvers.methods.exponential import ddim
 from scoresde.solvers.methods.runge_kutta import heun
 from scoresde.solvers.methods.singlestep import dpm_solver
-from scoresde.solvers.path import Path, Point, points
+from scoresde.solvers.path import CLEAN, Path, Point, points
 from scoresde.solvers.prediction import Data
+from scoresde.solvers.rows import each_step_of, forward_move
 from scoresde.solvers.solver import Description, RowSolver, compose, maker
-from scoresde.solvers.updates import Row, Update
+from scoresde.solvers.updates import Jump, Row, Update
 
 __all__ = [
     "churn",
@@ -33,6 +34,7 @@ __all__ = [
     "overshoot",
     "restart",
     "restart_heun",
+    "student",
 ]
 
 KARRAS = "Karras et al. 2022, arXiv:2206.00364"
@@ -244,3 +246,64 @@ def restart_heun(
     weak = 2 if n_restart is None and s_noise == 1 else None
     description = Description("restart", "stochastic", XU, weak_order=weak, evaluations=None, stochastic=True)
     return detour(heun("rho"), lambda path: restart(path, intervals, n_restart), description, s_noise)
+
+
+SALIMANS = "Salimans and Ho, 2022, https://arxiv.org/abs/2202.00512; Kim et al., 2023, https://arxiv.org/abs/2310.02279"
+
+
+@maker
+def student(gamma: float = 0.0) -> RowSolver:
+    r"""Return the solver of distilled models: one jump for each move of the path, which the model is told.
+
+    A jump is a step of DDIM whose prediction may depend on its end: see :class:`scoresde.solvers.updates.Jump`. With any
+    model that predicts the data at one time this solver is DDIM, the sampler of progressive distillation. The path
+    ``"straight"`` suits it, which spends no evaluation at the smallest time.
+
+    With ``gamma > 0`` a jump goes further, to the level :math:`\sqrt{1 - \gamma^2}\, \sigma_v / \alpha_v`, and noise leads
+    back from there. ``gamma=1`` jumps to the data and noises them anew: the multistep sampler of consistency models, whose
+    only jump is to the data.
+
+    Args:
+        gamma: the share of the noise that is drawn anew, from 0 to 1.
+
+    Raises:
+        ValueError: for another ``gamma``.
+
+    Sources: Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", 2022,
+    https://arxiv.org/abs/2202.00512; Song et al., "Consistency Models", 2023, https://arxiv.org/abs/2303.01469, algorithm 1;
+    Kim et al., "Consistency Trajectory Models", 2023, https://arxiv.org/abs/2310.02279, algorithm 3, for gamma.
+
+    Example:
+        >>> from scoresde import VP, solvers
+        >>> rows = student(gamma=1.0).rows(solvers.make_path(VP(), "straight", 3))
+        >>> [(round(row.to.t, 2), row.at is not None) for row in rows]
+        [(0.0, True), (0.39, False), (0.0, True), (0.14, False), (0.0, True)]
+    """
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"got gamma={gamma}; expected a number from 0 (deterministic) to 1 (all noise drawn anew)")
+
+    def rows(path: Path) -> list[Row]:
+        def rule(u: Point, v: Point) -> list[Row]:
+            if gamma == 0:
+                return [_jump(u, v)]
+            w = CLEAN if gamma == 1 else _less_noisy(path, v, 0.5 * math.log1p(-(gamma**2)))
+            return [_jump(u, w), forward_move(w, v)]
+
+        made = each_step_of(rule, path)
+        if path.ends_clean and path.end == "denoise":
+            made[-1] = _jump(*path.points[-2:])
+        return made
+
+    claims = {"weak_order": None} if gamma else {"order": 1}
+    return RowSolver(Description("student", "student", SALIMANS, stochastic=gamma > 0, **claims), rows)
+
+
+def _jump(u: Point, v: Point) -> Jump:
+    a = scalar.exp(v.log_sigma - u.log_sigma) if v.log_sigma > -math.inf else 0.0
+    return Jump(to=v, at=u, a=a, w=(v.alpha - u.alpha * a,))
+
+
+def _less_noisy(path: Path, v: Point, log_factor: float) -> Point:
+    """Return the point at which the level of noise is that at ``v`` times a factor below 1."""
+    time = path.sde.time(scalar.vector([v.lam - log_factor]))
+    return points(path.sde, time.clamp(0.0, path.sde.span[1]))[0]

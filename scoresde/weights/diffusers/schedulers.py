@@ -58,7 +58,7 @@ def process(
         >>> process(Scheduler(beta_schedule="linear"))[1:]
         ('eps', {})
     """
-    if schedule._class_name in _FLOWS:
+    if schedule._class_name in _FLOWS or schedule.prediction_type == "flow_prediction":
         return RectifiedFlow(), "velocity", {"time_scale": 1 / schedule.num_train_timesteps}
     if schedule._class_name == "UnCLIPScheduler":  # whose configuration does not state its betas
         schedule = replace(schedule, beta_schedule="squaredcos_cap_v2")
