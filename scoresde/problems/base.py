@@ -12,6 +12,7 @@ States have shape ``(batch, *event)``, times ``()`` or ``(batch,)``.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import fields
@@ -22,11 +23,14 @@ from torch import Tensor
 
 from scoresde.base.shape import as_time, check_batch, expand
 from scoresde.problems.conditioning import Given
-from scoresde.score import ScoreModel
+from scoresde.score import DataMoments, ScoreModel
 from scoresde.sde import GaussianSDE, Time
 from scoresde.sde.chain import Chain
 
 __all__ = ["ExactModel", "Posterior", "Problem"]
+
+LARGEST_FULL = 1024
+"""The largest number of dimensions in which an exact model takes the eigenvectors of the covariance."""
 
 T = TypeVar("T", bound=tuple[Tensor | None, ...])
 
@@ -255,6 +259,16 @@ class ExactModel(ScoreModel):
     def __init__(self, problem: Problem[Any], sde: GaussianSDE | Chain) -> None:
         super().__init__(None, sde, "v")
         self.problem = problem
+
+    @functools.cached_property
+    def moments(self) -> DataMoments | None:  # type: ignore[override]
+        """The moments of the problem; ``None`` where it has none, or more than 1024 dimensions."""
+        if self.problem.event.numel() > LARGEST_FULL:
+            return None
+        try:
+            return DataMoments.from_covariance(self.problem.mean, self.problem.covariance)
+        except ValueError:
+            return None
 
     def x0(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
         """Return the data prediction E[x_0 | x_t = x], shape of ``x``."""

@@ -5,7 +5,7 @@ What encodes and edits is imported when it is first asked for, since a first sam
 
 from typing import TYPE_CHECKING, Any
 
-from scoresde.sampling.likelihood import Likelihood, log_likelihood
+from scoresde.sampling.likelihood import TRACES, Likelihood, Trace, log_likelihood
 from scoresde.sampling.samples import NonFiniteError, Samples, sample
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "TRACES",
     "Bidirectional",
     "Coupled",
     "Invertible",
@@ -31,6 +32,7 @@ __all__ = [
     "NonFiniteError",
     "Samples",
     "Tempered",
+    "Trace",
     "combine",
     "decode",
     "encode",

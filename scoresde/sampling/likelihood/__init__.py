@@ -1,0 +1,6 @@
+"""The likelihood of data under a score model: the change of variables along the probability flow, and bounds of it."""
+
+from scoresde.sampling.likelihood.change_of_variables import Likelihood, log_likelihood
+from scoresde.sampling.likelihood.divergence import TRACES, Trace
+
+__all__ = ["TRACES", "Likelihood", "Trace", "log_likelihood"]
