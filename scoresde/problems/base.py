@@ -262,13 +262,21 @@ class ExactModel(ScoreModel):
 
     @functools.cached_property
     def moments(self) -> DataMoments | None:  # type: ignore[override]
-        """The moments of the problem; ``None`` where it has none, or more than 1024 dimensions."""
-        if self.problem.event.numel() > LARGEST_FULL:
+        """The moments of the problem; ``None`` where it has none, or more than 1024 dimensions.
+
+        Where they exceed the noise at ``t_max``, as those of a truncated Cauchy distribution do, they tell nothing of the
+        bulk of the data, and are left out.
+        """
+        if self.problem.event.numel() > LARGEST_FULL or not isinstance(self.sde, GaussianSDE):
             return None
         try:
-            return DataMoments.from_covariance(self.problem.mean, self.problem.covariance)
+            found = DataMoments.from_covariance(self.problem.mean, self.problem.covariance)
         except ValueError:
             return None
+        end = self.sde.span[1]
+        return (
+            found if float(self.sde.alpha(end)) * float(found.variances.max()) ** 0.5 < float(self.sde.sigma(end)) else None
+        )
 
     def x0(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
         """Return the data prediction E[x_0 | x_t = x], shape of ``x``."""

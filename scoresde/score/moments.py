@@ -7,7 +7,8 @@ has a density, a data prediction and a probability flow in closed form:
 
 .. math:: E[x_0 \mid x] = \mu + U \frac{\alpha e}{\alpha^2 e + \sigma^2}\, U^T (x - \alpha \mu)
 
-.. math:: x_t - \alpha_t \mu = U \sqrt{\frac{\alpha_t^2 e + \sigma_t^2}{\alpha_s^2 e + \sigma_s^2}}\; U^T (x_s - \alpha_s \mu)
+.. math:: x_t - \alpha_t \mu = U \sqrt{\frac{\alpha_t^2 e + \sigma_t^2}{\alpha_s^2 e + \sigma_s^2}}\;
+          U^T (x_s - \alpha_s \mu)
 
 At high noise the data are close to this Gaussian, whatever they are: the first cumulant in which they differ is the third.
 """
@@ -152,10 +153,9 @@ class DataMoments:
     def trace(self, function: Callable[[Tensor], Tensor], device: torch.device | None = None) -> Tensor:
         """Return the trace of f(C), shape ``()`` or ``(batch,)`` where the function adds a batch dimension."""
         value = function(self.variances.to(device).flatten()).sum(-1)
-        others = self.mean.numel() - self.variances.numel()
-        return value + others * function(torch.tensor([self.rest], dtype=torch.float64, device=device))[..., 0] * bool(
-            others
-        )
+        if not (others := self.mean.numel() - self.variances.numel()):
+            return value
+        return value + others * function(torch.tensor([self.rest], dtype=torch.float64, device=device))[..., 0]
 
     def apply(self, function: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
         """Return f(C) y for each row of ``y``, shape ``(batch, *event)``, in float64."""
@@ -168,8 +168,10 @@ class DataMoments:
             filtered: Tensor = torch.fft.ifftn(factors * torch.fft.fftn(y, dim=dims, norm="ortho"), dim=dims, norm="ortho")
             return filtered.real
         basis, flat = self.basis.to(y.device), y.flatten(1)
-        rest = function(self._rest(y))
         along = flat @ basis
+        if basis.shape[0] == basis.shape[1]:
+            return ((factors * along) @ basis.T).reshape(y.shape)
+        rest = function(self._rest(y))
         return (((factors - rest) * along) @ basis.T + rest * flat).reshape(y.shape)
 
     def _rest(self, y: Tensor) -> Tensor:

@@ -96,10 +96,11 @@ class _History(NamedTuple):
 
     @classmethod
     def of(cls, tau: Tensor, rates: Rates) -> _History:
-        rows = (tau, rates.slope, rates.density)
-        counts = (max(ORDER, QUADRATURE - 1), ORDER, QUADRATURE - 1)
         return _History(
-            *(torch.stack([a] * n) for a, n in zip(rows, counts, strict=True)), torch.ones_like(tau, dtype=torch.int64)
+            torch.stack([tau] * max(ORDER, QUADRATURE - 1)),
+            torch.stack([rates.slope] * ORDER),
+            torch.stack([rates.density] * (QUADRATURE - 1)),
+            torch.ones_like(tau, dtype=torch.int64),
         )
 
     def longer(self, tau: Tensor, rates: Rates) -> _History:
