@@ -147,16 +147,16 @@ def test_reconstructions_are_those_of_sdedit() -> None:
 @pytest.mark.parametrize("sde", [VP(), RectifiedFlow()], ids=repr)
 def test_the_likelihood_and_typicality_are_the_closed_form(sde: GaussianSDE) -> None:
     x, reference = torch.tensor([[1.5, -0.4], [0.0, 0.0]], dtype=F64), DATA.sample(100, generator(1), dtype=F64)
-    model, exact = DATA.model(sde), {"steps": 12, "trace": "exact"}
+    model, exact = DATA.model(sde), {"tolerance": 1e-3}
     truth = -DATA.log_prob(x)
     found = Detector(model, LikelihoodScore(**exact))(x)
     torch.testing.assert_close(found.score, truth, rtol=0, atol=2e-2)  # of the noise at t_min, and the prior
-    assert found.error.tolist() == [0, 0]
+    assert float(found.error.max()) <= 2e-3
     entropy = -DATA.log_prob(reference).mean()
     torch.testing.assert_close(
         Detector(model, Typicality(**exact), reference)(x).score, (truth - entropy).abs(), rtol=0, atol=2e-2
     )
-    guessed = Detector(model, LikelihoodScore(12, probes=8))(x)
+    guessed = Detector(model, LikelihoodScore(probes=8, trace="rademacher"))(x)
     assert ((guessed.score - found.score).abs() < 5 * guessed.error + 1e-6).all()
 
 

@@ -500,7 +500,7 @@ def test_a_scale_of_another_length_than_the_batch_is_refused(driver: str, scale:
     with pytest.raises(ValueError, match=r"scale with .* entries for 5 samples"):
         model.x0(noise(5, VP()), 0.5, label=LABEL)
     with pytest.raises(ValueError, match=r"scale with .* entries for 5 samples"):
-        scoresde.log_likelihood(DynamicThreshold(model), noise(5, VP()), 4, conditions={"label": LABEL})
+        scoresde.log_likelihood(DynamicThreshold(model), noise(5, VP()), conditions={"label": LABEL})
 
 
 def test_what_the_sampler_is_given_must_fit() -> None:

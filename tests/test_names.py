@@ -235,6 +235,11 @@ def sample_matrix(**options: Any) -> object:
     return scoresde.sample(model, (2, 2), **{"steps": 2, "progress": False, **options})
 
 
+def likelihood(**options: Any) -> object:
+    model = scoresde.problems.ring().model(scoresde.VP())
+    return scoresde.log_likelihood(model, torch.ones(2, 2), **{"steps": 2, **options})
+
+
 def compare(problem: str = "ring", solvers: Any = ("ddim",), **options: Any) -> object:
     return scoresde.compare(problem, solvers, [2], **{"metrics": ["energy"], "n": 8, "progress": False, **options})
 
@@ -269,6 +274,7 @@ DOORS: dict[str, list[Callable[[str], object]]] = {
     ],
     "path": [lambda name: sample(path=name), lambda name: compare(paths=[name])],
     "driver": [lambda name: sample(driver=name)],
+    "trace": [lambda name: likelihood(trace=name)],
     "SDE": [process, choice],
     "objective": [
         lambda name: fit(objective=name),

@@ -127,21 +127,26 @@ class VariationalBound(Objective):
         nats: Tensor = torch.where(first, decoder, divergence).flatten(1).mean(1)
         return nats / math.log(2)
 
-    def total(self, model: ScoreModel, x0: Tensor, generator: torch.Generator, **conditions: Any) -> Tensor:
-        """Return the whole bound of each sample, shape ``(batch,)``, in bits per dimension.
+    def terms(self, model: ScoreModel, x0: Tensor, generator: torch.Generator, **conditions: Any) -> Tensor:
+        """Return every term of the bound of each sample, shape ``(n + 1, batch)``, in bits per dimension.
 
-        Each term is estimated with one draw of the noise, so it costs one network evaluation per step of the chain. The
-        prior is N(0, sigma_n^2 I), from which sampling starts.
+        The first is the divergence from the prior N(0, sigma_n^2 I), from which sampling starts. The others are those of the
+        steps 1..n, of which the first is the decoder. Each is estimated with one draw of the noise, so they cost one network
+        evaluation per step of the chain.
         """
         check_batch(x0)
         chain = _chain(model)
         ratio = float((2 * chain.lam[-1]).exp())
-        bits: Tensor = 0.5 * ratio * x0.square().flatten(1).mean(1) / math.log(2)
+        found = [0.5 * ratio * x0.square().flatten(1).mean(1) / math.log(2)]
         for k in range(1, len(chain) + 1):
             t = torch.full((len(x0),), k / len(chain), dtype=torch.float64, device=x0.device)
             eps = torch.randn(x0.shape, generator=generator, device=generator.device, dtype=x0.dtype).to(x0.device)
-            bits = bits + self.at(model, x0, t, eps, **conditions) / len(chain)
-        return bits
+            found.append(self.at(model, x0, t, eps, **conditions) / len(chain))
+        return torch.stack(found)
+
+    def total(self, model: ScoreModel, x0: Tensor, generator: torch.Generator, **conditions: Any) -> Tensor:
+        """Return the whole bound of each sample, shape ``(batch,)``, in bits per dimension: the sum of :meth:`terms`."""
+        return self.terms(model, x0, generator, **conditions).sum(0)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ States have shape ``(batch, *event)``, times ``()`` or ``(batch,)``.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import fields
@@ -23,11 +24,14 @@ from torch import Tensor
 from scoresde.base.shape import as_time, check_batch, expand
 from scoresde.problems.conditioning import Given
 from scoresde.problems.matrix import ExactMatrixModel
-from scoresde.score import ScoreModel
+from scoresde.score import DataMoments, ScoreModel
 from scoresde.sde import Basis, GaussianSDE, MatrixSDE, Time
 from scoresde.sde.chain import Chain
 
 __all__ = ["ExactModel", "Posterior", "Problem"]
+
+LARGEST_FULL = 1024
+"""The largest number of dimensions in which an exact model takes the eigenvectors of the covariance."""
 
 T = TypeVar("T", bound=tuple[Tensor | None, ...])
 
@@ -279,6 +283,24 @@ class ExactModel(ScoreModel):
     def __init__(self, problem: Problem[Any], sde: GaussianSDE | Chain) -> None:
         super().__init__(None, sde, "v")
         self.problem = problem
+
+    @functools.cached_property
+    def moments(self) -> DataMoments | None:  # type: ignore[override]
+        """The moments of the problem; ``None`` where it has none, or more than 1024 dimensions.
+
+        Where they exceed the noise at ``t_max``, as those of a truncated Cauchy distribution do, they tell nothing of the
+        bulk of the data, and are left out.
+        """
+        if self.problem.event.numel() > LARGEST_FULL or not isinstance(self.sde, GaussianSDE):
+            return None
+        try:
+            found = DataMoments.from_covariance(self.problem.mean, self.problem.covariance)
+        except ValueError:
+            return None
+        end = self.sde.span[1]
+        return (
+            found if float(self.sde.alpha(end)) * float(found.variances.max()) ** 0.5 < float(self.sde.sigma(end)) else None
+        )
 
     def x0(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
         """Return the data prediction E[x_0 | x_t = x], shape of ``x``."""

@@ -5,7 +5,15 @@ What encodes and edits is imported when it is first asked for, since a first sam
 
 from typing import TYPE_CHECKING, Any
 
-from scoresde.sampling.likelihood import Likelihood, log_likelihood
+from scoresde.sampling.likelihood import (
+    TRACES,
+    Bound,
+    Likelihood,
+    Trace,
+    importance_weighted,
+    log_likelihood,
+    variational_bound,
+)
 from scoresde.sampling.samples import NonFiniteError, Samples, sample
 
 if TYPE_CHECKING:
@@ -24,22 +32,27 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "TRACES",
     "Bidirectional",
+    "Bound",
     "Coupled",
     "Invertible",
     "Likelihood",
     "NonFiniteError",
     "Samples",
     "Tempered",
+    "Trace",
     "combine",
     "decode",
     "encode",
+    "importance_weighted",
     "interpolate",
     "latents",
     "log_likelihood",
     "sample",
     "sdedit",
     "slerp",
+    "variational_bound",
 ]
 
 

@@ -4,6 +4,7 @@ from scoresde.score.conditions import Conditions, Shared
 from scoresde.score.latent import Coder, LatentModel
 from scoresde.score.matrix import MatrixModel
 from scoresde.score.model import Calls, Evaluation, ScoreModel
+from scoresde.score.moments import DataMoments
 from scoresde.score.predictions import PREDICTIONS, Coefficients, Parametrization, target
 from scoresde.score.wrapper import Transformed, Wrapper
 
@@ -13,6 +14,7 @@ __all__ = [
     "Coder",
     "Coefficients",
     "Conditions",
+    "DataMoments",
     "Evaluation",
     "LatentModel",
     "MatrixModel",

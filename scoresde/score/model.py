@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.base.shape import check_batch, expand
+from scoresde.score.moments import DataMoments
 from scoresde.score.output import evaluate, evaluate_bound, halves, unwrapped
 from scoresde.score.predictions import PREDICTIONS, Coefficients
 from scoresde.sde import SDE, Chain, GaussianSDE, MatrixSDE, Time
@@ -92,6 +93,9 @@ class ScoreModel(nn.Module):
 
     dropped: Mapping[str, Any] | None
     """The null values of the conditions that training left out at times, by name; ``None`` where no training is known."""
+
+    moments: DataMoments | None = None
+    """The mean and covariance of the data that the model describes, where they are known; set by the user."""
 
     _derived: ClassVar[bool] = False
 
