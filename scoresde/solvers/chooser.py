@@ -122,12 +122,14 @@ def _sooner(sde: GaussianSDE, cut: float, t_max: float | None) -> float:
     return float(sde.time(high - min(cut, MOST_CUT * (high - low))))
 
 
+WIDE = Arctan(centre=0.3, width=2.6)
+"""The spacing for the flow: wide enough for data in a thousand dimensions, whose modes part at less than lam = -2."""
+
 FLOW = (
-    Choice(1, adams_moulton(3), Arctan(centre=0.3), cut=1.2),
-    Choice(6, adams_moulton(3), cut=1.2),
-    Choice(8, adams_moulton(3), cut=0.8),
-    Choice(10, adams_moulton(4), cut=0.6),
-    Choice(15, adams_moulton(4)),
+    Choice(1, adams_moulton(3), WIDE, cut=1.2),
+    Choice(8, adams_moulton(3), WIDE, cut=0.8),
+    Choice(10, adams_moulton(3), WIDE, cut=0.6),
+    Choice(15, adams_moulton(4), WIDE),
 )
 """The choices of :func:`auto`."""
 

@@ -2,12 +2,12 @@
 
     python tests/benchmarks/frontier.py --out runs/frontier
 
-The problems are those of the standard suite and some of this file. None of them was used to choose the default. Each solver
-of this package with fixed steps and without noise, with --peers those of k-diffusion and diffusers too, runs from the same
-starts, on the paths "lam" and "karras", with the end "flow", within each budget of evaluations; the frontier is the best of
-them all. The methods "abm-n", which the default takes, are left out. The error
-is the root mean square distance from the end of the probability flow of the data, x(0). Every finished solver is kept in the
-folder, and the same command goes on from there.
+The problems are those of the standard suite and some of this file. The page docs/auto.md says how far the default was chosen
+without them. Each solver of this package with fixed steps and without noise, with --peers those of k-diffusion and diffusers
+too, runs from the same starts, on the paths "lam" and "karras", with the end "flow", within each budget of evaluations; the
+frontier is the best of them all. The methods "abm-n", which the default takes, are left out. The error is the root mean
+square distance from the end of the probability flow of the data, x(0). Every finished solver is kept in the folder, and the
+same command goes on from there.
 """
 
 from __future__ import annotations
