@@ -188,7 +188,11 @@ def _exponential() -> dict[str, tuple[float, RowSolver]]:
             drawn = {row.kernel if row.draw[0].lam < row.draw[1].lam else 0.0 for row in rows}
             if len(drawn) == 1 and drawn < {1.0, -1.0}:
                 found[name] = (*drawn, method)
-    found.pop("ddpm")  # its published noise is that of the forward transition
+    for name in (
+        "ddpm",
+        "auto-sde",
+    ):  # the published noise of ddpm, which the other is at few steps, is a forward transition's
+        found.pop(name)
     for eta in (1.0, 0.5):
         for kind in ("1", "2s", "2m", "3m"):
             found[f"sde-dpmpp-{kind} eta={eta}"] = eta, solvers.sde_dpmpp(kind, eta, "exact")
