@@ -188,11 +188,8 @@ def _exponential() -> dict[str, tuple[float, RowSolver]]:
             drawn = {row.kernel if row.draw[0].lam < row.draw[1].lam else 0.0 for row in rows}
             if len(drawn) == 1 and drawn < {1.0, -1.0}:
                 found[name] = (*drawn, method)
-    for name in (
-        "ddpm",
-        "auto-sde",
-    ):  # the published noise of ddpm, which the other is at few steps, is a forward transition's
-        found.pop(name)
+    found.pop("ddpm")  # its published noise is that of the forward transition
+    found.pop("auto-sde")  # which is ddpm at few steps
     for eta in (1.0, 0.5):
         for kind in ("1", "2s", "2m", "3m"):
             found[f"sde-dpmpp-{kind} eta={eta}"] = eta, solvers.sde_dpmpp(kind, eta, "exact")
