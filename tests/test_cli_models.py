@@ -148,9 +148,7 @@ def test_class_names_travel_from_folders_to_samples(tmp_path):
         found.append(np.load(out))
     loaded = scoresde.load(tmp_path / "run")
     for x, label in zip(found, (2, 1, 0), strict=True):  # of 1, 2, 10
-        expected = scoresde.sample(
-            loaded, (1, 1, 8, 8), "dpmpp-2m", 2, seed=0, progress=False, end="denoise", conditions={"label": [label]}
-        ).x
+        expected = scoresde.sample(loaded, (1, 1, 8, 8), steps=2, seed=0, progress=False, conditions={"label": [label]}).x
         assert np.allclose(x, expected.numpy(), atol=1e-5)
     done = invoke("sample", tmp_path / "run", "--label", "3", "--no-progress")
     assert done.exit_code == 2 and "got --label '3'; expected one of 1, 2, 10, or a number from 0 to 2" in done.stderr

@@ -78,7 +78,7 @@ MOULTON = {2: -1 / 12, 3: -1 / 24, 4: -19 / 720, 5: -3 / 160}
 
 CONSTANTS: dict[str, list[tuple[int, float]]] = {
     **{name: [(2, BASHFORTH[2])] for name in ("dpm-2m", "dpmpp-2m", "deis-2", "tab-2", "rhoab-2", "velocity-2")},
-    **{name: [(2, BASHFORTH[2])] for name in ("sde-dpmpp-2m", "sde-dpm-2")},
+    **{name: [(2, BASHFORTH[2])] for name in ("sde-dpmpp-2m", "sde-dpm-2", "auto-sde")},
     **{name: [(3, BASHFORTH[3])] for name in ("deis-3", "tab-3", "rhoab-3", "velocity-3", "ipndm-3", "ipndm-v-3")},
     **{name: [(4, BASHFORTH[4])] for name in ("deis-4", "tab-4", "rhoab-4", "velocity-4", "lms", "ipndm", "plms", "pndm")},
     # Half of the integral of theta^2, a third, is missed.
@@ -88,7 +88,8 @@ CONSTANTS: dict[str, list[tuple[int, float]]] = {
     # A twelfth of the third difference too much, which is 3! for theta^3.
     "ipndm-v": [(3, -1 / 12)],
     **{f"unipc-{p}": [(p, BASHFORTH[p]), (p + 1, MOULTON[p + 1])] for p in (2, 3, 4)},
-    **{f"expam-{p}": [(p, BASHFORTH[p]), (p, MOULTON[p])] for p in (2, 3, 4)},
+    **{f"{name}-{p}": [(p, BASHFORTH[p]), (p, MOULTON[p])] for name in ("expam", "abm") for p in (2, 3, 4)},
+    "auto": [(4, BASHFORTH[4]), (4, MOULTON[4])],  # abm-4, at these numbers of steps
     "sa": [(3, BASHFORTH[3]), (4, MOULTON[4])],
 }
 """By name: the lowest degree that is not integrated exactly, and the classical constant, of predictor and corrector."""

@@ -189,6 +189,7 @@ def _exponential() -> dict[str, tuple[float, RowSolver]]:
             if len(drawn) == 1 and drawn < {1.0, -1.0}:
                 found[name] = (*drawn, method)
     found.pop("ddpm")  # its published noise is that of the forward transition
+    found.pop("auto-sde")  # which is ddpm at few steps
     for eta in (1.0, 0.5):
         for kind in ("1", "2s", "2m", "3m"):
             found[f"sde-dpmpp-{kind} eta={eta}"] = eta, solvers.sde_dpmpp(kind, eta, "exact")

@@ -26,7 +26,7 @@ from scoresde.sampling import sample
 from scoresde.score import ScoreModel
 from scoresde.solvers.drivers import Project
 from scoresde.solvers.noise.fresh import FreshNoise
-from scoresde.solvers.path import Path, PathLike, Point, make_path
+from scoresde.solvers.path import PathLike, Point, make_path
 from scoresde.solvers.scalar import value
 from scoresde.solvers.solver import RowSolver, Solver
 from scoresde.solvers.table import get
@@ -43,14 +43,14 @@ ROWS = 2048
 def law(
     model: ScoreModel,
     event: Sequence[int],
-    solver: str | Solver = "dpmpp-2m",
+    solver: str | Solver = "auto",
     steps: int = 20,
-    path: PathLike = "lam",
+    path: PathLike | None = None,
     *,
     start: Moments | None = None,
     t_min: float | None = None,
     t_max: float | None = None,
-    end: str = "denoise",
+    end: str | None = None,
     project: Project | None = None,
     conditions: Mapping[str, Any] | None = None,
 ) -> Moments:
@@ -64,7 +64,7 @@ def law(
         event: the shape of one sample, of d numbers. With K draws of noise there are 1 + d + d K runs.
         solver: a name in :data:`scoresde.solvers.SOLVERS` or a solver that makes rows.
         steps: the number of steps.
-        path: the spacing of times, or a path.
+        path: the spacing of times, or a path; by default the solver's own.
         start: the mean and covariance of the start; by default the prior, N(0, sigma^2 I).
         t_min, t_max, end: the ends of the path; see :func:`scoresde.sample`, also for ``project`` and ``conditions``.
         project: a function ``project(x, t)`` applied to the state at the end of each step.
@@ -86,7 +86,11 @@ def law(
             f"got solver {method.name!r}, which chooses its steps by the state, so that its samples are no affine function "
             "of the noise; expected a solver with fixed steps, or draw samples instead"
         )
-    where = path if isinstance(path, Path) else make_path(model.sde, path, steps, t_max=t_max, t_min=t_min, end=end)
+    span: dict[str, Any] = {"t_max": t_max, "t_min": t_min}
+    if path is None:
+        where = method.own_path(model.sde, steps, end=end, **span)
+    else:
+        where = make_path(model.sde, path, steps, end=end or method.own_end, **span)
     event = torch.Size(event)
     d = event.numel()
     if start is None:

@@ -48,10 +48,10 @@ def evaluate(
         str | None, typer.Option(help="Extractor: inception:FILE, or your code as package.module:name or file.py:name.")
     ] = None,
     n: options.Samples = 10_000,
-    solver: options.Solver = "dpmpp-2m",
+    solver: options.Solver = "auto",
     steps: options.Steps = 20,
-    path: options.Path = "lam",
-    end: options.End = "denoise",
+    path: options.OwnPath = None,
+    end: options.OwnEnd = None,
     seed: options.Seed = 0,
     label: Labels = None,
     processes: Annotated[

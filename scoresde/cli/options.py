@@ -26,7 +26,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Solver = Annotated[str, typer.Option(help="Name of a solver: scoresde solvers lists them.")]
 Steps = Annotated[int, typer.Option(help="Number of steps of the solver.")]
 Path = Annotated[str, typer.Option(help="Path of the solver: t, quadratic, lam or karras.")]
-End = Annotated[str, typer.Option(help="End of the path: denoise, flow or stop.")]
+OwnPath = Annotated[
+    str | None, typer.Option(help="Path of the solver: t, quadratic, lam, karras or arctan; by default the solver's own.")
+]
+End = Annotated[str, typer.Option(help="End of the path: denoise, flow, extrapolate or stop.")]
+OwnEnd = Annotated[
+    str | None, typer.Option(help="End of the path: denoise, flow, extrapolate or stop; by default the solver's own.")
+]
 Samples = Annotated[int, typer.Option("--n", "-n", help="Number of samples.")]
 Seed = Annotated[int, typer.Option(help="Seed from which the seeds of all samples derive.")]
 Shape = Annotated[str | None, typer.Option(help="Shape of a sample, such as 1,28,28, where there is no run folder.")]

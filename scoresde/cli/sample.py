@@ -63,10 +63,10 @@ def sample(
         typer.Argument(help="Run folder, checkpoint, published weights, or folder of diffusers, as for scoresde.load."),
     ],
     n: options.Samples = 64,
-    solver: options.Solver = "dpmpp-2m",
+    solver: options.Solver = "auto",
     steps: options.Steps = 20,
-    path: options.Path = "lam",
-    end: options.End = "denoise",
+    path: options.OwnPath = None,
+    end: options.OwnEnd = None,
     seed: options.Seed = 0,
     label: Labels = None,
     prompt: Prompts = None,
@@ -126,5 +126,6 @@ def sample(
         )
     x = torch.cat([part.x.cpu() for part in parts])
     calls, seconds = parts[0].evaluations, sum(part.seconds for part in parts)
-    write(x, seeds, out, f"{solver}, {calls} evaluations")
-    typer.echo(f"{n} samples by {solver}, {calls} evaluations each, in {seconds:.3g} s: {out}")
+    ran = solver if parts[0].solver == solver else f"{solver} ({parts[0].solver})"
+    write(x, seeds, out, f"{ran}, {calls} evaluations")
+    typer.echo(f"{n} samples by {ran}, {calls} evaluations each, in {seconds:.3g} s: {out}")

@@ -10,8 +10,8 @@ import typer
 
 from scoresde.cli import options
 from scoresde.cli.errors import reported
-from scoresde.sde import names
-from scoresde.solvers import SOLVERS, Path, RowSolver, get, make_path, to_json
+from scoresde.sde import GaussianSDE, names
+from scoresde.solvers import SOLVERS, Chooser, RowSolver, get, make_path, to_json
 
 __all__ = ["solvers"]
 
@@ -21,9 +21,12 @@ _COLUMNS = f"{'name':<18} {'family':<12} {'order':<7} {'evals/step':<10} {'noise
 
 @reported()
 def solvers(
-    show: Annotated[str | None, typer.Option(help="Print the rows of this solver in place of the table.")] = None,
+    show: Annotated[
+        str | None,
+        typer.Option(help="Print the rows of this solver in place of the table, and of auto what it chooses."),
+    ] = None,
     steps: Annotated[int, typer.Option(help="Number of steps of the rows.")] = 5,
-    path: options.Path = "lam",
+    path: options.OwnPath = None,
     sde: options.Process = "vp",
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, which solvers.from_json reads.")] = False,
 ) -> None:
@@ -34,7 +37,7 @@ def solvers(
     """
     SOLVERS.load()  # solvers of installed packages are listed too
     if show is not None:
-        _show_rows(show, make_path(names.sde(sde), path, steps), as_json)
+        _show_rows(show, names.sde(sde), path, steps, as_json)
         return
     typer.echo(_COLUMNS + "paper")
     typer.echo("-" * _WIDTH)
@@ -49,15 +52,24 @@ def solvers(
             typer.echo(" " * len(_COLUMNS) + line)
 
 
-def _show_rows(name: str, path: Path, as_json: bool) -> None:
+def _show_rows(name: str, sde: GaussianSDE, spacing: str | None, steps: int, as_json: bool) -> None:
     """Print each row y = a x + sum_j w_j N_j + sum_k s_k xi_k with N = p y + q m evaluated at t, newest first."""
     solver = get(name)
     if not isinstance(solver, RowSolver):
         raise ValueError(f"solver {name!r} chooses its own steps, so that it has no rows to show")
+    path = solver.own_path(sde, steps) if spacing is None else make_path(sde, spacing, steps)
     rows = solver.rows(path)
     if as_json:
         typer.echo(json.dumps(to_json(rows)))
         return
+    if isinstance(solver, Chooser):
+        choice = solver.choice(steps)
+        where = spacing or choice.spacing
+        last = path.points[-2] if path.ends_clean else path.points[-1]
+        typer.echo(
+            f"{name} with {steps} steps: {choice.solver.name} on the path {where}, from t={path.points[0].t:.4g} to "
+            f"t={last.t:.4g}, end {path.end!r}\n"
+        )
     typer.echo("y = a x + sum w N + sum s xi, with N = p y + q m(y, t), newest first; * ends a step\n")
     typer.echo(f"  {'t':>9} {'to':>9} {'a':>11} {'p':>11} {'q':>11}  w | s")
     for row in rows:

@@ -26,6 +26,7 @@ from scoresde.solvers.spacings import Spacing
 __all__ = ["DEFAULT_SOLVERS", "Arguments", "Metrics", "Paths", "Solvers"]
 
 DEFAULT_SOLVERS = (
+    "auto",
     "ddim",
     "heun",
     "dpm-2",
@@ -100,8 +101,13 @@ class Arguments:
             made._probe(name, case)
         return made
 
-    def path(self, case: Case, name: str, steps: int) -> Path:
-        """Return a path of ``steps`` steps by its name in ``self.paths`` or in ``scoresde.solvers.PATHS``."""
+    def path(self, case: Case, name: str, steps: int, solver: Solver | None = None) -> Path:
+        """Return a path of ``steps`` steps: the solver's own if it brings one, or that of a name in ``self.paths``.
+
+        ``name`` may also be one of ``scoresde.solvers.PATHS``.
+        """
+        if solver is not None and solver.brings_path:
+            return solver.own_path(case.sde, steps, t_max=case.t_max, end="stop" if self.end == "stop" else None)
         return make_path(case.sde, self.paths.get(name, name), steps, t_max=case.t_max, end=self.end)
 
     def start(self, case: Case, n: int | None = None) -> tuple[Tensor, list[int]]:

@@ -4,13 +4,14 @@ The reference must be the limit of the solver as its number of steps grows. Othe
 that is not the solver's own. All solvers follow the flow up to the last time before sigma = 0 and make the same last move
 from there. So the reference follows the flow from the start to that time and then makes the same move:
 
-=============  ==============================================================================================
-the path ends  the reference
-=============  ==============================================================================================
-``"stop"``     the flow at the last time
-``"denoise"``  the data prediction at the flow's state at the last time before sigma = 0
-``"flow"``     the flow's last move from there, (x / alpha + D) / 2
-=============  ==============================================================================================
+=================  ==========================================================================================
+the path ends      the reference
+=================  ==========================================================================================
+``"stop"``         the flow at the last time
+``"denoise"``      the data prediction at the flow's state at the last time before sigma = 0
+``"flow"``         the flow's last move from there, (x / alpha + D) / 2
+``"extrapolate"``  the end of the flow of the data, as with ``to="data"``
+=================  ==========================================================================================
 
 With ``to="data"`` the reference is the end of the flow of the data instead. The flow is followed on to sigma / alpha = 1e-6
 and ends there with the data prediction. For a smooth density the error of this end is sigma^2 / 2 times the score, and for
@@ -147,7 +148,7 @@ def truth_of(path: Path, to: str = "path") -> Path:
     if to not in ("path", "data"):
         raise ValueError(f"got to={to!r}; expected 'path' or 'data'")
     first, last = check_falls(path).points[0], path.points[-1]
-    if to == "data":
+    if to == "data" or (path.end == "extrapolate" and path.ends_clean):
         (close,) = points(path.sde, path.sde.time(torch.tensor([-math.log(CLOSE)], dtype=torch.float64)))
         return Path(path.sde, (first, close, CLEAN), "denoise")
     if not path.ends_clean:

@@ -31,7 +31,7 @@ BUDGETS = (5, 6, 8, 10, 15, 20, 30, 50, 100)
 """The budgets of evaluations that are compared by default."""
 
 OWN = "own"
-"""The name of the path of a solver that chooses its own steps."""
+"""The name of the path of a solver that chooses its own steps, or that brings a path, as "auto" does."""
 
 
 def compare(
@@ -56,7 +56,8 @@ def compare(
     """Compare solvers: each on every problem and path, from the same noise, within each budget of evaluations.
 
     A solver takes the largest number of steps whose counted evaluations do not exceed the budget. A solver that chooses its
-    own steps runs with a ladder of tolerances, and the run that comes closest to the budget counts. All runs are in float64.
+    own steps runs with a ladder of tolerances, and the run that comes closest to the budget counts. "auto" runs on its own
+    path, to its own end, and its error is the distance from the end x(0) of the flow of the data. All runs are in float64.
     Solvers that draw noise share one Brownian path per sample. An evaluation is a call of the network, forward or backward.
 
     On a posterior, ``problem.posterior(operator, y, sigma)``, a solver is given the exact score of the posterior. A method
@@ -171,7 +172,7 @@ def _groups(arguments: Arguments) -> list[_Group]:
             if budgets.adaptive(solver):
                 groups.append(_Group(name, label, OWN, {}))
                 continue
-            for path in arguments.paths:
+            for path in [OWN] if solver.brings_path else arguments.paths:
                 key = (case.sde, case.model.calls, label, path)
                 if isinstance(solver, Steered) or key not in planned:  # counted once, for all problems on an SDE
                     planned[key] = _plan(arguments, case, path, label)
@@ -181,7 +182,7 @@ def _groups(arguments: Arguments) -> list[_Group]:
 
 
 def _plan(arguments: Arguments, case: Case, path: str, label: str) -> tuple[dict[int, tuple[int, int]], str]:
-    make = functools.partial(arguments.path, case, path)
+    make = functools.partial(arguments.path, case, path, solver=arguments.solvers[label])
     try:
         model, solver = case.on(arguments.solvers[label])
         return budgets.largest(solver, arguments.budgets, make, sum(model.calls)), ""
@@ -190,7 +191,7 @@ def _plan(arguments: Arguments, case: Case, path: str, label: str) -> tuple[dict
 
 
 def _refuse_beyond_reach(case: str, groups: list[_Group], arguments: Arguments) -> None:
-    if any(g.path == OWN for g in groups):
+    if any(g.path == OWN and not g.steps for g in groups):  # whose tolerance a budget fixes
         return
     for budget in arguments.budgets:
         needed = [g.steps[budget] for g in groups if not g.error]
@@ -232,7 +233,7 @@ def _fill(group: _Group, bench: Bench, store: Store, advance: Advance) -> None:
         key = group.key(budget)
         if key in store:
             continue
-        if group.path == OWN:
+        if budgets.adaptive(solver):
             climbed = bench.climb(solver) if climbed is None else climbed
             outcome = _closest(climbed, budget)
         elif group.error or not group.steps[budget][0]:
@@ -240,7 +241,7 @@ def _fill(group: _Group, bench: Bench, store: Store, advance: Advance) -> None:
         else:
             steps = group.steps[budget][0]
             if steps not in done:
-                where = arguments.path(bench.case, group.path, steps)
+                where = arguments.path(bench.case, group.path, steps, solver)
                 done[steps] = bench.run(solver, where, _is_traced(group, budget, bench))
             outcome = done[steps]
             if outcome.evaluations > budget:

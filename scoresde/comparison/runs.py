@@ -59,18 +59,23 @@ class Bench:
         self.name, self.case, self.arguments, self.references = name, case, arguments, references
         self._has: dict[tuple[bool, bool], frozenset[str]] = {}
         self._strong: dict[tuple[Solver, str], Tensor | None] = {}
+        self._ends: dict[str, Tensor | str] = {}
 
     @functools.cached_property
     def _start(self) -> tuple[Tensor, list[int]]:
         return self.arguments.start(self.case)
 
-    @functools.cached_property
-    def _reference(self) -> Tensor | str:
-        """The end of the probability flow, or the reason why there is none."""
+    def _reference(self, to: str) -> Tensor | str:
+        """Return the end of the probability flow, or the reason why there is none; ``to`` as in :func:`flow_end`."""
+        if to not in self._ends:
+            self._ends[to] = self._solved(to)
+        return self._ends[to]
+
+    def _solved(self, to: str) -> Tensor | str:
         path, error = self.arguments.path(self.case, "lam", 2), ""
         for cache in dict.fromkeys((self.references, None)):  # no cache for a model without an identity
             try:
-                return flow_end(self.case.model, self._start[0], path, cache=cache, conditions=self.case.conditions).x
+                return flow_end(self.case.model, self._start[0], path, to=to, cache=cache, conditions=self.case.conditions).x
             except ArithmeticError as unsolved:
                 return _said(unsolved)
             except ValueError as refused:
@@ -97,10 +102,14 @@ class Bench:
                 lams |= {p.lam for p in self.arguments.path(self.case, name, budget).points}
             if "strong" in self.arguments.metrics:
                 lams |= {p.lam for p in self._fine_path(name).points}
+        for solver in self.arguments.solvers.values():
+            if solver.brings_path and solver.stochastic:
+                for budget in self.arguments.budgets:
+                    lams |= {p.lam for p in self.arguments.path(self.case, "", budget, solver).points}
         return sorted(lam for lam in lams if math.isfinite(lam))
 
-    def _fine_path(self, name: str) -> Path:
-        return self.arguments.path(self.case, name, FINER * self.arguments.budgets[-1])
+    def _fine_path(self, name: str, solver: Solver | None = None) -> Path:
+        return self.arguments.path(self.case, name, FINER * self.arguments.budgets[-1], solver)
 
     def _finer(self, solver: Solver, name: str) -> Tensor | None:
         """Return the end of a run with many more steps on the same Brownian path, or None.
@@ -109,7 +118,7 @@ class Bench:
         fresh noise instead.
         """
         if (solver, name) not in self._strong:
-            path, end = self._fine_path(name), None
+            path, end = self._fine_path(name, solver), None
             if isinstance(solver, RowSolver) and all(row.follows_path for row in solver.rows(path)):
                 end = self.run(solver, path).end
             self._strong[solver, name] = end
@@ -158,7 +167,9 @@ class Bench:
         if outcome.end is None:
             return Result(outcome.steps, outcome.evaluations, outcome.error)
         wanted = any("reference" in m.needs for m in self.arguments.metrics.values())
-        reference = self._reference if wanted and not solver.stochastic else None
+        # A solver with an end of its own is measured from x(0), which no move from t_min is the limit of.
+        to = "data" if solver.own_end == "extrapolate" and self.arguments.end != "stop" and solver.brings_path else "path"
+        reference = self._reference(to) if wanted and not solver.stochastic else None
         run = Run(
             problem=self.case.problem,
             model=self.case.model,

@@ -68,10 +68,11 @@ def _named(*names: str) -> dict[str, Callable[[], Solver]]:
 
 # The peers offer the variants in this table under names of their own.
 _DETERMINISTIC = {
+    **_named("auto"),
     **_named("ddim", "heun", "midpoint", "rk4", "dpm-2", "dpm-3", "dpm-2m", "dpm-3m", "dpm-fast"),
     **_named("dpmpp-2s", "dpmpp-3s", "dpmpp-2m", "dpmpp-3m", "deis-2", "deis-3", "deis-4", "tab-3", "rhoab-3", "lms"),
     **_named("unipc-2", "unipc-3", "expam-2", "expam-3", "ipndm", "ipndm-v", "plms", "pndm", "gradient-estimation"),
-    **_named("velocity-2", "velocity-3", "dpm-12", "dpm-23", "dopri5"),
+    **_named("velocity-2", "velocity-3", "abm-3", "abm-4", "dpm-12", "dpm-23", "dopri5"),
     "heun-rho": lambda: solvers.heun("rho"),
     "unipc-2-bh2": lambda: solvers.unipc(2, b="bh2"),
     "unipc-3-bh2": lambda: solvers.unipc(3, b="bh2"),
@@ -81,7 +82,7 @@ _DETERMINISTIC = {
     "dpmpp-fast": lambda: solvers.dpm_fast(prediction=solvers.Data()),
     "dpmpp-3m-exact": lambda: solvers.dpmpp_3m(variant="exact"),
 }
-_STOCHASTIC = _named("ddpm", "sde-dpmpp-2m", "sde-dpmpp-3m", "er-sde-3", "sa")
+_STOCHASTIC = _named("auto-sde", "ddpm", "sde-dpmpp-2m", "sde-dpmpp-3m", "er-sde-3", "sa")
 
 _PLANE = (
     *("ring", "grid", "spiral", "moons", "gaussian", "student_t", "laplace", "funnel"),
@@ -99,9 +100,10 @@ SUITES: Table[Suite] = Table(
     {
         "quick": Suite(
             "quick",
-            2,
+            3,
             {"ring": Entry(problems.ring, n=128), "gaussian": Entry(problems.gaussian, n=128)},
             _named(
+                "auto",
                 "ddim",
                 "heun",
                 "dpm-2",
@@ -120,7 +122,7 @@ SUITES: Table[Suite] = Table(
         ),
         "standard": Suite(
             "standard",
-            2,
+            3,
             {
                 **{name: Entry(functools.partial(_problem, name), n=128) for name in _PLANE},
                 "textures": Entry(problems.textures, n=32),

@@ -41,7 +41,7 @@ def token_times(
     """Return the times of a path on tokens, falling.
 
     Args:
-        path: "t" (or "lam", the default of :func:`scoresde.sample`) for evenly spaced times, or the times themselves.
+        path: "t" for evenly spaced times, or the times themselves.
         steps: the number of steps, the last of which ends at 0 where ``end`` is "denoise".
         t_max: the first time, by default 1.
         t_min: the last time above 0; by default the times are even down to 0, or to 1e-4 where ``end`` is "stop".
@@ -60,7 +60,7 @@ def token_times(
     if isinstance(path, Tensor | list | tuple):
         times = cast(list[float], torch.as_tensor(path, dtype=torch.float64).tolist())
         times = times + last if end == "denoise" and times and times[-1] > 0 else times
-    elif path in ("t", "lam"):
+    elif path == "t":
         steps, first = whole("steps", steps, 1), 1.0 if t_max is None else float(t_max)
         if end == "stop":
             times = torch.linspace(first, 1e-4 if t_min is None else t_min, steps + 1, dtype=torch.float64).tolist()

@@ -40,8 +40,8 @@ class _Request:
     event: tuple[int, ...]
     solver: str
     steps: int
-    path: str
-    end: str
+    path: str | None
+    end: str | None
     seed: int
     shard: int
     labels: tuple[int, ...] | None
@@ -112,10 +112,10 @@ def generate(
     folder: Path,
     n: int,
     *,
-    solver: str = "dpmpp-2m",
+    solver: str = "auto",
     steps: int = 20,
-    path: str = "lam",
-    end: str = "denoise",
+    path: str | None = None,
+    end: str | None = None,
     seed: int = 0,
     labels: Sequence[int] | None = None,
     shard: int = 512,

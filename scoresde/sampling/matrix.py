@@ -23,12 +23,12 @@ __all__ = ["kept_on_path", "matrix_plan", "matrix_solver", "matrix_start"]
 
 
 def matrix_solver(solver: str | Solver, sde: MatrixSDE) -> MatrixSolver:
-    """Return the solver for an SDE with matrix coefficients, by its name or as it is.
+    """Return the solver for an SDE with matrix coefficients, by its name or as it is; ``"auto"`` is gDDIM of two nodes.
 
     Raises:
         ValueError: for a solver whose coefficients are numbers.
     """
-    made = MATRIX_SOLVERS.make(solver) if isinstance(solver, str) else solver
+    made = MATRIX_SOLVERS.make("gddim-2" if solver == "auto" else solver) if isinstance(solver, str) else solver
     if not isinstance(made, MatrixSolver):
         raise ValueError(
             f"got solver {solver!r} on {type(sde).__name__}, whose coefficients are matrices; expected a solver of "
@@ -38,9 +38,10 @@ def matrix_solver(solver: str | Solver, sde: MatrixSDE) -> MatrixSolver:
 
 
 def matrix_plan(
-    method: MatrixSolver, sde: MatrixSDE, path: Any, steps: int, t_max: float | None, t_min: float | None, end: str
+    method: MatrixSolver, sde: MatrixSDE, path: Any, steps: int, t_max: float | None, t_min: float | None, end: str | None
 ) -> tuple[MatrixPath, tuple[Update, ...]]:
-    """Return the path and the rows of a solver on it."""
+    """Return the path, by default even in lam and down to the data, and the rows of a solver on it."""
+    path, end = "lam" if path is None else path, end or "denoise"
     where = make_matrix_path(sde, path, steps, t_max=t_max, t_min=t_min, end=end)
     return where, tuple(method.rows(where))
 

@@ -28,11 +28,11 @@ def plan(
     given: str | Solver,
     method: Solver,
     sde: GaussianSDE,
-    path: PathLike,
+    path: PathLike | None,
     steps: int,
     t_max: float | None,
     t_min: float | None,
-    end: str,
+    end: str | None,
 ) -> Plan:
     """Return the path, and the rows if the solver makes rows.
 
@@ -49,7 +49,10 @@ def plan(
         if key is not None and key in _KEPT:
             _KEPT.move_to_end(key)
             return _KEPT[key]
-    where = make_path(sde, path, steps, t_max=t_max, t_min=t_min, end=end)
+    if path is None:
+        where = method.own_path(sde, steps, t_max=t_max, t_min=t_min, end=end)
+    else:
+        where = make_path(sde, path, steps, t_max=t_max, t_min=t_min, end=end or method.own_end)
     made = where, tuple(method.rows(where)) if isinstance(method, RowSolver) else None
     with _LOCK:
         if key is not None:
@@ -59,12 +62,14 @@ def plan(
     return made
 
 
-def _key(given: str | Solver, sde: GaussianSDE, path: PathLike, rest: tuple[Any, ...]) -> Any:
+def _key(given: str | Solver, sde: GaussianSDE, path: PathLike | None, rest: tuple[Any, ...]) -> Any:
     if not isinstance(given, str) or type(sde) not in _PUBLISHED:
         return None
     if isinstance(path, Path):
         plain = type(path.sde) in _PUBLISHED and all(type(value) is float for point in path.points for value in point)
         spacing: Any = (path.points, path.end, type(path.sde), tuple(vars(path.sde).values())) if plain else None
+    elif path is None:
+        spacing = "own"
     elif isinstance(path, str):
         spacing = PATHS.get(path)
     else:

@@ -48,7 +48,7 @@ class Samples:
         evaluations: the number of network calls for the batch; a guided model makes two for each prediction.
         seconds: wall time of the solver.
         seeds: the seed of each sample; ``sample(..., seed=seeds[i:i+1])`` draws the i-th sample again.
-        solver: the name of the solver.
+        solver: the name of the solver that ran.
         times: the times of the path up to the last one reached.
         info: reports of the driver or the solver: ``sweeps`` of the parallel driver, ``accepted`` and ``rejected`` steps of
             an adaptive solver for each sample.
@@ -97,15 +97,15 @@ class OwnProcess(ABC):
 def sample(
     model: ScoreModel | ReverseSDE | OwnProcess,
     shape_or_start: Tensor | Sequence[int],
-    solver: Any = None,
+    solver: Any = "auto",
     steps: int = 20,
-    path: PathLike = "lam",
+    path: PathLike | None = None,
     *,
     seed: int | Sequence[int] | None = 0,
     noise: FreshNoise | None = None,
     t_min: float | None = None,
     t_max: float | None = None,
-    end: str = "denoise",
+    end: str | None = None,
     progress: bool = True,
     callback: Callable[[State], object] | None = None,
     keep: Times | None = None,
@@ -124,22 +124,27 @@ def sample(
             process ``sde.reverse(score)``; or a model on tokens, :class:`scoresde.discrete.DenoisingModel`.
         shape_or_start: the shape ``(batch, *event)`` of a start drawn from the prior, or a tensor to start from, which is
             not changed. With matrix coefficients this is the shape of the data, or states with all variables.
-        solver: a name of ``scoresde.solvers.SOLVERS`` or a solver object, by default "dpmpp-2m"; on tokens, of
-            ``scoresde.discrete.TOKEN_SOLVERS``, by default "ancestral".
-        steps: number of steps; each costs the solver's evaluations per step.
-        path: "t", "quadratic", "lam", "karras"; a spacing function; times from noise to data; or a ``Path``.
+        solver: a name of ``scoresde.solvers.SOLVERS`` or a solver object. ``"auto"`` takes the solver, the path and the end
+            that were the most accurate at this number of steps; ``"auto-sde"`` does so for solvers that draw noise. On an
+            SDE with matrix coefficients ``"auto"`` is "gddim-2", on tokens "ancestral" of
+            :data:`scoresde.discrete.TOKEN_SOLVERS`.
+        steps: number of steps; each costs the solver's evaluations per step. A step of ``"auto"`` costs one evaluation.
+        path: "t", "quadratic", "lam", "karras"; a spacing function; times from noise to data; or a ``Path``. By default the
+            solver's own: even in lam, or what ``"auto"`` takes.
         seed: one integer, from which the seed of every sample is derived; a seed for each sample; or ``None`` for a random
             one. A sample depends on its own seed and not on the batch it is drawn in.
         noise: a source of the solver's noise, used with the seeds of its samples in place of ``seed``, such as a
             :class:`~scoresde.solvers.BrownianNoise` that several calls share. By default the noise is fresh.
-        t_min: the smallest time above zero, by default the SDE's. The last step removes noise of variance
-            ``sigma(t_min)^2``, or leaves it in the samples with ``end="stop"``. A small value moves steps to times with
-            little noise.
+        t_min: the smallest time above zero, by default the SDE's, or a larger one for few steps of ``"auto"``. The last step
+            removes noise of variance ``sigma(t_min)^2``, or leaves it in the samples with ``end="stop"``. A small value
+            moves steps to times with little noise.
         t_max: the time at which sampling starts, by default the end of the SDE's span.
-        end: how the last step ends. ``"denoise"`` returns the data prediction D, Tweedie's formula, at sigma = 0.
-            ``"flow"`` follows the flow to sigma = 0, (x / alpha + D) / 2, which is closer for smooth densities and worse for
-            data on a manifold, such as images. ``"stop"`` ends at ``t_min``, with the noise at that time. With matrix
-            coefficients ``"stop"`` returns states with all variables, and there is no ``"flow"``.
+        end: how the last step ends. ``"denoise"`` returns the data prediction D, Tweedie's formula, at sigma = 0, and is the
+            default of named solvers. ``"flow"`` follows the flow to sigma = 0, (x / alpha + D) / 2, which is closer for
+            smooth densities and worse for data on a manifold, such as images. ``"extrapolate"`` goes on to sigma = 0 by the
+            solver's own rule, which is the closest for both; it needs a multistep solver in the velocity or in rho, and is
+            the default of ``"auto"``. ``"stop"`` ends at ``t_min``, with the noise at that time. With matrix coefficients
+            ``"stop"`` returns states with all variables, and there is neither ``"flow"`` nor ``"extrapolate"``.
         progress: whether to show a progress bar.
         callback: a function called with every :class:`~scoresde.solvers.State` (step, point, x); sampling stops if it
             returns something true.
@@ -171,26 +176,27 @@ def sample(
     Example:
         >>> import scoresde
         >>> model = scoresde.problems.ring().model(scoresde.VP())
-        >>> samples = sample(model, (4, 2), "dpmpp-2m", steps=10, progress=False)
-        >>> samples.x.shape, samples.evaluations
-        (torch.Size([4, 2]), 10)
+        >>> samples = sample(model, (4, 2), steps=10, progress=False)
+        >>> samples.x.shape, samples.evaluations, samples.solver
+        (torch.Size([4, 2]), 10, 'abm-3')
     """
     if isinstance(model, OwnProcess):
         refused = {"driver": driver != "auto", "project": project, "noise": noise, "transform": transform, "dtype": dtype}
         _refuse_on_other_states(refused)
         how: dict[str, Any] = {"path": path, "seed": seed, "t_min": t_min, "t_max": t_max, "end": end, "keep": keep}
         how |= {"progress": progress, "callback": callback, "device": device, "conditions": conditions}
-        return model.draw(shape_or_start, solver, steps, **how)
-    solver = "dpmpp-2m" if solver is None else solver
+        given = {name: value for name, value in how.items() if value is not None or name == "seed"}
+        return model.draw(shape_or_start, None if solver == "auto" else solver, steps, **given)
     sde: Any = model.sde if isinstance(model, ScoreModel) else None
     matrix = sde if isinstance(sde, MatrixSDE) else None
     method = _method(solver, matrix)
     if isinstance(model, ReverseSDE) or (sde is not None and matrix is None and not isinstance(sde, GaussianSDE)):
         given = {"driver": driver not in ("auto", "readable"), "project": project, "noise": noise, "transform": transform}
-        _refuse_without_marginals({**given, "end": end == "flow", "keep": keep})
+        _refuse_without_marginals({**given, "end": end in ("flow", "extrapolate"), "keep": keep})
         noising, scored = (model.forward, None) if isinstance(model, ReverseSDE) else (model.sde, model)
         general = falling_times(noising.span, path, steps, t_max, t_min)
         x, fresh = start(shape_or_start, scored, seed, noising.prior_std, device, dtype)
+        method = method.chosen(None)
         return _integrate(model, method, general, x, fresh, progress, callback, conditions)
     if not isinstance(model, ScoreModel):
         raise TypeError(
@@ -204,6 +210,7 @@ def sample(
         where, rows = matrix_plan(cast(MatrixSolver, method), matrix, path, steps, t_max, t_min, end)
     else:
         where, rows = plan(solver, method, model.sde, path, steps, t_max, t_min, end)
+        method = method.chosen(where)
     drawn = not isinstance(shape_or_start, Tensor)
     if drawn:
         _check_prior(where, model.sde)

@@ -17,7 +17,7 @@ __all__ = ["CountedDynamics", "falling_times"]
 
 
 def falling_times(
-    span: tuple[float, float], path: PathLike, steps: int, t_max: float | None, t_min: float | None
+    span: tuple[float, float], path: PathLike | None, steps: int, t_max: float | None, t_min: float | None
 ) -> list[float]:
     """Return the times of a path on an SDE without lam, evenly spaced or given as a list.
 
@@ -27,7 +27,7 @@ def falling_times(
     low, high = span
     if isinstance(path, Tensor | list | tuple):
         times = torch.as_tensor(path, dtype=torch.float64).tolist()
-    elif path in ("t", "lam"):  # "lam" is the default of sample(), and there is no lam here
+    elif path in (None, "t", "lam"):  # there is no lam here
         steps = whole("steps", steps, 1)
         first, last = high if t_max is None else t_max, low if t_min is None else t_min
         times = torch.linspace(first, last, steps + 1, dtype=torch.float64).tolist()

@@ -6,6 +6,7 @@ A solver is a prediction and a stencil on a path; it turns the path into rows, a
 from scoresde.solvers.adaptive.control import Controller
 from scoresde.solvers.adaptive.flow import Adaptive, bogacki_shampine, dormand_prince, dpm_adaptive
 from scoresde.solvers.adaptive.reverse_sde import AdaptiveSDE, gotta_go_fast
+from scoresde.solvers.chooser import Choice, Chooser, auto, auto_sde
 from scoresde.solvers.coefficients import exponential_moments, lagrange_integrals
 from scoresde.solvers.drivers import (
     DRIVERS,
@@ -81,14 +82,14 @@ from scoresde.solvers.methods.runge_kutta import euler, explicit_midpoint, heun,
 from scoresde.solvers.methods.sa import sa_solver
 from scoresde.solvers.methods.singlestep import dpm_fast, dpm_solver, dpmpp_2s, dpmpp_3s
 from scoresde.solvers.methods.third_party import rk45, torchsde_solver
-from scoresde.solvers.methods.unipc import exp_adams_moulton, unipc
+from scoresde.solvers.methods.unipc import adams_moulton, exp_adams_moulton, unipc
 from scoresde.solvers.noise.brownian import BrownianNoise
 from scoresde.solvers.noise.fresh import FreshNoise, NoiseSource, sample_seeds
 from scoresde.solvers.path import Path, Point, make_path, points
 from scoresde.solvers.prediction import Data, Drift, Noise, Prediction, Rho, Velocity
 from scoresde.solvers.rows import each_step, one_step, stencil_rows
 from scoresde.solvers.solver import Description, Dynamics, RowSolver, Solver, compose
-from scoresde.solvers.spacings import PATHS, ChainSpacing, Shifted, flux_shift, resolution_shift
+from scoresde.solvers.spacings import PATHS, Arctan, ChainSpacing, Shifted, flux_shift, resolution_shift
 from scoresde.solvers.stencil import Stage, midpoint, multistep, radau, trapezoid
 from scoresde.solvers.table import SOLVERS, get
 from scoresde.solvers.updates import Langevin, LearnedNoise, Row, Update, evaluations, from_json, to_json
@@ -100,9 +101,12 @@ __all__ = [
     "SOLVERS",
     "Adaptive",
     "AdaptiveSDE",
+    "Arctan",
     "BrownianNoise",
     "CapturedSampler",
     "ChainSpacing",
+    "Choice",
+    "Chooser",
     "Compiled",
     "Controller",
     "CudaGraph",
@@ -143,9 +147,12 @@ __all__ = [
     "State",
     "Update",
     "Velocity",
+    "adams_moulton",
     "analytic_dpm",
     "ancestral",
     "annealed_langevin",
+    "auto",
+    "auto_sde",
     "bogacki_shampine",
     "churn",
     "compiled",

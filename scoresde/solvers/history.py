@@ -17,7 +17,7 @@ from scoresde.solvers import scalar, stencil
 from scoresde.solvers.coefficients import exponential_moments, lagrange_integrals
 from scoresde.solvers.path import Path, Point
 from scoresde.solvers.prediction import Prediction
-from scoresde.solvers.rows import apart, forward_move, last_move, newest_first, stencil_rows
+from scoresde.solvers.rows import apart, extrapolates, forward_move, last_move, newest_first, stencil_rows
 from scoresde.solvers.stencil import Stencil
 from scoresde.solvers.updates import Row
 
@@ -219,7 +219,8 @@ def multistep_rows(
             steps are left to the rule.
         finish: the finish of the method.
         corrects_end: whether to correct the state before the move to sigma = 0 too. That move then takes the prediction with
-            which the correction was made.
+            which the correction was made. Where the path's end is "extrapolate", the move to sigma = 0 is a step of the
+            predictor, and the state before it is corrected.
     """
     rows: list[Row] = []
     known: list[tuple[int, Point]] = []  # the evaluations at the starts of steps, newest first: their numbers and points
@@ -227,9 +228,12 @@ def multistep_rows(
     order = max(predictor[0], corrector[0] - 1 if corrector else 0)
     depth = max(predictor[0], corrector[0] if corrector else 0)
     steps = _plan(path, opening, order, finish, opens_with_rule=True)
+    to_the_end = isinstance(prediction, Prediction) and extrapolates(prediction, path)
+    if to_the_end:
+        steps.append((None, steps[-1][1] if steps else math.inf))
     number = 0
     for (u, v), then in itertools.zip_longest(path.moves, path.moves[1:]):
-        if v.sigma == 0 or v.lam < u.lam:
+        if (v.sigma == 0 and not to_the_end) or v.lam < u.lam:
             row = last_move(path) if v.sigma == 0 else forward_move(u, v)
             rows.append(replace(row, at=None) if fresh else row)
             known, since, fresh = [], 0, False
@@ -248,7 +252,7 @@ def multistep_rows(
         row = _predicted(step, u, v, None if fresh else u, _limited(predictor, most), known, evaluated)
         # An evaluation at v is handed on to a step of the method, not to a starting step or a singlestep end.
         by_rule = since >= len(opening) and not any(shape for shape, _ in steps[number : number + 1])
-        fresh = corrector is not None and by_rule and _goes_on(u, v, then, corrects_end)
+        fresh = corrector is not None and by_rule and _goes_on(u, v, then, corrects_end or to_the_end)
         rows.append(replace(row, ends_step=not fresh))
         if corrector is not None and fresh:
             known, evaluated = [(evaluated, v), *known[: depth - 1]], evaluated + 1
@@ -268,6 +272,10 @@ def _goes_on(u: Point, v: Point, then: tuple[Point, Point] | None, corrects_end:
     return then[1].sigma > 0 or corrects_end
 
 
+def _lam(point: Point) -> float:
+    return point.lam
+
+
 def _predicted(
     step: Prediction,
     u: Point,
@@ -280,7 +288,8 @@ def _predicted(
     count, rule = method
     # The newest node, and the nodes before it that a polynomial can pass through, which excludes infinite lam.
     nodes = [node for i, node in enumerate(known) if i == 0 or scalar.isfinite(node[1].lam)]
-    nodes = [nodes[i] for i in apart([point.lam for _, point in nodes], v.lam - u.lam)][:count]
+    clock = step.clock if v.sigma == 0 else _lam  # lam is infinite at the end of a step to sigma = 0
+    nodes = [nodes[i] for i in apart([clock(point) for _, point in nodes], clock(v) - clock(u))][:count]
     w = rule(step, u, v, [point for _, point in nodes])
     p, q = step.mix(at) if at is not None else (0.0, 1.0)
     s = step.noise(u, v)

@@ -1,8 +1,9 @@
 r"""Paths: the times that a sampler visits, with the marginals and rates of the SDE there, in float64 on the host.
 
 A path of ``steps`` moves goes from the noise at ``t_max`` to the data. Its last move goes from ``t_min`` to
-:math:`\sigma = 0`, unless the path stops at ``t_min``. Every solver makes this move alike: see
-:func:`scoresde.solvers.rows.last_move`. A move towards the noise is the exact forward kernel, also for every solver.
+:math:`\sigma = 0`, unless the path stops at ``t_min``. Every solver makes this move alike, see
+:func:`scoresde.solvers.rows.last_move`, unless the end is ``"extrapolate"``, with which it is a step of the solver like the
+others. A move towards the noise is the exact forward kernel, also for every solver.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Point(NamedTuple):
         return self.log_alpha - self.log_sigma
 
 
-ENDS = ("denoise", "flow", "stop")
+ENDS = ("denoise", "flow", "extrapolate", "stop")
 
 CLOSEST = 1e-6
 """The least length in lam of a step towards the data; the rounding of the state is divided by the length."""
@@ -177,8 +178,9 @@ def make_path(
         steps: the number of moves.
         t_max: the time of the start, by default ``sde.span[1]``.
         t_min: the smallest time above zero, by default ``sde.span[0]``.
-        end: the end of the path. With ``"denoise"`` and ``"flow"`` the last of the ``steps`` moves goes from ``t_min`` to
-            sigma = 0, by returning the data prediction or by following the flow. With ``"stop"`` the path ends at ``t_min``.
+        end: the end of the path. With ``"denoise"``, ``"flow"`` and ``"extrapolate"`` the last of the ``steps`` moves goes
+            from ``t_min`` to sigma = 0, by returning the data prediction, by following the flow, or by the solver's
+            rule. With ``"stop"`` the path ends at ``t_min``.
 
     Example:
         >>> from scoresde import EDM

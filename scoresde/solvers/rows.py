@@ -20,6 +20,7 @@ __all__ = [
     "apart",
     "each_step",
     "each_step_of",
+    "extrapolates",
     "first_move",
     "forward_move",
     "kernel_of_decay",
@@ -52,9 +53,21 @@ def last_move(path: Path) -> Row:
     across it has no limit. Then sigma^2 s does not vanish, and D is the better end.
     """
     u, v = path.points[-2:]
+    if path.end == "extrapolate":
+        raise ValueError(
+            "got end='extrapolate' for a solver whose rule does not reach sigma = 0; expected end='denoise' or 'flow', or a "
+            "multistep solver in the velocity or in rho: 'auto', 'abm-3', 'velocity-3', 'lms', 'ipndm'"
+        )
     if path.end == "flow":
         return one_step(u, v, a=0.5 * v.alpha / u.alpha, w=0.5 * v.alpha)
     return one_step(u, v, a=0.0, w=v.alpha)
+
+
+def extrapolates(prediction: Prediction, path: Path) -> bool:
+    """Tell whether the move to sigma = 0 is a step of ``prediction``: if asked for, where its clock is finite."""
+    if not (path.end == "extrapolate" and path.ends_clean):
+        return False
+    return scalar.isfinite(prediction.clock(path.points[-1]))
 
 
 def forward_move(u: Point, v: Point) -> Row:
@@ -95,7 +108,8 @@ def stencil_rows(prediction: Prediction, stencil: Stencil | list[Stencil], path:
             f"got a stencil with explicit weights in {type(prediction).__name__} prediction; expected one whose rate is "
             "zero (Rho, Velocity, Drift), or a stencil without weights"
         )
-    moves = path.moves[:-1] if path.ends_clean else path.moves
+    by_rule = extrapolates(prediction, path) and len(stencils[-1]) == 1
+    moves = path.moves if by_rule or not path.ends_clean else path.moves[:-1]
     up = [(u, v) for u, v in moves if v.lam > u.lam]
     begun = [_begun(prediction, stencils[min(i, len(stencils) - 1)], u) for i, (u, _) in enumerate(up)]
     kinds, shapes = [step for step, _ in begun], [shape for _, shape in begun]
@@ -136,7 +150,7 @@ def stencil_rows(prediction: Prediction, stencil: Stencil | list[Stencil], path:
             at = target
         if step is not prediction:
             starts = []  # it interpolated another quantity
-    if path.ends_clean:
+    if path.ends_clean and not by_rule:
         rows.append(last_move(path))
     return rows
 

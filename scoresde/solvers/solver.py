@@ -11,9 +11,10 @@ from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from torch import Tensor
 
+from scoresde.sde import GaussianSDE
 from scoresde.solvers.drivers import Denoiser, State, fast, readable
 from scoresde.solvers.noise.fresh import FreshNoise
-from scoresde.solvers.path import Path
+from scoresde.solvers.path import Path, make_path
 from scoresde.solvers.prediction import Prediction
 from scoresde.solvers.rows import stencil_rows
 from scoresde.solvers.stencil import Stencil
@@ -75,6 +76,9 @@ class Solver(ABC):
     dense: ClassVar[bool] = False
     """Whether the steps do not depend on the points of a path, at which the solver interpolates its states."""
 
+    brings_path: ClassVar[bool] = False
+    """Whether the solver has a path of its own, which a comparison takes in place of the paths that it compares."""
+
     @property
     def name(self) -> str:
         """The name in the table of solvers."""
@@ -84,6 +88,32 @@ class Solver(ABC):
     def stochastic(self) -> bool:
         """Whether the solver draws noise."""
         return self.description.stochastic
+
+    @property
+    def own_end(self) -> str:
+        """The end of the path where none is given; see :func:`scoresde.sample`."""
+        return "denoise"
+
+    def own_path(
+        self,
+        sde: GaussianSDE,
+        steps: int,
+        *,
+        t_max: float | None = None,
+        t_min: float | None = None,
+        end: str | None = None,
+    ) -> Path:
+        """Return the path of ``steps`` moves on which the solver runs where none is given: even in lam.
+
+        Args:
+            sde, steps, t_max, t_min: the same as in :func:`~scoresde.solvers.make_path`.
+            end: the end of the path, by default :attr:`own_end`.
+        """
+        return make_path(sde, "lam", steps, t_max=t_max, t_min=t_min, end=end or self.own_end)
+
+    def chosen(self, path: Path | None) -> Solver:
+        """Return the solver that runs on ``path``, or on an SDE without marginals for ``None``: itself, for most."""
+        return self
 
     @abstractmethod
     def states(self, path: Path, model: Denoiser, x: Tensor, noise: FreshNoise) -> Iterator[State]:

@@ -18,6 +18,7 @@ from scoresde.sde import ChainSDE, GaussianSDE
 
 __all__ = [
     "PATHS",
+    "Arctan",
     "ChainSpacing",
     "Shifted",
     "Spacing",
@@ -87,6 +88,43 @@ def _share(sde: GaussianSDE, t: float) -> float:
 
 def _at_share(sde: GaussianSDE, u: Tensor) -> Tensor:
     return sde.time(-torch.logit(u))
+
+
+PRIOR = -5.0
+"""Half the log signal-to-noise ratio below which data of unit scale hardly differ from the prior."""
+
+
+@dataclass(frozen=True)
+class Arctan:
+    r"""A spacing of times that are equidistant in :math:`\arctan((\lambda - c) / w)`.
+
+    The density of the points in lam is that of a Cauchy distribution with the location c and the scale w: it is largest at
+    c, where data of unit scale take shape, and falls to both sides. A large w is the even spacing in lam. A start before
+    lam = -5, or at alpha = 0, is the first point, and the others are placed as for a start at lam = -5.
+
+    Args:
+        centre: c, the lam around which the points lie densest.
+        width: w, half the width of the density at half its height, in units of lam; positive.
+
+    Example:
+        >>> from scoresde import VP
+        >>> lam = VP().lam(Arctan()(VP(), 5, 1.0, 0.001))
+        >>> [round(step, 2) for step in lam.diff().tolist()]
+        [4.09, 1.38, 1.27, 2.81]
+    """
+
+    centre: float = 0.6
+    width: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.centre) and 0 < self.width < math.inf):
+            raise ValueError(f"got centre={self.centre} and width={self.width}; expected a finite and a positive number")
+
+    def __call__(self, sde: GaussianSDE, n: int, t_max: float, t_min: float) -> Tensor:
+        low, high = _lam_range(sde, t_max, t_min)
+        low = max(low, min(PRIOR, high - 1))
+        first, last = (math.atan((lam - self.centre) / self.width) for lam in (low, high))
+        return sde.time(self.centre + self.width * torch.tan(torch.linspace(first, last, n, dtype=torch.float64)))
 
 
 @dataclass(frozen=True)
@@ -240,6 +278,7 @@ PATHS: Table[Spacing] = Table(
         "karras": karras,
         "shifted": Shifted(),
         "straight": straight,
+        "arctan": Arctan(),
         "leading": ChainSpacing("leading"),
         "trailing": ChainSpacing("trailing"),
         "linspace": ChainSpacing("linspace"),

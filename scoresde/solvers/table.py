@@ -8,6 +8,7 @@ from functools import partial
 from scoresde.base.names import Table
 from scoresde.solvers.adaptive.flow import bogacki_shampine, dormand_prince, dpm_adaptive
 from scoresde.solvers.adaptive.reverse_sde import gotta_go_fast
+from scoresde.solvers.chooser import auto, auto_sde
 from scoresde.solvers.methods.ancestral import ddpm, euler_maruyama, ncsn, reverse_diffusion, sde_heun
 from scoresde.solvers.methods.er import er_sde_solver
 from scoresde.solvers.methods.exponential import ddim, dpm_multistep, dpmpp_2m, dpmpp_3m
@@ -32,7 +33,7 @@ from scoresde.solvers.methods.runge_kutta import euler, explicit_midpoint, heun,
 from scoresde.solvers.methods.sa import sa_solver
 from scoresde.solvers.methods.singlestep import dpm_fast, dpm_solver, dpmpp_2s, dpmpp_3s
 from scoresde.solvers.methods.third_party import rk45, torchsde_solver
-from scoresde.solvers.methods.unipc import exp_adams_moulton, unipc
+from scoresde.solvers.methods.unipc import adams_moulton, exp_adams_moulton, unipc
 from scoresde.solvers.solver import Solver
 
 __all__ = ["SOLVERS", "get"]
@@ -41,6 +42,8 @@ SOLVERS: Table[Callable[..., Solver]] = Table(
     "solver",
     "scoresde.solvers.SOLVERS",
     {
+        "auto": auto,
+        "auto-sde": auto_sde,
         "euler-maruyama": euler_maruyama,
         "reverse-diffusion": reverse_diffusion,
         "ddpm": ddpm,
@@ -94,6 +97,9 @@ SOLVERS: Table[Callable[..., Solver]] = Table(
         "velocity-2": partial(velocity, 2),
         "velocity-3": partial(velocity, 3),
         "velocity-4": partial(velocity, 4),
+        "abm-2": partial(adams_moulton, 2),
+        "abm-3": partial(adams_moulton, 3),
+        "abm-4": partial(adams_moulton, 4),
         "sde-heun": sde_heun,
         "sde-dpmpp-1": partial(sde_dpmpp, "1"),
         "sde-dpmpp-2s": partial(sde_dpmpp, "2s"),

@@ -24,13 +24,13 @@ def sdedit(
     model: ScoreModel,
     x: Tensor,
     t: float,
-    solver: str | Solver = "dpmpp-2m",
+    solver: str | Solver = "auto",
     steps: int = 20,
-    path: PathLike = "lam",
+    path: PathLike | None = None,
     *,
     seed: int | Sequence[int] | None = 0,
     t_min: float | None = None,
-    end: str = "denoise",
+    end: str | None = None,
     keep: Times | None = None,
     progress: bool = False,
     driver: str | Driver = "auto",
@@ -53,7 +53,7 @@ def sdedit(
         t: the time up to which noise is added, from ``t_min`` to ``t_max`` of the SDE; ``float(sde.time(0.0))`` is where
             signal and noise are equal.
         solver, steps, t_min, end, keep, progress, driver, conditions: the same as in :func:`scoresde.sample`.
-        path: the name of a spacing or a spacing function.
+        path: the name of a spacing or a spacing function; by default the solver's own path.
         seed: the seed or seeds of the noise, of that which is added first and of the solver's after it.
 
     Returns:
@@ -82,7 +82,7 @@ def sdedit(
             f"got t={t:.6g} to add noise up to; expected a time above t_min={low:.6g} and up to {high:.6g} on "
             f"{type(model.sde).__name__}, such as {float(model.sde.time(0.0)):.3g}, where signal and noise are equal"
         )
-    if not isinstance(path, str) and not callable(path):
+    if path is not None and not isinstance(path, str) and not callable(path):
         raise ValueError(f"got a path of type {type(path).__name__}; expected a spacing such as 'lam', laid out from t on")
     noise = FreshNoise(sample_seeds(seed, len(x)), x.device)
     start = model.sde.perturb(x.detach(), torch.tensor(t, dtype=torch.float64), noise.normal(torch.empty_like(x))).to(x)

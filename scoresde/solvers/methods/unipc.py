@@ -1,4 +1,4 @@
-r"""Predictor-corrector exponential integrators: UniPC and exponential Adams-Bashforth-Moulton.
+r"""Predictor-corrector methods: UniPC, and Adams-Bashforth-Moulton in the data, the noise and the velocity.
 
 Notation of the formulas: a step goes from u to v, towards the data; h = lam_v - lam_u > 0; m is the data prediction. A
 step predicts :math:`\tilde x_v` from the history, evaluates :math:`\tilde m_v` there, and corrects to :math:`x_v` with it.
@@ -20,14 +20,15 @@ from scoresde.solvers.history import (
     step_stencils,
 )
 from scoresde.solvers.path import Point
-from scoresde.solvers.prediction import Data, Noise, Prediction
+from scoresde.solvers.prediction import Data, Noise, Prediction, Velocity
 from scoresde.solvers.rows import stencil_rows
 from scoresde.solvers.solver import Description, RowSolver, maker
 from scoresde.solvers.stencil import Stage, Stencil
 
-__all__ = ["exp_adams_moulton", "unipc"]
+__all__ = ["adams_moulton", "exp_adams_moulton", "unipc"]
 
 ZHAO = "Zhao et al. 2023, arXiv:2302.04867"
+HAIRER = "Hairer et al. 1993, doi:10.1007/978-3-540-78862-1"
 HOCHBRUCK = "Hochbruck & Ostermann 2011, doi:10.1007/s10543-011-0332-6"
 
 _PREDICTIONS: dict[str, type[Data] | type[Noise]] = {"data": Data, "noise": Noise}
@@ -140,6 +141,41 @@ def exp_adams_moulton(
         return RowSolver(description, lambda path: multistep_rows(kind, path, pair, pair, opening, finish=end))
     return RowSolver(
         description, lambda path: stencil_rows(kind, step_stencils(path, opening, order, _predict_and_correct, end), path)
+    )
+
+
+@maker
+def adams_moulton(order: int = 3, start: str = "published", finish: str = "published") -> RowSolver:
+    r"""Return Adams-Bashforth-Moulton in the velocity eps - m, with the clock :math:`\tau = \sigma / (\alpha + \sigma)`.
+
+    .. math:: \frac{x_v}{\alpha_v + \sigma_v} = \frac{x_u}{\alpha_u + \sigma_u} + \int_{\tau_u}^{\tau_v} P(\tau)\, d\tau
+
+    The polynomial P goes through the newest ``order`` velocities in the predictor, which is
+    :func:`~scoresde.solvers.velocity`. In the corrector it goes through the velocity at the predicted end of the step and
+    the ``order`` - 1 before it. A step makes one evaluation (PEC), at its predicted end, with which the next step starts.
+    Like the velocity methods it serves every SDE and can start at alpha = 0. Since tau = 0 at sigma = 0, it can also end
+    there by its own rule: ``end="extrapolate"`` of :func:`scoresde.sample`.
+
+    Args:
+        order: the number of nodes, 2, 3 or 4.
+        start: the starting procedure, see :func:`unipc`; the published one limits the order to 3.
+        finish: the finish, see :func:`unipc`. Here ``"published"`` is ``"same"``, since there is no code to follow.
+
+    Source: Hairer, Nørsett and Wanner, "Solving Ordinary Differential Equations I", 1993, section III.1, for the pair of
+    rules.
+
+    Example:
+        >>> from scoresde import VP
+        >>> from scoresde.solvers import evaluations, make_path
+        >>> evaluations(adams_moulton(3).rows(make_path(VP(), "lam", 10)))
+        10
+    """
+    if order not in (2, 3, 4):
+        raise ValueError(f"got order={order!r}; expected 2, 3 or 4")
+    pair, opening, end = (order, exact_rule), high_order(order, start), finishing(finish)
+    return RowSolver(
+        Description(f"abm-{order}", "multistep", HAIRER, order=_reached(order, start, end)),
+        lambda path: multistep_rows(Velocity(), path, pair, pair, opening, finish=end),
     )
 
 
