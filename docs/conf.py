@@ -1,6 +1,7 @@
 """Sphinx configuration; the build reads nothing from the network."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import scoresde
@@ -10,8 +11,18 @@ author = "The scoresde authors"
 copyright = "2026, The scoresde authors"
 version = release = scoresde.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode", "myst_nb"]
-exclude_patterns = ["_build", "jupyter_execute", "tables"]
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # a copy of MathJax in the site, so that equations show without a network
+    "sphinx.ext.viewcode",
+    "sphinx_design",
+    "myst_nb",
+    "downloads",
+]
+exclude_patterns = ["_build", "_extensions", "jupyter_execute", "tables"]
 
 autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
 autodoc_typehints_format = "short"
@@ -19,15 +30,17 @@ autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 
-myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "auto"
+nb_execution_mode = "cache"  # a page is executed again when its code changes
 nb_execution_timeout = 300
 nb_render_markdown_format = "myst"
 nb_execution_raise_on_error = True
 
 html_theme = "furo"
 html_title = f"scoresde {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 
 def link_exported_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
