@@ -10,6 +10,7 @@ import nbformat
 from myst_nb.core.read import read_myst_markdown_notebook
 
 FOLDER = "downloads"
+ROLES = re.compile(r"\{(?:func|class|meth|mod|data|attr|doc)\}`~?(?:([^`<]+) <[^`]+>|([^`]+))`")
 
 
 def notebook(source: str) -> nbformat.NotebookNode:
@@ -19,7 +20,9 @@ def notebook(source: str) -> nbformat.NotebookNode:
     for cell in made.cells:
         cell.metadata = {}
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\{(?:func|class|meth|mod|data|attr|doc)\}`~?(?:([^`<]+) <[^`]+>|([^`]+))`", _name, cell.source)
+            cell.source = ROLES.sub(_name, cell.source)
+                r"\{(?:func|class|meth|mod|data|attr|doc)\}`~?(?:([^`<]+) <[^`]+>|([^`]+))`", _name, cell.source
+            )
     return made
 
 
