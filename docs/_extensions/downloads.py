@@ -21,8 +21,6 @@ def notebook(source: str) -> nbformat.NotebookNode:
         cell.metadata = {}
         if cell.cell_type == "markdown":
             cell.source = ROLES.sub(_name, cell.source)
-                r"\{(?:func|class|meth|mod|data|attr|doc)\}`~?(?:([^`<]+) <[^`]+>|([^`]+))`", _name, cell.source
-            )
     return made
 
 
