@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         solvers,
         systems,
         training,
+        tuning,
         weights,
     )
     from scoresde.comparison import compare
@@ -99,6 +100,7 @@ __all__ = [
     "solvers",
     "systems",
     "training",
+    "tuning",
     "weights",
 ]
 
@@ -123,6 +125,7 @@ _ROOMS = frozenset(
         "solvers",
         "systems",
         "training",
+        "tuning",
         "weights",
     ]
 )

@@ -30,6 +30,7 @@ HOUSE = (
     "__init__",
     "comparison",
     "systems",
+    "tuning",
     "evaluation",
     "presets",
     "training",

@@ -49,7 +49,7 @@ def plan(
         if key is not None and key in _KEPT:
             _KEPT.move_to_end(key)
             return _KEPT[key]
-    where = make_path(sde, path, steps, t_max=t_max, t_min=t_min, end=end)
+    where = method.own_path(make_path(sde, path, steps, t_max=t_max, t_min=t_min, end=end))
     made = where, tuple(method.rows(where)) if isinstance(method, RowSolver) else None
     with _LOCK:
         if key is not None:
@@ -60,7 +60,7 @@ def plan(
 
 
 def _key(given: str | Solver, sde: GaussianSDE, path: PathLike, rest: tuple[Any, ...]) -> Any:
-    if not isinstance(given, str) or type(sde) not in _PUBLISHED:
+    if not isinstance(given, str) or type(sde) not in _PUBLISHED or given.partition(":")[0] not in SOLVERS:
         return None
     if isinstance(path, Path):
         plain = type(path.sde) in _PUBLISHED and all(type(value) is float for point in path.points for value in point)

@@ -28,7 +28,7 @@ from scoresde.solvers.noise.fresh import FreshNoise
 from scoresde.solvers.path import Path, PathLike
 from scoresde.solvers.scalar import value
 from scoresde.solvers.solver import RowSolver, Solver
-from scoresde.solvers.table import get
+from scoresde.solvers.table import SOLVERS, get
 
 __all__ = ["NonFiniteError", "Samples", "sample"]
 
@@ -100,7 +100,8 @@ def sample(
             ``sde.reverse(score)``.
         shape_or_start: the shape ``(batch, *event)`` of a start drawn from the prior, or a tensor to start from, which is
             not changed.
-        solver: a name of ``scoresde.solvers.SOLVERS`` or a solver object.
+        solver: a name of ``scoresde.solvers.SOLVERS``, a solver object, the JSON file of a tuned solver, or ``"tuned"`` for
+            the solver that was tuned for the model and saved with it.
         steps: number of steps; each costs the solver's evaluations per step.
         path: "t", "quadratic", "lam", "karras"; a spacing function; times from noise to data; or a ``Path``.
         seed: one integer, from which the seed of every sample is derived; a seed for each sample; or ``None`` for a random
@@ -149,9 +150,7 @@ def sample(
         >>> samples.x.shape, samples.evaluations
         (torch.Size([4, 2]), 10)
     """
-    method = get(solver) if isinstance(solver, str) else solver
-    if not isinstance(method, Solver):
-        raise TypeError(f"got solver {solver!r}; expected a name or a solver object")
+    method = _method(solver, model)
     if isinstance(model, ReverseSDE) or (isinstance(model, ScoreModel) and not isinstance(model.sde, GaussianSDE)):
         given = {"driver": driver not in ("auto", "readable"), "project": project, "noise": noise, "transform": transform}
         _refuse_without_marginals({**given, "end": end == "flow", "keep": keep})
@@ -164,6 +163,7 @@ def sample(
             f"got model of type {type(model).__name__}; expected a ScoreModel: ScoreModel(net, sde) makes one of a network"
         )
     model = model if transform is None else Transformed(model, transform)
+    method.check_model(model)
     where, rows = plan(solver, method, model.sde, path, steps, t_max, t_min, end)
     drawn = not isinstance(shape_or_start, Tensor)
     if drawn:
@@ -211,6 +211,22 @@ def _watching(keeper: Keeper | None, callback: Callable[[State], object] | None)
         return callback(state) if callback is not None else None
 
     return watch
+
+
+def _method(solver: str | Solver, model: ScoreModel | ReverseSDE) -> Solver:
+    """Return the solver of a name, or the solver itself; the name "tuned" is the solver that the model carries."""
+    if solver == "tuned" and "tuned" not in SOLVERS:
+        carried: Solver | None = getattr(model, "tuned", None)
+        if carried is None:
+            raise ValueError(
+                "got solver='tuned' for a model that carries no tuned solver; expected one from a checkpoint that scoresde "
+                "tune completed, or model.tuned = scoresde.tuning.tune(model, 8)"
+            )
+        return carried
+    method = get(solver) if isinstance(solver, str) else solver
+    if not isinstance(method, Solver):
+        raise TypeError(f"got solver {solver!r}; expected a name or a solver object")
+    return method
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------

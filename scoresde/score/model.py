@@ -93,6 +93,9 @@ class ScoreModel(nn.Module):
     dropped: Mapping[str, Any] | None
     """The null values of the conditions that training left out at times, by name; ``None`` where no training is known."""
 
+    tuned: Any
+    """The solver that was tuned for this model and is saved with it, named ``solver="tuned"``; ``None`` if none was."""
+
     _derived: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -146,6 +149,7 @@ class ScoreModel(nn.Module):
         self.sigma_data = sigma_data
         self.learned_variance = learned_variance
         self.dropped = None
+        self.tuned = None
         self._time = time or (sde.index if isinstance(sde, Chain) else self._default_time)
 
     # What a model implements -----------------------------------------------------------------------------------------

@@ -1,0 +1,12 @@
+"""Tuning: solvers and times fitted to a model.
+
+:func:`tune` learns the times and coefficients of a solver for a few evaluations. :func:`gits` and :func:`ays` choose the
+times alone, by the rules of their papers.
+"""
+
+from scoresde.tuning.ays import ays, ays_costs, denoising_errors
+from scoresde.tuning.chains import cheapest_chain
+from scoresde.tuning.gits import gits, gits_costs
+from scoresde.tuning.tune import tune
+
+__all__ = ["ays", "ays_costs", "cheapest_chain", "denoising_errors", "gits", "gits_costs", "tune"]
