@@ -361,3 +361,32 @@ def test_an_interrupt_returns_the_best_so_far(ring: tuple[ScoreModel, Tuned], mo
 def test_wrong_arguments_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises((ValueError, TypeError)):
         tuning.tune(problems.ring().model(VP()), **{"evaluations": 2, "progress": False, **wrong})  # type: ignore[arg-type]
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_tunes_a_checkpoint_that_then_samples_and_compares_by_it(tmp_path, monkeypatch) -> None:
+    from typer.testing import CliRunner
+
+    from scoresde.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = ScoreModel(MLP(2, hidden=(8,)), VP(), "v")
+    scoresde.save(model, tmp_path / "run" / "model.safetensors", event=(2,))
+
+    def typed(line: str) -> str:
+        done = CliRunner().invoke(app, line.split(), env={"COLUMNS": "200"})
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    few = "--starts 16 --iterations 3 --tolerance 1e-5 --no-progress"
+    assert "carries no tuned solver" in CliRunner().invoke(app, ["sample", "run", "--solver", "tuned"]).output
+    said = typed(f"tune run --evaluations 2,3 {few}")
+    assert "3 evaluations: rms error" in said and "model.safetensors" in said and "tuned.json" in said
+    assert typed(f"tune run --evaluations 2,3 {few}") == said  # continues, with nothing left to do
+    assert "64 samples" in typed("sample run --solver tuned --steps 3 --no-progress")
+    assert "on held-out starts" in typed("solvers --show run/tuned.json --steps 2")
+    assert "tuned" in typed("compare run --solver tuned,ddim,run/tuned.json --evaluations 3 --metric rms -n 8 --no-progress")
+    assert "whole numbers with commas" in CliRunner().invoke(app, ["tune", "run", "--evaluations", "a"]).output

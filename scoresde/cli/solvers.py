@@ -89,7 +89,7 @@ def tune(
     ],
     evaluations: Annotated[str, typer.Option(help="Numbers of evaluations of the model, with commas.")] = "8",
     starts: Annotated[
-        int | None, typer.Option(help="Starts of the fit; by default as many as have 65536 numbers, 64 to 1024.")
+        int | None, typer.Option(help="Starts of the fit; by default as many as have 65536 numbers, 256 to 1024.")
     ] = None,
     iterations: Annotated[int, typer.Option(help="Most iterations of the fit over all numbers.")] = 40,
     tolerance: Annotated[

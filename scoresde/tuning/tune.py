@@ -77,7 +77,7 @@ def tune(
     end: str = "flow",
     iterations: int = 40,
     penalty: float = 1e-3,
-    robust: float = math.inf,
+    robust: float = 100.0,
     tolerance: float = 1e-10,
     seed: int = 0,
     cache: str | os.PathLike[str] | None = None,
@@ -98,7 +98,7 @@ def tune(
         evaluations: the numbers of data predictions; a guided model makes several network calls for each.
         shape: the shape of one sample; by default that of the model's problem, or else it is needed.
         starts: the number of starts of the fit. Half as many choose among its iterations, and half as many measure the
-            result. By default as many as have 65,536 numbers, but between 64 and 1024.
+            result. By default as many as have 65,536 numbers, but between 256 and 1024.
         conditions: the values on which the model is conditioned, as for :func:`scoresde.sample`. Entries for samples are
             taken in turn.
         metric: a function ``metric(x, reference)`` of two batches that returns residuals, ``(batch, ..)``. The mean of their
@@ -107,7 +107,9 @@ def tune(
         end: the end of the teacher at the smallest time of the SDE, "flow" or "denoise", as for :func:`scoresde.sample`.
         iterations: the largest number of iterations over all numbers.
         penalty: the weight of the squared numbers in the objective, relative to the error. Zero is an unpenalised fit.
-        robust: the size of an error, in units of the median error, from which on it counts by its logarithm.
+        robust: tau, the mean square error of a sample, in units of their median, from which on an error counts by its
+            logarithm. Starts between two modes, whose samples end at the wrong mode, would rule a fit without it;
+            ``math.inf`` is least squares, better where there are none.
         tolerance: the tolerance of the teacher, :func:`scoresde.comparison.flow_end`.
         seed: the seed of the starts.
         cache: a folder in which the ends of the teacher are kept.
@@ -217,7 +219,7 @@ class _Fit:
     ) -> _Fit:
         if end not in ("flow", "denoise"):
             raise ValueError(f"got end={end!r}; expected 'flow' or 'denoise', since a tuned solver ends at sigma = 0")
-        count = min(max(65_536 // math.prod(event), 64), 1024) if starts is None else whole("starts", starts, 4)
+        count = min(max(65_536 // math.prod(event), 256), 1024) if starts is None else whole("starts", starts, 4)
         bounds = (0, count, count + count // 2, count + 2 * (count // 2))
         if t_max is None:
             last = model.sde.span[1]
