@@ -14,8 +14,8 @@ from support import SDES, generator, mixture, model_on, rms
 import scoresde
 from scoresde import DDPM, VP, RectifiedFlow, compare, problems, sample, solvers
 from scoresde.analysis import law
-from scoresde.comparison.reference import flow_end
 from scoresde.sampling.plan import plan
+from scoresde.sampling.reference import flow_end
 from scoresde.sde import FunctionSDE, GaussianSDE, GeneralSDE
 from scoresde.solvers import PATHS, Arctan, Path, Row, make_path
 

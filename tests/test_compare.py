@@ -28,9 +28,9 @@ from scoresde.base.lock import InUseError
 from scoresde.comparison import MEASURES, PEERS, Case, Comparison, Foreign, Levels, Record, StoreError, budgets, compare
 from scoresde.comparison.cases import gather
 from scoresde.comparison.peers.modules import missing
-from scoresde.comparison.reference import flow_end
 from scoresde.comparison.store import FILE, Result, Store, reserved
 from scoresde.sampling import Samples
+from scoresde.sampling.reference import flow_end
 from scoresde.score import Calls
 from scoresde.solvers import SOLVERS, Description, Solver, make_path
 

@@ -11,8 +11,8 @@ from support import SDES, generator, mixture, rms
 
 from scoresde import EDM, VP, RectifiedFlow, ScoreModel, models, problems, sample
 from scoresde.comparison import Bias, Field, Rounding, Trained, White, eps_rms, inject
-from scoresde.comparison.reference import flow_end
 from scoresde.problems import Gaussian
+from scoresde.sampling.reference import flow_end
 from scoresde.solvers import make_path
 
 DIRECTION = torch.tensor([3.0, -1.0])

@@ -32,6 +32,7 @@ HOUSE = (
     "interop",
     "tuning",
     "systems",
+    "tuning",
     "evaluation",
     "presets",
     "training",

@@ -13,10 +13,10 @@ from torch import nn
 
 from scoresde import EDM, VP, ScoreModel, models, sample, solvers
 from scoresde.base.identity import digest
-from scoresde.comparison import reference
 from scoresde.comparison.attribution.local import attribute, local_errors
-from scoresde.comparison.reference import flow_end, follow
 from scoresde.problems import Gaussian, GaussianMixture
+from scoresde.sampling import reference
+from scoresde.sampling.reference import flow_end, follow
 from scoresde.solvers import Path, make_path
 
 MEAN, STD = 0.7, 0.6

@@ -13,9 +13,9 @@ from test_identity import Decorated, Hidden, functions
 from torch import Tensor, nn
 
 from scoresde import VP, FunctionSDE, ScoreModel, analysis, problems
-from scoresde.comparison.reference import flow_end
 from scoresde.models import MLP
 from scoresde.objectives import DSM
+from scoresde.sampling.reference import flow_end
 from scoresde.solvers import make_path
 from scoresde.training import CheckpointError, fit, load, save
 

@@ -47,6 +47,11 @@ EXAMPLES: dict[Callable[..., Any], tuple[str, ...]] = {
         "scoresde compare ring grid --solver ddim,dpmpp-2m --evaluations 5,10,20 --out runs/compared",
         "scoresde compare runs/digits --metric rms -n 64",
     ),
+    solvers.tune: (
+        "scoresde tune runs/digits --evaluations 5,8,10",
+        "scoresde sample runs/digits --solver tuned --steps 8",
+        "scoresde tune runs/digits --label 3 --guidance 4 --out guided.json",
+    ),
     reproduce.presets: ("scoresde presets", "scoresde presets edm-cifar10-vp > run.toml"),
     reproduce.reproduce: (
         "scoresde reproduce edm-cifar10-vp --data cifar10:FOLDER --features inception:FILE --out runs/edm",

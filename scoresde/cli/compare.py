@@ -76,6 +76,8 @@ def compare(
             "seed": seed,
             "end": end,
         }
+    if isinstance(arguments["problem"], dict) and "tuned" in arguments["solvers"]:
+        arguments["solvers"] = _with_tuned(arguments["solvers"], arguments["problem"])
     found = scoresde.compare(**arguments, out=out, peers=peers, progress=progress)
     _tell(found, out)
 
@@ -90,6 +92,14 @@ def _compared(names: list[str], sde: list[str], shape: str | None, label: list[s
     if label:
         raise ValueError(f"got --label {','.join(label)} for problems, which have no classes; expected a run folder")
     return {"problem": names, "sde": sde}
+
+
+def _with_tuned(solvers: list[str], problem: dict[str, Any]) -> dict[str, Any]:
+    """Return the solvers by name, the name "tuned" with the solver that was saved with the model."""
+    ((name, case),) = problem.items()
+    if case.model.tuned is None:
+        raise ValueError(f"got --solver tuned for {name}, which holds no tuned solver; fit one: scoresde tune {name}")
+    return {solver: case.model.tuned if solver == "tuned" else solver for solver in solvers}
 
 
 def _tell(found: Comparison, out: Path | None) -> None:

@@ -23,7 +23,7 @@ __all__ = ["checked", "derived", "from_file", "from_preset", "parse_shape"]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 # Annotations for the signatures of the commands.
-Solver = Annotated[str, typer.Option(help="Name of a solver: scoresde solvers lists them.")]
+Solver = Annotated[str, typer.Option(help="Solver: a name that scoresde solvers lists, a file of scoresde tune, or tuned.")]
 Steps = Annotated[int, typer.Option(help="Number of steps of the solver.")]
 Path = Annotated[str, typer.Option(help="Path of the solver: t, quadratic, lam or karras.")]
 OwnPath = Annotated[

@@ -89,7 +89,8 @@ def sample(
     for name, number in (("--n", n), ("--batch-size", batch_size)):
         if number < 1:
             raise ValueError(f"got {name} {number}; expected at least 1")
-    get(solver)
+    if solver != "tuned":
+        get(solver)
     where = as_device(device)
     model, event, classes = open_model(run, shape)
     labels = chosen_labels(label, model, classes)

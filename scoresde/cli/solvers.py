@@ -1,19 +1,23 @@
-"""The command ``scoresde solvers``: the table, and the rows of one solver."""
+"""The commands on solvers: their table, the rows of one of them, and ``scoresde tune``, which fits one to a model."""
 
 from __future__ import annotations
 
 import json
 import textwrap
+from pathlib import Path as File
 from typing import Annotated
 
 import typer
 
 from scoresde.cli import options
 from scoresde.cli.errors import reported
+from scoresde.cli.source import Labels, chosen_labels, guided, open_model
 from scoresde.sde import GaussianSDE, names
-from scoresde.solvers import SOLVERS, Chooser, RowSolver, get, make_path, to_json
+from scoresde.solvers import SOLVERS, Chooser, RowSolver, Tuned, get, make_path, to_json
+from scoresde.training import CheckpointError, save_tuned
+from scoresde.tuning import tune as fit
 
-__all__ = ["solvers"]
+__all__ = ["solvers", "tune"]
 
 _WIDTH = 100
 _COLUMNS = f"{'name':<18} {'family':<12} {'order':<7} {'evals/step':<10} {'noise':<6} "
@@ -23,7 +27,7 @@ _COLUMNS = f"{'name':<18} {'family':<12} {'order':<7} {'evals/step':<10} {'noise
 def solvers(
     show: Annotated[
         str | None,
-        typer.Option(help="Print the rows of this solver in place of the table, and of auto what it chooses."),
+        typer.Option(help="Print the rows of this solver, or of a tuned one in a JSON file, and of auto what it chooses."),
     ] = None,
     steps: Annotated[int, typer.Option(help="Number of steps of the rows.")] = 5,
     path: options.OwnPath = None,
@@ -70,7 +74,80 @@ def _show_rows(name: str, sde: GaussianSDE, spacing: str | None, steps: int, as_
             f"{name} with {steps} steps: {choice.solver.name} on the path {where}, from t={path.points[0].t:.4g} to "
             f"t={last.t:.4g}, end {path.end!r}\n"
         )
+    if isinstance(solver, Tuned):
+        _tell(solver, len(path))
     typer.echo("y = a x + sum w N + sum s xi, with N = p y + q m(y, t), newest first; * ends a step\n")
     typer.echo(f"  {'t':>9} {'to':>9} {'a':>11} {'p':>11} {'q':>11}  w | s")
     for row in rows:
         typer.echo(str(row))
+
+
+def _tell(solver: Tuned, *numbers: int) -> None:
+    """Print the errors of a tuned solver at these numbers of evaluations."""
+    for one in solver.steps:
+        if len(one.times) in numbers:
+            typer.echo(
+                f"{len(one.times)} evaluations: rms error {one.held_out:.3g} on held-out starts ({one.training:.3g} on "
+                f"those of the fit), {one.untuned:.3g} by the best named solver: {one.held_out / one.untuned:.2f} of it"
+            )
+
+
+@reported()
+def tune(
+    run: Annotated[
+        File, typer.Argument(help="Run folder, checkpoint, published weights, or folder of diffusers, as for scoresde.load.")
+    ],
+    evaluations: Annotated[str, typer.Option(help="Numbers of evaluations of the model, with commas.")] = "8",
+    starts: Annotated[
+        int | None, typer.Option(help="Starts of the fit; by default as many as have 65536 numbers, 256 to 1024.")
+    ] = None,
+    iterations: Annotated[int, typer.Option(help="Most iterations of the fit over all numbers.")] = 40,
+    tolerance: Annotated[
+        float, typer.Option(help="Tolerance of the model's own flow, to whose end the solver is fitted.")
+    ] = 1e-10,
+    end: Annotated[str, typer.Option(help="End of the model's own flow: flow or denoise.")] = "flow",
+    seed: options.Seed = 0,
+    label: Labels = None,
+    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance towards --label.")] = None,
+    out: Annotated[
+        File | None, typer.Option(help="JSON file; by default tuned.json beside the checkpoint, and in the checkpoint too.")
+    ] = None,
+    shape: options.Shape = None,
+    progress: options.Progress = True,
+) -> None:
+    """Fit a solver to a trained model: its times and coefficients for a few evaluations.
+
+    An interrupted command continues when it is given again. The checkpoint keeps the solver for scoresde sample RUN --solver
+    tuned, and the file is the name of a solver everywhere.
+    """
+    model, event, classes = open_model(run, shape)
+    labels = chosen_labels(label, model, classes)
+    whole = guidance is None and out is None
+    folder = run if run.is_dir() else run.parent
+    solver = fit(
+        guided(model, guidance, labels),
+        _counts(evaluations),
+        shape=event,
+        starts=starts,
+        conditions=None if labels is None else {"label": list(labels)},
+        end=end,
+        iterations=iterations,
+        tolerance=tolerance,
+        seed=seed,
+        out=out or folder / "tuned.json",
+        progress=progress,
+    )
+    _tell(solver, *solver.step_counts)
+    typer.echo(str(out or folder / "tuned.json"))
+    if whole:
+        try:
+            typer.echo(str(save_tuned(solver, run)))
+        except CheckpointError:  # weights of another package, which hold no solver
+            typer.echo("the weights are no checkpoint of scoresde: the solver is in its file alone")
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"got --evaluations {text!r}; expected whole numbers with commas, such as 5,8,10") from None

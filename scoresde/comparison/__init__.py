@@ -11,12 +11,12 @@ from scoresde.comparison.measures import MEASURES
 from scoresde.comparison.peers.foreign import Foreign, Levels
 from scoresde.comparison.peers.samplers import PEERS
 from scoresde.comparison.records import Record, Records, Trace
-from scoresde.comparison.reference import Reference, flow_end
 from scoresde.comparison.report.statistics import Rank, Ratio, best_ratio, evaluations_to_reach, orders, pareto, ranking
 from scoresde.comparison.result import Comparison
 from scoresde.comparison.runner import BUDGETS, compare
 from scoresde.comparison.store import StoreError
 from scoresde.comparison.suites import SUITES, Entry, Suite, suite
+from scoresde.sampling.reference import Reference, flow_end
 
 __all__ = [
     "BUDGETS",

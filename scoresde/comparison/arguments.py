@@ -22,6 +22,7 @@ from scoresde.score import Conditions
 from scoresde.solvers import PATHS, SOLVERS, FreshNoise, Path, Solver, get, make_path, sample_seeds
 from scoresde.solvers.path import ENDS
 from scoresde.solvers.spacings import Spacing
+from scoresde.solvers.table import is_file
 
 __all__ = ["DEFAULT_SOLVERS", "Arguments", "Metrics", "Paths", "Solvers"]
 
@@ -216,6 +217,8 @@ def _named(text: str) -> tuple[str, Solver]:
     """Return the solver or peer that ``text`` names, after its name in the records."""
     if text in SOLVERS:
         return SOLVERS.name(text), get(text)
+    if is_file(text):
+        return text, get(text)
     if "/" in text and ":" not in text:
         return PEERS.name(text), PEERS[text]
     method = steered(text)

@@ -89,6 +89,11 @@ def largest(solver: Solver, wanted: Sequence[int], path: MakePath, calls: int = 
         return counted(4) + (steps - 4) * (counted(4) - counted(3))  # the run itself tells whether all steps cost the same
 
     found = {}
+    if solver.step_counts is not None:
+        for budget in wanted:
+            steps = max((n for n in solver.step_counts if counted(n) <= budget), default=0)
+            found[budget] = steps, counted(steps or min(solver.step_counts))
+        return found
     for budget in wanted:
         each = calls * (solver.description.evaluations or 1)
         steps = (budget - 1) // each + 1  # right where the last move costs one evaluation, as it mostly does

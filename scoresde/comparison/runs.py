@@ -16,11 +16,11 @@ from scoresde.comparison import budgets
 from scoresde.comparison.arguments import Arguments
 from scoresde.comparison.cases import Case
 from scoresde.comparison.measures import Measure, Run
-from scoresde.comparison.reference import flow_end
 from scoresde.comparison.store import Result
 from scoresde.inverse import Steered
 from scoresde.metrics import peak_memory
 from scoresde.sampling import Samples, sample
+from scoresde.sampling.reference import flow_end
 from scoresde.solvers import BrownianNoise, Path, RowSolver, Solver, State, points
 
 __all__ = ["Bench", "Outcome"]

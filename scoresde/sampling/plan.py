@@ -53,6 +53,7 @@ def plan(
         where = method.own_path(sde, steps, t_max=t_max, t_min=t_min, end=end)
     else:
         where = make_path(sde, path, steps, t_max=t_max, t_min=t_min, end=end or method.own_end)
+    where = method.followed(where)
     made = where, tuple(method.rows(where)) if isinstance(method, RowSolver) else None
     with _LOCK:
         if key is not None:
@@ -63,7 +64,7 @@ def plan(
 
 
 def _key(given: str | Solver, sde: GaussianSDE, path: PathLike | None, rest: tuple[Any, ...]) -> Any:
-    if not isinstance(given, str) or type(sde) not in _PUBLISHED:
+    if not isinstance(given, str) or type(sde) not in _PUBLISHED or given.partition(":")[0] not in SOLVERS:
         return None
     if isinstance(path, Path):
         plain = type(path.sde) in _PUBLISHED and all(type(value) is float for point in path.points for value in point)

@@ -31,7 +31,7 @@ from scoresde.solvers.noise.fresh import FreshNoise
 from scoresde.solvers.path import Path, PathLike
 from scoresde.solvers.scalar import value
 from scoresde.solvers.solver import RowSolver, Solver
-from scoresde.solvers.table import get
+from scoresde.solvers.table import SOLVERS, get
 from scoresde.solvers.updates import Update
 
 __all__ = ["NonFiniteError", "OwnProcess", "Samples", "sample"]
@@ -124,9 +124,10 @@ def sample(
             process ``sde.reverse(score)``; or a model on tokens, :class:`scoresde.discrete.DenoisingModel`.
         shape_or_start: the shape ``(batch, *event)`` of a start drawn from the prior, or a tensor to start from, which is
             not changed. With matrix coefficients this is the shape of the data, or states with all variables.
-        solver: a name of ``scoresde.solvers.SOLVERS`` or a solver object. ``"auto"`` takes the solver, the path and the end
-            that were the most accurate at this number of steps; ``"auto-sde"`` does so for solvers that draw noise. On an
-            SDE with matrix coefficients ``"auto"`` is "gddim-2", on tokens "ancestral" of
+        solver: a name of ``scoresde.solvers.SOLVERS``, a solver object, the JSON file of a tuned solver, or ``"tuned"`` for
+            the solver that was tuned for the model and saved with it. ``"auto"`` takes the solver, the path and the end that
+            were the most accurate at this number of steps; ``"auto-sde"`` does so for solvers that draw noise. On an SDE
+            with matrix coefficients ``"auto"`` is "gddim-2", on tokens "ancestral" of
             :data:`scoresde.discrete.TOKEN_SOLVERS`.
         steps: number of steps; each costs the solver's evaluations per step. A step of ``"auto"`` costs one evaluation.
         path: "t", "quadratic", "lam", "karras"; a spacing function; times from noise to data; or a ``Path``. By default the
@@ -189,7 +190,7 @@ def sample(
         return model.draw(shape_or_start, None if solver == "auto" else solver, steps, **given)
     sde: Any = model.sde if isinstance(model, ScoreModel) else None
     matrix = sde if isinstance(sde, MatrixSDE) else None
-    method = _method(solver, matrix)
+    method = _method(solver, model, matrix)
     if isinstance(model, ReverseSDE) or (sde is not None and matrix is None and not isinstance(sde, GaussianSDE)):
         given = {"driver": driver not in ("auto", "readable"), "project": project, "noise": noise, "transform": transform}
         _refuse_without_marginals({**given, "end": end in ("flow", "extrapolate"), "keep": keep})
@@ -203,6 +204,7 @@ def sample(
             f"got model of type {type(model).__name__}; expected a ScoreModel: ScoreModel(net, sde) makes one of a network"
         )
     model = model if transform is None else Transformed(model, transform)
+    method.check_model(model)
     where: Any  # a path of scalar points or, with matrix coefficients, of times alone
     rows: Sequence[Update] | None
     if matrix is not None:
@@ -264,8 +266,16 @@ def _watching(keeper: Keeper | None, callback: Callable[[State], object] | None)
     return watch
 
 
-def _method(solver: str | Solver, matrix: MatrixSDE | None) -> Solver:
-    """Return the solver, by its name or as it is, for scalar coefficients or for matrices."""
+def _method(solver: str | Solver, model: ScoreModel | ReverseSDE, matrix: MatrixSDE | None) -> Solver:
+    """Return the solver of a name, or the solver itself; the name "tuned" is the solver that the model carries."""
+    if solver == "tuned" and "tuned" not in SOLVERS:
+        carried: Solver | None = getattr(model, "tuned", None)
+        if carried is None:
+            raise ValueError(
+                "got solver='tuned' for a model that carries no tuned solver; expected one from a checkpoint that scoresde "
+                "tune completed, or model.tuned = scoresde.tuning.tune(model, 8)"
+            )
+        solver = carried
     method = matrix_solver(solver, matrix) if matrix is not None else get(solver) if isinstance(solver, str) else solver
     if not isinstance(method, Solver):
         raise TypeError(f"got solver {solver!r}; expected a name or a solver object")

@@ -97,6 +97,9 @@ class ScoreModel(nn.Module):
     moments: DataMoments | None = None
     """The mean and covariance of the data that the model describes, where they are known; set by the user."""
 
+    tuned: Any
+    """The solver that was tuned for this model and is saved with it, named ``solver="tuned"``; ``None`` if none was."""
+
     _derived: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -155,6 +158,7 @@ class ScoreModel(nn.Module):
         self.sigma_data = sigma_data
         self.learned_variance = learned_variance
         self.dropped = None
+        self.tuned = None
         self._time = time or (sde.index if isinstance(sde, Chain) else self._default_time)
 
     # What a model implements -----------------------------------------------------------------------------------------

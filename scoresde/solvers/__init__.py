@@ -89,9 +89,10 @@ from scoresde.solvers.path import Path, Point, make_path, points
 from scoresde.solvers.prediction import Data, Drift, Noise, Prediction, Rho, Velocity
 from scoresde.solvers.rows import each_step, one_step, stencil_rows
 from scoresde.solvers.solver import Description, Dynamics, RowSolver, Solver, compose
-from scoresde.solvers.spacings import PATHS, Arctan, ChainSpacing, Shifted, flux_shift, resolution_shift
+from scoresde.solvers.spacings import PATHS, Arctan, ChainSpacing, PublishedLevels, Shifted, flux_shift, resolution_shift
 from scoresde.solvers.stencil import Stage, midpoint, multistep, radau, trapezoid
 from scoresde.solvers.table import SOLVERS, get
+from scoresde.solvers.tuned import Tuned, TunedSteps
 from scoresde.solvers.updates import Langevin, LearnedNoise, Row, Update, evaluations, from_json, to_json
 
 __all__ = [
@@ -137,6 +138,7 @@ __all__ = [
     "Point",
     "Prediction",
     "Project",
+    "PublishedLevels",
     "Readable",
     "Rho",
     "Row",
@@ -145,6 +147,8 @@ __all__ = [
     "Solver",
     "Stage",
     "State",
+    "Tuned",
+    "TunedSteps",
     "Update",
     "Velocity",
     "adams_moulton",

@@ -20,7 +20,7 @@ from torch import Tensor
 from scoresde.base.numbers import whole
 from scoresde.sde import GaussianSDE
 from scoresde.solvers import scalar
-from scoresde.solvers.spacings import PATHS, ChainSpacing, Spacing, last_start, straight
+from scoresde.solvers.spacings import PATHS, ChainSpacing, PublishedLevels, Spacing, last_start, straight
 
 __all__ = ["Path", "Point", "make_path", "points"]
 
@@ -202,6 +202,8 @@ def make_path(
             f"got t_max={start} and t_min={stop}; expected 0 <= t_min < t_max <= {sde.span[1]} on {type(sde).__name__}"
         )
     n = steps + 1 if end == "stop" else steps
+    if isinstance(path, PublishedLevels):  # published for a last step to sigma = 0, which may end at t_min instead
+        return Path.from_times(sde, [*path(sde, steps, start, stop).tolist(), stop if end == "stop" else 0.0], end)
     if isinstance(path, ChainSpacing):  # a chain's spacing has its own first and last step
         times = path(sde, n, start, stop)
         return Path.from_times(sde, times if end == "stop" else torch.cat([times, torch.zeros_like(times[:1])]), end)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoresde.sde import GaussianSDE
 from scoresde.solvers.drivers import Denoiser, State, fast, readable
@@ -114,6 +114,18 @@ class Solver(ABC):
     def chosen(self, path: Path | None) -> Solver:
         """Return the solver that runs on ``path``, or on an SDE without marginals for ``None``: itself, for most."""
         return self
+
+    @property
+    def step_counts(self) -> tuple[int, ...] | None:
+        """The numbers of steps that the solver can take; ``None`` where it can take any."""
+        return None
+
+    def followed(self, path: Path) -> Path:
+        """Return the path that the solver follows in place of ``path``: the same, unless its times are fixed."""
+        return path
+
+    def check_model(self, model: nn.Module) -> None:  # noqa: B027  # a solver fits every model, unless it says otherwise
+        """Refuse a model for which the solver is not made; called before sampling."""
 
     @abstractmethod
     def states(self, path: Path, model: Denoiser, x: Tensor, noise: FreshNoise) -> Iterator[State]:

@@ -5,6 +5,7 @@ A spacing is a function ``(sde, n, t_max, t_min) -> n times``, falling.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ __all__ = [
     "PATHS",
     "Arctan",
     "ChainSpacing",
+    "PublishedLevels",
     "Shifted",
     "Spacing",
     "flux_shift",
@@ -268,6 +270,65 @@ class ChainSpacing:
         return k / total
 
 
+@dataclass(frozen=True)
+class PublishedLevels:
+    r"""A published spacing: levels of noise :math:`\sigma / \alpha`, interpolated in their logarithms.
+
+    For n steps the levels are interpolated at n + 1 even places, of which the last is replaced by sigma = 0. So these are n
+    times, the last of which is not the smallest time of the SDE. The first time is ``t_max``, whatever its level.
+
+    Args:
+        levels: the published levels, falling, the one that is replaced by sigma = 0 included.
+
+    Raises:
+        ValueError: for levels that do not fall, and an SDE that does not reach the second one.
+
+    Source: Sabour et al., "Align Your Steps: Optimizing Sampling Schedules in Diffusion Models", 2024,
+    https://arxiv.org/abs/2404.14507, and the authors' page, https://research.nvidia.com/labs/toronto-ai/AlignYourSteps.
+
+    Example:
+        >>> from scoresde import EDM
+        >>> PublishedLevels((80.0, 4.0, 1.0, 0.25))(EDM(), 3, 80.0, 0.002).tolist()
+        [80.0, 4.0, 1.0]
+    """
+
+    levels: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.levels) < 2 or any(not a > b > 0 for a, b in itertools.pairwise(self.levels)):
+            raise ValueError(f"got levels {self.levels}; expected at least two, positive and falling")
+
+    def __call__(self, sde: GaussianSDE, n: int, t_max: float, t_min: float) -> Tensor:
+        places = torch.linspace(0, len(self.levels) - 1, n + 1, dtype=torch.float64)[:-1]
+        logs = torch.tensor(self.levels, dtype=torch.float64).log()
+        below = places.floor().long()
+        lam = -torch.lerp(logs[below], logs[below + 1], places - below)
+        first, last = float(sde.lam(t_max)), float(sde.lam(t_min))
+        lam[0] = first
+        if not (lam[1:] > first).all() or not (lam[1:] < last + 1e-6).all():
+            raise ValueError(
+                f"got a published path with the levels sigma / alpha from {self.levels[0]:g} to {self.levels[-2]:g}, which "
+                f"leaves the span of {sde!r}; expected the SDE of the model that it was published for, or path='karras'"
+            )
+        times = sde.time(lam.clamp(max=last))
+        times[0] = t_max
+        return times
+
+
+AYS_SD15 = PublishedLevels(
+    (
+        *(14.6146412293, 6.4745760956, 3.8636745985, 2.6946151520, 1.8841921177, 1.3943805092),
+        *(0.9642583904, 0.6523686016, 0.3977456272, 0.1515232662, 0.0291671582),
+    )
+)
+AYS_SDXL = PublishedLevels(
+    (
+        *(14.6146412293, 6.3184485287, 3.7681790315, 2.1811480769, 1.3405244945, 0.8620721141),
+        *(0.5550693289, 0.3798540708, 0.2332364134, 0.1114188177, 0.0291671582),
+    )
+)
+AYS_SVD = PublishedLevels((700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002))
+
 PATHS: Table[Spacing] = Table(
     "path",
     "scoresde.solvers.PATHS",
@@ -282,9 +343,12 @@ PATHS: Table[Spacing] = Table(
         "leading": ChainSpacing("leading"),
         "trailing": ChainSpacing("trailing"),
         "linspace": ChainSpacing("linspace"),
+        "ays-sd15": AYS_SD15,
+        "ays-sdxl": AYS_SDXL,
+        "ays-svd": AYS_SVD,
     },
     also="a Path, a spacing function or a list of times",
     check=callable,
     expects="a spacing function: (sde, n, t_max, t_min) -> n times",
 )
-"""Every spacing by name, ``(sde, n, t_max, t_min) -> n times``; the last three need the SDE of a chain."""
+"""Every spacing by name, ``(sde, n, t_max, t_min) -> n times``; three need a chain's SDE, three a span like theirs."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from scoresde.base.names import Table
+from scoresde.base.settings import check_types, parse
 from scoresde.solvers.adaptive.flow import bogacki_shampine, dormand_prince, dpm_adaptive
 from scoresde.solvers.adaptive.reverse_sde import gotta_go_fast
 from scoresde.solvers.chooser import auto, auto_sde
@@ -35,8 +36,9 @@ from scoresde.solvers.methods.singlestep import dpm_fast, dpm_solver, dpmpp_2s, 
 from scoresde.solvers.methods.third_party import rk45, torchsde_solver
 from scoresde.solvers.methods.unipc import adams_moulton, exp_adams_moulton, unipc
 from scoresde.solvers.solver import Solver
+from scoresde.solvers.tuned import Tuned
 
-__all__ = ["SOLVERS", "get"]
+__all__ = ["SOLVERS", "get", "is_file"]
 
 SOLVERS: Table[Callable[..., Solver]] = Table(
     "solver",
@@ -139,6 +141,8 @@ SOLVERS: Table[Callable[..., Solver]] = Table(
 def get(text: str) -> Solver:
     """Return the solver that ``text`` names; settings after the name replace its default arguments.
 
+    The name of a file that ends in ``.json`` is a tuned solver: ``"mine.json"``, ``"mine.json: any_model=true"``.
+
     Raises:
         ValueError: for an unknown name, with the nearest known names, and for settings that the solver does not take.
 
@@ -146,4 +150,22 @@ def get(text: str) -> Solver:
         >>> get("ddim: eta=0.5").stochastic
         True
     """
+    if isinstance(text, str) and is_file(text):
+        name, settings = parse(text)
+        check_types(f"the tuned solver {name!r}", settings, Tuned.read)
+        if unknown := settings.keys() - {"any_model"}:
+            raise ValueError(
+                f"got {', '.join(sorted(unknown))} for the tuned solver {name!r}; expected any_model=true, or nothing"
+            )
+        return Tuned.read(name, **settings)
     return SOLVERS.make(text)
+
+
+def is_file(text: str) -> bool:
+    """Tell whether the name of a solver is the name of a file, which a tuned solver is read from.
+
+    Example:
+        >>> is_file("mine.json"), is_file("ddim: eta=0.5")
+        (True, False)
+    """
+    return text.partition(":")[0].strip().endswith(".json")

@@ -4,7 +4,7 @@ from scoresde.base.lock import InUseError
 from scoresde.training.autoencoders import AutoencoderFit, fit_autoencoder, load_autoencoder
 from scoresde.training.files.checkpoint import CheckpointError
 from scoresde.training.files.logs import Log, read_log
-from scoresde.training.files.models import load, load_companion, save
+from scoresde.training.files.models import load, load_companion, save, save_tuned
 from scoresde.training.files.retention import Files
 from scoresde.training.fit import FitResult, fit, result_of
 from scoresde.training.method import Method
@@ -43,4 +43,5 @@ __all__ = [
     "report",
     "result_of",
     "save",
+    "save_tuned",
 ]

@@ -28,7 +28,7 @@ from scoresde import VP, problems, solvers
 from scoresde.base.files import replacing
 from scoresde.comparison import PEERS, SUITES, Case, budgets
 from scoresde.comparison.peers.modules import missing
-from scoresde.comparison.reference import flow_end
+from scoresde.sampling.reference import flow_end
 from scoresde.solvers import SOLVERS, FreshNoise, RowSolver, Solver, make_path, sample_seeds
 
 BUDGETS = (5, 6, 8, 10, 12, 15, 20, 30, 50, 100)

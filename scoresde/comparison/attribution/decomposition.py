@@ -38,11 +38,11 @@ import torch
 from torch import Tensor
 
 from scoresde.comparison.attribution.figures import decomposition
-from scoresde.comparison.reference import flow_end, in_double
 from scoresde.comparison.report.tables import number
 from scoresde.metrics import Estimate, rms_error
 from scoresde.problems import Problem
 from scoresde.sampling import sample
+from scoresde.sampling.reference import flow_end, in_double
 from scoresde.sampling.start import start as draw_start
 from scoresde.score import ScoreModel
 from scoresde.sde import VP, GaussianSDE, RectifiedFlow
@@ -118,7 +118,7 @@ def decompose(
         sde: the SDE of the exact model, by default VP; with ``model``, its SDE.
         n: the number of starts, at least two.
         seed: the seed of the starts.
-        tolerance, cache: the arguments of :func:`scoresde.comparison.reference.flow_end`.
+        tolerance, cache: the arguments of :func:`scoresde.sampling.reference.flow_end`.
 
     Returns:
         A :class:`Decomposition` for each solver by name.

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from scoresde.base.shape import check_batch
-from scoresde.comparison.reference import check_falls, follow, in_double, truth_of
 from scoresde.sampling import sample
 from scoresde.sampling.counted import evaluation_mode
+from scoresde.sampling.reference import check_falls, follow, in_double, truth_of
 from scoresde.score import ScoreModel
 from scoresde.solvers.drivers.states import Allocating
 from scoresde.solvers.path import Path, PathLike, Point, make_path

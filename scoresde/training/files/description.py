@@ -111,6 +111,7 @@ class _Description(msgspec.Struct, forbid_unknown_fields=True):
     best: float | None = None
     event: list[int] = []
     classes: list[str] = []
+    tuned: dict[str, Any] | None = None
 
 
 def check(description: Any, path: str | Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from scoresde.discrete import DenoisingModel
 from scoresde.score import LatentModel, ScoreModel
 from scoresde.sde import GaussianSDE
 from scoresde.sde.chain import Chain
+from scoresde.solvers.tuned import Tuned
 from scoresde.training.files import checkpoint
 from scoresde.training.files.checkpoint import Checkpoint, CheckpointError, average_group, companion_of, fill, read
 from scoresde.training.files.description import (
@@ -27,7 +28,7 @@ from scoresde.training.files.description import (
     on_tokens,
 )
 
-__all__ = ["CHECKPOINT", "check_name", "in_run", "load", "load_companion", "save"]
+__all__ = ["CHECKPOINT", "check_name", "in_run", "load", "load_companion", "save", "save_tuned"]
 
 _OF_MODEL = ("net", "process", "predicts", "sigma_data", "time", "model", "autoencoder")
 CHECKPOINT = "model.safetensors"
@@ -103,7 +104,8 @@ def save(
             "write the function as the forward method of one"
         )
     tensors = {f"model.{name}": value for name, value in checkpoint.weights(model).items()}
-    checkpoint.write(path, {**describe(model), **about_samples(event, classes)}, tensors)
+    tuned = {} if model.tuned is None else {"tuned": model.tuned.to_json()}
+    checkpoint.write(path, {**describe(model), **about_samples(event, classes), **tuned}, tensors)
 
 
 def about_samples(event: Sequence[int], classes: Sequence[str]) -> dict[str, Any]:
@@ -164,7 +166,7 @@ def load(
     own["learned_variance"] = bool(stored.description.get("learned_variance"))
     if model is not None:
         filled = _filled(model, own, tensors, path)
-        filled.dropped = stored.description.get("dropped")
+        filled.dropped, filled.tuned = stored.description.get("dropped"), _tuned(stored, path)
         return filled
     if "model" in own:
         name = own["model"]["type"]
@@ -188,8 +190,35 @@ def load(
         )
     made = _rebuilt(own, stored, tensors, path, net, sde, time)
     fill(made, tensors, path, assign=net is None)
-    made.dropped = stored.description.get("dropped")
+    made.dropped, made.tuned = stored.description.get("dropped"), _tuned(stored, path)
     return made.eval()
+
+
+def save_tuned(solver: Tuned, path: str | os.PathLike[str]) -> Path:
+    """Save a solver in the checkpoint of the model that it was tuned for, and return the path of the checkpoint.
+
+    :func:`load` then returns the model with the solver, ``model.tuned``. All else in the file stays as it is.
+
+    Args:
+        solver: the result of :func:`scoresde.tuning.tune`.
+        path: the checkpoint or the run folder.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, or no checkpoint of this package.
+    """
+    where = in_run(path)
+    stored = read(where)
+    checkpoint.write(where, {**stored.description, "tuned": solver.to_json()}, stored.tensors)
+    return where
+
+
+def _tuned(stored: Checkpoint, path: str | os.PathLike[str]) -> Tuned | None:
+    """Return the tuned solver in a checkpoint, or ``None``."""
+    value = stored.description.get("tuned")
+    try:
+        return None if value is None else Tuned.from_json(value)
+    except ValueError as error:
+        raise CheckpointError(f"{path} holds a damaged solver: {error}; tune again, or take an older checkpoint") from error
 
 
 def _filled(model: ScoreModel, own: dict[str, Any], tensors: dict[str, Tensor], path: str | os.PathLike[str]) -> ScoreModel:
