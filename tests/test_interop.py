@@ -257,9 +257,10 @@ class Exact(ScoreModel):
 
     def x0(self, x: Tensor, t: Any, observation: Tensor) -> Tensor:
         mean = observation @ A / STD**2 @ COVARIANCE + self.shift
-        alpha, sigma = (float(f(t)) for f in (self.sde.alpha, self.sde.sigma))
+        # The solver may ask at one time, or at one for each sample.
+        alpha, sigma = (torch.as_tensor(f(t)).reshape(-1, 1, 1) for f in (self.sde.alpha, self.sde.sigma))
         gain = alpha * self.covariance @ torch.linalg.inv(alpha**2 * self.covariance + sigma**2 * torch.eye(2, dtype=F64))
-        return mean + (x - alpha * mean) @ gain.T
+        return mean + (gain @ (x - alpha[..., 0] * mean)[..., None])[..., 0]
 
 
 def simulated(n: int) -> tuple[Tensor, Tensor]:

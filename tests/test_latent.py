@@ -128,7 +128,7 @@ def test_what_is_around_it_samples_data_too() -> None:
     shape, label = (4, *latent.event((1, 8, 8))), torch.tensor([0, 1, 2, 0])
     plain = guidance.ClassifierFree(latent.model, 2.0, {"label": 3})
     around = guidance.ClassifierFree(latent, 2.0, {"label": 3})
-    how: dict[str, Any] = {"steps": 3, "progress": False, "conditions": {"label": label}}
+    how: dict[str, Any] = {"solver": "ddim", "steps": 3, "progress": False, "conditions": {"label": label}}
     z, x = sample(plain, shape, **how), sample(around, shape, **how)
     torch.testing.assert_close(x.latent, z.x, rtol=1e-4, atol=1e-5)
     assert torch.equal(x.x, latent.decode(x.latent).detach()) and x.evaluations == z.evaluations == 6

@@ -224,7 +224,7 @@ def test_training_reports_the_excess_and_resumes_bit_for_bit(tmp_path):
     truth = problems.ring().model(CLD())
     report = training.report(whole.model, problems.ring(), truth, objective="hsm", bins=2, samples=64, batch_size=32)
     assert float(report.excess.min()) > 0 and bool((report.loss > report.excess * 0.5).all())
-    with pytest.raises(ValueError, match="expected both under the same SDE"):
+    with pytest.raises(ValueError, match="expected both under the same process"):
         training.report(whole.model, problems.ring(), problems.ring().model(CLD(mass=0.5)), objective="hsm")
 
 

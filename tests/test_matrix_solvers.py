@@ -373,7 +373,10 @@ def test_a_path_that_goes_back_takes_the_forward_kernel():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda m: sample(m, (2, 2), **RUN), "whose coefficients are matrices; expected a solver of|got matrix solver"),
+        (
+            lambda m: sample(m, (2, 2), "dpmpp-2m", **RUN),
+            "whose coefficients are matrices; expected a solver of|got matrix solver",
+        ),
         (lambda m: sample(m, (2, 2), solvers.ddim(), **RUN), "expected a solver of scoresde.solvers.MATRIX_SOLVERS"),
         (lambda m: sample(mixture().model(VP()), (2, 2), solvers.gddim(), **RUN), "on an SDE with scalar ones"),
         (lambda m: sample(m, (2, 2), "gddim", end="flow", **RUN), "got end='flow' on CLD"),

@@ -257,7 +257,7 @@ def test_a_latent_model_of_texts_is_trained_opened_and_drawn_from(folder: Path, 
     # The prompt counts, and an empty one is no text: there guidance changes nothing.
     plain = opened.draw(prompts, **how).x
     moved = (one.x - plain).flatten(1).norm(dim=1)
-    assert float(moved[2]) < 1e-5 * float(moved[0]) and float(moved[1]) > 1e-6
+    assert float(moved[2]) < 1e-3 * float(moved[0]) and float(moved[1]) > 1e-6
 
 
 def test_a_prompt_for_a_model_without_texts_is_one_line(tmp_path: Path) -> None:

@@ -47,8 +47,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
 
     Args:
         solver: a name of ``scoresde.solvers.SOLVERS``, with settings after it: ``"ddim: eta=0.5"``.
-        path: a name of ``scoresde.solvers.PATHS``. The default is ``"lam"``, and ``"t"`` for rectified flow.
-        end: the end of the path, ``"denoise"``, ``"flow"`` or ``"stop"``, as in :func:`scoresde.sample`.
+        path: a name of ``scoresde.solvers.PATHS``. The default is the path of a solver that brings one, such as ``"auto"``;
+            otherwise ``"lam"``, and ``"t"`` for rectified flow.
+        end: the end of the path, as in :func:`scoresde.sample`; by default the solver's own, mostly ``"denoise"``.
         clip: the largest absolute value of a data prediction; ``None`` does not clip.
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: the training chain.
         prediction_type: the quantity that the network predicts: ``"epsilon"``, ``"sample"`` or ``"v_prediction"`` on a
@@ -68,7 +69,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         self,
         solver: str = "dpmpp-2m",
         path: str | None = None,
-        end: str = "denoise",
+        end: str | None = None,
         clip: float | None = None,
         num_train_timesteps: int = 1000,
         beta_start: float = 1e-4,
@@ -91,7 +92,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         self.method = get(solver)
         self.spacing = PATHS[path or ("t" if prediction_type == FLOW else "lam")]
         self.sde, self.predicts = _process(self.config)
-        self._set(make_path(self.sde, "t", 2, end=end))  # refuses a solver without rows, and an unknown end
+        self.end = end or self.method.own_end
+        self.brings_path = path is None and self.method.brings_path
+        self._set(make_path(self.sde, "t", 2, end=self.end))  # refuses a solver without rows, and an unknown end
         self.num_inference_steps: int | None = None
 
     # The run ---------------------------------------------------------------------------------------------------------
@@ -176,11 +179,14 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
             path = self._through(_shifted(levels, shift) if self._flow else self.sde.time(-levels.log()))
         elif shift != 1:
             assert num_inference_steps is not None
-            n = num_inference_steps + (self.config["end"] == "stop")
+            n = num_inference_steps + (self.end == "stop")
             path = self._through(_shifted(self.spacing(self.sde, n, self.sde.span[1], self.sde.span[0]), shift))
         else:
             assert num_inference_steps is not None
-            path = make_path(self.sde, self.spacing, num_inference_steps, end=self.config["end"])
+            if self.brings_path:
+                path = self.method.own_path(self.sde, num_inference_steps, end=self.config["end"])
+            else:
+                path = make_path(self.sde, self.spacing, num_inference_steps, end=self.end)
         if num_inference_steps is not None and len(path) != num_inference_steps:
             raise ValueError(f"got {num_inference_steps} steps and {len(path)} times; expected one of the two")
         self.num_inference_steps = len(path)
@@ -198,8 +204,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         return float(self.config["shift"]) if self._flow else 1.0
 
     def _through(self, times: Tensor) -> Path:
-        clean = [] if self.config["end"] == "stop" else [torch.zeros(1, dtype=torch.float64)]
-        return Path.from_times(self.sde, torch.cat([times, *clean]), self.config["end"])
+        clean = [] if self.end == "stop" else [torch.zeros(1, dtype=torch.float64)]
+        return Path.from_times(self.sde, torch.cat([times, *clean]), self.end)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """Return ``sample`` unchanged: the network gets the state itself."""

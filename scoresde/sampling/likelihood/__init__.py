@@ -2,6 +2,6 @@
 
 from scoresde.sampling.likelihood.bound import Bound, importance_weighted, variational_bound
 from scoresde.sampling.likelihood.change_of_variables import Likelihood, log_likelihood
-from scoresde.sampling.likelihood.divergence import TRACES, Trace
+from scoresde.sampling.likelihood.divergence import TRACES, TraceEstimate
 
-__all__ = ["TRACES", "Bound", "Likelihood", "Trace", "importance_weighted", "log_likelihood", "variational_bound"]
+__all__ = ["TRACES", "Bound", "Likelihood", "TraceEstimate", "importance_weighted", "log_likelihood", "variational_bound"]

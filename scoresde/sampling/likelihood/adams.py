@@ -84,6 +84,7 @@ class Solved(NamedTuple):
 
 
 Field = Callable[[Tensor, Where], Rates]
+"""The velocity and the divergence at a state and a place of the flow."""
 
 
 class _History(NamedTuple):

@@ -26,7 +26,7 @@ from scoresde.base.numbers import whole
 from scoresde.sampling.counted import evaluation_mode
 from scoresde.sampling.likelihood.adams import Solved, follow
 from scoresde.sampling.likelihood.clock import Clock, Where
-from scoresde.sampling.likelihood.divergence import TRACES, Trace
+from scoresde.sampling.likelihood.divergence import TRACES, TraceEstimate
 from scoresde.sampling.likelihood.flow import Flow
 from scoresde.sampling.start import check_data
 from scoresde.score import Conditions, DataMoments, ScoreModel
@@ -182,7 +182,7 @@ def _integrated(
     clock: Clock,
     nodes: list[Where],
     tolerance: float,
-    trace: Trace,
+    trace: TraceEstimate,
     moments: DataMoments | None,
     gradients: bool,
     conditions: Mapping[str, Any],

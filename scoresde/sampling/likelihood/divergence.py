@@ -23,10 +23,10 @@ from scoresde.base.names import Table
 from scoresde.base.trace import quadratic_forms, unit_vectors
 from scoresde.solvers.noise.fresh import FreshNoise
 
-__all__ = ["TRACES", "Exact", "HutchPlusPlus", "Probes", "Trace"]
+__all__ = ["TRACES", "Exact", "HutchPlusPlus", "Probes", "TraceEstimate"]
 
 
-class Trace(ABC):
+class TraceEstimate(ABC):
     """Interface of what estimates the trace of the Jacobian of a prediction."""
 
     @abstractmethod
@@ -45,7 +45,7 @@ class Trace(ABC):
 
 
 @dataclass(frozen=True)
-class Exact(Trace):
+class Exact(TraceEstimate):
     """The exact trace, by one backward pass for each dimension of the data.
 
     Example:
@@ -63,7 +63,7 @@ class Exact(Trace):
 
 
 @dataclass(frozen=True)
-class Probes(Trace):
+class Probes(TraceEstimate):
     """Hutchinson's estimates, one backward pass each.
 
     Args:
@@ -81,7 +81,7 @@ class Probes(Trace):
 
 
 @dataclass(frozen=True)
-class HutchPlusPlus(Trace):
+class HutchPlusPlus(TraceEstimate):
     """Hutch++ with two thirds of the probes for the basis, and an estimate for each of the others.
 
     Args:
@@ -122,7 +122,7 @@ def _signs(x: Tensor, probes: int, seeds: list[int]) -> Tensor:
     return torch.where(_normal(x, probes, seeds) < 0, -1.0, 1.0).to(x)
 
 
-TRACES: Table[Callable[[Tensor, int, list[int]], Trace]] = Table(
+TRACES: Table[Callable[[Tensor, int, list[int]], TraceEstimate]] = Table(
     "trace",
     "scoresde.sampling.TRACES",
     {
@@ -133,6 +133,6 @@ TRACES: Table[Callable[[Tensor, int, list[int]], Trace]] = Table(
     },
     also="'auto'",
     check=callable,
-    expects="a function (x, probes, seeds) -> Trace",
+    expects="a function (x, probes, seeds) -> TraceEstimate",
 )
 """Every estimate of the divergence by name: functions of the data, the number of probes and the seeds of the samples."""

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from scoresde.base.shape import expand
 from scoresde.sampling.likelihood.adams import Rates
 from scoresde.sampling.likelihood.clock import Where
-from scoresde.sampling.likelihood.divergence import Trace
+from scoresde.sampling.likelihood.divergence import TraceEstimate
 from scoresde.score import DataMoments, ScoreModel
 
 __all__ = ["Flow"]
@@ -43,7 +43,7 @@ class Flow:
     def __init__(
         self,
         model: ScoreModel,
-        trace: Trace,
+        trace: TraceEstimate,
         conditions: Mapping[str, Any],
         moments: DataMoments | None = None,
         graph: bool = False,
