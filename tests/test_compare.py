@@ -495,6 +495,7 @@ print(len(found.records))
 """
 
 
+@pytest.mark.slow
 def test_a_comparison_of_functions_continues_in_a_second_process(tmp_path: Path) -> None:
     programme, sizes = PROGRAMME.replace("OUT", str(tmp_path)), []
     for _ in range(2):

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peers import diffusers_scheduler, k_diffusion_sampling
 from scipy.integrate import quad
-from support import SDES, LinearModel, amid_the_modes, generator, model_on, propagate, rms, slopes
+from support import SDES, LinearModel, amid_the_modes, covering, generator, model_on, propagate, rms, slopes
 
 from scoresde import EDM, VE, VP, CosineVP, RectifiedFlow, sample, solvers
 from scoresde.sde import GaussianSDE
@@ -70,8 +70,7 @@ def references() -> dict[str, torch.Tensor]:
     return out
 
 
-@pytest.mark.parametrize("name", ["VP", "RectifiedFlow"])
-@pytest.mark.parametrize("solver", HIGH_ORDER)
+@pytest.mark.parametrize(("solver", "name"), covering(HIGH_ORDER, ["VP", "RectifiedFlow"]))
 def test_a_start_of_high_order_keeps_the_order(solver: str, name: str, references: dict[str, torch.Tensor]) -> None:
     make, order = HIGH_ORDER[solver]
     method, (x, t) = make(), amid_the_modes(SDES[name])

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peers import k_diffusion_sampling
-from support import SDES, covering, finite_start, generator, model_on, rms, slopes
+from support import SDES, covering, finite_start, generator, model_on, mostly_slow, rms, slopes
 from torch import Tensor
 
 from scoresde import EDM, VP, GeneralSDE, ScoreModel, sample, solvers
@@ -259,8 +259,7 @@ TIMES = torch.tensor([0.9, 0.7, 0.45, 0.3, 0.1], dtype=F64)
 CHECKED_WHOLE = ["ddim", "dpm-3", "dpmpp-2m", "rk4", "ddpm", "euler-maruyama", "er-sde-3", "dpmpp-2s-a", "pc"]
 
 
-@pytest.mark.parametrize("checkpoint", [True, False])
-@pytest.mark.parametrize("solver", CHECKED_WHOLE)
+@pytest.mark.parametrize(("solver", "checkpoint"), covering(CHECKED_WHOLE, [True, False]))
 def test_gradients_with_respect_to_start_and_times(solver: str, checkpoint: bool) -> None:
     """Against finite differences; the last of the times included."""
     driver = functools.partial(solvers.differentiable, checkpoint=checkpoint)
@@ -437,7 +436,7 @@ def adaptive(name: str, tolerance: float, clock: str = "lam") -> solvers.Adaptiv
 CASES = [*((name, "lam") for name in PAIRS), ("bs3", "rho"), ("dopri5", "rho")]
 
 
-@pytest.mark.parametrize("name", ["VP", "RectifiedFlow"])
+@pytest.mark.parametrize("name", mostly_slow(["VP", "RectifiedFlow"], {"RectifiedFlow"}))
 @pytest.mark.parametrize(("pair", "clock"), CASES)
 def test_accuracy_follows_the_tolerance(pair: str, clock: str, name: str) -> None:
     """And the number of steps grows as tolerance^(-1 / order), which only a pair of that order does."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import SDES, generator, mixture
+from support import SDES, covering, generator, mixture
 from torch import Tensor
 
 from scoresde import DDPM, EDM, VP, GeneralSDE, RectifiedFlow, ScoreModel
@@ -33,8 +33,7 @@ def native(kind: str, sde: GaussianSDE, x0: Tensor, eps: Tensor, t: float, sigma
     }[kind]
 
 
-@pytest.mark.parametrize("kind", PREDICTIONS)
-@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize(("name", "kind"), covering(SDES, PREDICTIONS, 2))
 @given(fraction=st.floats(0.02, 0.95), seed=st.integers(0, 99))
 def test_every_quantity_follows_from_every_prediction(name: str, kind: str, fraction: float, seed: int) -> None:
     sde = SDES[name]

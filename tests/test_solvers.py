@@ -62,7 +62,7 @@ def reference(name: str, t_min: float | None = None) -> torch.Tensor:
     return _references[key]
 
 
-@pytest.mark.parametrize(("solver", "name"), covering([*DETERMINISTIC, *VARIANTS], SDES, 2))
+@pytest.mark.parametrize(("solver", "name"), covering([*DETERMINISTIC, *VARIANTS], SDES))
 def test_deterministic_solvers_have_the_order_they_claim(solver: str, name: str) -> None:
     sde, model = SDES[name], model_on(SDES[name])
     method = VARIANTS.get(solver) or solvers.get(solver)
@@ -89,8 +89,7 @@ def weak_errors(method: RowSolver, sde: GaussianSDE, t_min: float | None = None)
     return errors
 
 
-@pytest.mark.parametrize("name", mostly_slow(["VP", "VE", "EDM", "SubVP", "FunctionSDE"], {"VP", "VE"}))
-@pytest.mark.parametrize("solver", WEAK)
+@pytest.mark.parametrize(("solver", "name"), covering(WEAK, ["VP", "VE", "EDM", "SubVP", "FunctionSDE"]))
 def test_stochastic_solvers_converge_at_the_weak_order_they_claim(solver: str, name: str) -> None:
     """Mean and variance on Gaussian data, propagated exactly: no Monte Carlo."""
     method = solvers.get(solver)
@@ -361,7 +360,7 @@ ZERO_ALPHA = {
 }
 
 
-@pytest.mark.parametrize(("solver", "name"), covering(SOLVERS, ZERO_ALPHA, 2))
+@pytest.mark.parametrize(("solver", "name"), covering(SOLVERS, ZERO_ALPHA))
 def test_alpha_zero_is_carried_on_every_spacing(solver: str, name: str) -> None:
     sde = ZERO_ALPHA[name]
     for path in ("t", "lam"):
