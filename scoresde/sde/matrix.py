@@ -101,7 +101,7 @@ class MatrixSDE(SDE):
         return Factors(psi, root, torch.linalg.solve_triangular(root, psi, upper=False))
 
     def lam(self, t: Time) -> Tensor:
-        """Return half the log signal-to-noise ratio of the data in the state, log |c|, shape of ``t``.
+        """Return half the log signal-to-noise ratio of the data in the state, log of the norm of c, shape of ``t``.
 
         An SDE with several modes overrides it with one number for all.
         """

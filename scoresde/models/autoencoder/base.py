@@ -16,15 +16,12 @@ __all__ = ["Autoencoder", "Reconstructed"]
 
 
 class Reconstructed(NamedTuple):
-    """The reconstruction of a batch in training, and the penalty of its latents.
-
-    Attributes:
-        x: the reconstructed data, shape of the data.
-        penalty: the regularization of the latents of each sample, shape ``(batch,)``; the loss adds it with a weight.
-    """
+    """The reconstruction of a batch in training, and the penalty of its latents."""
 
     x: Tensor
+    """The reconstructed data, shape of the data."""
     penalty: Tensor
+    """The regularization of the latents of each sample, shape ``(batch,)``; the loss adds it with a weight."""
 
 
 class Autoencoder(nn.Module, ABC):

@@ -25,17 +25,14 @@ _MOST_TOKENS = 32
 
 
 class Text(NamedTuple):
-    """The embeddings of texts.
-
-    Attributes:
-        pooled: one vector for each text, shape ``(batch, features)``.
-        tokens: one vector for each token, zero after the end of a text, shape ``(batch, length, features)``.
-        mask: whether there is a token, shape ``(batch, length)``, booleans.
-    """
+    """The embeddings of texts."""
 
     pooled: Tensor
+    """One vector for each text, shape ``(batch, features)``."""
     tokens: Tensor
+    """One vector for each token, zero after the end of a text, shape ``(batch, length, features)``."""
     mask: Tensor
+    """Whether there is a token, shape ``(batch, length)``, booleans."""
 
     def conditions(self) -> dict[str, Tensor]:
         """Return the embeddings by the names of the conditions of :class:`~scoresde.models.UNet`.

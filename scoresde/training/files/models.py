@@ -104,7 +104,8 @@ def save(
             "write the function as the forward method of one"
         )
     tensors = {f"model.{name}": value for name, value in checkpoint.weights(model).items()}
-    tuned = {} if model.tuned is None else {"tuned": model.tuned.to_json()}
+    solver = getattr(model, "tuned", None)  # a model of tokens cannot have one
+    tuned = {} if solver is None else {"tuned": solver.to_json()}
     checkpoint.write(path, {**describe(model), **about_samples(event, classes), **tuned}, tensors)
 
 
