@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 # A first call may compile or import, so that a deadline measures the machine; a failure in CI must come back by itself. The
 # default run draws the same examples every time, on every machine; fresh ones are drawn on demand: see --fresh.
-_COMMON = {"deadline": None, "max_examples": 50, "suppress_health_check": [HealthCheck.too_slow]}
+_COMMON = {"deadline": None, "max_examples": 30, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("default", derandomize=True, **_COMMON)
 settings.register_profile("fresh", derandomize=False, print_blob=True, **_COMMON)
 settings.load_profile("default")

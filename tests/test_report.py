@@ -447,8 +447,8 @@ def test_a_report_is_made_of_what_there_is(found, trails, described):
     [
         (["ddim", "sde-dpmpp-2m"], [10, 20], ["rms"]),  # one has no record
         (["ddim", "dpmpp-2m"], [10], ["rms", "energy"]),  # one budget: no order
-        (["dpm-12", "ddpm"], [10, 40], ["rms", "strong"]),  # no order is declared
-        (["rk4", "ddim"], [3, 4], ["rms"]),  # one has a last move alone
+        pytest.param(["dpm-12", "ddpm"], [10, 40], ["rms", "strong"], marks=pytest.mark.slow),  # no order is declared
+        pytest.param(["rk4", "ddim"], [3, 4], ["rms"], marks=pytest.mark.slow),  # one has a last move alone
     ],
 )
 def test_a_comparison_of_any_solvers_has_a_report(tmp_path, solvers, budgets, metrics):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support import generator, mixture, model_on, rms
+from support import generator, mixture, model_on, mostly_slow, rms
 
 from scoresde import DDPM, EDM, VP, GeneralSDE, NonFiniteError, RectifiedFlow, ScoreModel, sample, solvers
 from scoresde.metrics import energy_distance
@@ -163,7 +163,13 @@ def ornstein_uhlenbeck() -> tuple[GeneralSDE, Callable[[torch.Tensor, torch.Tens
     return sde, score
 
 
-@pytest.mark.parametrize("solver", ["euler-maruyama", "heun", "torchsde-euler", "torchsde-milstein", "torchsde-srk", "rk45"])
+@pytest.mark.parametrize(
+    "solver",
+    mostly_slow(
+        ["euler-maruyama", "heun", "torchsde-euler", "torchsde-milstein", "torchsde-srk", "rk45"],
+        {"euler-maruyama", "heun", "torchsde-euler", "rk45"},
+    ),
+)
 def test_general_sdes_are_sampled(solver: str) -> None:
     sde, score = ornstein_uhlenbeck()
     reverse = sde.probability_flow(score) if solver == "rk45" else sde.reverse(score)

@@ -58,23 +58,24 @@ def test_a_training_resumes_in_another_process_under_the_same_functions_alone(tm
 import sys, torch
 from scoresde import FunctionSDE, ScoreModel, fit
 from scoresde.models import MLP
-a, steps, out = float(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-filler = [object() for _ in range(1000 * steps)]
-class Objective:
-    def __init__(self, scale): self.scale = scale
-sde = FunctionSDE(lambda t: -a * t, torch.log)
+out, filler = sys.argv[1], [object() for _ in range(1000 * len(sys.argv))]  # the addresses differ
 points = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
-fit(ScoreModel(MLP(2, hidden=(8,)), sde, "v"), points, steps=steps, out=out, batch_size=16, progress=False)
+def training(a, steps):
+    sde = FunctionSDE(lambda t: -a * t, torch.log)
+    fit(ScoreModel(MLP(2, hidden=(8,)), sde, "v"), points, steps=steps, out=out, batch_size=16, progress=False)
+    print(steps, "steps")
+for arguments in sys.argv[2:]:
+    training(*(int(n) for n in arguments.split(",")))
 """
 
-    def run(a: float, steps: int) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", programme, str(a), str(steps), str(tmp_path / "run")]
+    def run(*calls: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", programme, str(tmp_path / "run"), *calls]
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
-    for steps in (1, 2):
-        done = run(1.0, steps)
-        assert done.returncode == 0, done.stderr
-    assert "belongs to another training: the code or the settings of process" in run(2.0, 3).stderr
+    assert run("1,1").returncode == 0
+    resumed = run("1,2", "2,3")
+    assert resumed.stdout.split() == ["2", "steps"], resumed.stderr
+    assert "belongs to another training: the code or the settings of process" in resumed.stderr
 
 
 def test_a_training_resumes_on_its_own_distribution_and_objective_alone(tmp_path: Path) -> None:
