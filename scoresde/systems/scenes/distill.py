@@ -51,7 +51,7 @@ def distill(
 ) -> Distilled:
     r"""Fit the parameters of a renderer, in place, so that what it renders is likely under a score model.
 
-    Each step renders a batch x of images, takes the gradient of ``method`` on them, and moves the parameters by
+    Each step renders a batch x of images, takes the gradient of ``method`` on them, and gives the optimizer
 
     .. math:: \frac1n \sum_{i=1}^{n} \Big( \frac{\partial x_i}{\partial\theta} \Big)^T w(t_i)
               \big( \hat\epsilon(\alpha x_i + \sigma \epsilon_i, t_i) - b_i \big)
