@@ -17,6 +17,7 @@ from scoresde.objectives import LabelDropout, Objective
 from scoresde.sampling import Samples, sample
 from scoresde.score import PointModel, ScoreModel
 from scoresde.sde import EDM, GaussianSDE
+from scoresde.solvers.noise.fresh import FreshNoise, sample_seeds
 from scoresde.systems.molecules.dataset import Molecules
 from scoresde.systems.molecules.molecule import Molecule
 from scoresde.training import Files, Method, fit
@@ -59,7 +60,7 @@ class MoleculeDiffusion:
         guidance: float = 1.0,
         solver: Any = "heun",
         steps: int = 25,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         **options: Any,
     ) -> DrawnMolecules:
         """Draw molecules.
@@ -71,7 +72,7 @@ class MoleculeDiffusion:
                 ``data.values``; by default none is asked for.
             guidance: the scale of classifier-free guidance, where a property is asked for.
             solver, steps: as for :func:`scoresde.sample`.
-            seed: the seed of the sizes and the samples.
+            seed: one seed, or a seed for each molecule, on which its size and its sample depend.
             options: further arguments of :func:`scoresde.sample`.
 
         Raises:
@@ -79,7 +80,8 @@ class MoleculeDiffusion:
                 molecule; for a property that is not finite; and for guidance without a property.
         """
         n = whole("n", n, 1)
-        counts = self._counts(n, atoms, seed)
+        seeds = sample_seeds(seed, n)
+        counts = self._counts(n, atoms, seeds)
         mask = counts[:, None] > torch.arange(self.data.event[0])
         known = torch.full((n,), property is not None)
         asked = torch.as_tensor(0.0 if property is None else property, dtype=torch.float32)
@@ -93,13 +95,14 @@ class MoleculeDiffusion:
             model = steering.ClassifierFree(model, guidance, {"known": False})
         told = {"mask": mask, "property": value, "known": known}
         options.setdefault("progress", False)
-        drawn = sample(model, (n, *self.data.event), solver, steps, seed=seed, conditions=told, **options)
+        drawn = sample(model, (n, *self.data.event), solver, steps, seed=seeds, conditions=told, **options)
         return DrawnMolecules(self.data.encoding.decode(drawn.x, mask), drawn, mask)
 
-    def _counts(self, n: int, atoms: int | Sequence[int] | None, seed: int) -> Tensor:
+    def _counts(self, n: int, atoms: int | Sequence[int] | None, seeds: list[int]) -> Tensor:
         sizes = self.data.mask.sum(1)
         if atoms is None:
-            return sizes[torch.randint(len(sizes), (n,), generator=torch.Generator().manual_seed(seed))]
+            own = FreshNoise([seed ^ 0x5EED for seed in seeds], "cpu").uniform((n, 1))[:, 0]
+            return sizes[(own * len(sizes)).long()]
         counts = torch.as_tensor(atoms)
         most = self.data.event[0]
         if counts.is_floating_point() or counts.shape not in ((), (n,)):
