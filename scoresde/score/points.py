@@ -10,7 +10,8 @@ surrounding space splits into that of the subspace and independent noise outside
 
 the same row with noise in the subspace. So every solver, path and driver runs in the subspace as it is, and a padded point
 set needs no basis of its own. Only the projection of the result remains, and the density of the noise outside of the
-subspace, which a likelihood leaves out.
+subspace, which a likelihood leaves out. Two kinds of solvers see the noise outside all the same, in the length of their
+steps: Langevin correctors and stochastic adaptive methods, which take it from norms of the whole state.
 """
 
 from __future__ import annotations
