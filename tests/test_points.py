@@ -245,7 +245,7 @@ def test_guidance_keeps_the_subspace_and_trains_and_loads(tmp_path):
 
 
 def test_the_loss_does_not_see_noise_outside_of_the_subspace():
-    model = PointModel(ScoreModel(shaken(EGNN(width=8, depth=1).double()), VP(), "eps"))
+    model = PointModel(ScoreModel(lambda x, t, mask: torch.tanh(x), VP(), "eps"))  # a network that would see it
     x, t = model.project(point_sets(3, 0), mask=MASK), torch.tensor([0.2, 0.5, 0.9], dtype=F64)
     eps = torch.randn(x.shape, generator=generator(2), dtype=F64)
     beside = torch.randn(x.shape, generator=generator(4), dtype=F64)
