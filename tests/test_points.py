@@ -314,27 +314,6 @@ def test_energies_do_not_change_with_the_point_of_view(energy):
     torch.testing.assert_close(energy(turned(x, q) + 5.0)[:], energy(x[:, [2, 3, 1, 0]]), rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "steps", "width"), [("DW4", 2500, 32), ("LJ13", 3000, 48)])
-def test_a_trained_model_has_the_energies_of_a_long_markov_chain(name, steps, width):
-    energy, m, n, *_ = ENERGIES[name]
-    x, _ = chain(name, *((400, 3000, 60, 400) if name == "DW4" else (200, 10_000, 200, 4000)))
-    x = x.float()
-    scale = x.std()
-    net = EGNN(dims=n, width=width, depth=3)
-    torch.manual_seed(0)
-    net = EGNN(dims=n, width=width, depth=3)
-    model = PointModel(ScoreModel(net, EDM(), "edm", sigma_data=1.0), n)
-    method = scoresde.training.Method(batch_size=128 if name == "DW4" else 48, lr=2e-3, schedule=f"cosine-{steps}")
-    model = scoresde.fit(model, x / scale, "edm", steps=steps, method=method, progress=False).model
-    drawn = scale * sample(model, (1000, m, n), "heun", 30, progress=False).x
-    q = torch.tensor([0.1, 0.25, 0.5, 0.75])
-    own, truth = energy(drawn).quantile(q), energy(x[torch.randperm(len(x), generator=generator())[:5000]]).quantile(q)
-    print(name, own, truth)
-    spread = truth[3] - truth[1]
-    assert ((own - truth).abs() < (0.25 if name == "DW4" else 1.0) * spread).all()
-
-
 # Errors --------------------------------------------------------------------------------------------------------------
 
 NET = EGNN(1, width=8, depth=1)
