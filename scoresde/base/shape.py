@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["as_time", "check_batch", "expand"]
+__all__ = ["as_time", "centred", "check_batch", "check_points", "expand", "present"]
 
 
 def as_time(t: Tensor | float, device: torch.device | None = None) -> Tensor:
@@ -42,3 +42,87 @@ def check_batch(x: Tensor) -> Tensor:
     if not x.is_floating_point():
         raise ValueError(f"got x of dtype {x.dtype}; expected a floating point tensor: use x.float()")
     return x
+
+
+# Point sets: rows of positions and features, padded to one length ---------------------------------------------------------
+
+
+def present(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Return which rows of ``x``, shape ``(batch, points, columns)``, are points: ``mask``, or all rows without one.
+
+    Args:
+        x: the point sets.
+        mask: booleans of shape ``(batch, points)``, false for rows of padding.
+
+    Raises:
+        ValueError: for a mask of another shape or dtype and, on the CPU, for a sample of fewer than two points.
+
+    Example:
+        >>> present(torch.zeros(2, 3, 4), None).sum(1)
+        tensor([3, 3])
+    """
+    if mask is None:
+        mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != x.shape[:2]:
+        told = f"shape {tuple(mask.shape)} and dtype {mask.dtype}" if isinstance(mask, Tensor) else f"type {type(mask)}"
+        raise ValueError(
+            f"got a mask of {told} for point sets of shape {tuple(x.shape)}; expected booleans of shape "
+            f"{tuple(x.shape[:2])}, true for the points and false for padding: mask=counts[:, None] > torch.arange(points)"
+        )
+    if mask.device.type == "cpu" and len(mask) and int(fewest := mask.sum(1).min()) < 2:
+        raise ValueError(
+            f"got a point set of {int(fewest)} point{'s' * (int(fewest) != 1)}; expected at least two in each sample, "
+            "because one point has only its centre of mass: leave such samples out"
+        )
+    return mask
+
+
+def check_points(x: Tensor, dims: int, features: int | None = None) -> Tensor:
+    """Return ``x`` after a check that it has the shape ``(batch, points, dims + features)``.
+
+    Args:
+        x: the point sets.
+        dims: the number of coordinates of a position.
+        features: the number of further columns; ``None`` for any number.
+
+    Raises:
+        ValueError: for another shape, or fewer than two points.
+
+    Example:
+        >>> check_points(torch.zeros(2, 5, 3), dims=3).shape
+        torch.Size([2, 5, 3])
+    """
+    columns = "at least" if features is None else "exactly"
+    least = dims + (features or 0)
+    fits = x.ndim == 3 and (x.shape[2] >= least if features is None else x.shape[2] == least)
+    if not fits or x.shape[1] < 2:
+        raise ValueError(
+            f"got point sets of shape {tuple(x.shape)}; expected (batch, points, columns) with two points or more and "
+            f"{columns} {least} columns, of which the first {dims} are the position"
+        )
+    return x
+
+
+def centred(x: Tensor, dims: int, mask: Tensor | None = None) -> Tensor:
+    r"""Project point sets onto the subspace of zero centre of mass, with zeros in the rows of padding.
+
+    This is the orthogonal projection :math:`x_i \mapsto x_i - \frac1M \sum_j x_j` of the positions of the M points, and
+    the identity on their features.
+
+    Args:
+        x: shape ``(batch, points, dims + features)``.
+        dims: the number of coordinates of a position, in the first columns.
+        mask: see :func:`present`.
+
+    Raises:
+        ValueError: see :func:`present`.
+
+    Example:
+        >>> centred(torch.tensor([[[0.0, 7.0], [2.0, 8.0]]]), dims=1)
+        tensor([[[-1.,  7.],
+                 [ 1.,  8.]]])
+    """
+    kept = present(x, mask)[:, :, None].to(x.dtype)  # (batch, points, 1)
+    x = x * kept
+    mean = x[..., :dims].sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp(min=1)  # (batch, 1, dims)
+    return torch.cat([x[..., :dims] - mean * kept, x[..., dims:]], dim=2)

@@ -12,6 +12,7 @@ from scoresde.models.autoencoder import (
 from scoresde.models.labels import Label
 from scoresde.models.mlp import MLP
 from scoresde.models.ncsnv2 import NCSNv2
+from scoresde.models.points import EGNN
 from scoresde.models.presets import NETWORKS, PublishedNetwork, build
 from scoresde.models.super_resolution import SuperResolution
 from scoresde.models.text import Contrastive, ContrastiveImages, Text, TextEncoder
@@ -21,6 +22,7 @@ from scoresde.models.unet import UNet
 
 __all__ = [
     "AUTOENCODERS",
+    "EGNN",
     "MLP",
     "NETWORKS",
     "Autoencoder",

@@ -24,6 +24,7 @@ from scoresde.problems.named import (
     spiral,
     textures,
 )
+from scoresde.problems.particles import double_well, harmonic_cluster, lennard_jones, metropolis
 
 __all__ = [
     "PROBLEMS",
@@ -37,11 +38,15 @@ __all__ = [
     "ScaleMixture",
     "checkerboard",
     "digits",
+    "double_well",
     "funnel",
     "gaussian",
     "grid",
+    "harmonic_cluster",
     "laplace",
+    "lennard_jones",
     "measured",
+    "metropolis",
     "moons",
     "pinwheel",
     "ppca_digits",

@@ -233,6 +233,7 @@ def sample(
         x, fresh = start(shape_or_start, model, seed, prior_std, device, dtype, grads, copy)
     model.check_convertible(value(where.points[0].t))
     told = Conditions.of(conditions, x.shape[0], device=x.device, dtype=x.dtype)
+    x = model.project(x, **told.values)
     counted = Counted(model, told, grads=grads)
     run = Run(method, loop, where, rows, counted, x, fresh if noise is None else noise, project)
     keeper = Keeper(kept, where, x, counted) if kept else None
@@ -247,9 +248,11 @@ def sample(
             last = run.again(drawn and noise is None).last_checked()
         clean = matrix is not None and where.ends_clean and last.reached is None
         ended = matrix.data(last.x) if matrix is not None and clean else last.x  # without velocities, which are zero there
+        ended = model.project(ended, **told.values)
         data = model.to_data(ended)
     times = tuple(value(t) for t in where.times[: last.reached])
     states = {} if keeper is None else keeper.found(method.name, whole=last.reached is None)
+    states = {t: model.project(state, **told.values) for t, state in states.items()}
     info, latent = dict(last.info or {}), None if data is ended else last.x
     return Samples(data, forward, seconds, run.noise.seeds, method.name, times, info, backward, states, latent)
 

@@ -5,6 +5,7 @@ from scoresde.score.latent import Coder, LatentModel
 from scoresde.score.matrix import MatrixModel
 from scoresde.score.model import Calls, Evaluation, ScoreModel
 from scoresde.score.moments import DataMoments
+from scoresde.score.points import PointModel
 from scoresde.score.predictions import PREDICTIONS, Coefficients, Parametrization, target
 from scoresde.score.wrapper import Transformed, Wrapper
 
@@ -19,6 +20,7 @@ __all__ = [
     "LatentModel",
     "MatrixModel",
     "Parametrization",
+    "PointModel",
     "ScoreModel",
     "Shared",
     "Transformed",

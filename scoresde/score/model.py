@@ -350,6 +350,17 @@ class ScoreModel(nn.Module):
         """Return the data that states at the end of sampling stand for; the states themselves, unless they are latents."""
         return x
 
+    def project(self, x: Tensor, **conditions: Any) -> Tensor:
+        """Return the states without what lies outside of the subspace of the data; by default ``x`` itself."""
+        return x
+
+    def outside(self, x: Tensor, **conditions: Any) -> Tensor | None:
+        """Return the number of dimensions outside of the subspace for each sample, ``(batch,)``; ``None`` if there are none.
+
+        There the state is noise of variance sigma^2, which is independent of the data.
+        """
+        return None
+
     @property
     def network(self) -> Any:
         """The network, which a score model around others looks for inside of them."""

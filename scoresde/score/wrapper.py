@@ -65,6 +65,14 @@ class Wrapper(ScoreModel):
         """Return the data that states at the end of sampling stand for, by the inner model."""
         return self.model.to_data(x)
 
+    def project(self, x: Tensor, **conditions: Any) -> Tensor:
+        """Return the states without what lies outside of the subspace of the inner model's data."""
+        return self.model.project(x, **conditions)
+
+    def outside(self, x: Tensor, **conditions: Any) -> Tensor | None:
+        """Return the number of dimensions outside of the subspace of the inner model's data, if there are any."""
+        return self.model.outside(x, **conditions)
+
     def time_inputs(self, t: Tensor) -> Tensor:
         """Return the time inputs of the inner model's network at the times ``t``."""
         return self.model.time_inputs(t)

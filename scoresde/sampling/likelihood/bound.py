@@ -108,7 +108,8 @@ def variational_bound(
     low, high = (float(sde.lam(t)) for t in (end, start))
     if not math.isfinite(low):  # where alpha = 0: the integrand falls like e^(2 lam), and is below rounding long before
         low = -18.0
-    prior = _prior(x.double(), float(sde.alpha(end)), float(sde.sigma(end)), sde.prior_std)
+    size = _size(model, x, told)
+    prior = _prior(x.double(), size, float(sde.alpha(end)), float(sde.sigma(end)), sde.prior_std)
     estimates, evaluations = [], 0
     with torch.no_grad(), evaluation_mode(model):
         model.check_start(x, **told)
@@ -121,7 +122,7 @@ def variational_bound(
             t = torch.full((len(x),), start, dtype=torch.float64, device=x.device)
             # The error of the data prediction is sigma / alpha times that of the noise prediction.
             log_unit = float(sde.log_sigma(start) - sde.log_alpha(start)) + 0.5 * math.log(2 * math.pi)
-            decoder = -0.5 * _squared_error(model, x, t, noise, told) - x[0].numel() * log_unit
+            decoder = -0.5 * _squared_error(model, x, t, noise, told) - size * log_unit
             estimates.append((path, decoder))
             evaluations += (draws + 1) * model.calls.forward
     path, decoder = (torch.stack(parts) for parts in zip(*estimates, strict=True))
@@ -173,10 +174,10 @@ def importance_weighted(
     start, _ = _ends(model, t)
     alpha, sigma = float(model.sde.alpha(start)), float(model.sde.sigma(start))
     seeds = sample_seeds(seed, len(x))
-    noise = FreshNoise(seeds, x.device)
+    noise, size = FreshNoise(seeds, x.device), _size(model, x, told)
     weights = []
     for k in range(samples):
-        eps = noise.normal(torch.empty_like(x))
+        eps = model.project(noise.normal(torch.empty_like(x)), **told)
         noised = alpha * x + sigma * eps
         found = log_likelihood(
             model,
@@ -192,7 +193,7 @@ def importance_weighted(
             off = (x - model.x0(noised, torch.tensor(start, dtype=torch.float64), **told)).flatten(1).double()
         ratio = alpha / sigma  # the normalisations of decoder and noise differ by alpha^d
         energy = 0.5 * (eps.flatten(1).double().square().sum(1) - (ratio * off).square().sum(1))
-        weights.append(found.log_prob + energy + x[0].numel() * math.log(alpha))
+        weights.append(found.log_prob + energy + size * math.log(alpha))
     return torch.stack(weights).logsumexp(0) - math.log(samples)
 
 
@@ -206,11 +207,18 @@ def _ends(model: ScoreModel, t: float | None) -> tuple[float, float]:
     return start, end
 
 
-def _prior(x: Tensor, alpha: float, sigma: float, prior_std: float) -> Tensor:
+def _size(model: ScoreModel, x: Tensor, conditions: Mapping[str, Any]) -> Tensor:
+    """Return the number of dimensions of each sample, those of its subspace where it has one; ``(batch,)``, float64."""
+    whole_space = torch.full((len(x),), float(x[0].numel()), dtype=torch.float64, device=x.device)
+    outside = model.outside(x, **conditions)
+    return whole_space if outside is None else whole_space - outside
+
+
+def _prior(x: Tensor, size: Tensor, alpha: float, sigma: float, prior_std: float) -> Tensor:
     """Return minus the divergence of N(alpha x, sigma^2) from N(0, prior_std^2), shape ``(batch,)``."""
     ratio = (sigma / prior_std) ** 2
     means = (alpha * x / prior_std).flatten(1).square().sum(1)
-    return -0.5 * (means + x[0].numel() * (ratio - 1 - math.log(ratio)))
+    return -0.5 * (means + size * (ratio - 1 - math.log(ratio)))
 
 
 def _squared_error(model: ScoreModel, x: Tensor, t: Tensor, noise: FreshNoise, conditions: Mapping[str, Any]) -> Tensor:

@@ -204,7 +204,7 @@ def _integrated(
     else:
         known = moments.log_prob(latent, model.sde, clock.t_max)
         mismatch, prior = (known - prior).detach(), known
-    log_prob = prior + x[0].numel() * math.log(end / radius) + found.gained.mean(0)
+    log_prob = prior + x[0].numel() * math.log(end / radius) + found.gained.mean(0) - _outside(model, x, first, conditions)
     if not bool(torch.isfinite(log_prob).all()):
         raise ArithmeticError(
             f"the likelihood is not finite on the way from t={clock.t_min:.6g} to t={clock.t_max:.6g}. Check the network "
@@ -216,6 +216,20 @@ def _integrated(
         unknown = torch.full_like(probe_error, math.nan)
         probe_error = found.gained.detach().std(0) / math.sqrt(estimates) if estimates > 1 else unknown
     return Likelihood(log_prob, latent.to(x.dtype), flow.evaluations, found.error, probe_error, mismatch, estimates)
+
+
+def _outside(model: ScoreModel, x: Tensor, first: Where, conditions: Mapping[str, Any]) -> Tensor | float:
+    """Return the log-density of the noise outside of the subspace of the data, where data in it have none of this noise."""
+    dimensions = model.outside(x, **conditions)
+    if dimensions is None:
+        return 0.0
+    beside = (x - model.project(x, **conditions)).detach().flatten(1).double()
+    if not bool((beside.norm(dim=1) <= 1e-5 * x.detach().flatten(1).double().norm(dim=1) + 1e-12).all()):
+        raise ValueError(
+            "got data outside of the subspace of the model, such as point sets whose centre of mass is not zero; expected "
+            "model.project(x, **conditions)"
+        )
+    return -0.5 * dimensions.double() * math.log(2 * math.pi * float(first.sigma) ** 2)
 
 
 def _estimated_mismatch(flow: Flow, latent: Tensor, end: Where, found: Solved) -> Tensor:

@@ -64,6 +64,7 @@ _NETWORKS: dict[str, Callable[..., nn.Module]] = {
         models.ContrastiveImages,
         models.SuperResolution,
         models.TokenTransformer,
+        models.EGNN,
     )
 }
 _SDES = (sdes.VP, sdes.CosineVP, sdes.SubVP, sdes.VE, sdes.EDM, sdes.RectifiedFlow)
