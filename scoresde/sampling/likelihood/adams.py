@@ -294,17 +294,16 @@ def _predicted(history: _History, w: Tensor, tau: Tensor, goal: Tensor) -> Tenso
 
 def _corrected(newer: _History, w: Tensor, tau: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Return the corrected state, the gain of the density, and the errors of both; the newest evaluation is at ``goal``."""
-
-    def weights(nodes: Tensor, n: int, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-        best = interpolation_weights(nodes[:n], newer.first(n, n), start, end)
-        before = (newer.known - 1).clamp(max=n - 1)  # one node less
-        return best, best - interpolation_weights(nodes[:n], newer.first(before, n), start, end)
-
-    best, difference = weights(newer.tau.exp(), ORDER + 1, tau.exp(), goal.exp())
-    delta = _sum(difference, newer.slopes.detach())
-    of_density, of_error = (c[:, None] for c in weights(newer.tau, QUADRATURE, tau, goal))
-    wrong = (of_error * newer.densities.detach()).sum(0).mean(0)
-    return w + _sum(best, newer.slopes), (of_density * newer.densities).sum(0), (delta, wrong)
+    fewer = newer.known - 1  # one node less
+    uses = [newer.first(most, QUADRATURE) for most in (ORDER + 1, fewer.clamp(max=ORDER), QUADRATURE)]
+    uses.append(newer.first(fewer.clamp(max=QUADRATURE - 1), QUADRATURE))
+    # The four polynomials of each sample in one call: of N in u and of G in tau, each with and without its oldest node.
+    nodes, start, end = (torch.cat([c.exp(), c.exp(), c, c], -1) for c in (newer.tau[:QUADRATURE], tau, goal))
+    of_state, lower, of_density, below = interpolation_weights(nodes, torch.cat(uses, 1), start, end).chunk(4, 1)
+    delta = _sum((of_state - lower)[: ORDER + 1], newer.slopes.detach())
+    wrong = ((of_density - below)[:, None] * newer.densities.detach()).sum(0).mean(0)
+    corrected = w + _sum(of_state[: ORDER + 1], newer.slopes)
+    return corrected, (of_density[:, None] * newer.densities).sum(0), (delta, wrong)
 
 
 def _nats(delta: Tensor, wrong: Tensor, eps: Tensor, tau: Tensor) -> Tensor:
