@@ -1,7 +1,7 @@
 """Likelihoods by the probability flow, against the densities that are known."""
 
+import itertools
 import math
-import weakref
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from scoresde.models import UNet
 from scoresde.objectives import bits_per_dim
 from scoresde.problems import Gaussian
 from scoresde.sampling import TRACES
+from scoresde.sampling.likelihood import gradients
 from scoresde.sampling.likelihood.adams import interpolation_weights
 from scoresde.score import DataMoments, Wrapper
 from scoresde.sde import GaussianSDE
@@ -36,7 +37,7 @@ class Unknown(Wrapper):
 # The value and its error ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("name", mostly_slow(SDES, ["VP", "EDM"]))
 def test_the_default_result_is_the_density_of_the_data(name: str) -> None:
     """Near and far from the data, where the prior is corrected by the moments."""
     sde, problem = SDES[name], mixture()
@@ -64,7 +65,7 @@ def test_sixty_evaluations_give_two_ten_thousandths_of_a_nat_per_dimension() -> 
     assert rms(found.log_prob - true_density(problem, VP(), x)) / 64 < 2e-4
 
 
-@pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("tolerance", mostly_slow([1e-2, 1e-4, 1e-6], [1e-2]))
 def test_the_reported_error_covers_the_true_one_and_keeps_to_the_tolerance(tolerance: float) -> None:
     problem, x = problems.moons(), problems.moons().sample(40, generator(), F64)
     found = log_likelihood(problem.model(VP()), x, tolerance)
@@ -93,7 +94,7 @@ def test_given_steps_converge_with_order_four_at_least(name: str) -> None:
     assert fine < 2e-4 and math.log(coarse / fine, 4) > 3
 
 
-@pytest.mark.parametrize("path", ["t", "karras"])
+@pytest.mark.parametrize("path", mostly_slow(["t", "karras"], ["karras"]))
 def test_every_path_leads_to_the_same_density(path: str) -> None:
     problem, x = mixture(), points()
     found = log_likelihood(problem.model(VP()), x, steps=200, path=path)
@@ -118,12 +119,12 @@ def test_the_latent_is_the_start_of_the_flow_that_ends_at_the_data() -> None:
     torch.testing.assert_close(log_likelihood(model, x, 1e-6).latent, start, atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", mostly_slow([torch.float32, torch.float64], [torch.float32]))
 def test_a_sample_does_not_depend_on_its_batch(dtype: torch.dtype) -> None:
     model, x = mixture().model(VP()), points(5).to(dtype)
-    for trace in ("exact", "rademacher"):
-        whole = log_likelihood(model, x, 1e-3, trace=trace, seed=[3, 1, 4, 15, 9])
-        part = log_likelihood(model, x[2:4], 1e-3, trace=trace, seed=[4, 15])
+    for trace in ("exact", "rademacher") if dtype == F64 else ("rademacher",):
+        whole = log_likelihood(model, x, 1e-2, trace=trace, seed=[3, 1, 4, 15, 9])
+        part = log_likelihood(model, x[2:4], 1e-2, trace=trace, seed=[4, 15])
         torch.testing.assert_close(part.log_prob, whole.log_prob[2:4], rtol=1e-12 if dtype == F64 else 1e-5, atol=0)
         torch.testing.assert_close(part.error, whole.error[2:4], rtol=1e-6 if dtype == F64 else 0.2, atol=1e-4)
 
@@ -149,7 +150,7 @@ def test_a_flow_that_cannot_be_followed_is_an_error() -> None:
 # The prior --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("name", mostly_slow(SDES, ["VP"]))
 def test_the_mismatch_of_the_prior_is_what_moments_correct_and_the_model_can_tell(name: str) -> None:
     sde, problem, x = SDES[name], Gaussian([1.3, -0.2], [[0.5, 0.2], [0.2, 2.4]]), points()
     known = log_likelihood(problem.model(sde), x, 1e-6)
@@ -216,15 +217,15 @@ def test_a_single_probe_has_an_unknown_error_and_the_exact_trace_none() -> None:
     assert log_likelihood(model, x, steps=10, trace="exact").probe_error.tolist() == [0.0] * 3
 
 
-@pytest.mark.parametrize("trace", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("trace", mostly_slow(["rademacher", "gaussian"], ["gaussian"]))
 def test_moments_take_away_all_that_the_probes_of_a_gaussian_miss(trace: str) -> None:
     problem = correlated(3)
     x = problem.sample(5, generator(), F64)
     with_moments, without = (
-        log_likelihood(m, x, 1e-5, trace=trace, probes=4) for m in (problem.model(VP()), Unknown(problem.model(VP())))
+        log_likelihood(m, x, 1e-3, trace=trace, probes=4) for m in (problem.model(VP()), Unknown(problem.model(VP())))
     )
     assert float(with_moments.probe_error.max()) < 1e-4 < 0.05 < float(without.probe_error.max())
-    torch.testing.assert_close(with_moments.log_prob, true_density(problem, VP(), x), rtol=0, atol=1e-4)
+    torch.testing.assert_close(with_moments.log_prob, true_density(problem, VP(), x), rtol=0, atol=3e-3)
 
 
 def test_hutch_plus_plus_is_exact_for_a_jacobian_of_low_rank() -> None:
@@ -260,8 +261,14 @@ class Linear(nn.Module):
         return mean + alpha * self.variance / (alpha**2 * self.variance + sigma**2) * (x - alpha * mean)
 
 
-@pytest.mark.parametrize("how", [{"tolerance": 1e-7}, {"steps": 60}], ids=str)
-@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+@pytest.mark.parametrize(
+    ("how", "mode"),
+    [
+        ({"tolerance": 1e-5}, torch.no_grad),
+        pytest.param({"tolerance": 1e-7}, torch.enable_grad, marks=pytest.mark.slow),
+        pytest.param({"steps": 60}, torch.enable_grad, marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_are_those_of_the_closed_form_of_a_linear_flow(how: dict[str, Any], mode: Any) -> None:
     net = Linear()
     x = torch.tensor([[0.5, -1.0], [2.0, 0.3]], dtype=F64, requires_grad=True)
@@ -282,28 +289,47 @@ def test_gradients_are_those_of_the_closed_form_of_a_linear_flow(how: dict[str, 
 def test_the_gradient_of_an_exact_model_is_its_score() -> None:
     problem = problems.ring()
     x = problem.sample(3, generator(), F64).requires_grad_()
-    found = log_likelihood(problem.model(VP()), x, 1e-5, gradients=True)
+    found = log_likelihood(problem.model(VP()), x, 1e-3, gradients=True)
     (grad,) = torch.autograd.grad(found.log_prob.sum(), x)
-    torch.testing.assert_close(grad, problem.score(x.detach(), VP(), VP().span[0]), rtol=1e-3, atol=1e-3)
-    assert not log_likelihood(problem.model(VP()), x).log_prob.requires_grad
+    torch.testing.assert_close(grad, problem.score(x.detach(), VP(), VP().span[0]), rtol=1e-2, atol=1e-2)
+    assert not log_likelihood(problem.model(VP()), x, steps=5).log_prob.requires_grad
 
 
-def test_gradients_keep_no_graph_of_the_network() -> None:
-    """What is saved for the backward pass are states, not the activations of the network."""
-    net = nn.Sequential(nn.Linear(2, 1000), nn.Tanh(), nn.Linear(1000, 2)).double()
-    kept: list[Any] = []
+@pytest.mark.slow
+def test_gradients_keep_neither_the_graph_of_the_network_nor_the_states_of_all_steps() -> None:
+    """The peak of the memory, in states: six more for twice the steps, where all of them would be as many as the steps."""
 
-    class Saved:
-        def __init__(self, value: Tensor) -> None:
-            self.value = value.detach()  # an output that a hook saves would keep itself alive
-            kept.append(weakref.ref(self))
+    def peak(steps: int) -> float:
+        x = torch.randn(1, 4000, generator=generator(), requires_grad=True)
+        model = ScoreModel(lambda x, t: x.tanh().sin().tanh().sin(), VP(), "v")
+        with torch.profiler.profile(profile_memory=True) as profile:
+            found = log_likelihood(model, x, steps=steps, trace="rademacher", probes=1, gradients=True)
+            found.log_prob.sum().backward()
+        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+        return max(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))) / 16000
 
-    model = ScoreModel(net_of(net), VP(), "x0")
-    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.value):
-        found = log_likelihood(model, points(), steps=5, gradients=True)
-    assert max(saved().value.numel() for saved in kept if saved() is not None) < 500 < len(net[0].weight)
-    found.log_prob.sum().backward()
-    assert float(net[0].weight.grad.abs().max()) > 0
+    short, long = peak(16), peak(64)
+    assert short < 80 and long - short < 20
+
+
+def test_gradients_do_not_depend_on_the_pieces_in_which_the_flow_is_followed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, model, grads = points(2).requires_grad_(), mixture().model(VP()), []
+    for piece in (1000, 3, 1):
+        monkeypatch.setattr(gradients, "PIECE", piece)
+        grads.append(*torch.autograd.grad(log_likelihood(model, x, steps=13, gradients=True).log_prob.sum(), x))
+    assert torch.equal(grads[0], grads[1]) and torch.equal(grads[0], grads[2])
+
+
+def test_the_backward_pass_evaluates_the_network_as_the_forward_pass_did() -> None:
+    net = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 2)).double().train()
+    x = points(2).requires_grad_()
+    grads = []
+    for training in (True, False):
+        found = log_likelihood(ScoreModel(net_of(net.train(training)), VP(), "x0"), x, steps=20, gradients=True)
+        grads.append(torch.autograd.grad(found.log_prob.sum(), [x, *net.parameters()]))
+        assert net.training == training
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def net_of(net: nn.Module) -> nn.Module:

@@ -18,7 +18,7 @@ here on and the density at the end is the log-density here, whose gradient in w 
 The last term is there because N and G are evaluated at the predicted state: c, with the change of :math:`\epsilon / u` over
 the step, is what that changes, to first order, and is added to the density.
 
-A step of length h is accepted where e is at most :math:`0.3 \sqrt{h / H}` of the tolerance, with H the length of the
+A step of length h is accepted where e is at most :math:`0.22 \sqrt{h / H}` of the tolerance, with H the length of the
 whole path in :math:`\tau`: errors of many short steps have many signs.
 
 Source of the method: Shampine and Gordon, "Computer Solution of Ordinary Differential Equations", 1975, with one evaluation
@@ -37,15 +37,15 @@ from scoresde.base.shape import expand
 from scoresde.sampling.likelihood.clock import Clock, Where
 from scoresde.solvers.coefficients import gauss_legendre
 
-__all__ = ["Field", "Rates", "Solved", "follow", "interpolation_weights"]
+__all__ = ["Course", "Field", "Rates", "Solved", "follow", "interpolation_weights"]
 
 ORDER = 4
 """The number of values of N in the polynomial that predicts."""
 QUADRATURE = 6
 """The number of values of G in the polynomial that integrates the density, the newest included."""
-SHARE = 0.3
+SHARE = 0.22
 """The part of the tolerance for a single step over the whole path."""
-CAUTION = 1.5
+CAUTION = 2.0
 """The factor of the sum of the errors in the error that is reported, for steps that are too long for their estimates."""
 FIRST, LONGEST, SHORTEST = 0.05, 1.0, 1e-10
 """The length in tau of the first attempt, and of the longest and the shortest step."""
@@ -113,13 +113,17 @@ class _History(NamedTuple):
             self.known + 1,
         )
 
-    def replaced(self, good: Tensor, newer: _History) -> _History:
-        """Return ``newer`` without its oldest evaluations for the samples that are ``good``."""
+    def shortened(self) -> _History:
+        """Return the history without its oldest evaluation."""
+        return _History(self.tau[:-1], self.slopes[:-1], self.densities[:-1], self.known)
+
+    def where(self, good: Tensor, other: _History) -> _History:
+        """Return this history for the samples that are ``good``, and the other one for the others."""
         return _History(
-            torch.where(good, newer.tau[:-1], self.tau),
-            torch.where(expand(good, self.slopes[0]), newer.slopes[:-1], self.slopes),
-            torch.where(good, newer.densities[:-1], self.densities),
-            torch.where(good, newer.known, self.known),
+            torch.where(good, self.tau, other.tau),
+            torch.where(expand(good, self.slopes[0]), self.slopes, other.slopes),
+            torch.where(good, self.densities, other.densities),
+            torch.where(good, self.known, other.known),
         )
 
     def first(self, most: int | Tensor, of: int) -> Tensor:
@@ -154,67 +158,112 @@ def interpolation_weights(nodes: Tensor, use: Tensor, start: Tensor, end: Tensor
     return torch.where(use, (end - start) * (shares * values).sum(1), 0.0)
 
 
-def follow(field: Field, w: Tensor, clock: Clock, tolerance: float | None, nodes: Sequence[Where] = ()) -> Solved:
-    """Follow the flow from data to noise, by steps that keep to a tolerance, or along given points.
+class Course(NamedTuple):
+    """How far the flow of each sample has been followed, with all that the next step needs."""
+
+    tau: Tensor
+    """Where each sample is, shape ``(batch,)``."""
+    w: Tensor
+    """The state there, shape ``(batch, *event)``."""
+    score: Tensor
+    """eps / u there, without gradients; shape of the state."""
+    history: _History
+    gained: Tensor
+    """The integral of G so far, shape ``(probes, batch)``."""
+    error: Tensor
+    """The sum of the errors of the steps so far, shape ``(batch,)``."""
+
+    @classmethod
+    def start(cls, field: Field, w: Tensor, where: Where) -> Course:
+        """Return the beginning of a flow, after its first evaluation."""
+        rates, tau = field(w, where), where.tau.expand(len(w))
+        zero = torch.zeros_like(rates.density)
+        return cls(tau, w, rates.score(tau), _History.of(tau, rates), zero, torch.zeros_like(tau))
+
+    def attempt(self, field: Field, there: Where) -> tuple[Course, Tensor, Tensor]:
+        """Attempt one step of every sample; samples that are at their goals stay.
+
+        Returns:
+            The course after the step, the error of the step in nats and what rounding leaves of it, shape ``(batch,)``.
+        """
+        goal, history, w = there.tau.expand(len(self.w)), self.history, self.w
+        moving = goal > self.tau
+        ahead = torch.where(moving, goal, self.tau + FIRST)  # nodes of a polynomial are distinct, also without a step
+        predicted = torch.where(expand(moving, w), _predicted(history, w, self.tau, ahead), w)
+        rates = field(predicted, there)
+        newer = history.longer(ahead, rates)
+        corrected, added, errors = _corrected(newer, w, self.tau, ahead)
+        score = rates.score(ahead)
+        change = _product(corrected.detach() - predicted.detach(), score - self.score)
+        found = _nats(*errors, rates.eps, ahead) + change.abs()
+        rounding = 10 * torch.finfo(w.dtype).eps * (rates.eps.flatten(1).double().square().sum(1) + w[0].numel())
+        after = Course(goal, corrected, score, newer.shortened(), self.gained + added + change, self.error + found)
+        return after.where(moving, self), found, rounding
+
+    def where(self, good: Tensor, other: Course) -> Course:
+        """Return this course for the samples that are ``good``, and the other one for the others."""
+        w, score = (torch.where(expand(good, a), a, b) for a, b in ((self.w, other.w), (self.score, other.score)))
+        history = self.history.where(good, other.history)
+        tau, gained, error = (
+            torch.where(good, a, b)
+            for a, b in ((self.tau, other.tau), (self.gained, other.gained), (self.error, other.error))
+        )
+        return Course(tau, w, score, history, gained, error)
+
+    def along(self, field: Field, nodes: Sequence[Where]) -> Course:
+        """Return the course after steps to the given points."""
+        course = self
+        for there in nodes:
+            course, *_ = course.attempt(field, there)
+        return course
+
+    def solved(self, nodes: list[Tensor]) -> Solved:
+        """Return the end of the flow."""
+        return Solved(self.w, self.gained, CAUTION * self.error, self.history.densities[0], nodes)
+
+
+def follow(field: Field, w: Tensor, clock: Clock, tolerance: float) -> Solved:
+    """Follow the flow from data to noise, by steps that keep to a tolerance.
 
     Args:
         field: the rates at a state and a point.
         w: the state at the first point, shape ``(batch, *event)``.
         clock: the clock of the flow.
-        tolerance: the error of the log-density in nats that all steps together may make; ``None`` to visit ``nodes``.
-        nodes: the points to visit, of shape ``()`` or ``(batch,)``, with tau that rises or stays.
+        tolerance: the error of the log-density in nats that all steps together may make.
 
     Raises:
         ArithmeticError: if steps become zero, rates are not finite, or the end is not reached in 10,000 attempts.
     """
     start, end = clock.ends
-    tau = torch.full((len(w),), start, dtype=torch.float64, device=w.device) if tolerance is not None else None
-    here = clock.at(tau) if tau is not None else nodes[0]
-    tau = here.tau.expand(len(w))
-    rates = field(w, here)
-    history, visited = _History.of(tau, rates), [(tau, torch.ones_like(tau, dtype=torch.bool))]
-    gained, error, before = torch.zeros_like(rates.density), torch.zeros_like(tau), rates.score(tau)
+    tau = torch.full((len(w),), start, dtype=torch.float64, device=w.device)
+    course = Course.start(field, w, clock.at(tau))
+    visited = [(tau, torch.ones_like(tau, dtype=torch.bool))]
     length, again = torch.full_like(tau, FIRST), torch.zeros_like(tau, dtype=torch.bool)
-    for i in range(1, len(nodes) if tolerance is None else MOST_ATTEMPTS):
-        there = nodes[i] if tolerance is None else clock.at(_goal(tau, length, end))
-        goal = there.tau.expand(len(w))
-        good = moving = goal > tau
-        ahead = torch.where(moving, goal, tau + FIRST)  # nodes of a polynomial are distinct, also where no step is made
-        predicted = torch.where(expand(moving, w), _predicted(history, w, tau, ahead), w)
-        rates = field(predicted, there)
-        newer = history.longer(ahead, rates)
-        corrected, added, errors = _corrected(newer, w, tau, ahead)
-        score = rates.score(ahead)
-        change = _product(corrected.detach() - predicted.detach(), score - before)
-        found = _nats(*errors, rates.eps, ahead) + change.abs()
-        if tolerance is not None:
-            rounding = 10 * torch.finfo(w.dtype).eps * (rates.eps.flatten(1).double().square().sum(1) + w[0].numel())
-            ratio = found / (SHARE * tolerance * ((ahead - tau) / (end - start)).sqrt() + rounding)
-            good = moving & (ratio <= 1)
-            bad = moving & ~good
-            length = torch.where(moving, _next_length(ratio, ahead - tau, history.known, again | bad), length)
-            again = bad
-            # The one wait for the device in each attempt.
-            going, lost = torch.stack([(good & (goal < end)).any() | bad.any(), (length < SHORTEST).any()]).tolist()
-            if lost:
-                raise ArithmeticError(
-                    f"the step of the likelihood became zero at t={float(there.t[length < SHORTEST][0]):.6g}: its error "
-                    f"stays above the tolerance in {str(w.dtype).removeprefix('torch.')}, or is not finite. Check that the "
-                    "network is finite and smooth there, take a larger tolerance, float64, or steps=50"
-                )
-        w, before = (torch.where(expand(good, w), *pair) for pair in ((corrected, w), (score, before)))
-        gained, error = gained + torch.where(good, added + change, 0.0), error + torch.where(good, found, 0.0)
-        history, tau = history.replaced(good, newer), torch.where(good, goal, tau)
-        visited.append((goal, good))
-        if tolerance is not None and not going:
-            break
-    else:
-        if tolerance is not None:
+    for _ in range(MOST_ATTEMPTS):
+        there = clock.at(_goal(course.tau, length, end))
+        after, found, rounding = course.attempt(field, there)
+        moving, taken = there.tau > course.tau, (there.tau - course.tau).clamp(min=SHORTEST)
+        ratio = found / (SHARE * tolerance * (taken / (end - start)).sqrt() + rounding)
+        good = moving & (ratio <= 1)
+        bad = moving & ~good
+        length = torch.where(moving, _next_length(ratio, taken, course.history.known, again | bad), length)
+        again = bad
+        course = after.where(good, course)
+        visited.append((there.tau, good))
+        # The one wait for the device in each attempt.
+        going, lost = torch.stack([(course.tau < end).any(), (length < SHORTEST).any()]).tolist()
+        if lost:
             raise ArithmeticError(
-                f"the likelihood made {MOST_ATTEMPTS} attempts and has come no farther than tau={float(tau.min()):.6g} of "
-                f"{end:.6g}; take a larger tolerance, or steps=50"
+                f"the step of the likelihood became zero at t={float(there.t[length < SHORTEST][0]):.6g}: its error "
+                f"stays above the tolerance in {str(w.dtype).removeprefix('torch.')}, or is not finite. Check that the "
+                "network is finite and smooth there, take a larger tolerance, float64, or steps=50"
             )
-    return Solved(w, gained, CAUTION * error, history.densities[0], _compressed(visited, end))
+        if not going:
+            return course.solved(_compressed(visited, end))
+    raise ArithmeticError(
+        f"the likelihood made {MOST_ATTEMPTS} attempts and has come no farther than tau={float(course.tau.min()):.6g} of "
+        f"{end:.6g}; take a larger tolerance, or steps=50"
+    )
 
 
 def _goal(tau: Tensor, length: Tensor, end: float) -> Tensor:
@@ -245,17 +294,16 @@ def _predicted(history: _History, w: Tensor, tau: Tensor, goal: Tensor) -> Tenso
 
 def _corrected(newer: _History, w: Tensor, tau: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Return the corrected state, the gain of the density, and the errors of both; the newest evaluation is at ``goal``."""
-
-    def weights(nodes: Tensor, n: int, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-        best = interpolation_weights(nodes[:n], newer.first(n, n), start, end)
-        before = (newer.known - 1).clamp(max=n - 1)  # one node less
-        return best, best - interpolation_weights(nodes[:n], newer.first(before, n), start, end)
-
-    best, difference = weights(newer.tau.exp(), ORDER + 1, tau.exp(), goal.exp())
-    delta = _sum(difference, newer.slopes.detach())
-    of_density, of_error = (c[:, None] for c in weights(newer.tau, QUADRATURE, tau, goal))
-    wrong = (of_error * newer.densities.detach()).sum(0).mean(0)
-    return w + _sum(best, newer.slopes), (of_density * newer.densities).sum(0), (delta, wrong)
+    fewer = newer.known - 1  # one node less
+    uses = [newer.first(most, QUADRATURE) for most in (ORDER + 1, fewer.clamp(max=ORDER), QUADRATURE)]
+    uses.append(newer.first(fewer.clamp(max=QUADRATURE - 1), QUADRATURE))
+    # The four polynomials of each sample in one call: of N in u and of G in tau, each with and without its oldest node.
+    nodes, start, end = (torch.cat([c.exp(), c.exp(), c, c], -1) for c in (newer.tau[:QUADRATURE], tau, goal))
+    of_state, lower, of_density, below = interpolation_weights(nodes, torch.cat(uses, 1), start, end).chunk(4, 1)
+    delta = _sum((of_state - lower)[: ORDER + 1], newer.slopes.detach())
+    wrong = ((of_density - below)[:, None] * newer.densities.detach()).sum(0).mean(0)
+    corrected = w + _sum(of_state[: ORDER + 1], newer.slopes)
+    return corrected, (of_density[:, None] * newer.densities).sum(0), (delta, wrong)
 
 
 def _nats(delta: Tensor, wrong: Tensor, eps: Tensor, tau: Tensor) -> Tensor:

@@ -24,10 +24,11 @@ from torch import Tensor
 
 from scoresde.base.numbers import whole
 from scoresde.sampling.counted import evaluation_mode
-from scoresde.sampling.likelihood.adams import Solved, follow
+from scoresde.sampling.likelihood.adams import Course, Solved, follow
 from scoresde.sampling.likelihood.clock import Clock, Where
 from scoresde.sampling.likelihood.divergence import TRACES, TraceEstimate
 from scoresde.sampling.likelihood.flow import Flow
+from scoresde.sampling.likelihood.gradients import differentiable
 from scoresde.sampling.start import check_data
 from scoresde.score import Conditions, DataMoments, ScoreModel
 from scoresde.solvers.noise.fresh import sample_seeds
@@ -46,7 +47,7 @@ class Likelihood(NamedTuple):
         log_prob: the log-density in nats.
         latent: the end of the flow at ``t_max``, shape of the data.
         evaluations: the number of network calls, each with the divergence at the same point.
-        discretization: the error of ``log_prob`` from the steps, in nats: 1.5 times the sum of the errors of all steps.
+        discretization: the error of ``log_prob`` from the steps, in nats: twice the sum of the errors of all steps.
         probe_error: the standard error of ``log_prob`` from the random probes: zero with the exact divergence, NaN
             (unknown) with a single estimate.
         mismatch: the log-density of the noised data at the latent minus the log-density of the prior there. Where the
@@ -114,9 +115,9 @@ def log_likelihood(
         t_min: the time of the data, by default that of the SDE.
         moments: the moments of the data, by default ``model.moments``, if there are no conditions. They correct the prior,
             and are a control variate for the probes.
-        gradients: keep the graph of ``log_prob`` to ``x``, to the parameters of the model, and to conditions that require
-            gradients. The steps are constants. The memory is one state a step: each evaluation is made again in the
-            backward pass.
+        gradients: let gradients flow from ``log_prob`` and ``latent`` to ``x``, to the parameters of the model, and to
+            conditions that require gradients. The steps are constants. The backward pass makes the evaluations again; its
+            memory grows with the logarithm of the number of steps: see :mod:`scoresde.sampling.likelihood.gradients`.
         conditions: the values on which the model is conditioned, as in :func:`scoresde.sample`.
 
     Raises:
@@ -190,13 +191,13 @@ def _integrated(
     first, last = clock.points((clock.t_min, clock.t_max))
     radius, end = (float(p.alpha + p.sigma) for p in (first, last))
     w = x.to(torch.promote_types(x.dtype, torch.float32)) / radius
-    nats = None if nodes else tolerance * x[0].numel()
     flow = Flow(model, trace, conditions, moments)
-    if gradients and not nodes:
-        found = follow(flow, w.detach(), clock, nats)
-        nodes, nats = [clock.at(tau) for tau in found.nodes], None
-    flow.graph = gradients
-    found = follow(flow, w, clock, nats, nodes)
+    if nodes:
+        found = Course.start(flow, w.detach(), nodes[0]).along(flow, nodes[1:]).solved([p.tau for p in nodes])
+    else:
+        found = follow(flow, w.detach(), clock, tolerance * x[0].numel())
+    if gradients:
+        found = differentiable(flow, w, nodes or [clock.at(tau) for tau in found.nodes], found)
     latent = end * found.w
     prior = model.sde.prior_log_prob(latent.double())
     if moments is None:

@@ -33,8 +33,6 @@ class Flow:
         trace: the estimate of the divergence.
         conditions: the conditions of the batch.
         moments: the moments of the data for a control variate; ``None`` for none.
-        graph: whether the rates carry gradients to the state, the parameters of the model and the conditions. Each
-            evaluation is then computed again in the backward pass, so that no graph of a network is kept.
 
     Attributes:
         evaluations: the number of network calls so far.
@@ -46,16 +44,20 @@ class Flow:
         trace: TraceEstimate,
         conditions: Mapping[str, Any],
         moments: DataMoments | None = None,
-        graph: bool = False,
     ) -> None:
-        self.model, self.trace, self.conditions, self.moments, self.graph = model, trace, conditions, moments, graph
+        self.model, self.trace, self.conditions, self.moments = model, trace, conditions, moments
         self.evaluations = 0
         self._constant = False  # in x, as far as was seen: a prediction without a graph has no divergence then
 
     def __call__(self, w: Tensor, where: Where) -> Rates:
         """Return the rates at the states ``w``, shape ``(batch, *event)``, and the points ``where``."""
-        if not self.graph:
-            return Rates(*(r.detach() for r in self.rates(w.detach(), where, create_graph=False)))
+        return Rates(*(r.detach() for r in self.rates(w.detach(), where, create_graph=False)))
+
+    def recorded(self, w: Tensor, where: Where) -> Rates:
+        """Return the rates with gradients to the state, the parameters of the model and the conditions.
+
+        The evaluation is made again in the backward pass, so that no graph of a network is kept.
+        """
         found = _Checkpointed.apply(self, where, w, *self.leaves)  # type: ignore[no-untyped-call]
         return Rates(found[0], found[1].detach(), found[2])
 
