@@ -91,6 +91,15 @@ def test_kinds_that_have_nothing_in_common_are_counted(q, counts):
     assert vendi_score(x, q).item() == pytest.approx(float(expected), rel=1e-6)
 
 
+@pytest.mark.parametrize("q", [0.01, 0.1, 3.0])
+def test_copies_do_not_count_whatever_the_order(q):
+    """Copies leave eigenvalues of zero, of which rounding must make nothing, not even to the power of 0.01."""
+    x = 3 * draw(0, 6, 40)
+    assert vendi_score(x.repeat(5, 1), q).item() == pytest.approx(vendi_score(x, q).item(), rel=1e-9)
+    both = (vendi_score(y, q, "gaussian", 5.0).item() for y in (x.repeat(20, 1), x))
+    assert next(both) == pytest.approx(next(both), rel=1e-9)
+
+
 def test_the_score_falls_with_the_order_and_lies_between_one_and_n():
     x = draw(3, 30, 5) + 1
     scores = [vendi_score(x, q).item() for q in (0.1, 0.5, 1.0, 1.0001, 2.0, 10.0, math.inf)]

@@ -100,11 +100,13 @@ def vendi_score(x: Tensor, q: float = 1.0, kernel: str = "cosine", scale: float 
         raise ValueError(f"got q={q} for the Vendi score; expected a positive order, such as 1")
     eigenvalues = _spectrum(x, kernel, scale)
     if q == 1:
-        return torch.special.entr(eigenvalues).sum().exp()
+        entropy: Tensor = torch.special.entr(eigenvalues).sum()
+        return entropy.exp()
     if q == float("inf"):
-        return 1 / eigenvalues.max()
+        return eigenvalues.max().reciprocal()
     logs = eigenvalues[eigenvalues > 0].log()
-    return (torch.logsumexp(q * logs, 0) / (1 - q)).exp()
+    entropy = torch.logsumexp(q * logs, 0) / (1 - q)
+    return entropy.exp()
 
 
 def _spectrum(x: Tensor, kernel: str, scale: float | None) -> Tensor:
@@ -123,7 +125,10 @@ def _spectrum(x: Tensor, kernel: str, scale: float | None) -> Tensor:
         gram = torch.exp(-0.5 * (_distances(x, x) / scale) ** 2)
     else:
         raise ValueError(f"got kernel={kernel!r}; expected 'cosine' or 'gaussian'")
-    eigenvalues = torch.linalg.eigvalsh(gram / len(x)).clamp(min=0)
+    eigenvalues: Tensor = torch.linalg.eigvalsh(gram / len(x))
+    # Rounding errors of zeros, which a small power would make large.
+    rounding = len(gram) * torch.finfo(gram.dtype).eps * eigenvalues.max()
+    eigenvalues = torch.where(eigenvalues > rounding, eigenvalues, 0.0)
     return eigenvalues / eigenvalues.sum()
 
 
