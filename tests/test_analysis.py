@@ -459,7 +459,7 @@ def test_installed_packages_bring_their_solvers(
     assert solvers.get("mine").name == "mine" and table.load() == ("mine",)
 
 
-@pytest.mark.parametrize("page", ["analysis", "your_own_solver", "inverse"])
+@pytest.mark.parametrize("page", ["analysis", "your_own_solver", "inverse", "coming_from"])
 def test_the_pages_code_runs(page: str, table: Table[Callable[..., solvers.Solver]]) -> None:
     path = pathlib.Path(__file__).resolve().parents[1] / "docs" / f"{page}.md"
     failed, run = doctest.testfile(str(path), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)

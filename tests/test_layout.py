@@ -27,6 +27,7 @@ PACKAGE = ROOT / "scoresde"
 HOUSE = (
     "cli",
     "demo",
+    "doctor",
     "__init__",
     "comparison",
     "interop",

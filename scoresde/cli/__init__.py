@@ -1,5 +1,5 @@
-"""The command line: ``scoresde demo``, ``solvers``, ``train``, ``sample``, ``evaluate``, ``score``, ``compare``,
-``presets`` and ``reproduce``.
+"""The command line: ``scoresde demo``, ``doctor``, ``solvers``, ``train``, ``sample``, ``evaluate``, ``score``,
+``compare``, ``tune``, ``presets`` and ``reproduce``.
 
 An error of the library is one line on standard error with exit status 2; Ctrl-C saves and exits with status 130.
 """

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import scoresde
-from scoresde.cli import compare, demo, evaluate, reproduce, sample, score, solvers, train
+from scoresde.cli import compare, evaluate, installation, reproduce, sample, score, solvers, train
 
 __all__ = ["EXAMPLES", "app", "main"]
 
@@ -22,7 +22,8 @@ app = typer.Typer(
 """The commands, as a typer application."""
 
 EXAMPLES: dict[Callable[..., Any], tuple[str, ...]] = {
-    demo.demo: ("scoresde demo --out runs/demo", "scoresde demo --quick"),
+    installation.demo: ("scoresde demo --out runs/demo", "scoresde demo --quick"),
+    installation.doctor: ("scoresde doctor", "scoresde doctor --no-check"),
     solvers.solvers: ("scoresde solvers", "scoresde solvers --show dpmpp-2m --steps 5 --path lam"),
     train.train: (
         "scoresde train --data digits --out runs/digits",

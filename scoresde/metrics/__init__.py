@@ -11,6 +11,7 @@ samples of real data, the floor that no generator can be expected to beat.
 from scoresde.metrics.auroc import auroc, auroc_estimate
 from scoresde.metrics.classifier import ImageClassifier, train_classifier
 from scoresde.metrics.cost import PeakMemory, peak_memory, seconds_per_evaluation
+from scoresde.metrics.diversity import density_coverage, vendi_score
 from scoresde.metrics.errors import (
     covariance_error,
     error_quantile,
@@ -39,6 +40,7 @@ __all__ = [
     "auroc",
     "auroc_estimate",
     "covariance_error",
+    "density_coverage",
     "energy_distance",
     "energy_estimate",
     "error_quantile",
@@ -61,6 +63,7 @@ __all__ = [
     "sliced_wasserstein",
     "sliced_wasserstein_estimate",
     "train_classifier",
+    "vendi_score",
     "wasserstein",
     "wasserstein_estimate",
 ]
