@@ -19,6 +19,7 @@ from torch import Tensor
 import scoresde
 from scoresde import VP, ScoreModel, problems, sample, solvers, tuning
 from scoresde.comparison import flow_end
+from scoresde.plots.figure import PALETTE, new_figure, save_figure
 from scoresde.solvers import Tuned, make_path
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "tables"
@@ -110,6 +111,32 @@ def main(names: list[str]) -> None:
             f"**{one['error'] / one['frontier']:.2f}** | {one['error'] / steps.training:.1f} | {one['seconds']:.0f} |"
         )
     (OUT / "tuned.md").write_text("\n".join(lines) + "\n")
+    save_figure(figure(kept), OUT.parent / "images" / "tuned.png")
+
+
+def figure(kept: dict[str, dict[str, float]]) -> object:
+    """Draw the errors over the frontier: filled on starts that no fit saw, hollow on the starts of the fit."""
+    made = new_figure(6.4, 3.8)
+    ax = made.subplots()
+    models = list(dict.fromkeys(key.rsplit(" ", 1)[0] for key in kept))
+    for colour, name in zip(PALETTE, models, strict=False):
+        of_model = {n: kept[f"{name} {n}"] for n in BUDGETS if f"{name} {n}" in kept}
+        steps = {n: Tuned.from_json(one["solver"]).steps[0] for n, one in of_model.items()}
+        held_out = [one["error"] / one["frontier"] for one in of_model.values()]
+        ax.plot(list(of_model), held_out, "o-", color=colour, label=name)
+        fitted = [steps[n].training / one["frontier"] for n, one in of_model.items()]
+        ax.plot(list(of_model), fitted, "o", color=colour, markerfacecolor="white", markersize=4)
+    for level, word in ((1.0, "best named solver"), (0.33, "a third of it")):
+        ax.axhline(level, color="0.5", linewidth=0.8, linestyle="--")
+        ax.annotate(
+            word, (BUDGETS[-1], level), textcoords="offset points", xytext=(0, 3), ha="right", fontsize=7, color="0.4"
+        )
+    ax.set(xlabel="evaluations", ylabel="error / error of the best named solver", yscale="log")
+    ax.set_xticks(BUDGETS)
+    ax.grid(True, which="major", color="0.9", linewidth=0.6)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=8, loc="lower left")
+    return made
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from scoresde.discrete import DenoisingModel
 from scoresde.score import LatentModel, ScoreModel
 from scoresde.sde import GaussianSDE
 from scoresde.sde.chain import Chain
-from scoresde.solvers.tuned import Tuned
+from scoresde.solvers.fitted import Chosen, Tuned
+from scoresde.solvers.table import fitted_solver
 from scoresde.training.files import checkpoint
 from scoresde.training.files.checkpoint import Checkpoint, CheckpointError, average_group, companion_of, fill, read
 from scoresde.training.files.description import (
@@ -195,13 +196,13 @@ def load(
     return made.eval()
 
 
-def save_tuned(solver: Tuned, path: str | os.PathLike[str]) -> Path:
+def save_tuned(solver: Tuned | Chosen, path: str | os.PathLike[str]) -> Path:
     """Save a solver in the checkpoint of the model that it was tuned for, and return the path of the checkpoint.
 
     :func:`load` then returns the model with the solver, ``model.tuned``. All else in the file stays as it is.
 
     Args:
-        solver: the result of :func:`scoresde.tuning.tune`.
+        solver: the result of :func:`scoresde.tuning.tune` or :func:`scoresde.tuning.choose`.
         path: the checkpoint or the run folder.
 
     Raises:
@@ -213,11 +214,11 @@ def save_tuned(solver: Tuned, path: str | os.PathLike[str]) -> Path:
     return where
 
 
-def _tuned(stored: Checkpoint, path: str | os.PathLike[str]) -> Tuned | None:
-    """Return the tuned solver in a checkpoint, or ``None``."""
+def _tuned(stored: Checkpoint, path: str | os.PathLike[str]) -> Tuned | Chosen | None:
+    """Return the tuned or chosen solver in a checkpoint, or ``None``."""
     value = stored.description.get("tuned")
     try:
-        return None if value is None else Tuned.from_json(value)
+        return None if value is None else fitted_solver(value)
     except ValueError as error:
         raise CheckpointError(f"{path} holds a damaged solver: {error}; tune again, or take an older checkpoint") from error
 
