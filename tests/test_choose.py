@@ -164,7 +164,7 @@ def test_conditions_and_a_metric_reach_the_pilot() -> None:
 
 def test_a_start_at_alpha_zero_and_other_ends_are_served() -> None:
     model = problems.ring().model(RectifiedFlow())
-    for end in ("flow", "denoise", "data"):
+    for end in ("denoise", "data"):
         solver = tuning.choose(model, 5, end=end, **QUICK)  # type: ignore[arg-type]
         assert sample(model, (4, 2), solver, 5, progress=False).times[0] == 1.0 and solver.pilots[0].held_out < 0.3
 

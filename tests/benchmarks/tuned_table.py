@@ -103,7 +103,8 @@ def main(names: list[str]) -> None:
         "| model | evaluations | best named solver | its error | tuned | ratio | held out / fit | seconds |",
         "|---|--:|---|--:|--:|--:|--:|--:|",
     ]
-    for key, one in kept.items():
+    models = list(dict.fromkeys(key.rsplit(" ", 1)[0] for key in kept))
+    for key, one in sorted(kept.items(), key=lambda entry: models.index(entry[0].rsplit(" ", 1)[0])):
         name, n = key.rsplit(" ", 1)
         steps = Tuned.from_json(one["solver"]).steps[0]
         lines.append(
