@@ -1,17 +1,17 @@
 r"""The teleported start: noise carried towards the data in closed form, as far as the data look like a Gaussian.
 
-At high noise the data are close to the Gaussian with their mean and covariance, whose probability flow is known in closed
-form, :meth:`scoresde.score.DataMoments.flow`. So the start may be carried from the prior to a later time without evaluations,
-and the steps of a solver go where the model departs from that Gaussian. The departure at a level
+At high noise the data are close to the Gaussian with their mean and covariance, whose probability flow is known in
+closed form, :meth:`scoresde.score.DataMoments.flow`. So the start may be carried from the prior to a later time without
+evaluations, and the steps of a solver go where the model departs from that Gaussian. The departure at a level
 :math:`\rho = \sigma / \alpha`,
 
 .. math:: d(\rho) = \big( \operatorname{mean} \| m(x) - m_G(x) \|^2 \big)^{1/2},
 
 is the root mean square difference of the data predictions of the model and of the Gaussian, over coordinates and samples.
 The flow in :math:`x / \alpha` has the slope :math:`(x / \alpha - m) / \rho`, so that the carried state is off by about
-:math:`\int_\rho^\infty d(r)\, dr / r`, at most :math:`d(\rho) / 2` where d falls like :math:`r^{-2}` or faster. The rest of
-the flow shrinks this by about :math:`\rho`, in units of the data. So :math:`d(\rho) / \rho` estimates the error. It is no bound:
-starts between two modes may end at the other one.
+:math:`\int_\rho^\infty d(r)\, dr / r`, at most :math:`d(\rho) / 2` where d falls like :math:`r^{-2}` or faster. The rest
+of the flow shrinks this by about :math:`\rho`, in units of the data. So :math:`d(\rho) / \rho` estimates the error. It is
+no bound: starts between two modes may end at the other one.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def teleport(
 ) -> Teleported:
     """Carry the start of sampling to the last time at which the model does not depart from a Gaussian.
 
-    The time is found by halving the interval of lam, at one evaluation of a few samples each. It belongs to the model: pass it
-    as ``t`` to the next calls, which then make no evaluation. Moments that do not fit the model are noticed as a departure, and
-    the start is left where it is.
+    The time is found by halving the interval of lam, at one evaluation of a few samples each. It belongs to the model:
+    pass it as ``t`` to the next calls, which then make no evaluation. Moments that do not fit the model are noticed as a
+    departure, and the start is left where it is.
 
     Args:
         model: the score model.

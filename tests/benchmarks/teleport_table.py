@@ -2,7 +2,7 @@
 
     python tests/benchmarks/teleport_table.py
 
-The problems are those of frontier.py; the time is found on 64 other samples. All errors are distances from x(0) of the start.
+The problems are those of frontier.py; the time is found on 64 other samples. Errors are distances from x(0) of the start.
 """
 
 import math
