@@ -8,11 +8,13 @@ from support import SDES, generator, rms
 from torch import Tensor
 
 import scoresde
-from scoresde import VP, ScoreModel, problems, sample
+from scoresde import VP, ScoreModel, problems, sample, training
 from scoresde.comparison import flow_end
 from scoresde.sampling import teleport
 from scoresde.score import DataMoments
 from scoresde.solvers import make_path
+from scoresde.solvers.fitted import model_identity
+from scoresde.training.files import checkpoint
 
 F64 = torch.float64
 
@@ -96,6 +98,36 @@ def test_conditions_are_those_of_the_samples_and_a_network_takes_measured_moment
     model.moments = DataMoments.of(torch.randn(20_000, 2, generator=generator(1)))
     found = teleport(model, (100, 2), conditions={"label": list(range(100))}, tolerance=0.05, pilot=16)
     assert found.t < 0.5 and found.x.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["full", "low-rank", "diagonal", "fourier"])
+def test_moments_are_kept_in_checkpoints_and_leave_the_identity_as_it_is(kind: str, tmp_path) -> None:
+    data = torch.randn(50, 1, 4, 4, generator=generator(2), dtype=F64)
+
+    def made() -> ScoreModel:
+        torch.manual_seed(0)
+        return ScoreModel(scoresde.models.UNet(1, width=8, multipliers=(1,), blocks=1, attention=()), VP(), "v")
+
+    model, file = made(), tmp_path / "model.safetensors"
+    before = model_identity(model)
+    model.moments = DataMoments.of(data, kind, rank=3)
+    assert model_identity(model) == before
+    scoresde.save(model, file, event=(1, 4, 4))
+    x = drawn(VP(), 3, 1, 4, 4)
+    wanted = model.moments.flow(x, VP(), 1.0, 0.3)
+    for loaded in (scoresde.load(file), scoresde.load(file, made().net), scoresde.load(file, model=made())):
+        assert loaded.moments is not None
+        torch.testing.assert_close(loaded.moments.flow(x, VP(), 1.0, 0.3), wanted, rtol=0, atol=1e-12)
+        assert model_identity(loaded) == before
+    run = tmp_path / "run"
+    how = {"method": training.Method(batch_size=4), "files": training.Files(run), "progress": False}
+    training.Trainer(model, data.float(), "v", **how).run(1)  # type: ignore[arg-type]
+    kept = scoresde.load(run).moments
+    assert kept is not None and torch.equal(kept.variances, model.moments.variances)
+    stored = checkpoint.read(file)
+    checkpoint.write(file, stored.description, {**stored.tensors, "moments.rest": torch.tensor([-1.0, 2.0])})
+    with pytest.raises(checkpoint.CheckpointError, match="damaged moments"):
+        scoresde.load(file)
 
 
 @pytest.mark.parametrize("wrong", [{"tolerance": 0.0}, {"t": 2.0}, {"t": 1e-6}, {"pilot": 0}, {"halvings": 0}])

@@ -21,15 +21,22 @@ __all__ = ["check_same", "model_identity", "read_plain", "write_plain"]
 def model_identity(model: nn.Module) -> str:
     """Return the digest of a score model for which a solver is tuned: equal for copies in float32 and float64.
 
-    A solver that the model itself carries does not count.
+    What the model itself carries besides does not count: a solver, and the moments of its data.
     """
     double = any(p.is_floating_point() and p.dtype != torch.float64 for p in (*model.parameters(), *model.buffers()))
-    if double or any(getattr(module, "tuned", None) is not None for module in model.modules()):
+    if double or any(_carried(module) for module in model.modules()):
         model = copy.deepcopy(model).double()
         for module in model.modules():
-            if getattr(module, "tuned", None) is not None:
-                module.tuned = None  # type: ignore[assignment]
+            for name in _carried(module):
+                delattr(module, name)
+                if name == "tuned":
+                    module.tuned = None  # type: ignore[assignment]
     return digest(model, libraries=False)
+
+
+def _carried(module: nn.Module) -> list[str]:
+    """Return the names of the attributes of a model that do not change what it predicts."""
+    return [name for name in ("tuned", "moments") if vars(module).get(name) is not None]
 
 
 def check_same(model: nn.Module, identity: str) -> None:
