@@ -190,10 +190,10 @@ def _neighbours(trial: Trial, scale: float) -> Iterator[Trial]:
     if not isinstance(where, Arctan):
         return
     for sign in (1, -1):
-        yield replace(trial, spacing=Arctan(where.centre + 0.4 * scale * sign, where.width))
+        yield replace(trial, spacing=Arctan(round(where.centre + 0.4 * scale * sign, 6), where.width))
         yield replace(trial, spacing=Arctan(where.centre, where.width * 1.4 ** (sign * scale)))
-        if trial.cut + 0.4 * scale * sign >= 0:
-            yield replace(trial, cut=trial.cut + 0.4 * scale * sign)
+        if (cut := round(trial.cut + 0.4 * scale * sign, 6)) >= 0:
+            yield replace(trial, cut=cut)
     if scale == 1:
         yield from (replace(trial, solver=name) for name in METHODS if name != trial.solver)
 

@@ -57,7 +57,7 @@ class Trial:
     def __str__(self) -> str:
         where = self.spacing
         if isinstance(where, Arctan):
-            where = f"arctan((lam - {where.centre:.3g}) / {where.width:.3g})"
+            where = f"arctan((lam {'-' if where.centre >= 0 else '+'} {abs(where.centre):.3g}) / {where.width:.3g})"
         return f"{self.solver} on {where}" + f", cut {self.cut:.2g}" * bool(self.cut) + f", end {self.end}"
 
     def choice(self, steps: int, make: Callable[[str], Solver]) -> Choice:
