@@ -7,6 +7,7 @@ test are others than those with which ``tune`` reports its own error, and more o
 the least error of all deterministic solvers of the table, on the paths lam and karras, within as many evaluations.
 """
 
+import functools
 import json
 import math
 import sys
@@ -35,13 +36,18 @@ def of_network(net: torch.nn.Module, data: object, steps: int) -> ScoreModel:
     return model.double().eval()
 
 
+@functools.cache
+def made(name: str) -> ScoreModel:
+    return PROBLEMS[name][0]()
+
+
 # The model, the shape of a sample, the number of starts of the fit and that of the test.
 PROBLEMS = {
     "ring": (lambda: problems.ring().model(VP()), (2,), 1024, 4096),
     "random-64": (lambda: problems.random_mixture(64).model(VP()), (64,), 1024, 2048),
     "ppca-digits": (lambda: problems.ppca_digits().model(VP()), (1, 8, 8), 1024, 1024),
     "random-3072": (lambda: problems.random_mixture(3072).model(VP()), (3072,), 256, 256),
-    "network-ring": (lambda: of_network(scoresde.models.MLP(2), problems.ring(), 4000), (2,), 1024, 4096),
+    "network-ring": (lambda: of_network(scoresde.models.MLP(2, hidden=(64, 64)), problems.ring(), 2000), (2,), 512, 512),
     "network-digits": (
         lambda: of_network(
             scoresde.models.UNet(channels=1, width=16, multipliers=(1, 2), blocks=1, attention=()), problems.digits(), 1500
@@ -73,8 +79,8 @@ def rms(x: Tensor, reference: Tensor) -> float:
 
 
 def measured(name: str, n: int) -> dict[str, object]:
-    make, event, starts, test = PROBLEMS[name]
-    model = make()
+    _, event, starts, test = PROBLEMS[name]
+    model = made(name)
     generator = torch.Generator().manual_seed(1)
     x = float(model.sde.sigma(1.0)) * torch.randn(test, *event, generator=generator, dtype=torch.float64)
     path = make_path(model.sde, "lam", 2, end="flow")
