@@ -19,7 +19,7 @@ from scoresde.models import MLP
 from scoresde.score import Conditions, Wrapper
 from scoresde.sde import SDES, Chain
 from scoresde.solvers import Tuned, TunedSteps, Velocity, make_path, multistep, readable, stencil_rows
-from scoresde.solvers.tuned import model_identity
+from scoresde.solvers.fitted import model_identity
 from scoresde.tuning.families import BASES, Family
 from scoresde.tuning.least_squares import Problem, minimize
 

@@ -15,6 +15,7 @@ from scoresde.sampling.likelihood import (
     variational_bound,
 )
 from scoresde.sampling.samples import NonFiniteError, Samples, sample
+from scoresde.sampling.teleport import Teleported, teleport
 
 if TYPE_CHECKING:
     from scoresde.sampling.editing import (
@@ -40,6 +41,7 @@ __all__ = [
     "Likelihood",
     "NonFiniteError",
     "Samples",
+    "Teleported",
     "Tempered",
     "TraceEstimate",
     "combine",
@@ -52,6 +54,7 @@ __all__ = [
     "sample",
     "sdedit",
     "slerp",
+    "teleport",
     "variational_bound",
 ]
 

@@ -16,7 +16,7 @@ At high noise the data are close to this Gaussian, whatever they are: the first 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +132,34 @@ class DataMoments:
         """Return the moments with a mean of shape ``event`` and the covariance of the flattened data, shape ``(d, d)``."""
         variances, basis = torch.linalg.eigh(covariance.to(torch.float64))
         return cls(mean.to(torch.float64), variances.clamp(min=0), basis)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return the moments as tensors by name, for a file."""
+        fourier = isinstance(self.basis, str)
+        found = {"mean": self.mean, "fourier" if fourier else "variances": self.variances}
+        found["rest"] = torch.tensor([self.rest], dtype=torch.float64)
+        return {**found, "basis": self.basis} if isinstance(self.basis, Tensor) else found
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> DataMoments:
+        """Return the moments from the tensors made by :meth:`to_tensors`.
+
+        Raises:
+            ValueError: for other tensors.
+
+        Example:
+            >>> moments = DataMoments(torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64))
+            >>> DataMoments.from_tensors(moments.to_tensors())
+            DataMoments(event=(3,), basis='axes')
+        """
+        kind = "fourier" if "fourier" in tensors else "variances"
+        given = {name: value.to(torch.float64) for name, value in tensors.items()}
+        if not {"mean", kind, "rest"} <= given.keys() or given["rest"].numel() != 1:
+            raise ValueError(
+                f"got tensors {', '.join(sorted(tensors))} for moments; expected mean, rest, and variances or fourier"
+            )
+        basis = "fourier" if kind == "fourier" else given.get("basis")
+        return cls(given["mean"], given[kind], basis, float(given["rest"]))
 
     def __repr__(self) -> str:
         kind = f"rank={len(self.variances)}" if isinstance(self.basis, Tensor) else f"basis={self.basis or 'axes'!r}"

@@ -29,6 +29,7 @@ from scoresde.solvers.drivers import (
     parallel,
     readable,
 )
+from scoresde.solvers.fitted import Chosen, Pilot, Trial, Tuned, TunedSteps
 from scoresde.solvers.history import Finish, finishing
 from scoresde.solvers.matrix import (
     MATRIX_SOLVERS,
@@ -92,7 +93,6 @@ from scoresde.solvers.solver import Description, Dynamics, RowSolver, Solver, co
 from scoresde.solvers.spacings import PATHS, Arctan, ChainSpacing, PublishedLevels, Shifted, flux_shift, resolution_shift
 from scoresde.solvers.stencil import Stage, midpoint, multistep, radau, trapezoid
 from scoresde.solvers.table import SOLVERS, get
-from scoresde.solvers.tuned import Tuned, TunedSteps
 from scoresde.solvers.updates import Langevin, LearnedNoise, Row, Update, evaluations, from_json, to_json
 
 __all__ = [
@@ -108,6 +108,7 @@ __all__ = [
     "ChainSpacing",
     "Choice",
     "Chooser",
+    "Chosen",
     "Compiled",
     "Controller",
     "CudaGraph",
@@ -135,6 +136,7 @@ __all__ = [
     "NoiseSource",
     "Parallel",
     "Path",
+    "Pilot",
     "Point",
     "Prediction",
     "Project",
@@ -147,6 +149,7 @@ __all__ = [
     "Solver",
     "Stage",
     "State",
+    "Trial",
     "Tuned",
     "TunedSteps",
     "Update",

@@ -27,7 +27,7 @@ from scoresde.solvers.solver import Description, Dynamics, RowSolver, Solver, ma
 from scoresde.solvers.spacings import Arctan, Spacing
 from scoresde.solvers.updates import Update
 
-__all__ = ["Choice", "Chooser", "auto", "auto_sde"]
+__all__ = ["Choice", "Chooser", "auto", "auto_sde", "rows_of"]
 
 ABOUT = 'scoresde, the page "The default solver"'
 
@@ -59,7 +59,8 @@ def _choice(choices: Sequence[Choice], steps: int) -> Choice:
     return [choice for choice in choices if choice.steps <= max(steps, 1)][-1]
 
 
-def _rows(choices: Sequence[Choice], path: Path) -> Sequence[Update]:
+def rows_of(choices: Sequence[Choice], path: Path) -> Sequence[Update]:
+    """Return the rows of the solver that the table chooses for as many steps as the path has."""
     return _choice(choices, len(path)).solver.rows(path)
 
 
@@ -174,4 +175,4 @@ def auto_sde() -> Chooser:
     """
     order = SDE[-1].solver.description.weak_order
     claims = Description("auto-sde", "exponential", ABOUT, weak_order=order, stochastic=True)
-    return Chooser(claims, partial(_rows, SDE), choices=SDE)
+    return Chooser(claims, partial(rows_of, SDE), choices=SDE)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from scoresde.base.names import Table
 from scoresde.base.settings import check_types, parse
 from scoresde.solvers.adaptive.flow import bogacki_shampine, dormand_prince, dpm_adaptive
 from scoresde.solvers.adaptive.reverse_sde import gotta_go_fast
 from scoresde.solvers.chooser import auto, auto_sde
+from scoresde.solvers.fitted.chosen import KIND, Chosen
+from scoresde.solvers.fitted.kept import read_plain
+from scoresde.solvers.fitted.tuned import Tuned
 from scoresde.solvers.methods.ancestral import ddpm, euler_maruyama, ncsn, reverse_diffusion, sde_heun
 from scoresde.solvers.methods.er import er_sde_solver
 from scoresde.solvers.methods.exponential import ddim, dpm_multistep, dpmpp_2m, dpmpp_3m
@@ -36,9 +40,8 @@ from scoresde.solvers.methods.singlestep import dpm_fast, dpm_solver, dpmpp_2s, 
 from scoresde.solvers.methods.third_party import rk45, torchsde_solver
 from scoresde.solvers.methods.unipc import adams_moulton, exp_adams_moulton, unipc
 from scoresde.solvers.solver import Solver
-from scoresde.solvers.tuned import Tuned
 
-__all__ = ["SOLVERS", "get", "is_file"]
+__all__ = ["SOLVERS", "fitted_solver", "get", "is_file"]
 
 SOLVERS: Table[Callable[..., Solver]] = Table(
     "solver",
@@ -141,7 +144,8 @@ SOLVERS: Table[Callable[..., Solver]] = Table(
 def get(text: str) -> Solver:
     """Return the solver that ``text`` names; settings after the name replace its default arguments.
 
-    The name of a file that ends in ``.json`` is a tuned solver: ``"mine.json"``, ``"mine.json: any_model=true"``.
+    The name of a file that ends in ``.json`` is a solver tuned or chosen for a model: ``"mine.json"``, or
+    ``"mine.json: any_model=true"``.
 
     Raises:
         ValueError: for an unknown name, with the nearest known names, and for settings that the solver does not take.
@@ -157,8 +161,26 @@ def get(text: str) -> Solver:
             raise ValueError(
                 f"got {', '.join(sorted(unknown))} for the tuned solver {name!r}; expected any_model=true, or nothing"
             )
-        return Tuned.read(name, **settings)
+        value = read_plain(name)
+        return fitted_solver({**value, **settings} if isinstance(value, dict) else value)
     return SOLVERS.make(text)
+
+
+def fitted_solver(value: Any) -> Tuned | Chosen:
+    """Return the solver tuned or chosen for a model from the plain values that its ``to_json`` made.
+
+    Raises:
+        ValueError: for other values.
+
+    Example:
+        >>> from scoresde.solvers.fitted import Pilot, Trial
+        >>> solver = Chosen.of([Pilot(5, (Trial("ddim"),))], get)
+        >>> fitted_solver(solver.to_json()) == solver
+        True
+    """
+    if isinstance(value, Mapping) and value.get("kind") == KIND:
+        return Chosen.from_json(value, SOLVERS.make)
+    return Tuned.from_json(value)
 
 
 def is_file(text: str) -> bool:

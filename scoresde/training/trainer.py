@@ -31,7 +31,7 @@ from scoresde.training.batches import Batches, Indexed, Samplable
 from scoresde.training.files import checkpoint
 from scoresde.training.files.checkpoint import CheckpointError
 from scoresde.training.files.description import describe, differences
-from scoresde.training.files.models import about_samples
+from scoresde.training.files.models import about_samples, moments_of
 from scoresde.training.files.retention import Files, Places
 from scoresde.training.interrupts import interrupts
 from scoresde.training.method import Method
@@ -353,6 +353,7 @@ class Trainer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint: all tensors that the next step depends on, and the description of the training."""
         tensors = {f"model.{name}": value for name, value in checkpoint.weights(self.model).items()}
+        tensors |= moments_of(self.model)
         tensors |= self._averaged_tensors(list(self.averaged))
         for group, companion in self._companions().items():
             tensors |= {f"{group}.{name}": value for name, value in checkpoint.weights(companion).items()}

@@ -15,11 +15,11 @@ from torch import Tensor
 from scoresde.score import Conditions, ScoreModel
 from scoresde.sde import GaussianSDE
 from scoresde.solvers.drivers import readable
+from scoresde.solvers.fitted import TunedSteps, mixed_rows
 from scoresde.solvers.history import exact_rule
 from scoresde.solvers.noise.fresh import FreshNoise
 from scoresde.solvers.path import CLEAN, Point, points
 from scoresde.solvers.prediction import Prediction, Rho, Velocity
-from scoresde.solvers.tuned import TunedSteps, mixed_rows
 from scoresde.solvers.updates import Row
 
 __all__ = ["BASES", "Family"]
@@ -41,8 +41,8 @@ class Family:
 
     The numbers of a solver are a vector of n - 1 logarithms of gaps and n (n - 1) / 2 corrections. The gaps between the
     :math:`\lambda` of successive evaluations are relative to equal gaps. The corrections are added to the factors of the
-    older predictions in each row (:mod:`scoresde.solvers.tuned`) and taken from the factor of the newest. At the vector
-    zero the solver is the multistep method at times even in :math:`\lambda`, carried on to sigma = 0. A vector with gaps
+    older predictions in each row (:mod:`scoresde.solvers.fitted.tuned`) and taken from the factor of the newest. At zero
+    the solver is the multistep method at times even in :math:`\lambda`, carried on to sigma = 0. A vector with gaps
     alone is that method at other times.
 
     Args:
@@ -85,7 +85,7 @@ class Family:
         return torch.cat([torch.full_like(end, self.t_max), times], 1)
 
     def mixes(self, times: Sequence[float]) -> list[list[float]]:
-        """Return the factors of the multistep method at these times: see :mod:`scoresde.solvers.tuned`."""
+        """Return the factors of the multistep method at these times: see :mod:`scoresde.solvers.fitted.tuned`."""
         prediction, order = _METHODS[self.base]
         where = [*points(self.sde, torch.tensor(times, dtype=torch.float64)), CLEAN]
         rows = []

@@ -7,36 +7,28 @@ are fitted to the end of the model's own probability flow, from many starts, by 
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as File
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from scoresde.base.numbers import is_whole, whole
 from scoresde.sampling import sample
 from scoresde.sampling.counted import evaluation_mode
-from scoresde.sampling.reference import flow_end, in_double
 from scoresde.sampling.start import check_model
-from scoresde.score import Conditions, ScoreModel
-from scoresde.solvers.noise.fresh import FreshNoise, sample_seeds
-from scoresde.solvers.path import make_path
-from scoresde.solvers.tuned import Tuned, TunedSteps, model_identity
+from scoresde.score import ScoreModel
+from scoresde.solvers.fitted import Tuned, TunedSteps, model_identity
 from scoresde.training.interrupts import interrupts
 from scoresde.tuning.families import BASES, Family
 from scoresde.tuning.least_squares import Problem, minimize
+from scoresde.tuning.teacher import Advance, Metric, Teacher, bar, event_of
 
-__all__ = ["NAMED", "Metric", "tune"]
-
-Metric = Callable[[Tensor, Tensor], Tensor]
-"""A function ``metric(x, reference)`` of two batches that returns residuals, ``(batch, ..)``, to be small in mean square."""
+__all__ = ["NAMED", "tune"]
 
 NAMED = ("velocity-2", "velocity-3", "velocity-4", "deis-3", "deis-4", "ipndm", "ipndm-v", "unipc-3", "dpmpp-3m", "expam-3")
 """The solvers of the table with which a tuned one is compared, on the paths lam and karras."""
@@ -144,10 +136,17 @@ def tune(
     todo = [n for n in wanted if n not in kept]
     with interrupts() as interrupted, torch.no_grad():
         if todo:
-            fit = _Fit.of(model, _event(model, shape), starts, conditions, metric, t_max, end, tolerance, seed, cache)
+            if end not in ("flow", "denoise"):
+                raise ValueError(f"got end={end!r}; expected 'flow' or 'denoise', since a tuned solver ends at sigma = 0")
+            event = event_of(model, shape)
+            count = min(max(65_536 // math.prod(event), 256), 1024) if starts is None else whole("starts", starts, 4)
+            given: dict[str, Any] = {"conditions": conditions, "metric": metric, "end": end, "tolerance": tolerance}
+            given |= {"t_max": _first(model) if t_max is None else t_max, "seed": seed, "cache": cache}
+            teacher = Teacher.of(model, event, (count, count // 2, count // 2), **given)
+            fit = _Fit(teacher)
             settings = _Settings(whole("iterations", iterations, 0), penalty, robust, interrupted)
             total = len(todo) * sum(stage.methods * stage.most for stage in _stages(settings.iterations))
-            with evaluation_mode(fit.model), _bar(progress, total) as advance:
+            with evaluation_mode(teacher.model), bar(progress, total, "tune", "iteration") as advance:
                 for n in todo:
                     if not interrupted():
                         kept[n] = fit.best(n, settings, advance)
@@ -158,11 +157,10 @@ def tune(
     return Tuned(tuple(kept.values()), identity)
 
 
-def _event(model: ScoreModel, shape: Sequence[int] | None) -> tuple[int, ...]:
-    event = getattr(getattr(model, "problem", None), "event", None) if shape is None else shape
-    if event is None:
-        raise ValueError("got a model without the shape of its samples; expected shape=(1, 28, 28), say")
-    return tuple(whole("shape", n, 1) for n in event)
+def _first(model: ScoreModel) -> float:
+    """Return the end of the SDE's time or, where alpha = 0 there, the time with lam = -5."""
+    last = model.sde.span[1]
+    return last if math.isfinite(float(model.sde.lam(last))) else float(model.sde.time(-5.0))
 
 
 def _kept(out: str | os.PathLike[str] | None, identity: str) -> dict[int, TunedSteps]:
@@ -179,8 +177,6 @@ def _kept(out: str | os.PathLike[str] | None, identity: str) -> dict[int, TunedS
 
 # The fit -------------------------------------------------------------------------------------------------------------
 
-Advance = Callable[[int, float], None]
-
 
 @dataclass(frozen=True)
 class _Settings:
@@ -192,70 +188,30 @@ class _Settings:
 
 @dataclass(frozen=True)
 class _Fit:
-    """A model in float64, its starts and the ends of its flow from there: for the fit, for its choices, and held out."""
+    """The fit of solvers to a teacher, whose parts are the starts of the fit, of its choices, and those held out."""
 
-    model: ScoreModel
-    x: Tensor
-    reference: Tensor
-    conditions: Mapping[str, Any]
-    metric: Metric
-    t_max: float
-    end: str
-    parts: tuple[slice, slice, slice]
-
-    @classmethod
-    def of(
-        cls,
-        model: ScoreModel,
-        event: tuple[int, ...],
-        starts: int | None,
-        conditions: Mapping[str, Any] | None,
-        metric: Metric | None,
-        t_max: float | None,
-        end: str,
-        tolerance: float,
-        seed: int,
-        cache: str | os.PathLike[str] | None,
-    ) -> _Fit:
-        if end not in ("flow", "denoise"):
-            raise ValueError(f"got end={end!r}; expected 'flow' or 'denoise', since a tuned solver ends at sigma = 0")
-        count = min(max(65_536 // math.prod(event), 256), 1024) if starts is None else whole("starts", starts, 4)
-        bounds = (0, count, count + count // 2, count + 2 * (count // 2))
-        if t_max is None:
-            last = model.sde.span[1]
-            t_max = last if math.isfinite(float(model.sde.lam(last))) else float(model.sde.time(-5.0))
-        noise = FreshNoise(sample_seeds(seed, bounds[-1]), model.device)
-        x = noise.normal(torch.empty(bounds[-1], *event, dtype=torch.float64, device=model.device))
-        x = x.mul_(float(model.sde.sigma(t_max)))
-        told = _in_turn(conditions or {}, bounds[-1])
-        path = make_path(model.sde, "lam", 2, t_max=t_max, end=end)
-        reference = flow_end(model, x, path, tolerance=tolerance, cache=cache, conditions=told).x
-        precise = in_double(model, x, Conditions.of(told, len(x), device=x.device, dtype=torch.float64).values)
-        parts = tuple(slice(a, b) for a, b in itertools.pairwise(bounds))
-        return cls(precise, x, reference, told, metric or torch.sub, t_max, end, cast(tuple[slice, slice, slice], parts))
+    teacher: Teacher
 
     def problem(self, family: Family, part: int) -> Problem:
         """Return the residuals of the solvers of a family on one part of the starts."""
-        first, last = self.parts[part].start, self.parts[part].stop
+        taught = self.teacher
+        first, last = taught.parts[part].start, taught.parts[part].stop
 
         def residuals(vectors: Tensor, samples: slice, apart: bool) -> Tensor:
             where = slice(first + samples.start, min(first + samples.stop, last))
-            x, reference = self.x[where], self.reference[where]
-            ends = family.ends(vectors, self.model, x, self._told(where), apart=apart)
-            found = self.metric(ends.flatten(0, 1), reference.expand_as(ends).flatten(0, 1))
+            x, reference = taught.x[where], taught.reference[where]
+            ends = family.ends(vectors, taught.model, x, taught.told(where), apart=apart)
+            found = taught.metric(ends.flatten(0, 1), reference.expand_as(ends).flatten(0, 1))
             return found.reshape(len(vectors), len(x), -1)
 
         return Problem(residuals, last - first)
 
-    def _told(self, where: slice) -> Conditions:
-        given = {name: value[where] if _has_entries(value) else value for name, value in self.conditions.items()}
-        return Conditions.of(given, where.stop - where.start, device=self.x.device, dtype=torch.float64)
-
     def best(self, n: int, settings: _Settings, advance: Advance) -> TunedSteps:
         """Return the best numbers for n evaluations: chosen on the second part of the starts, measured on the third."""
+        sde = self.teacher.model.sde
         found = [
             _Candidate(family, family.origin, self._error(family, family.origin, 1))
-            for family in (Family(self.model.sde, n, self.t_max, base, last) for base in BASES for last in LAST)
+            for family in (Family(sde, n, self.teacher.t_max, base, last) for base in BASES for last in LAST)
         ]
         for stage in _stages(settings.iterations) if n > 1 else ():
             chosen = _of_other_methods(found)[: stage.methods]
@@ -288,14 +244,15 @@ class _Fit:
 
     def _untuned(self, n: int) -> float:
         """Return the smallest error of the named solvers, each on its better path, on the held-out starts."""
-        where, errors = self.parts[2], [math.inf]
-        given: dict[str, Any] = {"t_max": self.t_max, "end": self.end, "conditions": self._told(where).values}
+        taught, errors = self.teacher, [math.inf]
+        where = taught.parts[2]
+        given: dict[str, Any] = {"t_max": taught.t_max, "end": taught.end, "conditions": taught.told(where).values}
         for name in NAMED:
             for path in ("lam", "karras"):
-                samples = sample(self.model, self.x[where], name, n, path, progress=False, **given)
-                if samples.evaluations <= n * sum(self.model.calls):
-                    errors.append(float(self.metric(samples.x, self.reference[where]).square().mean().sqrt()))
-        return min(error for error in errors if not math.isnan(error))
+                samples = sample(taught.model, taught.x[where], name, n, path, progress=False, **given)
+                if samples.evaluations <= n * sum(taught.model.calls):
+                    errors.append(taught.error(samples.x, where))
+        return min(errors)
 
 
 @dataclass(frozen=True)
@@ -313,36 +270,3 @@ def _of_other_methods(found: Sequence[_Candidate]) -> list[_Candidate]:
     for candidate in sorted(found, key=lambda c: c.error):
         best.setdefault(candidate.family.base, candidate)
     return list(best.values())
-
-
-def _has_entries(value: Any) -> bool:
-    """Tell whether a condition has an entry for each sample."""
-    return isinstance(value, list | tuple | range) or (isinstance(value, Tensor | np.ndarray) and value.ndim > 0)
-
-
-def _in_turn(conditions: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """Return the conditions of ``count`` samples, which take the given entries in turn."""
-    told = {}
-    for name, value in conditions.items():
-        if _has_entries(value):
-            index = [i % len(value) for i in range(count)]
-            value = value[index] if isinstance(value, Tensor | np.ndarray) else [value[i] for i in index]
-        told[name] = value
-    return told
-
-
-@contextlib.contextmanager
-def _bar(progress: bool, total: int) -> Iterator[Advance]:
-    """Show a progress bar of iterations if ``progress``, and yield a function of the iterations done and the error."""
-    if not progress:
-        yield lambda done, error: None
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc="tune", unit="iteration", leave=False) as bar:
-
-        def advance(done: int, error: float) -> None:
-            bar.set_postfix_str(f"error {error:.3g}", refresh=False)
-            bar.update(done)
-
-        yield advance

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from scoresde import weights as weights_of_others
 from scoresde.discrete import DenoisingModel
-from scoresde.score import LatentModel, ScoreModel
+from scoresde.score import DataMoments, LatentModel, ScoreModel
 from scoresde.sde import GaussianSDE
 from scoresde.sde.chain import Chain
-from scoresde.solvers.tuned import Tuned
+from scoresde.solvers.fitted import Chosen, Tuned
+from scoresde.solvers.table import fitted_solver
 from scoresde.training.files import checkpoint
 from scoresde.training.files.checkpoint import Checkpoint, CheckpointError, average_group, companion_of, fill, read
 from scoresde.training.files.description import (
@@ -28,7 +29,7 @@ from scoresde.training.files.description import (
     on_tokens,
 )
 
-__all__ = ["CHECKPOINT", "check_name", "in_run", "load", "load_companion", "save", "save_tuned"]
+__all__ = ["CHECKPOINT", "check_name", "in_run", "load", "load_companion", "moments_of", "save", "save_tuned"]
 
 _OF_MODEL = ("net", "process", "predicts", "sigma_data", "time", "model", "autoencoder")
 CHECKPOINT = "model.safetensors"
@@ -104,9 +105,32 @@ def save(
             "write the function as the forward method of one"
         )
     tensors = {f"model.{name}": value for name, value in checkpoint.weights(model).items()}
+    tensors |= moments_of(model)
     solver = getattr(model, "tuned", None)  # a model of tokens cannot have one
     tuned = {} if solver is None else {"tuned": solver.to_json()}
     checkpoint.write(path, {**describe(model), **about_samples(event, classes), **tuned}, tensors)
+
+
+def moments_of(model: ScoreModel | DenoisingModel) -> dict[str, Tensor]:
+    """Return the moments that were set on a model as tensors of a checkpoint; empty where there are none.
+
+    Example:
+        >>> from scoresde import VP
+        >>> moments_of(ScoreModel(lambda x, t: x, VP()))
+        {}
+    """
+    moments = vars(model).get("moments")
+    return {f"moments.{k}": v for k, v in moments.to_tensors().items()} if isinstance(moments, DataMoments) else {}
+
+
+def _with_moments(model: ScoreModel, stored: Checkpoint, path: str | os.PathLike[str]) -> ScoreModel:
+    """Set the moments in a checkpoint, if there are any, on the model."""
+    if tensors := stored.group("moments"):
+        try:
+            model.moments = DataMoments.from_tensors(tensors)
+        except ValueError as error:
+            raise CheckpointError(f"{path} holds damaged moments: {error}; take an older checkpoint") from error
+    return model
 
 
 def about_samples(event: Sequence[int], classes: Sequence[str]) -> dict[str, Any]:
@@ -161,14 +185,14 @@ def load(
     if net is None and sde is None and time is None and model is None and weights_of_others.recognizes(path):
         return weights_of_others.load_published(path, ema=bool(ema))
     group = average_group(read(path, ()).description, ema, path)
-    stored = read(path, (group,))
+    stored = read(path, (group, "moments"))
     tensors = stored.group(group)
     own = {k: v for k, v in stored.description.items() if k in _OF_MODEL}
     own["learned_variance"] = bool(stored.description.get("learned_variance"))
     if model is not None:
         filled = _filled(model, own, tensors, path)
         filled.dropped, filled.tuned = stored.description.get("dropped"), _tuned(stored, path)
-        return filled
+        return _with_moments(filled, stored, path)
     if "model" in own:
         name = own["model"]["type"]
         raise CheckpointError(
@@ -192,16 +216,16 @@ def load(
     made = _rebuilt(own, stored, tensors, path, net, sde, time)
     fill(made, tensors, path, assign=net is None)
     made.dropped, made.tuned = stored.description.get("dropped"), _tuned(stored, path)
-    return made.eval()
+    return _with_moments(made, stored, path).eval()
 
 
-def save_tuned(solver: Tuned, path: str | os.PathLike[str]) -> Path:
+def save_tuned(solver: Tuned | Chosen, path: str | os.PathLike[str]) -> Path:
     """Save a solver in the checkpoint of the model that it was tuned for, and return the path of the checkpoint.
 
     :func:`load` then returns the model with the solver, ``model.tuned``. All else in the file stays as it is.
 
     Args:
-        solver: the result of :func:`scoresde.tuning.tune`.
+        solver: the result of :func:`scoresde.tuning.tune` or :func:`scoresde.tuning.choose`.
         path: the checkpoint or the run folder.
 
     Raises:
@@ -213,11 +237,11 @@ def save_tuned(solver: Tuned, path: str | os.PathLike[str]) -> Path:
     return where
 
 
-def _tuned(stored: Checkpoint, path: str | os.PathLike[str]) -> Tuned | None:
-    """Return the tuned solver in a checkpoint, or ``None``."""
+def _tuned(stored: Checkpoint, path: str | os.PathLike[str]) -> Tuned | Chosen | None:
+    """Return the tuned or chosen solver in a checkpoint, or ``None``."""
     value = stored.description.get("tuned")
     try:
-        return None if value is None else Tuned.from_json(value)
+        return None if value is None else fitted_solver(value)
     except ValueError as error:
         raise CheckpointError(f"{path} holds a damaged solver: {error}; tune again, or take an older checkpoint") from error
 

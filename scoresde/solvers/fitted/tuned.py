@@ -13,27 +13,23 @@ states is a combination of the start and the predictions.
 
 from __future__ import annotations
 
-import copy
 import itertools
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path as File
 from typing import Any
 
 import torch
 from torch import nn
 
-from scoresde.base.files import replacing
-from scoresde.base.identity import digest
+from scoresde.solvers.fitted.kept import check_same, read_plain, write_plain
 from scoresde.solvers.path import CLEAN, Path, Point
 from scoresde.solvers.prediction import Data
 from scoresde.solvers.solver import Description, RowSolver
 from scoresde.solvers.updates import Row, Update
 
-__all__ = ["Tuned", "TunedSteps", "mixed_rows", "model_identity"]
+__all__ = ["Tuned", "TunedSteps", "mixed_rows"]
 
 EXACT = 1e-9
 """The largest difference of the sum of a row's mix from one, and of a marginal of the path from the solver's own."""
@@ -58,20 +54,6 @@ def mixed_rows(points: Sequence[Point], mixes: Sequence[Sequence[Any]]) -> list[
         gain = v.alpha - u.alpha * a
         rows.append(Row(to=v, at=u, a=a, w=tuple(gain * factor for factor in mix)))
     return rows
-
-
-def model_identity(model: nn.Module) -> str:
-    """Return the digest of a score model for which a solver is tuned: equal for copies in float32 and float64.
-
-    A solver that the model itself carries does not count.
-    """
-    double = any(p.is_floating_point() and p.dtype != torch.float64 for p in (*model.parameters(), *model.buffers()))
-    if double or any(getattr(module, "tuned", None) is not None for module in model.modules()):
-        model = copy.deepcopy(model).double()
-        for module in model.modules():
-            if getattr(module, "tuned", None) is not None:
-                module.tuned = None  # type: ignore[assignment]
-    return digest(model, libraries=False)
 
 
 @dataclass(frozen=True)
@@ -133,7 +115,7 @@ class Tuned(RowSolver):
 
     Args:
         steps: the learned numbers, one entry for each number of evaluations.
-        model: the digest of the model, :func:`~scoresde.solvers.tuned.model_identity`; sampling refuses any other model.
+        model: the digest of the model, :func:`~scoresde.solvers.fitted.model_identity`; sampling refuses any other model.
         any_model: whether to sample other models on the same SDE.
 
     Raises:
@@ -188,11 +170,8 @@ class Tuned(RowSolver):
         Raises:
             ValueError: for another model, unless ``any_model`` is set.
         """
-        if not self.any_model and model_identity(model) != self.model:
-            raise ValueError(
-                f"got {type(model).__name__} that is not the model for which this solver was tuned, or has changed since; "
-                "expected the same weights, guidance and conditions: tune again, or allow other models by any_model=True"
-            )
+        if not self.any_model:
+            check_same(model, self.model)
 
     def _rows(self, path: Path) -> list[Row]:
         one = self._numbers(path)
@@ -263,10 +242,7 @@ class Tuned(RowSolver):
         Raises:
             ValueError: for a name that does not end in ``.json``.
         """
-        if File(path).suffix != ".json":
-            raise ValueError(f"got {str(path)!r} for a tuned solver; expected a name that ends in .json")
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_json(), indent=1), encoding="utf-8")
+        write_plain(path, self.to_json())
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], any_model: bool | None = None) -> Tuned:
@@ -279,10 +255,7 @@ class Tuned(RowSolver):
         Raises:
             ValueError: for a file that is missing, or holds no tuned solver.
         """
-        try:
-            value = json.loads(File(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"cannot read the tuned solver {str(path)!r}: {error}") from error
+        value = read_plain(path)
         if any_model is not None and isinstance(value, dict):
             value["any_model"] = any_model
         return cls.from_json(value)
