@@ -10,8 +10,10 @@ import torch
 from support import mostly_slow, tiny_bert
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
 from scoresde import VP, RectifiedFlow, ScoreModel, guidance, training
+from scoresde.cli import app
 from scoresde.models import ContrastiveImages, Inpainting, KLAutoencoder, MMDiT, SuperResolution, TextEncoder, UNet
 from scoresde.models.blocks import Attention
 from scoresde.objectives import DSM, Inpainted, NoisedLow, SuperResolved
@@ -270,6 +272,8 @@ def test_a_cascade_without_texts_is_saved_as_well(tmp_path: Path) -> None:
     cascade.save(tmp_path)
     one, two = (c.draw(2, levels=[0.2], progress=False)[-1].x for c in (cascade, Cascade.open(tmp_path)))
     assert torch.equal(one, two)
+    run = CliRunner().invoke(app, ["sample", str(tmp_path)])
+    assert run.exit_code == 2 and "holds a Cascade, a system of several models" in " ".join(run.output.split())
 
 
 # Latent rectified flow ------------------------------------------------------------------------------------------------

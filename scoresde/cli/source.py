@@ -15,7 +15,7 @@ from scoresde.cli import options
 from scoresde.guidance import ClassifierFree
 from scoresde.score import LatentModel, ScoreModel
 from scoresde.systems import LatentDiffusion, nulls_of
-from scoresde.systems.system import SYSTEM
+from scoresde.systems.system import SYSTEM, kind_of
 from scoresde.training.files import runs
 from scoresde.weights.diffusers.prompts import Prompted
 
@@ -63,6 +63,11 @@ def open_model(where: Path, shape: str | None = None) -> Opened:
         ValueError: for a file or folder without a model, and for a sample shape that neither it nor ``shape`` gives.
     """
     event = options.parse_shape(shape)
+    if (kind := kind_of(where)) not in (None, "LatentDiffusion"):
+        raise ValueError(
+            f"{str(where)!r} holds a {kind}, a system of several models, and this command takes one model or a "
+            f"LatentDiffusion; in Python: scoresde.systems.System.open({str(where)!r}).draw(..)"
+        )
     if where.is_dir() and not (where / runs.CHECKPOINT).exists() and weights.recognizes(where):
         event = event or weights.event(where)
         if event is None:

@@ -200,7 +200,7 @@ class _Latent:
         encoder = None if self.folder is None else TextEncoder(self.folder, cache=out / "embeddings")
         torch.manual_seed(method.seed)  # of the initial weights
         autoencoder = KLAutoencoder(x.shape[1], 4, self.width, (1, 2, 4), blocks=1, groups=8, middle_attention=False)
-        told = {} if encoder is None else {"context": encoder.features, "pooled": encoder.features}
+        told: dict[str, Any] = {} if encoder is None else {"context": encoder.features, "pooled": encoder.features}
         classes = source.num_classes if labels else None
         net = UNet(4, 2 * self.width, (1, 2), lean=True, num_classes=classes, **told)
         process = names.process(sde)

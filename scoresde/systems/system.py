@@ -24,7 +24,7 @@ from scoresde.training.files.checkpoint import CheckpointError
 from scoresde.training.files.description import build_process
 from scoresde.training.files.models import load, save
 
-__all__ = ["SYSTEM", "System"]
+__all__ = ["SYSTEM", "System", "kind_of"]
 
 SYSTEM = "system.json"
 """The file in a folder that describes the system."""
@@ -90,6 +90,20 @@ class System:
         return found
 
 
+def kind_of(folder: str | os.PathLike[str]) -> str | None:
+    """Return the name of the class of the system in a folder, or ``None`` where there is none that can be read.
+
+    Example:
+        >>> kind_of("no-such-run") is None
+        True
+    """
+    try:
+        kind = json.loads((Path(folder) / SYSTEM).read_text(encoding="utf-8"))["system"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return kind if isinstance(kind, str) else None
+
+
 def _told(value: Any, name: str, out: Path, written: Mapping[str, str]) -> Any:
     """Return a part of a system as plain values; weights are written to ``out``."""
     if value is None or isinstance(value, str | bool | int | float):
@@ -136,7 +150,7 @@ def _made(told: Any, folder: Path) -> Any:
     if "encoder" in told:
         return TextEncoder(**told["encoder"])
     model = load(_inside(folder, told.get("model") or told["network"]))
-    return model if "model" in told else model.net
+    return model if "model" in told else model.net.requires_grad_(False).eval()  # contrastive models guide, frozen
 
 
 def _inside(folder: Path, name: str) -> Path:

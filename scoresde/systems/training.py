@@ -75,7 +75,7 @@ def train_text_to_image(
 
 @torch.no_grad()
 def _embeddings_of(contrast: Contrastive, x: Tensor, batch_size: int = 256) -> Tensor:
-    return torch.cat([contrast.images(part) for part in x.split(batch_size)])
+    return torch.cat([contrast.images(part) for part in torch.split(x, batch_size)])
 
 
 def train_unclip(
@@ -132,6 +132,6 @@ def train_unclip(
         how: dict[str, Any] = {"steps": n, "method": method, "conditions": conditions, **shared}
         found = fit(model, batch, loss, out=place / f"{name}.safetensors", **how)
         model.load_state_dict(found.model.state_dict())  # the averaged weights
-    trained = UnCLIP(*(model.eval() for model in models), z.shape[1], tuple(x.shape[1:]), frozen, encoder)
+    trained = UnCLIP(models[0].eval(), models[1].eval(), z.shape[1], tuple(x.shape[1:]), frozen, encoder)
     trained.save(place, written={"prior": "prior.safetensors", "decoder": "decoder.safetensors"})
     return trained

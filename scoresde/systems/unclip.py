@@ -187,7 +187,7 @@ class UnCLIP(System):
         """Return images between two, by spherical interpolation of their embeddings and latents; 0 is a and 1 is b."""
         first, last = self._embedded(a), self._embedded(b)
         ends = [self._latent(x, z, steps, conditions) for x, z in ((a, first), (b, last))]
-        start = slerp(*ends, weight)
+        start = slerp(ends[0], ends[1], weight)
         z = slerp(first, last, weight)
         return self.decode(z, conditions, start=start, solver=ddim(0.0), steps=steps, path="lam", **options)
 
