@@ -96,9 +96,10 @@ def main() -> None:
 
     x, names = open_emoji(a.emoji)
     if a.quick:
-        x, names = x[::8], names[::8]
+        x, names = x[::16], names[::16]
+    unseen, points = (16, 2) if a.quick else (100, 20)  # names that no model sees, and steps of the samplers
     encoder = models.TextEncoder(a.encoder, length=16, cache=a.out / "embeddings")
-    kept, held = data.split(len(x), held_out=100 / len(x))  # 100 names that no model sees
+    kept, held = data.split(len(x), held_out=unseen / len(x))
     train, test = [names[i] for i in kept], [names[i] for i in held]
     pooled, asked = encoder(train).pooled, encoder(test).pooled
     torch.manual_seed(0)  # of the initial weights
@@ -152,30 +153,34 @@ def main() -> None:
     ]  # fmt: skip
     cascade = Cascade(
         [
-            CascadeStage(base.model, (3, 16, 16), guidance=a.guidance),
-            *(CascadeStage(found.model, (3, s, s), noise, steps=10) for found, s in zip(larger, (32, 64), strict=True)),
+            CascadeStage(base.model, (3, 16, 16), steps=points, guidance=a.guidance),
+            *(
+                CascadeStage(found.model, (3, s, s), noise, steps=points // 2)
+                for found, s in zip(larger, (32, 64), strict=True)
+            ),
         ]
     )
     print(f"all models: {(time.process_time() - began) / 60:.1f} minutes of processor time so far")
 
-    drawn = system.draw(test, guidance=a.guidance, steps=20, device=a.device).x.cpu()
+    drawn = system.draw(test, guidance=a.guidance, steps=points, device=a.device).x.cpu()
     of_cascade = [run.x.cpu() for run in cascade.draw(len(test), levels=0.1, own=[{"pooled": asked}], device=a.device)]
     rebuilt = system.model.decode(system.model.encode(x[held].to(a.device))).cpu()
     error = float((rebuilt - x[held]).square().mean())
     print(f"autoencoder: {-10 * np.log10(error / 4):.1f} dB on emoji that training never saw")
     looked = {"emoji": x[held], "autoencoder": rebuilt, "latent": drawn, "cascade": of_cascade[-1]}
-    print("the name is found among 100; by chance 1 %:")
+    print(f"the name is found among {len(test)}; by chance {1 / len(test):.0%}:")
     for title, pictures in looked.items():
         ranks = contrast.ranks(downsampled(pictures, 2).clamp(-1, 1), asked)
         print(f"{title:>12}: first {interval(ranks == 0)}, among the first five {interval(ranks < 5)}")
 
-    some = range(0, 100, 8)
+    some = range(0, len(test), max(1, len(test) // 12))
     rows = {title: pictures[some] for title, pictures in looked.items() if title != "cascade"}
     rows |= {f"cascade {len(c[0, 0])}": c[some] for c in of_cascade}
     plots.save_figure(figure_of(rows, [test[i] for i in some]), a.out / "emoji.png")
     wanted = ["red apple", "green apple", "smiling cat", "blue heart", "flag of france", "yellow car", "a house", "sun"]
     free = {
-        f"guidance {g:g}": system.draw(wanted, guidance=g, steps=20, device=a.device).x.cpu() for g in (1.0, 2.0, 4.0, 8.0)
+        f"guidance {g:g}": system.draw(wanted, guidance=g, steps=points, device=a.device).x.cpu()
+        for g in (1.0, 2.0, 4.0, 8.0)
     }
     plots.save_figure(figure_of(free, wanted), a.out / "prompts.png")
     print(f"figures: {a.out / 'emoji.png'}, {a.out / 'prompts.png'}")
