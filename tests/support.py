@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pathlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields
 from typing import Any
@@ -135,3 +136,19 @@ def divided(arguments: dict[str, Any]) -> dict[str, Any]:
         arguments["path"] = arguments.pop("out")
     method, files = ({f.name: arguments.pop(f.name) for f in fields(c) if f.name in arguments} for c in (Method, Files))
     return {"method": Method(**method), "files": Files(**files), **arguments}
+
+
+def tiny_bert(place: pathlib.Path) -> pathlib.Path:
+    """Write a random BERT of 8 features with a tokenizer of five words to a folder; skip without transformers."""
+    transformers = pytest.importorskip("transformers")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "green", "apple", "steam", "locomotive"]
+    (place / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(place / "vocab.txt")).save_pretrained(place)
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        max_position_embeddings=12,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.BertModel(config).save_pretrained(place)
+    return place

@@ -70,6 +70,8 @@ def published(name: str, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor) 
     snr = (alpha / sigma) ** 2
     if name == "min-snr":
         return (snr.clamp(max=5.0) * (model.x0(x, t) - x0) ** 2).mean(1)
+    if name == "x0":
+        return ((model.x0(x, t) - x0) ** 2).mean(1)
     if name == "p2":
         return ((model.eps(x, t) - eps) ** 2 / (1 + snr)).mean(1)
     weight = sigma**2 if name == "ncsn" else model.sde.diffusion(x, t) ** 2

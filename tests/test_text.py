@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support import tiny_bert
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typer.testing import CliRunner
@@ -20,7 +21,6 @@ from scoresde.objectives import ContrastiveLearning
 from scoresde.systems import LatentDiffusion, conditions_of, train_latent
 
 MINILM = Path(__file__).resolve().parents[2] / "shared" / "data" / "text-encoder-minilm"
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "green", "apple", "steam", "locomotive"]
 D = torch.float64
 
 
@@ -31,18 +31,7 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random BERT with its tokenizer."""
-    transformers = pytest.importorskip("transformers")
-    place = tmp_path_factory.mktemp("bert")
-    (place / "vocab.txt").write_text("\n".join(WORDS))
-    transformers.BertTokenizer(str(place / "vocab.txt")).save_pretrained(place)
-    config = transformers.BertConfig(
-        vocab_size=len(WORDS), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
-        max_position_embeddings=12,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        transformers.BertModel(config).save_pretrained(place)
-    return place
+    return tiny_bert(tmp_path_factory.mktemp("bert"))
 
 
 # Encoders ------------------------------------------------------------------------------------------------------------
@@ -258,6 +247,58 @@ def test_a_latent_model_of_texts_is_trained_opened_and_drawn_from(folder: Path, 
     plain = opened.draw(prompts, **how).x
     moved = (one.x - plain).flatten(1).norm(dim=1)
     assert float(moved[2]) < 1e-3 * float(moved[0]) and float(moved[1]) > 1e-6
+
+
+def test_the_command_trains_a_system_on_a_file_with_captions(folder: Path, tmp_path: Path) -> None:
+    n, run = 12, tmp_path / "run"
+    x = torch.randint(0, 256, (n, 16, 16, 4), generator=generator(), dtype=torch.uint8).numpy()
+    names = np.array([("red apple", "green apple", "steam locomotive")[i % 3] for i in range(n)])
+    np.savez(tmp_path / "emoji.npz", x=x, name=names, y=np.arange(n) % 2)
+    asked: list[Any] = ["train", "--data", tmp_path / "emoji.npz", "--out", run, "--system", "latent", "--width", 8]
+    asked += ["--autoencoder-steps", 1, "--batch-size", 4, "--no-progress", "--text-encoder", folder]
+    for steps in (1, 2):
+        done = CliRunner().invoke(app, [str(a) for a in [*asked, "--steps", steps]])
+        assert done.exit_code == 0, done.output
+    assert training.files.runs.steps_done(run / "model.safetensors") == 2 and "--prompt" in done.output
+    assert LatentDiffusion.open(run).model.dropped == {"context": 0.0, "context_mask": True, "pooled": 0.0}
+    done = CliRunner().invoke(
+        app, ["sample", str(run), "--prompt", "red apple", "--guidance", "4", "-n", "2", "--steps", "2", "--no-progress"]
+    )
+    assert done.exit_code == 0 and (run / "samples.png").is_file(), done.output  # on white, without a fourth channel
+    for more, message in (
+        (["--system", "pixels"], "got --system 'pixels'; expected latent"),
+        (["--network", "ddpm-cifar10"], "got --network or --monitor-every with --system"),
+        (["--labels", "--data", "digits"], "got --text-encoder for data with 0 captions"),
+    ):
+        done = CliRunner().invoke(app, [str(a) for a in [*asked, *more]])
+        assert done.exit_code == 2 and message in " ".join(done.output.split()), done.output
+    done = CliRunner().invoke(app, ["train", "--data", "digits", "--out", str(run), "--text-encoder", str(folder)])
+    assert done.exit_code == 2 and "expected them with --system latent" in " ".join(done.output.split())
+
+
+def test_captions_are_texts_or_refused(tmp_path: Path) -> None:
+    file = tmp_path / "data.npz"
+    for found, expected in ((np.array(["a", "b"]), ["a", "b"]), (np.array([b"a", b"b"]), ["a", "b"])):
+        np.savez(file, x=np.zeros((2, 3)), caption=found, name=np.array(["c", "d"]))
+        assert scoresde.data.captions(file) == expected
+    np.savez(file, x=np.zeros((2, 3)))
+    np.save(tmp_path / "x.npy", np.zeros((2, 3)))
+    assert (
+        scoresde.data.captions(file)
+        is scoresde.data.captions(tmp_path / "x.npy")
+        is scoresde.data.captions("digits")
+        is None
+    )
+    for wrong in (np.zeros(2), np.array([["a"], ["b"]])):
+        np.savez(file, x=np.zeros((2, 3)), name=wrong)
+        with pytest.raises(ValueError, match="expected one text for each sample"):
+            scoresde.data.captions(file)
+    np.savez(file, x=np.zeros((2, 3)), name=np.array(["a", None], dtype=object))
+    with pytest.raises(ValueError, match="never unpickled"):
+        scoresde.data.captions(file)
+    np.savez_compressed(file, x=np.zeros((2, 3)), name=np.array(["a" * 1000] * 100))
+    with pytest.raises(ValueError, match="unpacks to more than 1000 bytes"):
+        scoresde.data.captions(file, limit=1000)
 
 
 def test_a_prompt_for_a_model_without_texts_is_one_line(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from scoresde.cli import options
 from scoresde.guidance import ClassifierFree
 from scoresde.score import LatentModel, ScoreModel
 from scoresde.systems import LatentDiffusion, nulls_of
-from scoresde.systems.latent import TEXT, encoder_of
+from scoresde.systems.system import SYSTEM, kind_of
 from scoresde.training.files import runs
 from scoresde.weights.diffusers.prompts import Prompted
 
@@ -63,6 +63,11 @@ def open_model(where: Path, shape: str | None = None) -> Opened:
         ValueError: for a file or folder without a model, and for a sample shape that neither it nor ``shape`` gives.
     """
     event = options.parse_shape(shape)
+    if (kind := kind_of(where)) not in (None, "LatentDiffusion"):
+        raise ValueError(
+            f"{str(where)!r} holds a {kind}, a system of several models, and this command takes one model or a "
+            f"LatentDiffusion; in Python: scoresde.systems.System.open({str(where)!r}).draw(..)"
+        )
     if where.is_dir() and not (where / runs.CHECKPOINT).exists() and weights.recognizes(where):
         event = event or weights.event(where)
         if event is None:
@@ -190,9 +195,10 @@ def chosen_prompts(texts: Sequence[str] | None, model: ScoreModel, run: Path) ->
     if isinstance(model, Prompted):
         return Told({"prompt": list(texts)}, {"prompt": ""})
     folder = run if run.is_dir() else run.parent
-    if not isinstance(model, LatentModel) or not (folder / TEXT).is_file():
+    system = LatentDiffusion.open(folder) if isinstance(model, LatentModel) and (folder / SYSTEM).is_file() else None
+    if system is None or system.encoder is None:
         raise ValueError(f"got --prompt {texts[0]!r} for a model that takes no texts; leave --prompt out")
-    told = LatentDiffusion(model, (), encoder_of(folder)).conditions(list(texts))
+    told = system.conditions(list(texts))
     return Told(told, {name: null for name, null in nulls_of(model.network).items() if name in told})
 
 

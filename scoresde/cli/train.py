@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,12 +16,14 @@ from scoresde.cli import options
 from scoresde.cli.errors import reported
 from scoresde.cli.sample import write
 from scoresde.cli.source import Limit, open_data
+from scoresde.models import KLAutoencoder, TextEncoder, UNet
 from scoresde.objectives import OBJECTIVES, LabelDropout, Objective
 from scoresde.objectives import objective as named
 from scoresde.sampling import sample as draw
 from scoresde.score import ScoreModel
 from scoresde.sde import names
 from scoresde.sde.chain import Chain, ChainSDE
+from scoresde.systems import train_latent
 from scoresde.training import Files, FitResult, Method, Trainer, networks, result_of
 from scoresde.training.files import runs
 from scoresde.training.sources import is_inside
@@ -82,6 +84,17 @@ def train(
         ),
     ] = None,
     width: Annotated[int, typer.Option(help="Channels of the small U-Net; the MLP is four times as wide.")] = 32,
+    system: Annotated[
+        str | None,
+        typer.Option(help="System to train in place of one model: latent, an autoencoder and a model of its latents."),
+    ] = None,
+    text_encoder: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a transformers text encoder, for --system latent and an .npz file with captions."),
+    ] = None,
+    autoencoder_steps: Annotated[
+        int | None, typer.Option(help="Training steps of the autoencoder of --system latent; by default those of --steps.")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Total number of training steps, including those before a resume.")] = 5000,
     method: Method,
     files: Files,
@@ -100,7 +113,30 @@ def train(
             f"got out={str(out)!r}, inside the folder {str(folder)!r} of the data; expected a place outside of it: what is "
             "written there would be taken for data the next time"
         )
-    source, x, classes = _opened(data_name, labels, size=size, flips=flips, unreadable=unreadable, limit=limit)
+    how: dict[str, Any] = {"size": size, "flips": flips, "unreadable": unreadable, "limit": limit}
+    if system is not None:
+        if network is not None or files.monitor_every:
+            raise ValueError("got --network or --monitor-every with --system; expected one without the other")
+        latent = _Latent(
+            system, text_encoder, steps if autoencoder_steps is None else autoencoder_steps, width, label_dropout
+        )
+        return latent.train(
+            data_name,
+            labels,
+            out,
+            steps,
+            sde,
+            predicts or "v",
+            objective or "v",
+            method,
+            files,
+            **how,
+            device=device,
+            progress=progress,
+        )
+    if text_encoder is not None or autoencoder_steps is not None:
+        raise ValueError("got --text-encoder or --autoencoder-steps without --system; expected them with --system latent")
+    source, x, classes = _opened(data_name, labels, **how)
     model = _model(x, sde, predicts, network, width, classes, method.augmentation is not None, sigma_data, method.seed)
     trainer = Trainer(
         model,
@@ -118,6 +154,93 @@ def train(
     if trainer.processes.main:
         _finish(result_of(trainer), out)
     return trainer.processes.main
+
+
+# A system -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Latent:
+    """The options of ``--system latent``."""
+
+    system: str
+    folder: Path | None
+    steps: int
+    width: int
+    dropout: float
+
+    def __post_init__(self) -> None:
+        if self.system != "latent":
+            raise ValueError(f"got --system {self.system!r}; expected latent")
+        if self.steps < 0:
+            raise ValueError(f"got --autoencoder-steps {self.steps}; expected a whole number of at least 0")
+
+    def train(
+        self,
+        name: str,
+        labels: bool,
+        out: Path,
+        steps: int,
+        sde: str,
+        predicts: str,
+        objective: str,
+        method: Method,
+        files: Files,
+        *,
+        device: str | None,
+        progress: bool,
+        **how: Any,
+    ) -> bool:
+        """Train an autoencoder and a model of its latents, and print what is trained and how to sample it."""
+        found = open_data(name, **how)
+        texts = data.captions(name, how["limit"]) if self.folder is not None else None
+        x = data.on_white(found.samples(range(len(found))))
+        self._check(x, found, texts, labels)
+        source = data.Arrays(x, found.labels if labels else None, found.classes if labels else None)
+        encoder = None if self.folder is None else TextEncoder(self.folder, cache=out / "embeddings")
+        torch.manual_seed(method.seed)  # of the initial weights
+        autoencoder = KLAutoencoder(x.shape[1], 4, self.width, (1, 2, 4), blocks=1, groups=8, middle_attention=False)
+        told: dict[str, Any] = {} if encoder is None else {"context": encoder.features, "pooled": encoder.features}
+        classes = source.num_classes if labels else None
+        net = UNet(4, 2 * self.width, (1, 2), lean=True, num_classes=classes, **told)
+        process = names.process(sde)
+        process = process.sde() if isinstance(process, Chain) else process
+        typer.echo(f"data: {len(x)} samples of shape {tuple(x.shape[1:])}{'' if texts is None else ' with captions'}")
+        train_latent(
+            source,
+            out,
+            autoencoder,
+            net,
+            steps=(self.steps, steps),
+            texts=texts,
+            encoder=encoder,
+            sde=process,
+            predicts=predicts,
+            objective=objective,
+            dropout=self.dropout,
+            methods=(method, method),
+            files=files,
+            device=device,
+            progress=progress,
+        )
+        asked = " --prompt .. --guidance 4" if encoder is not None else " --label all" if labels else ""
+        typer.echo(f"checkpoint: {out / runs.CHECKPOINT}\nnow: scoresde sample {out}{asked}")
+        return True
+
+    def _check(self, x: Tensor, found: data.Dataset, texts: list[str] | None, labels: bool) -> None:
+        if x.ndim != 4 or any(n % 8 for n in x.shape[2:]):
+            raise ValueError(
+                f"got samples of shape {tuple(x.shape[1:])} for --system latent; expected images, "
+                "whose sizes are multiples of 8"
+            )
+        if labels and found.labels is None:
+            raise ValueError("got --labels for data without; expected sub-folders, an array y or a column of labels")
+        if self.folder is not None and (texts is None or len(texts) != len(x)):
+            raise ValueError(
+                f"got --text-encoder for data with {len(texts or [])} captions for {len(x)} samples; expected an .npz "
+                "file with "
+                f"one for each, in an array called {', '.join(data.CAPTIONS)}"
+            )
 
 
 # What is trained -----------------------------------------------------------------------------------------------------

@@ -5,7 +5,9 @@ The samples of a :class:`Dataset` are indexed, so that the order of a training i
 from 0..255 to [-1, 1]; floats are not scaled. Nothing is ever unpickled.
 """
 
+from scoresde.data.arrays import on_white
 from scoresde.data.augmentation import Augmentation
+from scoresde.data.captions import CAPTIONS, captions
 from scoresde.data.dataset import Arrays, Dataset, Flipped
 from scoresde.data.images import ImageFiles, Images
 from scoresde.data.loader import batches
@@ -13,6 +15,7 @@ from scoresde.data.opening import DATASETS, load_digits, load_tensor, open, spli
 from scoresde.data.presets import COLLECTIONS, cifar10, fashion_mnist, mnist
 
 __all__ = [
+    "CAPTIONS",
     "COLLECTIONS",
     "DATASETS",
     "Arrays",
@@ -22,11 +25,13 @@ __all__ = [
     "ImageFiles",
     "Images",
     "batches",
+    "captions",
     "cifar10",
     "fashion_mnist",
     "load_digits",
     "load_tensor",
     "mnist",
+    "on_white",
     "open",
     "split",
 ]

@@ -18,7 +18,18 @@ from torch import Tensor
 from scoresde.base.reading import open_regular
 from scoresde.data.classes import check_labels
 
-__all__ = ["NPY", "VIDEOS", "as_labels", "as_samples", "from_npy", "npy_header", "read", "to_float"]
+__all__ = [
+    "NPY",
+    "VIDEOS",
+    "as_labels",
+    "as_samples",
+    "from_npy",
+    "npy_header",
+    "on_white",
+    "read",
+    "read_array",
+    "to_float",
+]
 
 VIDEOS = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 """The extensions of videos, which are refused with an error and not silently left out."""
@@ -39,6 +50,22 @@ def to_float(x: Tensor) -> Tensor:
         tensor([-1.,  1.])
     """
     return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x
+
+
+def on_white(x: Tensor) -> Tensor:
+    """Return images of four channels, RGB and opacity, as RGB on a white ground; others unchanged.
+
+    Args:
+        x: images in [-1, 1], shape ``(batch, channels, height, width)``.
+
+    Example:
+        >>> on_white(torch.tensor([[[[-1.0]], [[-1.0]], [[-1.0]], [[0.0]]]])).flatten().tolist()  # half opaque black
+        [0.0, 0.0, 0.0]
+    """
+    if x.ndim != 4 or x.shape[1] != 4:
+        return x
+    opaque = (x[:, 3:] + 1) / 2
+    return x[:, :3] * opaque + 1 - opaque
 
 
 def read(path: Path, limit: int | None = None) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
@@ -83,6 +110,41 @@ def read(path: Path, limit: int | None = None) -> tuple[np.ndarray[Any, Any], np
     raise ValueError(
         f"{str(path)!r} is {what}; expected .npy, .npz or IDX, or one of them in .gz, .parquet, or a folder of images"
     )
+
+
+def read_array(path: Path, names: Collection[str], limit: int | None = None) -> np.ndarray[Any, Any] | None:
+    """Read the first array of these names in an ``.npz`` file; ``None`` where there is none, or the file is of another kind.
+
+    Args:
+        path: the file.
+        names: the names.
+        limit: largest size in bytes after decompression; ``None`` for 2**30.
+
+    Raises:
+        ValueError: for a file that cannot be read, and an array of Python objects or one larger than ``limit``.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/data.npz", x=np.zeros((2, 3)), name=np.array(["a", "b"]))
+        ...     read_array(Path(folder, "data.npz"), ("caption", "name"))
+        array(['a', 'b'], dtype='<U1')
+    """
+    most = 2**30 if limit is None else limit
+    try:
+        with open_regular(path) as file:
+            if file.read(4) != b"PK\x03\x04":
+                return None
+            file.seek(0)
+            with zipfile.ZipFile(file) as archive:
+                members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+                name = next((name for name in names if name in members), None)
+                if name is None:
+                    return None
+                with archive.open(members[name]) as member:
+                    return from_npy(_unpacked(member, most))
+    except Exception as error:  # a damaged archive can fail in any way
+        raise ValueError(f"cannot read {str(path)!r}, which may be truncated or damaged: {error}") from error
 
 
 def _unpacked(file: IO[bytes] | gzip.GzipFile, most: int) -> bytes:

@@ -9,12 +9,12 @@ from scoresde.models.autoencoder import (
     Reconstructed,
     VQAutoencoder,
 )
+from scoresde.models.conditioned import ImageEmbedded, Inpainting, SuperResolution
 from scoresde.models.labels import Label
 from scoresde.models.mlp import MLP
 from scoresde.models.ncsnv2 import NCSNv2
 from scoresde.models.points import EGNN
 from scoresde.models.presets import NETWORKS, PublishedNetwork, build
-from scoresde.models.super_resolution import SuperResolution
 from scoresde.models.text import Contrastive, ContrastiveImages, Text, TextEncoder
 from scoresde.models.token_transformer import TokenTransformer
 from scoresde.models.transformers import DiT, EmbeddingPrior, MMDiT
@@ -31,6 +31,8 @@ __all__ = [
     "ContrastiveImages",
     "DiT",
     "EmbeddingPrior",
+    "ImageEmbedded",
+    "Inpainting",
     "KLAutoencoder",
     "Label",
     "MMDiT",

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,6 +35,7 @@ class Style:
     heads: int
     head_channels: int | None
     context: int | None
+    append_context: bool = False
 
     def norm(self, channels: int, eps: float | None = None) -> nn.GroupNorm:
         """Return a group normalization in ``groups`` groups, or in fewer groups of at least ``group_size`` channels."""
@@ -101,20 +103,32 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """A residual self-attention layer over the points of an image."""
+    """A residual self-attention layer over the points of an image, and over a context sequence where it is appended."""
 
     def __init__(self, channels: int, style: Style) -> None:
         super().__init__()
         self.style, self.heads = style, style.heads_of(channels)
         self.norm = style.norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
+        self.appended = None
+        if style.append_context and style.context is not None:
+            self.appended = nn.Linear(style.context, 2 * channels)
         self.output = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer to ``x`` of shape ``(batch, channels, *axes)``."""
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Apply the layer to ``x`` of shape ``(batch, channels, *axes)``.
+
+        A style that appends the context adds the keys and values of ``context``, shape ``(batch, tokens, features)``, to
+        those of the points; ``mask``, shape ``(batch, tokens)``, is true for the tokens that are attended to.
+        """
         h = self.norm(x).flatten(2).transpose(1, 2)  # (batch, points, channels)
         q, k, v = self.qkv(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (batch, heads, points, c)
-        h = F.scaled_dot_product_attention(q, k, v)
+        allowed = None
+        if self.appended is not None and context is not None:
+            more = self.appended(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            k, v = (torch.cat(both, dim=2) for both in zip((k, v), more, strict=True))  # (batch, heads, points + tokens, c)
+            allowed = None if mask is None else F.pad(mask, (h.shape[1], 0), value=True)[:, None, None]
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         h = self.output(h.transpose(1, 2).flatten(2))  # (batch, points, channels)
         return self.style.add(x, h.transpose(1, 2).reshape(x.shape))
 

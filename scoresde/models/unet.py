@@ -49,7 +49,8 @@ class _Stage(nn.Module):
         self.merge = style.conv(c_in, c_out, 1) if merge else None
         self.block = ResidualBlock(c_out if merge else c_in, c_out, style)
         self.attention = Attention(c_out, style) if bare else None
-        self.cross = CrossAttention(c_out, style) if bare and style.context is not None else None
+        crosses = bare and style.context is not None and not style.append_context
+        self.cross = CrossAttention(c_out, style) if crosses else None
         self.transformer = SpatialTransformer(c_out, style, transformer) if attention and transformer else None
         self.along = TemporalConvolutions(c_out, style) if temporal else None
         self.frames = TemporalTransformer(c_out, style, style.heads_of(c_out)) if temporal and attention else None
@@ -61,7 +62,7 @@ class _Stage(nn.Module):
         if self.along is not None:
             h = self.along(h, frames)
         if self.attention is not None:
-            h = self.attention(h)
+            h = self.attention(h, context, mask)
         if self.cross is not None:
             h = self.cross(h, context, mask)
         if self.transformer is not None:
@@ -117,6 +118,8 @@ class UNet(nn.Module):
         head_channels: number of channels of an attention head; if given, it determines the number of heads.
         context: number of features of a context sequence. Each self-attention is then followed by cross-attention to this
             sequence. ``None`` for a network without context.
+        append_context: append the keys and values of the context to those of each self-attention, in place of
+            cross-attention, as GLIDE does (Nichol et al., 2022, https://arxiv.org/abs/2112.10741).
         transformer: number of transformer blocks in place of each attention, as in Stable Diffusion, or one number for each
             level; 0 for attention alone. The middle has as many as the lowest level.
         temporal: take videos, ``(channels, frames, height, width)`` with ``dims=2``, of any number of frames. The blocks see
@@ -184,6 +187,7 @@ class UNet(nn.Module):
         heads: int | Sequence[int] = 4,
         head_channels: int | None = None,
         context: int | None = None,
+        append_context: bool = False,
         transformer: int | Sequence[int] = 0,
         temporal: bool = False,
         resample: str = "block",
@@ -448,5 +452,10 @@ def _check(config: dict[str, Any]) -> None:
     outer = config["resample"] == "outer" and not config["lean"]
     if outer and (config["input_pyramid"], config["output_pyramid"]) != ("none", "none"):
         raise ValueError("got resample='outer' with pyramids; expected 'none' for both, or resample='conv' or 'block'")
+    if config["append_context"] and (config["context"] is None or max(by_level["transformer"]) > 0):
+        raise ValueError(
+            f"got append_context=True with context={config['context']} and transformer={config['transformer']}; expected "
+            "the number of features of a context, and attention alone: transformer=0"
+        )
     if (config["lean"] or outer) and config["context"] is not None and not config["attention"]:
         raise ValueError("got a context for a network without attention, which has no place for it; pass attention=..")

@@ -12,6 +12,7 @@ from scoresde.objectives.classification import Classification
 from scoresde.objectives.contrastive import ContrastiveLearning
 from scoresde.objectives.dequantization import LearnedDequantization, LogisticNoise, bits_per_dim, dequantize
 from scoresde.objectives.implicit import ImplicitScoreMatching
+from scoresde.objectives.inpainting import Inpainted
 from scoresde.objectives.label_dropout import LabelDropout
 from scoresde.objectives.matching import DSM, HSM, NOISES, OBJECTIVES, Objective, noised, objective
 from scoresde.objectives.super_resolution import (
@@ -50,6 +51,7 @@ __all__ = [
     "ContrastiveLearning",
     "Hybrid",
     "ImplicitScoreMatching",
+    "Inpainted",
     "LabelDropout",
     "LearnedDequantization",
     "LikelihoodTimes",

@@ -127,6 +127,7 @@ WEIGHTINGS: Table[Weighting] = Table(
         "edm": Weighting("edm", "x0", _edm),
         "v": Weighting("v", "x0", _v),
         "velocity": Weighting("velocity", "x0", _velocity),
+        "x0": Weighting("x0", "x0", _one),
         "min-snr": min_snr(),
         "p2": p2(),
         "sigmoid": sigmoid(),

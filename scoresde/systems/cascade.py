@@ -22,20 +22,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde import guidance as steering
 from scoresde.base.numbers import whole
+from scoresde.models import Contrastive
 from scoresde.objectives import LowAugmentation, NoisedLow, Objective, SuperResolved
 from scoresde.objectives import objective as named
 from scoresde.sampling import Samples, sample
 from scoresde.score import ScoreModel
 from scoresde.solvers import FreshNoise, Solver, sample_seeds
+from scoresde.systems.conditioning import guided, nulls_of
 from scoresde.systems.resized import Resized
+from scoresde.systems.system import System
 from scoresde.training import FitResult, fit
 
 __all__ = ["Cascade", "CascadeStage", "train_stage"]
 
 
 @dataclass(frozen=True, eq=False)
-class CascadeStage:
+class CascadeStage(System):
     """A stage of a cascade.
 
     Args:
@@ -43,6 +47,10 @@ class CascadeStage:
         event: the shape of a sample.
         augmentation: the augmentation of ``low``; ``None`` for none.
         solver, steps, path: how the stage is sampled; see :func:`scoresde.sample`.
+        guidance: the scale of classifier-free guidance away from the absence of its conditions; 1 for none.
+        threshold: the quantile of dynamic thresholding, :class:`~scoresde.guidance.DynamicThreshold`; ``None`` for none.
+        contrast: a contrastive model that guides towards a text, whose embedding is the condition ``pooled``.
+        towards: the scale of its guidance.
     """
 
     model: ScoreModel
@@ -51,10 +59,22 @@ class CascadeStage:
     solver: str | Solver = "dpmpp-2m"
     steps: int = 20
     path: Any = "lam"
+    guidance: float = 1.0
+    threshold: float | None = None
+    contrast: Contrastive | None = None
+    towards: float = 0.0
+
+    def steered(self, conditions: Mapping[str, Any]) -> ScoreModel:
+        """Return the model with the guidance and the threshold of the stage, for given conditions."""
+        model = guided(self.model, self.guidance, conditions)
+        if self.contrast is not None and self.towards:
+            role = "shares" if "pooled" in nulls_of(self.model.network) else "takes"
+            model = steering.Energy(model, self.contrast.energy, self.towards, **{role: "pooled"})
+        return model if self.threshold is None else steering.DynamicThreshold(model, self.threshold)
 
 
 @dataclass(frozen=True, eq=False)
-class Cascade:
+class Cascade(System):
     """A cascade of any number of stages, each with an SDE, a solver and a guidance of its own.
 
     Args:
@@ -116,7 +136,7 @@ class Cascade:
                 told |= self._low(k, found[-1].x, wanted[k - 1], truncated, [s[2 * k] for s in seeds])
             stop = {"t_min": wanted[k], "end": "stop"} if truncated and k < len(wanted) and wanted[k] > 0 else {}
             how: dict[str, Any] = {"seed": [s[2 * k + 1] for s in seeds], "conditions": told, **stop, **options}
-            found.append(sample(stage.model, (n, *stage.event), stage.solver, stage.steps, stage.path, **how))
+            found.append(sample(stage.steered(told), (n, *stage.event), stage.solver, stage.steps, stage.path, **how))
         return tuple(found)
 
     def _low(self, k: int, x: Tensor, level: float, truncated: bool, seeds: Sequence[int]) -> dict[str, Tensor]:

@@ -63,6 +63,8 @@ _NETWORKS: dict[str, Callable[..., nn.Module]] = {
         models.VQAutoencoder,
         models.ContrastiveImages,
         models.SuperResolution,
+        models.Inpainting,
+        models.ImageEmbedded,
         models.TokenTransformer,
         models.EGNN,
     )
