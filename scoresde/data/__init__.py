@@ -9,6 +9,7 @@ from scoresde.data.augmentation import Augmentation
 from scoresde.data.dataset import Arrays, Dataset, Flipped
 from scoresde.data.images import ImageFiles, Images
 from scoresde.data.loader import batches
+from scoresde.data.moving_digits import MovingDigits, moving_digits
 from scoresde.data.opening import DATASETS, load_digits, load_tensor, open, split
 from scoresde.data.presets import COLLECTIONS, cifar10, fashion_mnist, mnist
 
@@ -21,12 +22,14 @@ __all__ = [
     "Flipped",
     "ImageFiles",
     "Images",
+    "MovingDigits",
     "batches",
     "cifar10",
     "fashion_mnist",
     "load_digits",
     "load_tensor",
     "mnist",
+    "moving_digits",
     "open",
     "split",
 ]
