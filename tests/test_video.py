@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
+from support import mostly_slow
 from torch import Tensor
 
-from scoresde import data
-from scoresde.models import UNet
+import scoresde
+from scoresde import VP, CosineVP, ScoreModel, data, problems, systems
+from scoresde.analysis import Moments, law
+from scoresde.inverse import TMPD, Reconstruction, replacement
+from scoresde.models import SuperResolution, UNet
 from scoresde.models.temporal import Frames, TimeAttention, offset_buckets
+from scoresde.objectives import NoisedLow, SuperResolved, downsampled
+from scoresde.solvers import sample_seeds
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -182,3 +189,178 @@ def test_the_ink_of_a_digit_moves_with_its_place() -> None:
 def test_refusals_of_moving_digits(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         data.moving_digits(**changes)
+
+
+# Given frames on a separable Gaussian process ---------------------------------------------------------------------------
+
+EVENT = (1, 3, 2, 2)
+PROCESS = problems.gaussian_process(EVENT, (0.0, 3.0, 1.5, 1.5))
+FIRST = torch.tensor([[[1.0, 0.5], [-0.5, 1.5]]], dtype=torch.float64)[:, None]  # (1, 1, 2, 2): one frame
+QUIET: dict[str, Any] = {"progress": False}
+DIGITS = data.open("digits")
+
+
+def missing(known: list[int]) -> Moments:
+    """The law of a whole video given frames of FIRST, by the kriging of the time axis alone: the covariance is a product."""
+    time = torch.tensor([[math.exp(-abs(i - j) / 3) for j in range(3)] for i in range(3)], dtype=torch.float64)
+    place = torch.cartesian_prod(*[torch.arange(2, dtype=torch.float64)] * 2)
+    space = torch.exp(-(place[:, None] - place).abs().sum(-1) / 1.5)
+    gain = time[:, known] @ torch.linalg.inv(time[known][:, known])
+    mean = gain @ FIRST.flatten().expand(len(known), 4)
+    return Moments(mean.flatten(), torch.kron(time - gain @ time[known], space))
+
+
+@pytest.mark.parametrize("known", [[0], [2], [0, 2]])
+def test_the_conditionals_of_frames_are_the_kriging_of_the_time_axis(known: list[int]) -> None:
+    seen = systems.given_frames(FIRST.expand(1, len(known), 2, 2), known, 3)
+    exact = PROCESS.posterior(seen.operator, seen.y, 0.0)
+    assert Moments.of(exact).distance(missing(known)) < 1e-12
+
+
+def test_samples_of_a_video_have_the_law_of_the_process() -> None:
+    found = law(PROCESS.model(CosineVP()), EVENT, "dpmpp-3m", 40)
+    assert found.wasserstein(Moments.of(PROCESS)) < 1e-2  # and an eighth of that with twice the steps
+
+
+def test_methods_by_their_distance_to_the_missing_frames() -> None:
+    """Prediction from one frame: replacement stays away however many steps; guidance is nearer; TMPD converges."""
+    model, seen = PROCESS.model(CosineVP()), systems.given_frames(FIRST, [0], 3)
+    found = {
+        "replacement, 10": law(model, EVENT, replacement(seen, "ddim"), 10),
+        "replacement, 20": law(model, EVENT, replacement(seen, "ddim"), 20),
+        "weight 1": law(Reconstruction(model, seen), EVENT, "dpmpp-2m", 20),
+        "weight 4": law(Reconstruction(model, seen, 4.0), EVENT, "dpmpp-2m", 20),
+        "exact": law(TMPD(model, seen), EVENT, "dpmpp-2m", 40),
+    }
+    wanted = {"replacement, 10": 1.338, "replacement, 20": 1.236, "weight 1": 0.952, "weight 4": 0.279, "exact": 0.011}
+    far = {name: end.wasserstein(missing([0])) for name, end in found.items()}
+    assert far == pytest.approx(wanted, rel=0.05)
+
+
+def test_reconstruction_guidance_by_its_definition() -> None:
+    """Minus w alpha / 2 times the gradient, in the missing frames alone, of the squared residual."""
+    sde = VP()
+    seen, x = systems.given_frames(FIRST, [1], 3), normal(2, *EVENT).requires_grad_()
+    m = PROCESS.model(sde).x0(x, 0.4)
+    residual = (m[:, :, 1] - FIRST[:, 0]).square().sum()
+    (gradient,) = torch.autograd.grad(residual, x)
+    expected = (m - 2.5 * sde.alpha(0.4) / 2 * gradient).detach()
+    expected[:, :, 1] = FIRST[:, 0]
+    torch.testing.assert_close(Reconstruction(PROCESS.model(sde), seen, 2.5).x0(x.detach(), 0.4), expected)
+
+
+@pytest.mark.parametrize("by", ["tmpd", "reconstruction", "replacement", "ddnm"])
+def test_given_frames_stay_and_samples_depend_on_their_seed(by: str) -> None:
+    model, two = PROCESS.model(VP()), torch.stack([FIRST, -FIRST])
+    how = {"by": by, "steps": 30, **QUIET}
+    found = systems.predict(model, two, 3, dtype=torch.float64, **how).x
+    assert float((found[:, :, :1] - two).abs().max()) < 2e-2
+    alone = systems.predict(model, two[1:], 3, dtype=torch.float64, seed=sample_seeds(0, 2)[1:], **how).x
+    torch.testing.assert_close(alone[0], found[1])
+    between = systems.interpolate(model, torch.cat([FIRST, -FIRST], 1), 3, 2, dtype=torch.float64, **how).x
+    assert float((between[:, :, [0, -1]] - torch.cat([FIRST, -FIRST], 1)).abs().max()) < 2e-2
+
+
+def test_frames_go_where_they_are_said_to_be() -> None:
+    frames = normal(2, 3, 2, 4, 4)
+    seen = systems.given_frames(frames, [-1, 1], 5)
+    placed = seen.operator.adjoint(seen.y)
+    assert torch.equal(placed[:, :, [4, 1]], frames) and float(placed[:, :, [0, 2, 3]].abs().max()) == 0
+
+
+def test_a_markov_chain_of_frames_is_extended_exactly() -> None:
+    """An exponential kernel is a Markov chain: windows of 3 that see one frame give the law of 7 frames."""
+    short, long = (problems.gaussian_process((1, n, 1, 1), (0, 3.0, 0, 0)) for n in (3, 7))
+    n = 1500
+    start = long.sample(n, torch.Generator().manual_seed(5), torch.float64)[:, :, :1]
+    found = systems.extend(short.model(CosineVP()), start, 7, 3, by="tmpd", steps=20, dtype=torch.float64, **QUIET)
+    assert torch.equal(found[:, :, :1], start)
+    x = found.flatten(1)
+    assert float((x.T.cov() - long.covariance).abs().max()) < 5 * math.sqrt(2 / n)  # of 5 standard errors
+    assert float(x.mean(0).abs().max()) < 5 / math.sqrt(n)
+    how = {"by": "tmpd", "steps": 20, "seed": sample_seeds(0, 5)[3:], "dtype": torch.float64, **QUIET}
+    again = systems.extend(short.model(CosineVP()), start[3:5], 7, 3, **how)
+    torch.testing.assert_close(again, found[3:5])
+
+
+def test_images_are_stacked_after_the_videos() -> None:
+    videos, images = data.moving_digits(n=5, frames=3, size=8), data.open("digits")
+    both = systems.WithImages(videos, images)
+    x, told = both.batch(torch.tensor([6, 2, 5]))
+    assert len(both) == 5 + 1797 // 3 and told["still"].tolist() == [True, False, True]
+    assert torch.equal(x[1], videos.samples([2])[0])
+    assert torch.equal(x[0, 0], images.samples([3, 4, 5])[:, 0]) and torch.equal(x[2, 0], images.samples([0, 1, 2])[:, 0])
+    last, _ = both.batch(torch.tensor([len(both) - 1]))
+    assert torch.equal(last[0, 0, -1], images.samples([1796])[0, 0])
+
+
+def test_videos_and_images_train_one_network() -> None:
+    both = systems.WithImages(data.moving_digits(n=6, frames=3, size=8), data.Arrays(DIGITS.samples(range(9))))
+    model = ScoreModel(UNet(1, 8, (1, 2), dims=3, temporal="attention", lean=True, blocks=1), VP(), "v")
+    fitted = scoresde.fit(model, both, steps=3, batch_size=8, **QUIET)
+    assert all(math.isfinite(loss) for _, loss in fitted.history)
+    one = scoresde.sample(fitted.model, (2, 1, 1, 8, 8), steps=2, **QUIET).x  # an image is a video of one frame
+    assert bool(torch.isfinite(one).all())
+
+
+@pytest.mark.parametrize("factor", mostly_slow([(2, 1, 1), (1, 2, 2), 2], [(2, 1, 1)]))
+def test_cascades_enlarge_videos_in_time_and_in_space(factor: Any) -> None:
+    videos, small = (
+        data.moving_digits(n=8, frames=4, size=8, digits=2),
+        {"width": 8, "multipliers": [1, 2], "blocks": 1, "lean": True},
+    )
+    inside = {**small, "dims": 3, "temporal": "attention"}
+    axes = torch.tensor([4, 8, 8]) // torch.tensor(factor)
+    sde = VP()
+    base, above = ScoreModel(UNet(1, **inside), sde, "v"), ScoreModel(SuperResolution(1, inside), sde, "v")
+    systems.train_stage(above, videos, 1, factor, NoisedLow(0.5, sde), steps=1, batch_size=4, **QUIET)
+    stages = [
+        systems.CascadeStage(base, (1, *axes.tolist()), steps=2),
+        systems.CascadeStage(above, videos.event, NoisedLow(0.5, sde), steps=2),
+    ]
+    drawn = systems.Cascade(stages).draw(2, levels=0.1, **QUIET)
+    assert [run.x.shape[1:] for run in drawn] == [(1, *axes.tolist()), (1, 4, 8, 8)]
+
+
+def test_frames_are_averaged_in_time_or_in_space() -> None:
+    x = normal(2, 1, 4, 8, 6)
+    torch.testing.assert_close(downsampled(x, (2, 1, 1)), 0.5 * (x[:, :, ::2] + x[:, :, 1::2]))
+    torch.testing.assert_close(downsampled(downsampled(x, (2, 1, 1)), (1, 2, 2)), downsampled(x, 2))
+    assert systems.Resized(x, (2, 1, 3)).event == (1, 2, 8, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: systems.given_frames(FIRST, [3], 3), "frame 3 of a video of 3 frames; expected numbers from 0 to 2"),
+        (lambda: systems.given_frames(FIRST, [-4], 3), "frame -4 of a video of 3 frames"),
+        (lambda: systems.given_frames(FIRST, [0, 1], 3), r"got 1 frames at \[0, 1\]"),
+        (lambda: systems.given_frames(FIRST.expand(1, 2, 2, 2), [0, -3], 3), "a place of its own for each frame"),
+        (lambda: systems.given_frames(FIRST[0], [0], 3), r"expected \(channels, frames, height, width\)"),
+        (lambda: systems.predict(PROCESS.model(VP()), FIRST.expand(1, 3, 2, 2), 3), "3 frames to continue to a video of 3"),
+        (lambda: systems.predict(PROCESS.model(VP()), FIRST, 3, by="replacment"), "did you mean 'replacement'|replacment"),
+        (lambda: systems.predict(PROCESS.model(VP()), FIRST, 3, by="replacement", solver="ddim"), "a solver beside"),
+        (lambda: systems.predict(PROCESS.model(VP()), FIRST.expand(2, 1, 1, 2, 2), 3, 5), "2 measurements for 5 samples"),
+        (lambda: systems.extend(PROCESS.model(VP()), FIRST, 9, 3), r"expected \(batch, channels, frames"),
+        (lambda: systems.extend(PROCESS.model(VP()), FIRST[None], 9, 3, 2), "1 frames to extend to 9"),
+        (lambda: systems.extend(PROCESS.model(VP()), FIRST[None], 9, 3, 3), "an overlap shorter than a window"),
+        (lambda: systems.extend(PROCESS.model(VP()), FIRST[None], 1, 3), "more frames in total than are given"),
+        (lambda: systems.from_images(UNet(1, 8, (1,), dims=1)), "expected one of images"),
+        (lambda: systems.WithImages(data.moving_digits(size=9, n=2), DIGITS), r"shape \(1, 8, 8\) for videos"),
+        (
+            lambda: systems.WithImages(data.moving_digits(n=1, size=8, frames=1800), data.open("digits")),
+            "1797 images for videos",
+        ),
+        (lambda: downsampled(torch.zeros(1, 1, 4, 4), (2, 2, 2)), "samples with 2 axes"),
+        (lambda: SuperResolved("v", (1, 1)), "at least 2, or one for each axis"),
+        (lambda: systems.Resized(torch.zeros(2, 1, 3, 4), (2, 1)), "multiples of 2, not 3"),
+        (lambda: problems.gaussian_process((1, 3), (1.0,)), r"got lengths=\(1.0,\) for samples of shape \(1, 3\)"),
+        (lambda: problems.gaussian_process((3,), (-1.0,)), "a correlation length of at least 0"),
+        (lambda: problems.gaussian_process((3,), (1.0,), "cubic"), "kernel='cubic'; expected one of 'exponential'"),
+        (lambda: problems.gaussian_process((3,), (1.0,), std=0.0), "std=0.0"),
+        (lambda: Reconstruction(PROCESS.model(VP()), systems.given_frames(FIRST, [0], 3), -1.0), "weight=-1.0"),
+    ],
+)
+def test_refusals_of_the_systems(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -82,7 +82,7 @@ class MovingDigits(Dataset):
         self.event = (1, self.frames, self.size, self.size)
         self._seed = int.from_bytes(hashlib.blake2b(f"digits {self.seed}".encode(), digest_size=7).digest(), "big")
         if self.digits == 1 and self.images.labels is not None:
-            self.labels = torch.stack([self.images.labels[self.tracks(i).chosen[0]] for i in range(self.n)])
+            self.labels = self.images.labels[torch.cat([self._chosen(i)[0] for i in range(self.n)])]
             self.classes = self.images.classes
 
     def __len__(self) -> int:
@@ -96,8 +96,7 @@ class MovingDigits(Dataset):
             >>> bool((places >= 0).all() and (places <= 2).all())  # digits of 8 x 8 pixels
             True
         """
-        generator = torch.Generator().manual_seed(self._seed + i)
-        chosen = torch.randint(len(self.images), (self.digits,), generator=generator)
+        chosen, generator = self._chosen(i)
         u = torch.rand(self.digits, 3, generator=generator, dtype=torch.float64)
         angle = 2 * torch.pi * u[:, 2]
         velocity = self.speed * torch.stack([angle.sin(), angle.cos()], 1)  # (digits, 2)
@@ -105,6 +104,11 @@ class MovingDigits(Dataset):
         straight = u[:, None, :2] * room + torch.arange(self.frames)[:, None] * velocity[:, None]  # (digits, frames, 2)
         period = 2 * room.clamp(min=1e-9)
         return Tracks(chosen, torch.minimum(straight % period, period - straight % period).minimum(room))
+
+    def _chosen(self, i: int) -> tuple[Tensor, torch.Generator]:
+        """Return the images of video ``i``, and the generator of its further random numbers."""
+        generator = torch.Generator().manual_seed(self._seed + i)
+        return torch.randint(len(self.images), (self.digits,), generator=generator), generator
 
     def samples(self, indices: Indices) -> Tensor:
         """Return the videos at ``indices``, in this order, shape ``(batch, 1, frames, size, size)``, float32 in [-1, 1]."""

@@ -11,6 +11,7 @@ samples of real data, the floor that no generator can be expected to beat.
 from scoresde.metrics.auroc import auroc, auroc_estimate
 from scoresde.metrics.classifier import ImageClassifier, train_classifier
 from scoresde.metrics.cost import PeakMemory, peak_memory, seconds_per_evaluation
+from scoresde.metrics.crps import crps, gaussian_crps
 from scoresde.metrics.errors import (
     covariance_error,
     error_quantile,
@@ -39,11 +40,13 @@ __all__ = [
     "auroc",
     "auroc_estimate",
     "covariance_error",
+    "crps",
     "energy_distance",
     "energy_estimate",
     "error_quantile",
     "frechet_distance",
     "frechet_estimate",
+    "gaussian_crps",
     "gaussian_frechet_distance",
     "jackknife",
     "kernel_distance_estimate",

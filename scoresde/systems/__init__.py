@@ -2,9 +2,12 @@
 
 from scoresde.systems.cascade import Cascade, CascadeStage, train_stage
 from scoresde.systems.conditioning import conditions_of, nulls_of, with_dropout
+from scoresde.systems.filling import fill
 from scoresde.systems.latent import LatentDiffusion, train_latent
 from scoresde.systems.latents import Latents
 from scoresde.systems.resized import Resized
+from scoresde.systems.series import forecast, impute
+from scoresde.systems.video import WithImages, extend, from_images, given_frames, interpolate, predict
 
 __all__ = [
     "Cascade",
@@ -12,8 +15,17 @@ __all__ = [
     "LatentDiffusion",
     "Latents",
     "Resized",
+    "WithImages",
     "conditions_of",
+    "extend",
+    "fill",
+    "forecast",
+    "from_images",
+    "given_frames",
+    "impute",
+    "interpolate",
     "nulls_of",
+    "predict",
     "train_latent",
     "train_stage",
     "with_dropout",
