@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support import mostly_slow
 from torch import Tensor
 
 import scoresde
-from scoresde import VP, CosineVP, ScoreModel, data, problems, systems
+from scoresde import VP, CosineVP, ScoreModel, data, plots, problems, systems
 from scoresde.analysis import Moments, law
 from scoresde.inverse import TMPD, Reconstruction, replacement
 from scoresde.models import SuperResolution, UNet
@@ -305,10 +309,8 @@ def test_videos_and_images_train_one_network() -> None:
 
 @pytest.mark.parametrize("factor", mostly_slow([(2, 1, 1), (1, 2, 2), 2], [(2, 1, 1)]))
 def test_cascades_enlarge_videos_in_time_and_in_space(factor: Any) -> None:
-    videos, small = (
-        data.moving_digits(n=8, frames=4, size=8, digits=2),
-        {"width": 8, "multipliers": [1, 2], "blocks": 1, "lean": True},
-    )
+    videos = data.moving_digits(n=4, frames=4, size=8, digits=2)
+    small = {"width": 8, "multipliers": [1, 2], "blocks": 1, "lean": True}
     inside = {**small, "dims": 3, "temporal": "attention"}
     axes = torch.tensor([4, 8, 8]) // torch.tensor(factor)
     sde = VP()
@@ -348,7 +350,7 @@ def test_frames_are_averaged_in_time_or_in_space() -> None:
         (lambda: systems.from_images(UNet(1, 8, (1,), dims=1)), "expected one of images"),
         (lambda: systems.WithImages(data.moving_digits(size=9, n=2), DIGITS), r"shape \(1, 8, 8\) for videos"),
         (
-            lambda: systems.WithImages(data.moving_digits(n=1, size=8, frames=1800), data.open("digits")),
+            lambda: systems.WithImages(data.moving_digits(n=1, size=8, frames=1800), DIGITS),
             "1797 images for videos",
         ),
         (lambda: downsampled(torch.zeros(1, 1, 4, 4), (2, 2, 2)), "samples with 2 axes"),
@@ -364,3 +366,116 @@ def test_frames_are_averaged_in_time_or_in_space() -> None:
 def test_refusals_of_the_systems(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def pixels(*shape: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_arrays_of_videos_are_cut_into_clips(tmp_path: Path) -> None:
+    x = pixels(3, 7, 6, 4)
+    np.savez(tmp_path / "grey.npz", x=x)
+    np.save(tmp_path / "last.npy", np.repeat(x[..., None], 3, -1))
+    np.save(tmp_path / "second.npy", np.repeat(x[:, None], 3, 1))
+    grey = data.open_videos(tmp_path / "grey.npz", 3)
+    assert grey.event == (1, 3, 6, 4) and len(grey) == 6
+    assert torch.equal(grey.samples([3])[0, 0], torch.from_numpy(x[1, 3:6]).float() / 127.5 - 1)
+    last, second = (data.open_videos(tmp_path / f"{name}.npy", 3) for name in ("last", "second"))
+    assert torch.equal(last.tensor(), second.tensor()) and torch.equal(last.tensor()[:, :1], grey.tensor())
+    dense = data.open_videos(tmp_path / "grey.npz", 3, stride=1)
+    assert len(dense) == 15 and torch.equal(dense.samples([1])[0, :, :2], grey.samples([0])[0, :, 1:])
+    assert len({v.fingerprint() for v in (grey, dense, last)}) == 3
+
+
+def test_folders_of_frames_are_videos_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    x = pixels(2, 11, 4, 4)
+    for i, name in enumerate(("b", "a")):
+        (tmp_path / name).mkdir()
+        for j in range(11):
+            Image.fromarray(x[i, j]).save(tmp_path / name / f"{j}.png")
+    videos = data.open_videos(tmp_path, 11)
+    expected = torch.from_numpy(x[::-1].copy()).float() / 127.5 - 1  # a before b, 10.png after 9.png
+    assert torch.equal(videos.tensor()[:, 0], expected)
+    assert data.open_videos(tmp_path / "a", 4, size=2).event == (1, 4, 2, 2)
+    assert len(data.open_videos(tmp_path / "a", 4)) == 2
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_gif_is_written_and_read_again(channels: int, tmp_path: Path) -> None:
+    x = torch.tensor([-1.0, 1.0])[torch.randint(2, (channels, 5, 6, 8), generator=torch.Generator().manual_seed(0))]
+    plots.save_video(x, tmp_path / "one.gif", scale=1)
+    found = data.open_videos(tmp_path / "one.gif", 5)
+    ink = -x if channels == 1 else x  # dark on light
+    assert found.event == (channels, 5, 6, 8) and torch.equal(found.samples([0])[0], ink)
+    plots.save_video(x.flip(1), tmp_path / "two.gif", scale=1)
+    both = data.open_videos(tmp_path, 5)
+    assert len(both) == 2 and torch.equal(both.samples([1])[0], ink.flip(1))
+
+
+def test_videos_are_shown_in_a_grid_and_in_tensorboard(tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from torch.utils.tensorboard import SummaryWriter
+
+    x = data.moving_digits(n=6, frames=4, size=10).tensor()
+    plots.save_video(x, tmp_path / "grid.gif", columns=3, scale=2)
+    grid = data.open_videos(tmp_path / "grid.gif", 4).samples([0])[0, :1]
+    assert grid.shape == (1, 4, 2 * (2 * 11 - 1), 2 * (3 * 11 - 1))
+    corner = -x[0, 0, :, 0, 0]
+    assert float((grid[0, :, 0, 0] - corner).abs().max()) < 0.05  # a GIF has 256 colours
+    with SummaryWriter(str(tmp_path / "log")) as writer:
+        plots.log_video(writer, "samples", x, 7)
+    events = event_accumulator.EventAccumulator(str(tmp_path / "log"))
+    events.Reload()
+    (image,) = events.Images("samples")
+    assert image.step == 7 and image.encoded_image_string[:6] == b"GIF89a"
+
+
+def test_mp4_needs_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = data.moving_digits(n=2, frames=4, size=8).tensor()
+    if importlib.util.find_spec("imageio_ffmpeg"):
+        plots.save_video(x, tmp_path / "a.mp4")
+        assert (tmp_path / "a.mp4").stat().st_size > 100
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "imageio" in name else real(name))
+    with pytest.raises(ValueError, match=r"no encoder of MP4 is installed; .*\.gif, or pip install 'scoresde\[video\]'"):
+        plots.save_video(x, tmp_path / "b.mp4")
+
+
+def test_bad_files_get_a_sentence(tmp_path: Path) -> None:
+    np.save(tmp_path / "flat.npy", pixels(3, 4))
+    np.save(tmp_path / "wide.npy", np.full((1, 2, 4, 4), 3.0))
+    np.save(tmp_path / "five.npy", pixels(2, 5, 5, 5, 5))
+    np.save(tmp_path / "good.npy", pixels(2, 5, 4, 4))
+    (tmp_path / "broken.gif").write_bytes(b"GIF89a" + bytes(20))
+    for name, size in (("small", 4), ("large", 6)):
+        (tmp_path / "gifs").mkdir(exist_ok=True)
+        plots.save_video(torch.zeros(1, 2, size, size), tmp_path / "gifs" / f"{name}.gif", scale=1)
+    (tmp_path / "empty").mkdir()
+    for name, frames, message in (
+        ("none", 2, "found no .*none"),
+        ("flat.npy", 2, r"shape \(3, 4\) .* expected videos"),
+        ("wide.npy", 2, r"not in \[-1, 1\]"),
+        ("five.npy", 2, "expected 1, 3 or 4 channels"),
+        ("good.npy", 6, "at most 5 frames to cut into clips of 6; .*frames=5 or fewer"),
+        ("good.npy", 0, "frames"),
+        ("broken.gif", 2, "cannot read the GIF"),
+        ("gifs", 2, "the GIFs differ in height x width"),
+        ("empty", 2, "found 0 GIFs and 0 other images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data.open_videos(tmp_path / name, frames)
+    with pytest.raises(ValueError, match="only folders of images are resized"):
+        data.open_videos(tmp_path / "good.npy", 2, size=2)
+    with pytest.raises(ValueError, match="allow more: limit="):
+        data.open_videos(tmp_path / "gifs" / "small.gif", 2, limit=40)
+    x = torch.zeros(2, 1, 3, 4, 4)
+    for call, message in (
+        (lambda: plots.save_video(x, tmp_path / "a.avi"), "ends with .gif or .mp4"),
+        (lambda: plots.save_video(x[:, :, 0, 0], tmp_path / "a.gif"), r"videos of shape \(2, 1, 4\)"),
+        (lambda: plots.save_video(x, tmp_path / "a.gif", fps=0), "fps=0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()

@@ -12,6 +12,7 @@ from scoresde.data.loader import batches
 from scoresde.data.moving_digits import MovingDigits, moving_digits
 from scoresde.data.opening import DATASETS, load_digits, load_tensor, open, split
 from scoresde.data.presets import COLLECTIONS, cifar10, fashion_mnist, mnist
+from scoresde.data.videos import Videos, open_videos
 
 __all__ = [
     "COLLECTIONS",
@@ -23,6 +24,7 @@ __all__ = [
     "ImageFiles",
     "Images",
     "MovingDigits",
+    "Videos",
     "batches",
     "cifar10",
     "fashion_mnist",
@@ -31,5 +33,6 @@ __all__ = [
     "mnist",
     "moving_digits",
     "open",
+    "open_videos",
     "split",
 ]
