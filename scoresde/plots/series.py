@@ -65,7 +65,7 @@ def quantiles(
         ax.set_ylabel(f"channel {c}" if channels > 1 else "value", fontsize=9)
     axes[-1].set_xlabel("time step", fontsize=9)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False, fontsize=8.5)
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8.5)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
