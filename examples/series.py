@@ -43,7 +43,7 @@ def main() -> None:
             print(f"{task:<12} {name:<24} CRPS {score:.3f}")
             if by == "reconstruction":
                 picture = a.out / f"{task}.png"
-                plots.save_figure(plots.quantiles(x, truth, ~missing, title=f"{task}: CRPS {score:.2f}"), picture)
+                plots.save_figure(plots.quantile_bands(x, truth, ~missing, title=f"{task}: CRPS {score:.2f}"), picture)
     print(f"figures: {a.out}")
 
 

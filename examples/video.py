@@ -43,7 +43,7 @@ def main() -> None:
     truth = videos.samples(range(8))
     rows = {"drawn": drawn, "truth": truth}
     for method in ("replacement", "reconstruction"):
-        rows[method] = systems.predict(fitted, truth[:, :, :2], frames, by=method, **how).x
+        rows[method] = systems.predict_frames(fitted, truth[:, :, :2], frames, by=method, **how).x
     for name, x in rows.items():
         plots.save_video(x, a.out / f"{name}.gif", columns=4)
         error = f", mean square distance from the truth {float((x - truth).square().mean()):.3f}" * (name != "drawn")

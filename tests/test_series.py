@@ -113,7 +113,7 @@ def test_a_network_of_series_is_trained_and_fills() -> None:
 
 def test_bands_hold_their_share_of_the_draws() -> None:
     x = torch.arange(101.0).reshape(101, 1, 1).expand(101, 2, 5)
-    figure = plots.quantiles(x, torch.full((2, 5), 50.0), torch.eye(5)[:2] > 0, levels=(0.5, 0.9), title="bands")
+    figure = plots.quantile_bands(x, torch.full((2, 5), 50.0), torch.eye(5)[:2] > 0, levels=(0.5, 0.9), title="bands")
     assert len(figure.axes) == 2
     wide, narrow = (c.get_paths()[0].get_extents() for c in figure.axes[0].collections)
     assert (wide.y0, wide.y1) == pytest.approx((5, 95), abs=1e-3)
@@ -141,9 +141,9 @@ MODEL = PROCESS.model(VP())
         (lambda: crps(torch.zeros(0, 3), torch.zeros(3)), r"samples of shape \(0, 3\)"),
         (lambda: crps(torch.full((4, 3), NAN), torch.zeros(3)), "expected finite numbers"),
         (lambda: gaussian_crps(torch.zeros(1), torch.zeros(1), torch.zeros(1)), "standard deviation of 0.0"),
-        (lambda: plots.quantiles(torch.zeros(4, 3)), r"draws of shape \(4, 3\)"),
-        (lambda: plots.quantiles(torch.zeros(4, 1, 3), truth=torch.zeros(3)), r"truth of shape \(3,\)"),
-        (lambda: plots.quantiles(torch.zeros(4, 1, 3), levels=(1.5,)), "shares between 0 and 1"),
+        (lambda: plots.quantile_bands(torch.zeros(4, 3)), r"draws of shape \(4, 3\)"),
+        (lambda: plots.quantile_bands(torch.zeros(4, 1, 3), truth=torch.zeros(3)), r"truth of shape \(3,\)"),
+        (lambda: plots.quantile_bands(torch.zeros(4, 1, 3), levels=(1.5,)), "shares between 0 and 1"),
     ],
 )
 def test_refusals(call: Any, message: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 import scoresde
 from scoresde import VP, CosineVP, ScoreModel, data, plots, problems, systems
 from scoresde.analysis import Moments, law
-from scoresde.inverse import TMPD, Reconstruction, replacement
+from scoresde.inverse import TMPD, ReconstructionGuidance, replacement
 from scoresde.models import SuperResolution, UNet
 from scoresde.models.temporal import Frames, TimeAttention, offset_buckets
 from scoresde.objectives import NoisedLow, SuperResolved, downsampled
@@ -232,8 +232,8 @@ def test_methods_by_their_distance_to_the_missing_frames() -> None:
     found = {
         "replacement, 10": law(model, EVENT, replacement(seen, "ddim"), 10),
         "replacement, 20": law(model, EVENT, replacement(seen, "ddim"), 20),
-        "weight 1": law(Reconstruction(model, seen), EVENT, "dpmpp-2m", 20),
-        "weight 4": law(Reconstruction(model, seen, 4.0), EVENT, "dpmpp-2m", 20),
+        "weight 1": law(ReconstructionGuidance(model, seen), EVENT, "dpmpp-2m", 20),
+        "weight 4": law(ReconstructionGuidance(model, seen, 4.0), EVENT, "dpmpp-2m", 20),
         "exact": law(TMPD(model, seen), EVENT, "dpmpp-2m", 40),
     }
     wanted = {"replacement, 10": 1.338, "replacement, 20": 1.236, "weight 1": 0.952, "weight 4": 0.279, "exact": 0.011}
@@ -250,18 +250,18 @@ def test_reconstruction_guidance_by_its_definition() -> None:
     (gradient,) = torch.autograd.grad(residual, x)
     expected = (m - 2.5 * sde.alpha(0.4) / 2 * gradient).detach()
     expected[:, :, 1] = FIRST[:, 0]
-    torch.testing.assert_close(Reconstruction(PROCESS.model(sde), seen, 2.5).x0(x.detach(), 0.4), expected)
+    torch.testing.assert_close(ReconstructionGuidance(PROCESS.model(sde), seen, 2.5).x0(x.detach(), 0.4), expected)
 
 
 @pytest.mark.parametrize("by", ["tmpd", "reconstruction", "replacement", "ddnm"])
 def test_given_frames_stay_and_samples_depend_on_their_seed(by: str) -> None:
     model, two = PROCESS.model(VP()), torch.stack([FIRST, -FIRST])
     how = {"by": by, "steps": 30, **QUIET}
-    found = systems.predict(model, two, 3, dtype=torch.float64, **how).x
+    found = systems.predict_frames(model, two, 3, dtype=torch.float64, **how).x
     assert float((found[:, :, :1] - two).abs().max()) < 2e-2
-    alone = systems.predict(model, two[1:], 3, dtype=torch.float64, seed=sample_seeds(0, 2)[1:], **how).x
+    alone = systems.predict_frames(model, two[1:], 3, dtype=torch.float64, seed=sample_seeds(0, 2)[1:], **how).x
     torch.testing.assert_close(alone[0], found[1])
-    between = systems.interpolate(model, torch.cat([FIRST, -FIRST], 1), 3, 2, dtype=torch.float64, **how).x
+    between = systems.interpolate_frames(model, torch.cat([FIRST, -FIRST], 1), 3, 2, dtype=torch.float64, **how).x
     assert float((between[:, :, [0, -1]] - torch.cat([FIRST, -FIRST], 1)).abs().max()) < 2e-2
 
 
@@ -339,10 +339,19 @@ def test_frames_are_averaged_in_time_or_in_space() -> None:
         (lambda: systems.given_frames(FIRST, [0, 1], 3), r"got 1 frames at \[0, 1\]"),
         (lambda: systems.given_frames(FIRST.expand(1, 2, 2, 2), [0, -3], 3), "a place of its own for each frame"),
         (lambda: systems.given_frames(FIRST[0], [0], 3), r"expected \(channels, frames, height, width\)"),
-        (lambda: systems.predict(PROCESS.model(VP()), FIRST.expand(1, 3, 2, 2), 3), "3 frames to continue to a video of 3"),
-        (lambda: systems.predict(PROCESS.model(VP()), FIRST, 3, by="replacment"), "did you mean 'replacement'|replacment"),
-        (lambda: systems.predict(PROCESS.model(VP()), FIRST, 3, by="replacement", solver="ddim"), "a solver beside"),
-        (lambda: systems.predict(PROCESS.model(VP()), FIRST.expand(2, 1, 1, 2, 2), 3, 5), "2 measurements for 5 samples"),
+        (
+            lambda: systems.predict_frames(PROCESS.model(VP()), FIRST.expand(1, 3, 2, 2), 3),
+            "3 frames to continue to a video of 3",
+        ),
+        (
+            lambda: systems.predict_frames(PROCESS.model(VP()), FIRST, 3, by="replacment"),
+            "did you mean 'replacement'|replacment",
+        ),
+        (lambda: systems.predict_frames(PROCESS.model(VP()), FIRST, 3, by="replacement", solver="ddim"), "a solver beside"),
+        (
+            lambda: systems.predict_frames(PROCESS.model(VP()), FIRST.expand(2, 1, 1, 2, 2), 3, 5),
+            "2 measurements for 5 samples",
+        ),
         (lambda: systems.extend(PROCESS.model(VP()), FIRST, 9, 3), r"expected \(batch, channels, frames"),
         (lambda: systems.extend(PROCESS.model(VP()), FIRST[None], 9, 3, 2), "1 frames to extend to 9"),
         (lambda: systems.extend(PROCESS.model(VP()), FIRST[None], 9, 3, 3), "an overlap shorter than a window"),
@@ -360,7 +369,7 @@ def test_frames_are_averaged_in_time_or_in_space() -> None:
         (lambda: problems.gaussian_process((3,), (-1.0,)), "a correlation length of at least 0"),
         (lambda: problems.gaussian_process((3,), (1.0,), "cubic"), "kernel='cubic'; expected one of 'exponential'"),
         (lambda: problems.gaussian_process((3,), (1.0,), std=0.0), "std=0.0"),
-        (lambda: Reconstruction(PROCESS.model(VP()), systems.given_frames(FIRST, [0], 3), -1.0), "weight=-1.0"),
+        (lambda: ReconstructionGuidance(PROCESS.model(VP()), systems.given_frames(FIRST, [0], 3), -1.0), "weight=-1.0"),
     ],
 )
 def test_refusals_of_the_systems(call: Any, message: str) -> None:

@@ -13,7 +13,7 @@ method                   operator         noise                  calls for a pre
 :class:`MMPS`            linear           any                    backward, one an iteration    exact for Gaussian data
 :class:`DDNM`            linear           left out               no backward                   biased
 :class:`DiffPIR`         linear           any                    no backward                   biased
-:class:`Reconstruction`  linear           left out               one backward                  biased
+``reconstruction``       linear           left out               one backward                  biased
 :func:`ddrm`             with an SVD      Gaussian               no backward                   biased
 :func:`ddnm_plus`        with an SVD      Gaussian               no backward                   biased
 :func:`daps`             any              any with a likelihood  no backward                   exact for white Gaussian data
@@ -31,7 +31,7 @@ from scoresde.inverse.methods.diffpir import DiffPIR, renoised
 from scoresde.inverse.methods.dps import DPS
 from scoresde.inverse.methods.mmps import MMPS
 from scoresde.inverse.methods.pigdm import PiGDM
-from scoresde.inverse.methods.reconstruction import Reconstruction
+from scoresde.inverse.methods.reconstruction import ReconstructionGuidance
 from scoresde.inverse.methods.repaint import repaint, resampled
 from scoresde.inverse.methods.replacement import replacement
 from scoresde.inverse.methods.smc import smc
@@ -82,7 +82,7 @@ __all__ = [
     "Operator",
     "PiGDM",
     "Radon",
-    "Reconstruction",
+    "ReconstructionGuidance",
     "Separable",
     "Singular",
     "Steered",

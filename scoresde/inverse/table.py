@@ -13,7 +13,7 @@ from scoresde.inverse.methods.diffpir import DiffPIR
 from scoresde.inverse.methods.dps import DPS
 from scoresde.inverse.methods.mmps import MMPS
 from scoresde.inverse.methods.pigdm import PiGDM
-from scoresde.inverse.methods.reconstruction import Reconstruction
+from scoresde.inverse.methods.reconstruction import ReconstructionGuidance
 from scoresde.inverse.methods.repaint import repaint
 from scoresde.inverse.methods.replacement import replacement
 from scoresde.inverse.methods.tmpd import TMPD
@@ -31,7 +31,7 @@ METHODS: Table[Callable[..., Conditioned]] = Table(
         "mmps": MMPS,
         "ddnm": DDNM,
         "diffpir": DiffPIR,
-        "reconstruction": Reconstruction,
+        "reconstruction": ReconstructionGuidance,
     },
     check=callable,
     expects="a function of a model and an observation that returns a score model",

@@ -8,7 +8,7 @@ of Okabe and Ito ("Color Universal Design", 2008), which colour-blind readers ca
 from scoresde.plots.curves import losses, scatter
 from scoresde.plots.figure import PALETTE, new_figure, save_figure
 from scoresde.plots.images import overview, panels, strips, tile
-from scoresde.plots.series import quantiles
+from scoresde.plots.series import quantile_bands
 from scoresde.plots.videos import log_video, save_video
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "new_figure",
     "overview",
     "panels",
-    "quantiles",
+    "quantile_bands",
     "save_figure",
     "save_video",
     "scatter",

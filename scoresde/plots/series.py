@@ -13,10 +13,10 @@ from scoresde.plots.figure import PALETTE, new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["quantiles"]
+__all__ = ["quantile_bands"]
 
 
-def quantiles(
+def quantile_bands(
     draws: Tensor,
     truth: Tensor | None = None,
     known: Tensor | None = None,
@@ -37,7 +37,7 @@ def quantiles(
         ValueError: for draws of another shape, levels that are no shares, and a truth or mask of another shape.
 
     Example:
-        >>> figure = quantiles(torch.randn(50, 2, 12), truth=torch.zeros(2, 12))
+        >>> figure = quantile_bands(torch.randn(50, 2, 12), truth=torch.zeros(2, 12))
         >>> len(figure.axes)
         2
     """

@@ -7,7 +7,7 @@ from scoresde.systems.latent import LatentDiffusion, train_latent
 from scoresde.systems.latents import Latents
 from scoresde.systems.resized import Resized
 from scoresde.systems.series import forecast, impute
-from scoresde.systems.video import WithImages, extend, from_images, given_frames, interpolate, predict
+from scoresde.systems.video import WithImages, extend, from_images, given_frames, interpolate_frames, predict_frames
 
 __all__ = [
     "Cascade",
@@ -23,9 +23,9 @@ __all__ = [
     "from_images",
     "given_frames",
     "impute",
-    "interpolate",
+    "interpolate_frames",
     "nulls_of",
-    "predict",
+    "predict_frames",
     "train_latent",
     "train_stage",
     "with_dropout",

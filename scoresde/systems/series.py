@@ -2,7 +2,7 @@
 
 A series has the shape ``(channels, length)``, such as ``UNet(channels, dims=1)`` takes. What is known of it is a measurement
 by a mask, so that imputation and forecasting are inverse problems: see :func:`~scoresde.systems.fill` for the methods. The
-draws are scored by :func:`scoresde.metrics.crps` and shown by :func:`scoresde.plots.quantiles`.
+draws are scored by :func:`scoresde.metrics.crps` and shown by :func:`scoresde.plots.quantile_bands`.
 """
 
 from __future__ import annotations

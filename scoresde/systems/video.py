@@ -25,7 +25,7 @@ from scoresde.score import ScoreModel
 from scoresde.solvers import sample_seeds
 from scoresde.systems.filling import fill
 
-__all__ = ["WithImages", "extend", "from_images", "given_frames", "interpolate", "predict"]
+__all__ = ["WithImages", "extend", "from_images", "given_frames", "interpolate_frames", "predict_frames"]
 
 
 def given_frames(frames: Tensor, at: Sequence[int], total: int, sigma: float = 0.0) -> Observation:
@@ -69,7 +69,7 @@ def given_frames(frames: Tensor, at: Sequence[int], total: int, sigma: float = 0
     return Observation(operator, frames[..., order, :, :].flatten(-4), sigma)
 
 
-def predict(model: ScoreModel, frames: Tensor, total: int, n: int | None = None, **options: Any) -> Samples:
+def predict_frames(model: ScoreModel, frames: Tensor, total: int, n: int | None = None, **options: Any) -> Samples:
     """Draw videos that begin with the given frames.
 
     Args:
@@ -85,7 +85,7 @@ def predict(model: ScoreModel, frames: Tensor, total: int, n: int | None = None,
     Example:
         >>> import scoresde
         >>> model = scoresde.problems.gaussian_process((1, 4, 2, 2), (0, 3, 1, 1)).model(scoresde.VP())
-        >>> predict(model, torch.ones(1, 2, 2, 2), 4, 5, steps=10, progress=False).x.shape
+        >>> predict_frames(model, torch.ones(1, 2, 2, 2), 4, 5, steps=10, progress=False).x.shape
         torch.Size([5, 1, 4, 2, 2])
     """
     if frames.ndim > 3 and frames.shape[-3] >= total:
@@ -96,7 +96,7 @@ def predict(model: ScoreModel, frames: Tensor, total: int, n: int | None = None,
     return fill(model, given_frames(frames, range(frames.shape[-3]), total), n, **options)
 
 
-def interpolate(
+def interpolate_frames(
     model: ScoreModel, frames: Tensor, total: int, n: int | None = None, *, at: Sequence[int] | None = None, **options: Any
 ) -> Samples:
     """Draw videos between the given frames.
@@ -116,7 +116,7 @@ def interpolate(
         >>> import scoresde
         >>> model = scoresde.problems.gaussian_process((1, 5, 2, 2), (0, 3, 1, 1)).model(scoresde.VP())
         >>> ends = torch.ones(1, 2, 2, 2)
-        >>> interpolate(model, ends, 5, 2, steps=10, progress=False).x[:, :, [0, -1]].unique()
+        >>> interpolate_frames(model, ends, 5, 2, steps=10, progress=False).x[:, :, [0, -1]].unique()
         tensor([1.])
     """
     k = frames.shape[-3]

@@ -13,10 +13,10 @@ from scoresde.inverse.observation import Observation
 from scoresde.score import Calls, ScoreModel
 from scoresde.sde import Time
 
-__all__ = ["Reconstruction"]
+__all__ = ["ReconstructionGuidance"]
 
 
-class Reconstruction(Conditioned):
+class ReconstructionGuidance(Conditioned):
     r"""Reconstruction guidance, made to extend videos by further frames.
 
     With :math:`P = A^\dagger A` and the residual :math:`r = A^\dagger (y - A \hat x_0)` the data prediction is
@@ -43,18 +43,18 @@ class Reconstruction(Conditioned):
 
     Example:
         >>> import scoresde, torch
-        >>> from scoresde.inverse import Observation, Reconstruction
+        >>> from scoresde.inverse import Observation, ReconstructionGuidance
         >>> from scoresde.inverse.operators import Mask
         >>> model = scoresde.problems.Gaussian([0.0, 0.0], [[1.0, 0.9], [0.9, 1.0]]).model(scoresde.VP())
         >>> seen = Observation(Mask([True, False]), torch.tensor([1.0]), 0.0)
-        >>> x = scoresde.sample(Reconstruction(model, seen), (512, 2), steps=20, progress=False).x
+        >>> x = scoresde.sample(ReconstructionGuidance(model, seen), (512, 2), steps=20, progress=False).x
         >>> bool(((x[:, 0] - 1).abs() < 1e-5).all()), 0.5 < float(x[:, 1].mean()) < 0.95  # of the posterior it is 0.9
         (True, True)
     """
 
     def __init__(self, model: ScoreModel, observation: Observation, weight: float = 1.0) -> None:
         super().__init__(model, observation)
-        check_linear(observation, "Reconstruction")
+        check_linear(observation, "ReconstructionGuidance")
         self.weight = check_scale("weight", weight)
 
     @property
