@@ -14,7 +14,6 @@ from scoresde.base.numbers import whole
 from scoresde.problems.base import Problem
 from scoresde.problems.empirical import Empirical
 from scoresde.problems.fitted import ppca_mixture
-from scoresde.problems.gaussian_process import gaussian_process
 from scoresde.problems.heavy import funnel, laplace, student_t
 from scoresde.problems.kernel import checkerboard, pinwheel, rings, spirals, swiss_roll
 from scoresde.problems.low_rank import LowRankMixture
@@ -185,7 +184,6 @@ PROBLEMS: Table[Callable[..., Problem[Any]]] = Table(
         "spiral": spiral,
         "moons": moons,
         "gaussian": gaussian,
-        "gaussian_process": gaussian_process,
         "textures": textures,
         "random": random_mixture,
         "student_t": student_t,
