@@ -170,6 +170,7 @@ BIAS = {  # the Wasserstein distance to the posterior at sigma = 0.5 and 0.01; t
     "pigdm": (0.236, 0.283),  # takes the data given the state to be white
     "diffpir": (0.297, 0.580),  # leaves out the Jacobian as well
     "ddnm": (0.698, 0.580),  # and the noise of the measurement
+    "reconstruction": (0.669, 0.377),  # leaves out the noise, and takes the rest to be of infinite variance
     "ddrm": (0.391, 0.473),  # what is measured passes to the rest by the network alone
     "ddnm+": (0.391, 0.473),  # the same
     "daps": (0.284, 0.475),  # draws the data given the state as if they were white
@@ -457,12 +458,12 @@ def test_both_ends_of_time_are_finite(name: str) -> None:
     for t in (0.0, 1.0):
         assert bool(torch.isfinite(made.x0(start(), t)).all()), t
     clean = made.x0(start(), torch.tensor([0.0, 0.0, 0.5], dtype=F64))
-    if name not in ("ddnm", "dps"):  # which do not ask how noisy the state is
+    if name not in ("ddnm", "dps", "reconstruction"):  # which do not ask how noisy the state is
         torch.testing.assert_close(clean[:2].detach(), model.x0(start(), 0.0)[:2].detach(), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
-    "name", ["tmpd", "mmps", "pigdm", "ddnm", "diffpir", "ddrm", "ddnm+", "daps", "replacement", "repaint"]
+    "name", ["tmpd", "mmps", "pigdm", "ddnm", "reconstruction", "diffpir", "ddrm", "ddnm+", "daps", "replacement", "repaint"]
 )
 def test_a_measurement_without_noise_is_met(name: str) -> None:
     """sigma = 0: what is measured of the samples is y, up to the noise that the last time leaves."""
@@ -470,7 +471,7 @@ def test_a_measurement_without_noise_is_met(name: str) -> None:
     made, solver = all_methods(seen)[name](GAUSSIAN.model(CosineVP()))
     solver = "dpmpp-2m" if isinstance(solver, str) else solver
     x = sample(made, (32, 3), solver, 40, dtype=F64, **QUIET).x
-    exact = name in ("ddnm", "replacement", "repaint", "daps", "diffpir")
+    exact = name in ("ddnm", "reconstruction", "replacement", "repaint", "daps", "diffpir")
     assert float((x[:, :2] - Y).abs().max()) < (1e-9 if exact else 0.02)
 
 
@@ -525,7 +526,7 @@ def test_the_methods_for_nonlinear_operators_carry_them() -> None:
 def test_counts_are_refused_with_the_methods_for_them(name: str) -> None:
     with pytest.raises(ValueError, match=r"poisson noise .* DPS, PiGDM, TMPD, MMPS, DDNM, DiffPIR, daps or smc"):
         make(name, COUNTS)
-    for other in ("dps", "pigdm", "tmpd", "mmps", "ddnm", "diffpir", "daps"):
+    for other in ("dps", "pigdm", "tmpd", "mmps", "ddnm", "reconstruction", "diffpir", "daps"):
         made = make(other, COUNTS)
         x = (
             sample(made, start(), "ddim", 3, **QUIET).x

@@ -115,7 +115,8 @@ NETWORKS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "dit": (lambda: DiT(2, (8, 4), width=16, depth=2, heads=2, num_classes=3), (2, 8, 4)),
     "ncsnv2": (lambda: NCSNv2(2, 8, ((1, 1), (2, 1), (2, 2))), (2, 8, 8)),
     "unet, by level": (lambda: UNet(2, 16, (1, 2), heads=(1, 2), blocks=(1, 2), resample="outer", transformer=1), (2, 8, 8)),
-    "unet, video": (lambda: UNet(2, 16, (1, 2), temporal=True), (2, 3, 8, 8)),
+    "unet, video": (lambda: UNet(2, 16, (1, 2), dims=3, temporal="transformer"), (2, 3, 8, 8)),
+    "unet, space and time": (lambda: UNet(2, 16, (1, 2), dims=3, temporal="attention"), (2, 3, 8, 8)),
 }
 each_network = pytest.mark.parametrize(("make", "event"), NETWORKS.values(), ids=list(NETWORKS))
 

@@ -190,7 +190,7 @@ VIDEO = normal(2, 1, 3, 8, 8)
 
 @pytest.mark.parametrize("changes", [{}, {"transformer": 1, "head_channels": 8}, {"lean": True}, {"resample": "outer"}])
 def test_a_new_video_network_sees_each_frame_apart(changes: dict[str, Any]) -> None:
-    net, image = small(temporal=True, **changes).double(), small(**changes).double()
+    net, image = small(dims=3, temporal="transformer", **changes).double(), small(**changes).double()
     assert torch.equal(net(VIDEO, T, context=CONTEXT), torch.zeros_like(VIDEO))
     with torch.no_grad():
         own = image.state_dict()
@@ -366,10 +366,11 @@ def test_checkpoints_build_the_network_again(kind: str, tmp_path: Path) -> None:
         (lambda: mmdit("sines")[0](IMAGE[:, :, 1:], T, TOKENS, VECTOR), "both sizes multiples of 2"),
         (lambda: mmdit("sines")[0](IMAGE, T, TOKENS[:1], VECTOR), r"expected \(2, tokens, 5\), one sequence per sample"),
         (lambda: mmdit("sines")[0](normal(2, 3, 2, 14), T, TOKENS, VECTOR), "1 by 7 patches, for a network with largest=6"),
-        (lambda: small(temporal=True, dims=3), "temporal=True with dims=3; expected dims=2"),
+        (lambda: small(temporal="attention"), "temporal='attention' with dims=2; expected dims=3"),
+        (lambda: small(temporal="yes", dims=3), "got temporal='yes'; expected one of 'none', 'attention'"),
         (
-            lambda: small(temporal=True).double()(X, T, context=CONTEXT),
-            "each axis but the frames a multiple",
+            lambda: small(dims=3, temporal="attention").double()(X, T, context=CONTEXT),
+            "expected \\(batch, 1, frames, height, width\\), each axis but the frames a multiple",
         ),
         (lambda: prior(depth=0), "depth=0; expected a positive number"),
         (lambda: prior(width=9), "got 9 time features; expected an even number"),

@@ -11,8 +11,10 @@ from scoresde.data.captions import CAPTIONS, captions
 from scoresde.data.dataset import Arrays, Dataset, Flipped
 from scoresde.data.images import ImageFiles, Images
 from scoresde.data.loader import batches
+from scoresde.data.moving_digits import MovingDigits, moving_digits
 from scoresde.data.opening import DATASETS, load_digits, load_tensor, open, split
 from scoresde.data.presets import COLLECTIONS, cifar10, fashion_mnist, mnist
+from scoresde.data.videos import Videos, open_videos
 
 __all__ = [
     "CAPTIONS",
@@ -24,6 +26,8 @@ __all__ = [
     "Flipped",
     "ImageFiles",
     "Images",
+    "MovingDigits",
+    "Videos",
     "batches",
     "captions",
     "cifar10",
@@ -31,7 +35,9 @@ __all__ = [
     "load_digits",
     "load_tensor",
     "mnist",
+    "moving_digits",
     "on_white",
     "open",
+    "open_videos",
     "split",
 ]

@@ -4,22 +4,23 @@ An :class:`Observation` is a measurement, the operator that made it (:mod:`score
 method that changes the data prediction is a score model around the model of the data, for every solver (:data:`METHODS`).
 One that also draws noise in a way of its own is a solver (:data:`SAMPLERS`). :func:`smc` weighs and resamples particles.
 
-===================  ===============  =====================  ==============================  ==============================
-method               operator         noise                  calls for a prediction          samples of the posterior
-===================  ===============  =====================  ==============================  ==============================
-:class:`DPS`         any              any                    one backward                    biased
-:class:`PiGDM`       linear           any                    one backward                    exact for white Gaussian data
-:class:`TMPD`        linear           any                    backward, one a measurement     exact for Gaussian data
-:class:`MMPS`        linear           any                    backward, one an iteration      exact for Gaussian data
-:class:`DDNM`        linear           left out               no backward                     biased
-:class:`DiffPIR`     linear           any                    no backward                     biased
-:func:`ddrm`         with an SVD      Gaussian               no backward                     biased
-:func:`ddnm_plus`    with an SVD      Gaussian               no backward                     biased
-:func:`daps`         any              any with a likelihood  no backward                     exact for white Gaussian data
-:func:`replacement`  linear           Gaussian               no backward                     biased
-:func:`repaint`      linear           Gaussian               no backward                     less biased, the longer
-:func:`smc`          any              any with a likelihood  one backward                    exact for many particles
-===================  ===============  =====================  ==============================  ==============================
+=======================  ===============  =====================  ===========================  =============================
+method                   operator         noise                  calls for a prediction        samples of the posterior
+=======================  ===============  =====================  ===========================  =============================
+:class:`DPS`             any              any                    one backward                  biased
+:class:`PiGDM`           linear           any                    one backward                  exact for white Gaussian data
+:class:`TMPD`            linear           any                    backward, one a measurement   exact for Gaussian data
+:class:`MMPS`            linear           any                    backward, one an iteration    exact for Gaussian data
+:class:`DDNM`            linear           left out               no backward                   biased
+:class:`DiffPIR`         linear           any                    no backward                   biased
+``reconstruction``       linear           left out               one backward                  biased
+:func:`ddrm`             with an SVD      Gaussian               no backward                   biased
+:func:`ddnm_plus`        with an SVD      Gaussian               no backward                   biased
+:func:`daps`             any              any with a likelihood  no backward                   exact for white Gaussian data
+:func:`replacement`      linear           Gaussian               no backward                   biased
+:func:`repaint`          linear           Gaussian               no backward                   less biased, the longer
+:func:`smc`              any              any with a likelihood  one backward                  exact for many particles
+=======================  ===============  =====================  ===========================  =============================
 """
 
 from scoresde.inverse.conditioned import Conditioned
@@ -30,6 +31,7 @@ from scoresde.inverse.methods.diffpir import DiffPIR, renoised
 from scoresde.inverse.methods.dps import DPS
 from scoresde.inverse.methods.mmps import MMPS
 from scoresde.inverse.methods.pigdm import PiGDM
+from scoresde.inverse.methods.reconstruction import ReconstructionGuidance
 from scoresde.inverse.methods.repaint import repaint, resampled
 from scoresde.inverse.methods.replacement import replacement
 from scoresde.inverse.methods.smc import smc
@@ -80,6 +82,7 @@ __all__ = [
     "Operator",
     "PiGDM",
     "Radon",
+    "ReconstructionGuidance",
     "Separable",
     "Singular",
     "Steered",

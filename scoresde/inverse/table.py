@@ -13,6 +13,7 @@ from scoresde.inverse.methods.diffpir import DiffPIR
 from scoresde.inverse.methods.dps import DPS
 from scoresde.inverse.methods.mmps import MMPS
 from scoresde.inverse.methods.pigdm import PiGDM
+from scoresde.inverse.methods.reconstruction import ReconstructionGuidance
 from scoresde.inverse.methods.repaint import repaint
 from scoresde.inverse.methods.replacement import replacement
 from scoresde.inverse.methods.tmpd import TMPD
@@ -23,7 +24,15 @@ __all__ = ["METHODS", "SAMPLERS"]
 METHODS: Table[Callable[..., Conditioned]] = Table(
     "method",
     "scoresde.inverse.METHODS",
-    {"dps": DPS, "pigdm": PiGDM, "tmpd": TMPD, "mmps": MMPS, "ddnm": DDNM, "diffpir": DiffPIR},
+    {
+        "dps": DPS,
+        "pigdm": PiGDM,
+        "tmpd": TMPD,
+        "mmps": MMPS,
+        "ddnm": DDNM,
+        "diffpir": DiffPIR,
+        "reconstruction": ReconstructionGuidance,
+    },
     check=callable,
     expects="a function of a model and an observation that returns a score model",
 )

@@ -11,6 +11,7 @@ samples of real data, the floor that no generator can be expected to beat.
 from scoresde.metrics.auroc import auroc, auroc_estimate
 from scoresde.metrics.classifier import ImageClassifier, train_classifier
 from scoresde.metrics.cost import PeakMemory, peak_memory, seconds_per_evaluation
+from scoresde.metrics.crps import crps, gaussian_crps
 from scoresde.metrics.diversity import density_coverage, vendi_score
 from scoresde.metrics.errors import (
     covariance_error,
@@ -40,12 +41,14 @@ __all__ = [
     "auroc",
     "auroc_estimate",
     "covariance_error",
+    "crps",
     "density_coverage",
     "energy_distance",
     "energy_estimate",
     "error_quantile",
     "frechet_distance",
     "frechet_estimate",
+    "gaussian_crps",
     "gaussian_frechet_distance",
     "jackknife",
     "kernel_distance_estimate",

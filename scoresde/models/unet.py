@@ -16,21 +16,27 @@ from scoresde.models.embedding import NoiseEmbedding, time_features
 from scoresde.models.labels import Label
 from scoresde.models.layers import check_mask, widths, zero
 from scoresde.models.pyramids import PYRAMIDS, InputPyramid, OutputPyramid
-from scoresde.models.temporal import TemporalConvolutions, TemporalTransformer, fold, unfold
+from scoresde.models.temporal import Frames, TemporalConvolutions, TemporalTransformer, TimeAttention, fold, unfold
 from scoresde.models.transformers.spatial import SpatialTransformer
 
 __all__ = ["UNet"]
 
 _BY_LEVEL = ("blocks", "heads", "transformer")
 """The arguments that may be one number for each level."""
-_CHOICES = {"resample": ("conv", "block", "outer"), "input_pyramid": PYRAMIDS, "output_pyramid": PYRAMIDS}
+_CHOICES = {
+    "resample": ("conv", "block", "outer"),
+    "input_pyramid": PYRAMIDS,
+    "output_pyramid": PYRAMIDS,
+    "temporal": ("none", "attention", "transformer"),
+}
 
 
 class _Stage(nn.Module):
     """A residual block, optionally followed by self-attention and cross-attention to the context, or by a transformer.
 
-    With ``merge`` a pointwise convolution before the block changes the number of channels, and not the block itself. With
-    ``temporal`` convolutions along the frames of a video follow the block, and a transformer along them the attention.
+    With ``merge`` a pointwise convolution before the block changes the number of channels, and not the block itself. In a
+    network of videos the attention is followed by ``temporal="attention"`` over the frames or by a ``"transformer"`` along
+    them; with the latter, convolutions along the frames follow the block.
     """
 
     def __init__(
@@ -42,7 +48,7 @@ class _Stage(nn.Module):
         attention: bool,
         transformer: int = 0,
         merge: bool = False,
-        temporal: bool = False,
+        temporal: str = "none",
     ) -> None:
         super().__init__()
         merge, bare = merge and c_in != c_out, attention and not transformer
@@ -52,11 +58,11 @@ class _Stage(nn.Module):
         crosses = bare and style.context is not None and not style.append_context
         self.cross = CrossAttention(c_out, style) if crosses else None
         self.transformer = SpatialTransformer(c_out, style, transformer) if attention and transformer else None
-        self.along = TemporalConvolutions(c_out, style) if temporal else None
-        self.frames = TemporalTransformer(c_out, style, style.heads_of(c_out)) if temporal and attention else None
+        self.along = TemporalConvolutions(c_out, style) if temporal == "transformer" else None
+        self.frames = _over_frames(temporal, c_out, style, style.heads_of(c_out)) if attention else None
 
     def forward(
-        self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None, frames: int | None = None
+        self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None, frames: Frames | None = None
     ) -> Tensor:
         h = self.block(x if self.merge is None else self.merge(x), embedding)
         if self.along is not None:
@@ -70,6 +76,13 @@ class _Stage(nn.Module):
         if self.frames is not None:
             h = self.frames(h, frames)
         return cast(Tensor, h)
+
+
+def _over_frames(temporal: str, channels: int, style: Style, heads: int, width: int | None = None) -> nn.Module | None:
+    """Return the layer by which the frames of a video attend to each other, ``None`` for networks of other data."""
+    if temporal == "transformer":
+        return TemporalTransformer(channels, style, heads, width)
+    return TimeAttention(channels, style) if temporal == "attention" else None
 
 
 class _Level(nn.Module):
@@ -122,9 +135,13 @@ class UNet(nn.Module):
             cross-attention, as GLIDE does (Nichol et al., 2022, https://arxiv.org/abs/2112.10741).
         transformer: number of transformer blocks in place of each attention, as in Stable Diffusion, or one number for each
             level; 0 for attention alone. The middle has as many as the lowest level.
-        temporal: take videos, ``(channels, frames, height, width)`` with ``dims=2``, of any number of frames. The blocks see
-            each frame apart; convolutions along the frames follow each block, and a transformer along them each attention
-            (Wang et al., "ModelScope Text-to-Video Technical Report", 2023, https://arxiv.org/abs/2308.06571).
+        temporal: with ``dims=3``, factorise the network into space and time, for videos ``(channels, frames, height,
+            width)`` of any number of frames. Convolutions are 1 x 3 x 3 and the resolution of frames alone changes, so that
+            blocks see each frame apart. "attention": each attention over space, and the first convolution, is followed by
+            one over time with relative positions; with one frame the network is that of images (Ho et al., "Video Diffusion
+            Models", 2022, https://arxiv.org/abs/2204.03458). "transformer": convolutions along the frames follow each
+            block, and a transformer along them each attention (Wang et al., "ModelScope Text-to-Video Technical Report",
+            2023, https://arxiv.org/abs/2308.06571). "none": the three axes are alike, as in volumes.
         resample: how the resolution changes. "conv": a strided convolution and the nearest neighbour. "block": a residual
             block that resamples. "outer": convolutions like those of "conv", before the blocks of each level on the way down
             and after them on the way up, the first level included. Such a network has no blocks between the two
@@ -189,7 +206,7 @@ class UNet(nn.Module):
         context: int | None = None,
         append_context: bool = False,
         transformer: int | Sequence[int] = 0,
-        temporal: bool = False,
+        temporal: str = "none",
         resample: str = "block",
         fir: bool = False,
         project_skips: bool = False,
@@ -225,12 +242,13 @@ class UNet(nn.Module):
         sizes = widths(width, multipliers)
         heads_here = self._levels("heads")
         shared = {field.name: self.config[field.name] for field in fields(Style) if field.name in self.config}
-        style = Style(embedding=4 * width, **shared | {"heads": heads_here[-1]})
+        in_time = temporal != "none"
+        style = Style(embedding=4 * width, **shared | {"heads": heads_here[-1], "dims": dims - in_time})
         styles = [replace(style, heads=n) for n in heads_here]
         self.embedding = _embedding(self.config)
         first = stem or sizes[0]
         self.stem = style.conv(channels, first)
-        self.frames = TemporalTransformer(first, style, 8, 8 * (head_channels or -(-first // 8))) if temporal else None
+        self.frames = _over_frames(temporal, first, style, 8, 8 * (head_channels or -(-first // 8)))
         self.down, skips = self._way_down(sizes, styles)
         middle, depth = () if lean or self.outer else (True, False), self._levels("transformer")[-1]
         self.middle = nn.ModuleList(
@@ -250,6 +268,8 @@ class UNet(nn.Module):
                 zero(part.outward)
             elif isinstance(part, TemporalConvolutions):
                 zero(part.convs[-1])
+            elif isinstance(part, TimeAttention):
+                zero(part.output)
         for last in [level.pyramid.conv for level in self.up] if self.output is None else [self.output]:  # type: ignore[union-attr]
             zero(cast(nn.Module, last))
 
@@ -319,10 +339,11 @@ class UNet(nn.Module):
 
     def _check_input(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> None:
         temporal = self.frames is not None
-        wrong = x.ndim != self.dims + 2 + temporal or x.shape[1] != self.channels
+        wrong = x.ndim != self.dims + 2 or x.shape[1] != self.channels
         if wrong or any(n % self.factor for n in x.shape[2 + temporal :]):
-            axes = ("length", "height, width", "depth, height, width")[self.dims - 1]
-            axes = f"frames, {axes}" if temporal else axes
+            axes = (
+                "frames, height, width" if temporal else ("length", "height, width", "depth, height, width")[self.dims - 1]
+            )
             raise ValueError(
                 f"got x of shape {tuple(x.shape)}; expected (batch, {self.channels}, {axes}), each axis "
                 f"{'but the frames ' * temporal}a multiple of {self.factor}: pad the samples or take fewer multipliers"
@@ -349,11 +370,12 @@ class UNet(nn.Module):
         context_mask: Tensor | None = None,
         pooled: Tensor | None = None,
         guidance: Tensor | None = None,
+        still: Tensor | None = None,
     ) -> Tensor:
         """Return the output at ``x``.
 
         Args:
-            x: samples, shape ``(batch, channels, *axes)``, or videos, ``(batch, channels, frames, height, width)``.
+            x: samples, shape ``(batch, channels, *axes)``, such as videos, ``(batch, channels, frames, height, width)``.
             t: times, shape ``(batch,)``.
             label: integers, one per sample or one for all, for a network with classes; see :data:`~scoresde.models.Label`.
             context: sequences, shape ``(batch, tokens, features)``, for a network with context.
@@ -363,6 +385,8 @@ class UNet(nn.Module):
                 ``(batch, tokens)``; ``None`` for all of them.
             pooled: vectors, shape ``(batch, pooled)``, for a network with them.
             guidance: guidance scales, shape ``(batch,)``, for a network that is told them.
+            still: frames that are single images, between which and others there is no attention over time, booleans of
+                shape ``(batch, frames)``, or ``(batch,)`` for all frames of a sample; for ``temporal="attention"``.
 
         Returns:
             The output, shape ``(batch, out_channels, *axes)``.
@@ -370,10 +394,15 @@ class UNet(nn.Module):
         self._check_input(x, context, context_mask)
         mask = None if context_mask is None else context_mask.bool()
         embedding = self.embedding(t, label, augment, pooled, guidance)
-        frames = None if self.frames is None else x.shape[2]
+        if still is not None and self.config["temporal"] != "attention":
+            raise ValueError(
+                f"got still for a network with temporal={self.config['temporal']!r}; expected temporal='attention', whose "
+                "frames can be single images"
+            )
+        frames = None if self.frames is None else Frames.of(x, still)
         if frames is not None:  # each frame is a sample of its own, except for the layers along the frames
-            x, embedding = fold(x), embedding.repeat_interleave(frames, 0)
-            context, mask = (None if told is None else told.repeat_interleave(frames, 0) for told in (context, mask))
+            x, embedding = fold(x), embedding.repeat_interleave(frames.number, 0)
+            context, mask = (None if told is None else told.repeat_interleave(frames.number, 0) for told in (context, mask))
         h, image = self.stem(x), x
         if self.frames is not None:
             h = self.frames(h, frames)
@@ -403,7 +432,7 @@ class UNet(nn.Module):
                 h = level.change(h, embedding)
         if self.norm is not None and self.output is not None:
             output = self.output(F.silu(self.norm(h)))
-        return cast(Tensor, output if frames is None else unfold(cast(Tensor, output), frames))
+        return cast(Tensor, output if frames is None else unfold(cast(Tensor, output), frames.number))
 
 
 def _embedding(config: dict[str, Any]) -> NoiseEmbedding:
@@ -432,8 +461,6 @@ def _check(config: dict[str, Any]) -> None:
             f"blocks={config['blocks']}, heads={config['heads']}, groups={config['groups']}, "
             f"group_size={config['group_size']}; expected positive sizes and at least one level"
         )
-    if config["temporal"] and config["dims"] != 2:
-        raise ValueError(f"got temporal=True with dims={config['dims']}; expected dims=2, for frames that are images")
     if config["dims"] not in (1, 2, 3):
         raise ValueError(f"got dims={config['dims']}; expected 1 for series, 2 for images or 3 for videos")
     if bad := sorted(set(config["attention"]) - set(range(-levels, levels))):
@@ -444,6 +471,11 @@ def _check(config: dict[str, Any]) -> None:
     for name, allowed in _CHOICES.items():
         if config[name] not in allowed:
             raise ValueError(f"got {name}={config[name]!r}; expected one of {', '.join(map(repr, allowed))}")
+    if config["temporal"] != "none" and config["dims"] != 3:
+        raise ValueError(
+            f"got temporal={config['temporal']!r} with dims={config['dims']}; expected dims=3, the frames, the height and "
+            "the width of videos"
+        )
     if min(by_level["transformer"]) < 0 or min(config["augment"], config["pooled"]) < 0:
         raise ValueError(
             f"got transformer={config['transformer']}, augment={config['augment']}, pooled={config['pooled']}; expected "

@@ -12,17 +12,56 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scoresde.base.numbers import whole
+from scoresde.base.numbers import is_whole, whole
 from scoresde.base.shape import expand
 from scoresde.objectives.matching import Around, Objective
 from scoresde.score import ScoreModel
 from scoresde.sde import GaussianSDE
 
-__all__ = ["BlurredLow", "LowAugmentation", "NoisedLow", "SuperResolved", "downsampled"]
+__all__ = ["BlurredLow", "LowAugmentation", "NoisedLow", "SuperResolved", "along_axes", "check_factor", "downsampled"]
 
 
-def downsampled(x: Tensor, factor: int) -> Tensor:
+def check_factor(name: str, factor: Any, least: int) -> tuple[int, ...]:
+    """Return a factor as one number, or a number for each axis of which one is at least ``least``.
+
+    Raises:
+        ValueError: for numbers that are not whole and at least 1, and if all of them are below ``least``.
+
+    Example:
+        >>> check_factor("factor", 2, 2), check_factor("factor", [2, 1, 1], 2)
+        ((2,), (2, 1, 1))
+    """
+    found = tuple(whole(name, n, 1) for n in ([factor] if is_whole(factor) or not isinstance(factor, Sequence) else factor))
+    if not found or max(found) < least:
+        raise ValueError(
+            f"got {name}={factor!r}; expected a whole number of at least {least}, or one for each axis: (2, 1, 1) for twice "
+            "as many frames of a video"
+        )
+    return found
+
+
+def along_axes(factor: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    """Return the factor along each of the axes of a sample.
+
+    Raises:
+        ValueError: for numbers of another number of axes.
+
+    Example:
+        >>> along_axes(2, 3), along_axes((2, 1, 1), 3)
+        ((2, 2, 2), (2, 1, 1))
+    """
+    found = check_factor("factor", factor, 1)
+    if len(found) not in (1, axes):
+        raise ValueError(f"got factor={factor!r} for samples with {axes} axes; expected one number, or one for each axis")
+    return found * axes if len(found) == 1 else found
+
+
+def downsampled(x: Tensor, factor: int | Sequence[int]) -> Tensor:
     """Return the means over cells of ``factor`` points along each axis, shape ``(batch, channels, *axes / factor)``.
+
+    Args:
+        x: samples, shape ``(batch, channels, *axes)``.
+        factor: one number, or one for each axis: ``(2, 1, 1)`` takes the means of pairs of frames of videos.
 
     Raises:
         ValueError: for axes that are no multiples of the factor.
@@ -31,13 +70,14 @@ def downsampled(x: Tensor, factor: int) -> Tensor:
         >>> downsampled(torch.tensor([[[1.0, 3.0, 5.0, 7.0]]]), 2)
         tensor([[[2., 6.]]])
     """
-    if x.ndim < 3 or any(n % factor for n in x.shape[2:]):
+    factors = along_axes(factor, max(x.ndim - 2, 1))
+    if x.ndim < 3 or any(n % k for n, k in zip(x.shape[2:], factors, strict=True)):
         raise ValueError(
             f"got samples of shape {tuple(x.shape)} to reduce by {factor}; expected (batch, channels, ..) with axes "
             f"that are multiples of {factor}"
         )
     pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[x.ndim - 2]
-    return pool(x, factor)
+    return pool(x, factors)
 
 
 @dataclass(frozen=True)
@@ -133,7 +173,7 @@ class SuperResolved(Around):
 
     Args:
         inner: the objective of the score model.
-        factor: the ratio of the resolutions.
+        factor: the ratio of the resolutions, or one for each axis: ``(2, 1, 1)`` of videos with twice as many frames.
         augmentation: the augmentation of the smaller sample; ``None`` for none.
 
     Source: Ho et al., "Cascaded Diffusion Models for High Fidelity Image Generation", 2021,
@@ -149,11 +189,11 @@ class SuperResolved(Around):
     """
 
     inner: str | Objective = "v"
-    factor: int = 2
+    factor: int | Sequence[int] = 2
     augmentation: LowAugmentation | None = field(default=None)
 
     def __post_init__(self) -> None:
-        whole("factor", self.factor, 2)
+        check_factor("factor", self.factor, 2)
         super().__post_init__()
 
     def draws(self, x0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -196,5 +236,6 @@ class SuperResolved(Around):
         return self.wrapped.at(model, x0, t, eps, **told, **conditions)
 
 
-def _reduced(shape: Sequence[int], factor: int) -> tuple[int, ...]:
-    return (*shape[:2], *(n // factor for n in shape[2:]))
+def _reduced(shape: Sequence[int], factor: int | Sequence[int]) -> tuple[int, ...]:
+    factors = along_axes(factor, len(shape) - 2)
+    return (*shape[:2], *(n // k for n, k in zip(shape[2:], factors, strict=True)))

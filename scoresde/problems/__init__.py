@@ -7,6 +7,7 @@ own, subclass :class:`Problem`.
 from scoresde.problems.base import Posterior, Problem
 from scoresde.problems.empirical import Empirical
 from scoresde.problems.fitted import ppca_mixture
+from scoresde.problems.gaussian_process import gaussian_process
 from scoresde.problems.heavy import Funnel, ScaleMixture, funnel, laplace, student_t
 from scoresde.problems.kernel import checkerboard, pinwheel, rings, spirals, swiss_roll
 from scoresde.problems.low_rank import LowRankMixture
@@ -41,6 +42,7 @@ __all__ = [
     "double_well",
     "funnel",
     "gaussian",
+    "gaussian_process",
     "grid",
     "harmonic_cluster",
     "laplace",

@@ -174,8 +174,8 @@ class Cascade(System):
 def train_stage(
     model: ScoreModel,
     data: Any,
-    factor: int = 1,
-    above: int | None = None,
+    factor: int | Sequence[int] = 1,
+    above: int | Sequence[int] | None = None,
     augmentation: LowAugmentation | None = None,
     objective: str | Objective = "v",
     *,
@@ -188,13 +188,14 @@ def train_stage(
     Args:
         model: the score model of the stage.
         data: samples of the last stage, or a dataset of them.
-        factor: the factor by which samples of this stage are smaller than the data.
+        factor: the factor by which samples of this stage are smaller than the data, or one for each axis.
         above: the factor by which samples of the stage before are smaller than those of this one; ``None`` for the first.
+            Of videos, ``(2, 1, 1)`` is a stage of temporal and ``(1, 2, 2)`` one of spatial super-resolution.
         augmentation: the augmentation of the samples of the stage before.
         objective: the objective of the score model.
         conditions: an entry for each sample.
         out, options: see :func:`scoresde.fit`.
     """
-    resized = Resized(data, whole("factor", factor, 1), conditions or {})
+    resized = Resized(data, factor, conditions or {})
     loss = named(objective) if above is None else SuperResolved(objective, above, augmentation)
     return fit(model, resized, loss, out=None if out is None else Path(out), **options)

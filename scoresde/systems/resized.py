@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from scoresde.base.identity import digest
-from scoresde.base.numbers import whole
 from scoresde.data import Arrays
-from scoresde.objectives import downsampled
+from scoresde.objectives.super_resolution import along_axes, check_factor, downsampled
 
 __all__ = ["Resized"]
 
@@ -22,7 +21,7 @@ class Resized:
 
     Args:
         of: samples of shape ``(n, *event)``, or a :class:`scoresde.data.Dataset`.
-        factor: the ratio of the resolutions.
+        factor: the ratio of the resolutions, or one for each axis.
         conditions: further conditions, an entry for each sample.
 
     Raises:
@@ -35,17 +34,17 @@ class Resized:
     """
 
     of: Any
-    factor: int
+    factor: int | Sequence[int]
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        whole("factor", self.factor, 1)
+        check_factor("factor", self.factor, 1)
         if isinstance(self.of, Tensor):
             object.__setattr__(self, "of", Arrays(self.of))
-        if bad := [n for n in self.of.event[1:] if n % self.factor]:
+        if bad := [(n, k) for n, k in zip(self.of.event[1:], self._factors, strict=True) if n % k]:
             raise ValueError(
                 f"got samples of shape {tuple(self.of.event)} to reduce by {self.factor}; expected axes that are multiples "
-                f"of {self.factor}, not {bad[0]}"
+                f"of {bad[0][1]}, not {bad[0][0]}"
             )
         if wrong := [name for name, values in self.conditions.items() if len(values) != len(self)]:
             raise ValueError(
@@ -57,10 +56,15 @@ class Resized:
         return len(self.of)
 
     @property
+    def _factors(self) -> tuple[int, ...]:
+        """The factor along each axis."""
+        return along_axes(self.factor, len(self.of.event) - 1)
+
+    @property
     def event(self) -> tuple[int, ...]:
         """The shape of a sample."""
         channels, *axes = self.of.event
-        return (channels, *(n // self.factor for n in axes))
+        return (channels, *(n // k for n, k in zip(axes, self._factors, strict=True)))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -71,7 +75,7 @@ class Resized:
         """Return the samples at ``indices``, and their conditions."""
         x, told = self.of.batch(indices)
         own = {name: values[indices.to(values.device)] for name, values in self.conditions.items()}
-        return x if self.factor == 1 else downsampled(x, self.factor), {**told, **own}
+        return x if max(self._factors) == 1 else downsampled(x, self.factor), {**told, **own}
 
     def fingerprint(self) -> str:
         """Return a text that identifies the data and the factor."""

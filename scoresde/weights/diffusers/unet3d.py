@@ -45,7 +45,7 @@ def network(config: UNet3D, source: str = "config") -> dict[str, Any]:
 
     Example:
         >>> network(UNet3D())["temporal"]
-        True
+        'transformer'
     """
     check_sizes(config, ("attention_head_dim",), source)
     refuse(config, {"time_cond_proj_dim": (None,)}, source)
@@ -65,7 +65,8 @@ def network(config: UNet3D, source: str = "config") -> dict[str, Any]:
     )
     # In these networks the number is that of the channels of a head.
     arguments = unet2d_condition.network(frames, source)
-    return arguments | {"heads": 1, "head_channels": config.attention_head_dim, "temporal": True}
+    arguments |= {"dims": 3, "temporal": "transformer"}
+    return arguments | {"heads": 1, "head_channels": config.attention_head_dim}
 
 
 def load(files: Files) -> ScoreModel:
