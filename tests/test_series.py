@@ -84,9 +84,9 @@ def test_imputation_has_the_conditional_law_of_the_missing_values() -> None:
 
 def test_the_score_of_an_exact_forecast_is_its_expectation() -> None:
     """The mean over truths of the CRPS is s / sqrt(pi), s the standard deviation given the history."""
-    process, n = problems.gaussian_process((1, 4), (0, 3.0)), 60
+    process, n = problems.gaussian_process((1, 4), (0, 3.0)), 40
     truth = process.sample(n, torch.Generator().manual_seed(1), torch.float64)
-    x = systems.forecast(process.model(CosineVP()), truth[..., :3], 4, 60, by="tmpd", steps=12, dtype=torch.float64, **QUIET)
+    x = systems.forecast(process.model(CosineVP()), truth[..., :3], 4, 30, by="tmpd", steps=12, dtype=torch.float64, **QUIET)
     scores = crps(x, truth)[:, 0, 3]
     s = math.sqrt(1 - math.exp(-2 / 3))  # a Markov chain with correlation exp(-1/3)
     assert float(scores.mean()) == pytest.approx(s / math.sqrt(math.pi), abs=5 * float(scores.std()) / math.sqrt(n))

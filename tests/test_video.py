@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import mostly_slow
 from torch import Tensor
 
 import scoresde
@@ -307,7 +306,8 @@ def test_videos_and_images_train_one_network() -> None:
     assert bool(torch.isfinite(one).all())
 
 
-@pytest.mark.parametrize("factor", mostly_slow([(2, 1, 1), (1, 2, 2), 2], [(2, 1, 1)]))
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [(2, 1, 1), (1, 2, 2), 2])
 def test_cascades_enlarge_videos_in_time_and_in_space(factor: Any) -> None:
     videos = data.moving_digits(n=4, frames=4, size=8, digits=2)
     small = {"width": 8, "multipliers": [1, 2], "blocks": 1, "lean": True}
