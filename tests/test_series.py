@@ -82,6 +82,7 @@ def test_imputation_has_the_conditional_law_of_the_missing_values() -> None:
     assert float((found.T.cov() - cov).abs().max()) < 5 * math.sqrt(2 / n)
 
 
+@pytest.mark.slow
 def test_the_score_of_an_exact_forecast_is_its_expectation() -> None:
     """The mean over truths of the CRPS is s / sqrt(pi), s the standard deviation given the history."""
     process, n = problems.gaussian_process((1, 4), (0, 3.0)), 40
