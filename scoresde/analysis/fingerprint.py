@@ -103,6 +103,14 @@ class Fingerprint:
     Args:
         calls: the evaluations, with the times and states.
         end: the last state.
+
+    Example:
+        >>> from scoresde import EDM
+        >>> from scoresde.solvers import make_path
+        >>> print(fingerprint("ddim", make_path(EDM(), [4.0, 2.0, 1.0], end="stop")))
+        m1 at t=4          +1 x
+        m2 at t=2          +0.5 x +0.5 m1
+        end               +0.25 x +0.25 m1 +0.5 m2
     """
 
     calls: tuple[Call, ...]

@@ -25,6 +25,11 @@ class Record:
         low, high: its confidence interval, equal to ``value`` where the number is exact.
         error: the reason why there is no number (``value`` is then NaN), or empty.
         sde: the name of the SDE; a problem may be compared on several.
+
+    Example:
+        >>> one = Record("ring", "ddim", "lam", 10, 10, 10, "rms", 0.1, 0.09, 0.12)
+        >>> one.solver, one.value, one.package
+        ('ddim', 0.1, 'scoresde')
     """
 
     problem: str

@@ -95,6 +95,10 @@ class CudaGraph(Driver):
 
     Keep a :class:`CapturedSampler` to replay a graph often. ``on_step`` is called once, with the number of all steps, since
     they are one launch. The warm-up before the capture calls the network too, and these calls are counted.
+
+    Example:
+        >>> CudaGraph().name, CudaGraph().shows_states
+        ('cuda-graph', False)
     """
 
     name: ClassVar[str] = "cuda-graph"

@@ -149,7 +149,12 @@ def _at(sde: MatrixSDE, points: Sequence[MatrixPoint]) -> dict[MatrixPoint, Fact
 
 @dataclass(frozen=True)
 class MatrixData(MatrixPrediction):
-    """N = m, with all that is linear in the state solved exactly; eta = 1 is the SDE."""
+    """N = m, with all that is linear in the state solved exactly; eta = 1 is the SDE.
+
+    Example:
+        >>> MatrixData(eta=1.0).eta
+        1.0
+    """
 
     def mix(self, sde: MatrixSDE, at: Factors, turn: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         return None, None
@@ -176,6 +181,10 @@ class MatrixNoise(MatrixPrediction):
 
     Raises:
         ValueError: for other coordinates.
+
+    Example:
+        >>> MatrixNoise(coordinates="score").eta
+        0.0
     """
 
     coordinates: str = "flow"
