@@ -66,7 +66,13 @@ class Form:
 
 @dataclass(frozen=True)
 class Call:
-    """An evaluation of the model: the time and the state."""
+    """An evaluation of the model: the time and the state.
+
+    Example:
+        >>> call = Call(0.5, Form(0.5, (0.25,), ()))  # the second evaluation of a sampler
+        >>> print(call.state)
+        +0.5 x +0.25 m1
+    """
 
     t: float
     state: Form

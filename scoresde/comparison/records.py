@@ -49,7 +49,14 @@ class Record:
 
 @dataclass(frozen=True)
 class Trace:
-    """The trajectories of a few samples: states ``x``, shape ``(points, samples, *event)``, at ``times``."""
+    """The trajectories of a few samples: states ``x``, shape ``(points, samples, *event)``, at ``times``.
+
+    Example:
+        >>> import torch
+        >>> one = Trace("ring", "ddim", "lam", 2, (1.0, 0.5, 0.0), torch.zeros(3, 4, 2))
+        >>> len(one.times) == len(one.x)
+        True
+    """
 
     problem: str
     solver: str

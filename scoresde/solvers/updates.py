@@ -48,7 +48,15 @@ __all__ = [
 
 
 class State(NamedTuple):
-    """The state ``x`` at a point of the path, after ``step`` steps; ``info`` holds what a driver or a solver reports."""
+    """The state ``x`` at a point of the path, after ``step`` steps; ``info`` holds what a driver or a solver reports.
+
+    Example:
+        >>> from scoresde import EDM, problems, solvers
+        >>> path, model = solvers.make_path(EDM(), [4.0, 2.0, 1.0], end="stop"), problems.ring().model(EDM())
+        >>> states = solvers.ddim().states(path, model, torch.ones(1, 2), solvers.FreshNoise([0], "cpu"))
+        >>> [(state.step, round(state.point.sigma, 6)) for state in states]
+        [(1, 2.0), (2, 1.0)]
+    """
 
     step: int
     point: Point

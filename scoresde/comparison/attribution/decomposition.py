@@ -75,10 +75,10 @@ class Decomposition:
         distance: the kind of distance, "rms" or "wasserstein".
 
     Example:
-        >>> from scoresde import problems
-        >>> found = decompose(problems.gaussian(), ["ddim"], 5, n=4)["ddim"]
-        >>> found.evaluations, list(found.parts), round(sum(found.added) - found.total.value, 9)
-        (5, ['prior', 'stopping', 'score', 'discretization'], 0.0)
+        >>> none, steps = Estimate(0.0, 0.0, 0.0), Estimate(0.25, 0.2, 0.3)
+        >>> found = Decomposition(20, none, none, none, steps, steps, (0.0, 0.0, 0.0, 0.25), "rms")
+        >>> max(found.parts, key=lambda name: found.parts[name].value)
+        'discretization'
     """
 
     evaluations: int

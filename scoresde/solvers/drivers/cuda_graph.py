@@ -39,6 +39,13 @@ class CapturedSampler:
 
     Raises:
         ValueError: if ``x`` is not on a CUDA device, or the coefficients carry gradients.
+
+    Example:
+        >>> from scoresde.solvers import FreshNoise
+        >>> CapturedSampler([], lambda x: x, torch.zeros(1, 2), FreshNoise([0], "cpu"))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        ValueError: got a start on device 'cpu'; driver 'cuda-graph' needs a CUDA device: ...
     """
 
     def __init__(

@@ -152,8 +152,8 @@ class MatrixData(MatrixPrediction):
     """N = m, with all that is linear in the state solved exactly; eta = 1 is the SDE.
 
     Example:
-        >>> MatrixData(eta=1.0).eta
-        1.0
+        >>> MatrixData().mix(None, None, None), MatrixData(eta=1.0).eta  # N = m, for the SDE
+        ((None, None), 1.0)
     """
 
     def mix(self, sde: MatrixSDE, at: Factors, turn: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -183,8 +183,8 @@ class MatrixNoise(MatrixPrediction):
         ValueError: for other coordinates.
 
     Example:
-        >>> MatrixNoise(coordinates="score").eta
-        0.0
+        >>> MatrixNoise().coordinates, MatrixNoise(coordinates="score").eta
+        ('flow', 0.0)
     """
 
     coordinates: str = "flow"
