@@ -59,7 +59,13 @@ WITHIN = 0.25
 
 @dataclass(frozen=True)
 class Measurement:
-    """The error at one number of steps, and the number of evaluations of the model."""
+    """The error at one number of steps, and the number of evaluations of the model.
+
+    Example:
+        >>> ten = Measurement(steps=10, evaluations=20, error=1e-3)
+        >>> ten.evaluations // ten.steps
+        2
+    """
 
     steps: int
     evaluations: int
@@ -81,6 +87,11 @@ class Convergence:
         interval: the confidence interval of the order.
         weak: the errors are errors of mean and covariance.
         constants: the error constants of a multistep solver, each with the expected one.
+
+    Example:
+        >>> found = judge("mine", 2.0, [Measurement(n, n, n**-2.0) for n in (10, 20, 40)])
+        >>> found.verdict, round(found.order, 6), found.asymptotic
+        ('confirmed', 2.0, (10, 40))
     """
 
     solver: str

@@ -47,6 +47,11 @@ class ErrorConstant:
         degree: k, the lowest degree that it does not integrate exactly.
         value: C_k.
         expected: k and C_k that the solver declares, or, where it declares none, those of interpolation through the nodes.
+
+    Example:
+        >>> found = ErrorConstant((0.0, -1.0), 2, 5 / 12, (2, 5 / 12))  # Adams-Bashforth of two nodes
+        >>> print(found)
+        2 nodes 0.4167 h^3 (as expected)
     """
 
     nodes: tuple[float, ...]

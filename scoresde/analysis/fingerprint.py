@@ -66,7 +66,13 @@ class Form:
 
 @dataclass(frozen=True)
 class Call:
-    """An evaluation of the model: the time and the state."""
+    """An evaluation of the model: the time and the state.
+
+    Example:
+        >>> call = Call(0.5, Form(0.5, (0.25,), ()))  # the second evaluation of a sampler
+        >>> print(call.state)
+        +0.5 x +0.25 m1
+    """
 
     t: float
     state: Form
@@ -103,6 +109,14 @@ class Fingerprint:
     Args:
         calls: the evaluations, with the times and states.
         end: the last state.
+
+    Example:
+        >>> from scoresde import EDM
+        >>> from scoresde.solvers import make_path
+        >>> print(fingerprint("ddim", make_path(EDM(), [4.0, 2.0, 1.0], end="stop")))
+        m1 at t=4          +1 x
+        m2 at t=2          +0.5 x +0.5 m1
+        end               +0.25 x +0.25 m1 +0.5 m2
     """
 
     calls: tuple[Call, ...]

@@ -25,6 +25,11 @@ class Record:
         low, high: its confidence interval, equal to ``value`` where the number is exact.
         error: the reason why there is no number (``value`` is then NaN), or empty.
         sde: the name of the SDE; a problem may be compared on several.
+
+    Example:
+        >>> one = Record("ring", "ddim", "lam", 10, 10, 10, "rms", 0.1, 0.09, 0.12)
+        >>> one.solver, one.value, one.package
+        ('ddim', 0.1, 'scoresde')
     """
 
     problem: str
@@ -44,7 +49,14 @@ class Record:
 
 @dataclass(frozen=True)
 class Trace:
-    """The trajectories of a few samples: states ``x``, shape ``(points, samples, *event)``, at ``times``."""
+    """The trajectories of a few samples: states ``x``, shape ``(points, samples, *event)``, at ``times``.
+
+    Example:
+        >>> import torch
+        >>> one = Trace("ring", "ddim", "lam", 2, (1.0, 0.5, 0.0), torch.zeros(3, 4, 2))
+        >>> len(one.times) == len(one.x)
+        True
+    """
 
     problem: str
     solver: str

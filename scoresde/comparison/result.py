@@ -27,6 +27,12 @@ class Comparison(Records):
     """The result of :func:`scoresde.compare`: :class:`~scoresde.comparison.Records` with a table, a report and a file.
 
     A notebook shows the first tables.
+
+    Example:
+        >>> from scoresde.comparison import Record
+        >>> found = Comparison((Record("ring", "ddim", "lam", 5, 5, 5, "rms", 0.1, 0.09, 0.2),), {"seed": 0})
+        >>> found.select(solver="ddim")[0].value
+        0.1
     """
 
     def table(self, problem: str | Iterable[str] | None = None, metric: str | Iterable[str] | None = None) -> str:

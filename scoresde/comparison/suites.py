@@ -18,7 +18,14 @@ __all__ = ["SUITES", "Entry", "Suite", "suite"]
 
 @dataclass(frozen=True)
 class Entry:
-    """A problem of a suite: the function that makes it, the SDE, and the number of samples."""
+    """A problem of a suite: the function that makes it, the SDE, and the number of samples.
+
+    Example:
+        >>> from scoresde import problems
+        >>> entry = Entry(problems.ring, n=64)
+        >>> entry.problem().event, entry.sde()
+        (torch.Size([2]), VP(beta_min=0.1, beta_max=20.0, t_min=0.001, t_max=1.0))
+    """
 
     problem: Callable[[], Any]
     sde: Callable[[], GaussianSDE] = VP
@@ -58,7 +65,12 @@ class Suite:
 
 
 def suite(name: str) -> Suite:
-    """Return the suite called ``name``; raise a ValueError that lists the nearest names where there is none."""
+    """Return the suite called ``name``; raise a ValueError that lists the nearest names where there is none.
+
+    Example:
+        >>> suite("quick") is SUITES["quick"]
+        True
+    """
     return SUITES[name]
 
 

@@ -35,6 +35,16 @@ class Contrast(Wrapper):
     Raises:
         TypeError: for a scale that is none of these, and a model that is no score model.
         ValueError: for a scale that is not finite, a reversed interval, and an SDE without Gaussian marginals.
+
+    Example:
+        >>> import scoresde
+        >>> class Sharper(Contrast):
+        ...     def both(self, x, t, conditions):
+        ...         strong = self.model.x0(x, t, **conditions)
+        ...         return strong, torch.zeros_like(strong)
+        >>> model, x = scoresde.problems.ring().model(scoresde.VP()), torch.ones(1, 2)
+        >>> bool(torch.allclose(Sharper(model, 2.0).x0(x, 0.5), 2 * model.x0(x, 0.5)))
+        True
     """
 
     def __init__(self, model: ScoreModel, scale: Scale, interval: tuple[float, float] | None = None) -> None:
@@ -133,6 +143,13 @@ class Nulled(Contrast):
 
     Raises:
         ValueError: for no null value.
+
+    Example:
+        >>> import scoresde
+        >>> net = scoresde.models.MLP(2, num_classes=3)
+        >>> guided = scoresde.guidance.ClassifierFree(scoresde.ScoreModel(net, scoresde.VP(), "v"), 2.0, {"label": 3})
+        >>> isinstance(guided, Nulled), guided.null, guided.calls.forward
+        (True, {'label': 3}, 2)
     """
 
     def __init__(

@@ -62,6 +62,13 @@ class Particles:
         evaluations: the number of network calls, each on all particles of all populations.
         backward: the number of backward calls of the network.
         seeds: the seed of each population.
+
+    Example:
+        >>> import scoresde
+        >>> model = scoresde.problems.ring().model(scoresde.VP())
+        >>> found = feynman_kac(scoresde.guidance.Auto(model, model, 2.0), (1, 2), 8, 5)
+        >>> found.x.shape, found.mean().shape, found.equally_weighted().shape
+        (torch.Size([1, 8, 2]), torch.Size([1, 2]), torch.Size([1, 8, 2]))
     """
 
     x: Tensor

@@ -49,6 +49,16 @@ class Tilted(Wrapper):
     Raises:
         ValueError: for another ``of``, an SDE without Gaussian marginals, and where alpha = 0, at which the prediction is
             not finite.
+
+    Example:
+        >>> import scoresde
+        >>> class Rightwards(Tilted):
+        ...     def potential(self, at, *t, **conditions):
+        ...         return at[:, 0]
+        >>> model, x = scoresde.problems.ring().model(scoresde.EDM()), torch.ones(1, 2)
+        >>> change = Rightwards(model, 1.0, "x").x0(x, 2.0) - model.x0(x, 2.0)
+        >>> change.round(decimals=4).tolist()  # sigma^2 / alpha along the first axis
+        [[4.0, 0.0]]
     """
 
     def __init__(

@@ -26,6 +26,15 @@ class Conditioned(Wrapper):
     Raises:
         TypeError: if ``model`` is not a score model or ``observation`` not an observation.
         ValueError: for a model on an SDE without Gaussian marginals.
+
+    Example:
+        >>> from scoresde import VP, inverse, problems
+        >>> class Unchanged(Conditioned):
+        ...     def x0(self, x, t, **conditions):
+        ...         return self.model.x0(x, t, **conditions)
+        >>> seen = inverse.Observation(inverse.operators.Mask([True, False]), torch.ones(1, 1), 0.1)
+        >>> Unchanged(problems.ring().model(VP()), seen).calls
+        Calls(forward=1, backward=0)
     """
 
     def __init__(self, model: ScoreModel, observation: Observation) -> None:

@@ -161,6 +161,10 @@ class Hybrid(Objective):
         bound: a variational bound with ``variance="learned"``.
         scale: the factor of the bound; 0.001 in the paper.
 
+    Raises:
+        ValueError: if ``simple`` has other than fresh noise, ``bound`` another variance than the learned one, or ``scale``
+            is negative.
+
     Example:
         >>> from scoresde import DDPM
         >>> net = lambda x, t: torch.cat([x, 0 * x], 1)

@@ -38,6 +38,9 @@ class ImplicitScoreMatching(Weighted):
         probes: ``"rademacher"`` (random signs) or ``"gaussian"``.
         projections: the number of probes for each sample.
 
+    Raises:
+        ValueError: if ``trace`` or ``probes`` is unknown, or ``projections`` is below 1.
+
     Example:
         >>> from scoresde import VP
         >>> model = ScoreModel(lambda x, t: x * VP().sigma(t)[:, None].to(x), VP())  # exact for standard normal data

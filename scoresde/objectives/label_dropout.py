@@ -32,6 +32,10 @@ class LabelDropout(Around):
 
     Source: Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, https://arxiv.org/abs/2207.12598.
 
+    Raises:
+        ValueError: for no null value, a probability that is not between 0 and 1, or probabilities of other names than
+            ``null`` has.
+
     Example:
         >>> from scoresde import EDM
         >>> seen = []

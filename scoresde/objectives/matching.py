@@ -35,6 +35,12 @@ def noised(sde: GaussianSDE | MatrixSDE, x0: Tensor, t: Tensor, eps: Tensor) -> 
     """Return the noised data x_t = alpha x0 + sigma eps, with float64 coefficients, in the dtype of ``x0``.
 
     With matrix coefficients it is the state psi x0 + L eps.
+
+    Example:
+        >>> from scoresde import RectifiedFlow
+        >>> t = torch.tensor([0.25])
+        >>> noised(RectifiedFlow(), torch.full((1, 2), 4.0), t, torch.zeros(1, 2))  # alpha = 3/4
+        tensor([[3., 3.]])
     """
     if isinstance(sde, MatrixSDE):
         return sde.perturb(x0, t, eps)
@@ -241,6 +247,9 @@ class DSM(Weighted):
 
     Source of the control variate: Wang et al., "A Wasserstein Minimum Velocity Approach to Learning Unnormalized Models",
     2020, https://arxiv.org/abs/2002.07501. The factor that fades it out at high noise is ours.
+
+    Raises:
+        ValueError: if ``noise`` is unknown; in a call, for a model on an SDE without Gaussian marginals.
 
     Example:
         >>> from scoresde import VP, ScoreModel

@@ -86,6 +86,9 @@ class LowAugmentation(ABC):
 
     Attributes:
         highest: the highest level of training, whose levels are uniform from 0.
+
+    Raises:
+        ValueError: if ``highest`` is not positive and finite.
     """
 
     highest: float
@@ -111,6 +114,9 @@ class NoisedLow(LowAugmentation):
 
     With the SDE of the stage before, a sample of that stage that is stopped at time s has the law of an augmented one, so
     that its last steps may be left out: truncated sampling.
+
+    Raises:
+        ValueError: if ``highest`` is not positive or lies beyond the span of the SDE, or ``sde`` has no Gaussian marginals.
 
     Example:
         >>> import scoresde

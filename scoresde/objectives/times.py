@@ -60,6 +60,11 @@ def quantiles(n: int, generator: torch.Generator, stratified: bool = True) -> Te
 
     Stratified numbers share one random offset, u_i = (u + i / n) mod 1. Each is uniform, so means are unbiased; together
     they cover the interval evenly (Kingma et al., 2021, appendix I.1).
+
+    Example:
+        >>> u = quantiles(4, torch.Generator().manual_seed(0))
+        >>> [round(gap, 9) for gap in u.sort().values.diff().tolist()]  # evenly spread
+        [0.25, 0.25, 0.25]
     """
     size = 1 if stratified else n
     u = torch.rand(size, generator=generator, device=generator.device, dtype=torch.float64)
@@ -70,7 +75,13 @@ def quantiles(n: int, generator: torch.Generator, stratified: bool = True) -> Te
 
 @dataclass(frozen=True)
 class UniformTimes(Times):
-    """Times uniform from ``t_min`` to ``t_max``, with weight 1."""
+    """Times uniform from ``t_min`` to ``t_max``, with weight 1.
+
+    Example:
+        >>> from scoresde import EDM
+        >>> UniformTimes().at(torch.tensor([0.5]), EDM(1.0, 3.0))
+        (tensor([2.]), tensor([1.]))
+    """
 
     def at(self, u: Tensor, sde: GaussianSDE) -> tuple[Tensor, Tensor]:
         low, high = sde.span
@@ -83,6 +94,12 @@ class StepTimes(Times):
 
     Raises:
         ValueError: if the model's SDE is not a chain.
+
+    Example:
+        >>> from scoresde import DDPM
+        >>> t, weight = StepTimes().at(torch.tensor([0.0, 0.99]), DDPM.linear(10, 1e-3, 0.5).sde())
+        >>> [round(value, 6) for value in t.tolist()]  # the first and the last of ten steps
+        [0.1, 1.0]
     """
 
     def at(self, u: Tensor, sde: GaussianSDE) -> tuple[Tensor, Tensor]:
@@ -97,7 +114,14 @@ class StepTimes(Times):
 
 @dataclass(frozen=True)
 class AutoTimes(Times):
-    """The steps of the chain for a model on a chain, uniform times for any other model."""
+    """The steps of the chain for a model on a chain, uniform times for any other model.
+
+    Example:
+        >>> from scoresde import DDPM
+        >>> t, weight = AutoTimes().at(torch.tensor([0.3, 0.9]), DDPM.linear(10, 1e-3, 0.5).sde())  # steps of the chain
+        >>> [round(value, 6) for value in t.tolist()]
+        [0.4, 1.0]
+    """
 
     def at(self, u: Tensor, sde: GaussianSDE) -> tuple[Tensor, Tensor]:
         times: Times = StepTimes() if isinstance(sde, ChainSDE) else UniformTimes()
@@ -119,6 +143,12 @@ class LikelihoodTimes(Times):
 
     Raises:
         ValueError: if lam is not finite at both ends of time.
+
+    Example:
+        >>> from scoresde import EDM
+        >>> t, weight = LikelihoodTimes().at(torch.tensor([0.0, 0.5], dtype=torch.float64), EDM(0.01, 100.0))
+        >>> [round(value, 9) for value in t.tolist()]  # half of the times lie below the geometric mean of the ends
+        [0.01, 1.0]
     """
 
     def at(self, u: Tensor, sde: GaussianSDE) -> tuple[Tensor, Tensor]:
@@ -146,6 +176,12 @@ class LogNormalTimes(Times):
 
     Raises:
         ValueError: if ``std`` is not positive.
+
+    Example:
+        >>> from scoresde import EDM
+        >>> t, weight = LogNormalTimes().at(torch.tensor([0.5], dtype=torch.float64), EDM())
+        >>> round(t.log().item(), 9)  # the median is exp(mean)
+        -1.2
     """
 
     mean: float = -1.2

@@ -54,6 +54,12 @@ class Weighting:
 
     Raises:
         ValueError: if ``on`` is another quantity.
+
+    Example:
+        >>> from scoresde import RectifiedFlow
+        >>> mine = Weighting("mine", "eps", lambda sde, t, sigma_data: sde.sigma(t) ** 2)
+        >>> mine.function(RectifiedFlow(), torch.tensor([0.5], dtype=torch.float64), 1.0)
+        tensor([0.2500], dtype=torch.float64)
     """
 
     name: str
@@ -102,13 +108,27 @@ def min_snr(gamma: float = 5.0) -> Weighting:
 
 
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
-    """Return the P2 weighting, (k + SNR)^-gamma on eps."""
+    """Return the P2 weighting, (k + SNR)^-gamma on eps.
+
+    Example:
+        >>> from scoresde import RectifiedFlow
+        >>> t = torch.tensor([0.5], dtype=torch.float64)  # where SNR = 1
+        >>> round(p2().function(RectifiedFlow(), t, 1.0).item(), 9)
+        0.5
+    """
     _check(gamma >= 0 and k > 0, f"gamma={gamma}, k={k}")
     return Weighting("p2", "eps", lambda sde, t, d: (k + (2 * sde.lam(t)).exp()) ** -gamma)
 
 
 def sigmoid(bias: float = 2.0) -> Weighting:
-    """Return sigmoid(bias - log SNR) times the likelihood weighting; with times uniform in lam only the sigmoid is left."""
+    """Return sigmoid(bias - log SNR) times the likelihood weighting; with times uniform in lam only the sigmoid is left.
+
+    Example:
+        >>> from scoresde import RectifiedFlow
+        >>> t = torch.tensor([0.5], dtype=torch.float64)  # where SNR = 1
+        >>> round((sigmoid(0.0).function(RectifiedFlow(), t, 1.0) / likelihood(RectifiedFlow(), t, 1.0)).item(), 9)
+        0.5
+    """
     return Weighting("sigmoid", "eps", lambda sde, t, d: torch.sigmoid(bias - 2 * sde.lam(t)) * likelihood(sde, t, d))
 
 

@@ -37,7 +37,15 @@ T = TypeVar("T", bound=tuple[Tensor | None, ...])
 
 
 class Posterior(NamedTuple):
-    """The log-density of noised data ``x`` of shape ``(batch, d)``, its gradient, and the posterior mean of the data."""
+    """The log-density of noised data ``x`` of shape ``(batch, d)``, its gradient, and the posterior mean of the data.
+
+    Example:
+        >>> from scoresde.problems import Gaussian
+        >>> x, one = torch.ones(1, 2, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+        >>> found = Gaussian([0.0, 0.0], 1.0).posterior_at(x, one, one)
+        >>> found.x0.tolist(), found.score.tolist()
+        ([[0.5, 0.5]], [[-0.5, -0.5]])
+    """
 
     log_prob: Tensor
     """The log-density at ``x``, shape ``(batch,)``."""

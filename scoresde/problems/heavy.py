@@ -132,6 +132,9 @@ def student_t(d: int = 2, df: float = 3.0) -> ScaleMixture:
     The scale is :math:`s^2 = df / \chi^2_{df}`. The density falls like :math:`|x|^{-df - d}`; its relative error is below
     1e-12 out to a radius of 1e6.
 
+    Raises:
+        ValueError: if ``d`` is not a whole number of at least 1, or ``df`` is not positive and finite.
+
     Example:
         >>> heavy, x = student_t(1, df=1.0), torch.zeros(1, 1, dtype=torch.float64)
         >>> round(math.pi * heavy.log_prob(x).exp().item(), 12)  # Cauchy's density is 1 / pi at zero
@@ -262,7 +265,12 @@ class Funnel(Problem[_Nodes]):
 
 
 def funnel(d: int = 2, spread: float = 2.0) -> Funnel:
-    """Return Neal's funnel in ``d`` dimensions, see :class:`Funnel`."""
+    """Return Neal's funnel in ``d`` dimensions, see :class:`Funnel`.
+
+    Example:
+        >>> funnel(3).event
+        torch.Size([3])
+    """
     return Funnel(d, spread)
 
 

@@ -31,7 +31,12 @@ def _middles(n: int) -> Tensor:
 
 
 def checkerboard(side: int = 4, points: int = 7, std: float = 0.08) -> Empirical:
-    """Return the black squares of a ``side`` x ``side`` checkerboard, each a lattice of ``points`` x ``points``."""
+    """Return the black squares of a ``side`` x ``side`` checkerboard, each a lattice of ``points`` x ``points``.
+
+    Example:
+        >>> len(checkerboard().data)  # 8 black squares of 49 points
+        392
+    """
     board = torch.arange(whole("side", side, 2))
     row, column = (board[:, None] + board).remainder(2).logical_not().nonzero().T.to(torch.float64)
     dy, dx = torch.cartesian_prod(_middles(points), _middles(points)).T
@@ -39,13 +44,23 @@ def checkerboard(side: int = 4, points: int = 7, std: float = 0.08) -> Empirical
 
 
 def swiss_roll(points: int = 160, turns: float = 1.5, std: float = 0.07) -> Empirical:
-    """Return a Swiss roll seen from its end: a band rolled up ``turns`` times around an empty core."""
+    """Return a Swiss roll seen from its end: a band rolled up ``turns`` times around an empty core.
+
+    Example:
+        >>> swiss_roll().sample(4, torch.Generator().manual_seed(0)).shape
+        torch.Size([4, 2])
+    """
     angle = 1.5 * math.pi + 2 * math.pi * turns * _middles(points)
     return _toy(angle * angle.cos(), angle * angle.sin(), std)
 
 
 def spirals(points: int = 100, turns: float = 1.25, std: float = 0.06) -> Empirical:
-    """Return two spiral arms of ``points`` each that wind about one another ``turns`` times."""
+    """Return two spiral arms of ``points`` each that wind about one another ``turns`` times.
+
+    Example:
+        >>> len(spirals(points=50).data)
+        100
+    """
     radius = _middles(points).sqrt()  # evenly along the arc, whose length grows like the square of the radius
     angle = 2 * math.pi * turns * radius
     x, y = radius * angle.cos(), radius * angle.sin()
@@ -53,7 +68,12 @@ def spirals(points: int = 100, turns: float = 1.25, std: float = 0.06) -> Empiri
 
 
 def pinwheel(arms: int = 5, points: int = 12, std: float = 0.08) -> Empirical:
-    """Return a pinwheel with ``arms`` bent blades of ``points`` x ``points / 2`` that widen outwards from the hub."""
+    """Return a pinwheel with ``arms`` bent blades of ``points`` x ``points / 2`` that widen outwards from the hub.
+
+    Example:
+        >>> pinwheel().event, len(pinwheel().data)  # 5 arms of 12 x 6 points
+        (torch.Size([2]), 360)
+    """
     arms, points = whole("arms", arms, 1), whole("points", points, 2)
     radius, across = torch.cartesian_prod(0.25 + _middles(points), _middles(points // 2) - 0.5).T
     angle = 2 * math.pi * torch.arange(arms, dtype=torch.float64)[:, None] / arms + 0.5 * across - 1.2 * radius
@@ -61,7 +81,12 @@ def pinwheel(arms: int = 5, points: int = 12, std: float = 0.08) -> Empirical:
 
 
 def rings(count: int = 3, points: int = 40, std: float = 0.06) -> Empirical:
-    """Return ``count`` concentric circles, equally far apart and equally dense; the innermost has ``points``."""
+    """Return ``count`` concentric circles, equally far apart and equally dense; the innermost has ``points``.
+
+    Example:
+        >>> len(rings().data)  # 40 + 80 + 120 points
+        240
+    """
     count, points = whole("count", count, 1), whole("points", points, 1)
     radius = torch.cat([torch.full((points * i,), float(i), dtype=torch.float64) for i in range(1, count + 1)])
     angle = 2 * math.pi * torch.cat([_middles(points * i) for i in range(1, count + 1)])

@@ -35,21 +35,38 @@ __all__ = [
 
 
 def ring(modes: int = 8, radius: float = 1.4, std: float = 0.1) -> GaussianMixture:
-    """Return ``modes`` isotropic Gaussians of standard deviation ``std`` on a circle of ``radius``, in two dimensions."""
+    """Return ``modes`` isotropic Gaussians of standard deviation ``std`` on a circle of ``radius``, in two dimensions.
+
+    Example:
+        >>> [round(radius, 12) for radius in ring(4, radius=2.0).means.norm(dim=1).tolist()]
+        [2.0, 2.0, 2.0, 2.0]
+    """
     modes = whole("modes", modes, 1)
     angle = 2 * math.pi * torch.arange(modes, dtype=torch.float64) / modes
     return GaussianMixture(radius * torch.stack([angle.cos(), angle.sin()], 1), std**2)
 
 
 def grid(side: int = 3, spacing: float = 1.2, std: float = 0.1) -> GaussianMixture:
-    """Return a grid of ``side`` x ``side`` isotropic Gaussians of standard deviation ``std``, ``spacing`` apart, in 2D."""
+    """Return a grid of ``side`` x ``side`` isotropic Gaussians of standard deviation ``std``, ``spacing`` apart, in 2D.
+
+    Example:
+        >>> grid(3).means[:3]
+        tensor([[-1.2000, -1.2000],
+                [-1.2000,  0.0000],
+                [-1.2000,  1.2000]], dtype=torch.float64)
+    """
     side = whole("side", side, 1)
     axis = spacing * (torch.arange(side, dtype=torch.float64) - (side - 1) / 2)
     return GaussianMixture(torch.cartesian_prod(axis, axis), std**2)
 
 
 def spiral(modes: int = 48, turns: float = 1.5, std: float = 0.08) -> GaussianMixture:
-    """Return ``modes`` isotropic Gaussians of standard deviation ``std``, evenly along the arc of an Archimedean spiral."""
+    """Return ``modes`` isotropic Gaussians of standard deviation ``std``, evenly along the arc of an Archimedean spiral.
+
+    Example:
+        >>> spiral(modes=8).means.shape
+        torch.Size([8, 2])
+    """
     modes = whole("modes", modes, 1)
     fraction = (torch.arange(modes, dtype=torch.float64) + 0.5) / modes
     angle, radius = 2 * math.pi * turns * fraction.sqrt(), 2 * fraction.sqrt()
@@ -57,7 +74,12 @@ def spiral(modes: int = 48, turns: float = 1.5, std: float = 0.08) -> GaussianMi
 
 
 def moons(modes: int = 8, std: float = 0.08) -> GaussianMixture:
-    """Return two interlocking half circles, each of ``modes`` Gaussians whose covariances are stretched along the arc."""
+    """Return two interlocking half circles, each of ``modes`` Gaussians whose covariances are stretched along the arc.
+
+    Example:
+        >>> moons(modes=4).means.shape  # four components in each moon
+        torch.Size([8, 2])
+    """
     modes = whole("modes", modes, 1)
     angle = math.pi * (torch.arange(modes, dtype=torch.float64) + 0.5) / modes
     normal = torch.stack([angle.cos(), angle.sin()], 1)
@@ -71,7 +93,13 @@ def moons(modes: int = 8, std: float = 0.08) -> GaussianMixture:
 
 
 def gaussian(d: int = 2, condition: float = 100.0) -> Gaussian:
-    """Return a correlated Gaussian in ``d`` dimensions whose covariance has condition number ``condition`` and trace d."""
+    """Return a correlated Gaussian in ``d`` dimensions whose covariance has condition number ``condition`` and trace d.
+
+    Example:
+        >>> covariance = gaussian(3, condition=25.0).covariance
+        >>> round(torch.linalg.cond(covariance).item(), 9), round(covariance.trace().item(), 9)
+        (25.0, 3.0)
+    """
     d = whole("d", d, 1)
     variances = condition ** torch.linspace(0, 1, d, dtype=torch.float64)
     variances = variances / variances.mean()
@@ -88,6 +116,11 @@ def textures(size: int = 8, modes: int = 4) -> GaussianMixture:
 
     Every component has mean zero and unit variance in every pixel, so the components differ in their correlations only.
     These are exp(-distance), where distances along the stripes count a tenth of distances across them.
+
+    Example:
+        >>> variance = textures(4).covariance.diagonal()  # of the 16 pixels
+        >>> bool(torch.allclose(variance, torch.ones(16, dtype=torch.float64)))
+        True
     """
     size, modes = whole("size", size, 1), whole("modes", modes, 1)
     row, column = torch.cartesian_prod(*[torch.arange(size, dtype=torch.float64)] * 2).T
@@ -110,6 +143,10 @@ def random_mixture(d: int = 64, modes: int = 16, rank: int = 4, seed: int = 0, n
         rank: the rank of each covariance without its isotropic part; at most d - 1 is used.
         seed: the seed of all random choices.
         noise: the isotropic variance, from 0 (degenerate covariances) to 0.5.
+
+    Raises:
+        ValueError: if ``d`` or ``modes`` is not a whole number of at least 2, ``rank`` of at least 1, or ``noise`` is not
+            between 0 and 0.5.
 
     Example:
         >>> round(random_mixture(2).covariance.trace().item(), 12)

@@ -66,6 +66,11 @@ class Reference:
     Attributes:
         x: the states, ``(n, *event)``, float64.
         error: the root mean square error of each sample over its coordinates, shape ``(n,)``, estimated from a second solve.
+
+    Example:
+        >>> found = Reference(torch.zeros(3, 2, dtype=torch.float64), torch.tensor([1e-12, 1e-11, 1e-12]))
+        >>> bool((found.error < 1e-10).all())
+        True
     """
 
     x: Tensor

@@ -55,6 +55,12 @@ class Samples:
         backward: the number of backward calls of the network, by a model that needs gradients.
         states: the states at the times ``keep``, by these times, each of the shape of a state.
         latent: the end of the run of a :class:`scoresde.score.LatentModel`, of which ``x`` is the decoding.
+
+    Example:
+        >>> from scoresde import VP, problems
+        >>> found = sample(problems.ring().model(VP()), (3, 2), "ddim", 10, progress=False)
+        >>> found.x.shape, found.evaluations, found.solver, len(found.seeds)
+        (torch.Size([3, 2]), 10, 'ddim', 3)
     """
 
     x: Tensor

@@ -44,6 +44,12 @@ class Teleported:
         t: the time, for ``scoresde.sample(model, found.x, t_max=found.t)``.
         error: the estimate of the root mean square error at the data; NaN where the time was given.
         evaluations: the data predictions made to find the time.
+
+    Example:
+        >>> import scoresde
+        >>> found = teleport(scoresde.problems.ring().model(scoresde.VP()), (4, 2), seed=0, t=0.5)
+        >>> found.t, found.evaluations
+        (0.5, 0)
     """
 
     x: Tensor

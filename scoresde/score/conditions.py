@@ -47,6 +47,11 @@ class Conditions:
         values: the values passed to the model, by name; a :class:`Shared` one is still wrapped.
         per_sample: the names of the conditions with one entry for each sample.
         batch: the number of samples.
+
+    Example:
+        >>> told = Conditions.of({"label": [3, 1], "prompt": "a cat"}, 2)
+        >>> told.values["label"], sorted(told.per_sample), told.batch
+        (tensor([3, 1]), ['label'], 2)
     """
 
     values: Mapping[str, Any]

@@ -26,7 +26,13 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Calls(NamedTuple):
-    """The cost of one data prediction: the numbers of forward and backward calls of a network."""
+    """The cost of one data prediction: the numbers of forward and backward calls of a network.
+
+    Example:
+        >>> from scoresde import VP, problems
+        >>> problems.ring().model(VP()).calls
+        Calls(forward=1, backward=0)
+    """
 
     forward: int = 1
     backward: int = 0
@@ -36,6 +42,11 @@ class Evaluation:
     """The data prediction at one time, ``m = of_x x + of_output output(x)``, as a function of ``x`` alone.
 
     A driver that needs another combination of x and m can compute it from ``output`` directly.
+
+    Example:
+        >>> halved = Evaluation(lambda x: x**2, of_x=0.5, of_output=2.0)
+        >>> halved(torch.tensor([3.0]))  # 0.5 x + 2 x^2
+        tensor([19.5000])
     """
 
     __slots__ = ("of_output", "of_x", "output")

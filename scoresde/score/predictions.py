@@ -35,7 +35,13 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Coefficients of x0 = ``x0[0]`` x + ``x0[1]`` n and eps = ``eps[0]`` x + ``eps[1]`` n, where n = net(``c_in`` x)."""
+    """Coefficients of x0 = ``x0[0]`` x + ``x0[1]`` n and eps = ``eps[0]`` x + ``eps[1]`` n, where n = net(``c_in`` x).
+
+    Example:
+        >>> found = PREDICTIONS["eps"].coefficients(torch.tensor(0.8), torch.tensor(0.6), 0.5)
+        >>> [round(float(value), 6) for value in found.x0]  # x0 = (x - sigma eps) / alpha
+        [1.25, -0.75]
+    """
 
     x0: Pair
     eps: Pair

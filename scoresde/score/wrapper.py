@@ -23,6 +23,9 @@ class Wrapper(ScoreModel):
     Args:
         model: any score model.
 
+    Raises:
+        TypeError: if ``model`` is not a score model.
+
     Example:
         >>> import scoresde
         >>> class Halved(Wrapper):

@@ -37,6 +37,13 @@ class ReverseSDE:
 
     .. math:: b = f - \tfrac{1+\eta}{2} \left( \nabla\cdot(g g^T) + g g^T\, \nabla_x \log p_t \right),
               \qquad c = \sqrt{\eta}\, g.
+
+    Example:
+        >>> from scoresde import VP
+        >>> reverse = VP().reverse(lambda x, t: -x)  # of standard normal data
+        >>> x = torch.ones(1, 2, dtype=torch.float64)
+        >>> bool(torch.allclose(reverse.drift(x, 0.5), -VP().drift(x, 0.5)))
+        True
     """
 
     forward: SDE

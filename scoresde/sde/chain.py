@@ -292,6 +292,9 @@ class NCSN(Chain):
     Args:
         sigmas: increasing positive noise levels.
 
+    Raises:
+        ValueError: if ``sigmas`` do not increase from a positive first one, or are not finite.
+
     Example:
         >>> NCSN.geometric(3, 0.01, 1.0).sigmas
         tensor([0.0100, 0.1000, 1.0000], dtype=torch.float64)
@@ -336,6 +339,10 @@ class NCSN(Chain):
 @dataclass(frozen=True, eq=False, repr=False)
 class GaussianChain(Chain):
     """The chain with given marginals: tables ``log_alphas`` and ``log_sigmas`` with falling signal-to-noise ratio.
+
+    Raises:
+        ValueError: for tables of different lengths, values that are not finite but for a last log_alpha of -inf, or a
+            signal-to-noise ratio that does not fall.
 
     Example:
         >>> from scoresde import RectifiedFlow, discretize

@@ -68,6 +68,9 @@ class GaussianSDE(SDE):
     A subclass implements ``log_alpha(t)`` and ``log_sigma(t)``. It may also override ``d_log_alpha`` and
     ``diffusion_squared`` with closed forms, which are exact at the ends of time where the derivative of a logarithm is not,
     and ``time`` if lam has a closed inverse.
+
+    Raises:
+        ValueError: if the span is not 0 <= t_min < t_max, both finite.
     """
 
     def __post_init__(self) -> None:

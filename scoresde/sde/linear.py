@@ -90,7 +90,11 @@ def _taylor(exponent: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ConstantMatrices(MatrixSDE):
-    """Interface of the SDEs with constant matrices: three matrices and the fields ``beta_min`` .. ``t_max``."""
+    """Interface of the SDEs with constant matrices: three matrices and the fields ``beta_min`` .. ``t_max``.
+
+    Raises:
+        ValueError: if not 0 < beta_min <= beta_max and 0 < t_min < t_max, all finite.
+    """
 
     @property
     @abstractmethod

@@ -35,7 +35,14 @@ _STEPS, _BISECTIONS = 24, 12  # of the search for a time
 
 
 class Factors(NamedTuple):
-    """The marginal at some times, in factors; ``b`` is the number of variables."""
+    """The marginal at some times, in factors; ``b`` is the number of variables.
+
+    Example:
+        >>> from scoresde.sde import CLD
+        >>> found = CLD().factors(torch.tensor([0.5], dtype=torch.float64))
+        >>> found.psi.shape, bool(torch.allclose(found.root @ found.signal, found.psi))
+        (torch.Size([1, 2, 1]), True)
+    """
 
     psi: Tensor
     """The factor of the data in the mean, shape ``(*times, *modes, b, 1)``."""

@@ -36,7 +36,13 @@ class Basis(Identified, ABC):
 
 @dataclass(frozen=True)
 class Pixels(Basis):
-    """The standard basis: the coordinates are the numbers of the event themselves."""
+    """The standard basis: the coordinates are the numbers of the event themselves.
+
+    Example:
+        >>> x = torch.ones(2, 3)
+        >>> bool(torch.equal(Pixels().inverse(Pixels().forward(x), x[0].shape), x))
+        True
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return x

@@ -126,6 +126,9 @@ class CosineVP(GaussianSDE):
     Source: Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021,
     https://arxiv.org/abs/2102.09672, equation (17), in continuous time and without clipping.
 
+    Raises:
+        ValueError: if ``s`` is not positive, or the span is not 0 <= t_min < t_max <= 1.
+
     Example:
         >>> float(CosineVP().alpha(1.0)), float(CosineVP().sigma(1.0))
         (0.0, 1.0)
@@ -193,6 +196,9 @@ class VE(GaussianSDE):
     As in the authors' code, sigma(t) is the standard deviation of the marginal, so at t = 0 the data carry noise of standard
     deviation sigma_min. Source: Song et al., 2021, equations (9) and (30).
 
+    Raises:
+        ValueError: if not 0 < sigma_min < sigma_max, both finite, or the span is not 0 <= t_min < t_max.
+
     Example:
         >>> [round(float(VE().sigma(t)), 12) for t in (0.0, 1.0)]
         [0.01, 50.0]
@@ -242,6 +248,9 @@ class EDM(GaussianSDE):
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
     https://arxiv.org/abs/2206.00364, table 1. The span of time is ``(sigma_min, sigma_max)``.
 
+    Raises:
+        ValueError: if not 0 < sigma_min < sigma_max, both finite.
+
     Example:
         >>> EDM().span, float(EDM().diffusion_squared(3.0))
         ((0.002, 80.0), 6.0)
@@ -283,6 +292,9 @@ class RectifiedFlow(GaussianSDE):
     No signal is left at t = 1, where alpha = 0. Source: Liu et al., "Flow Straight and Fast", 2022,
     https://arxiv.org/abs/2209.03003, and Lipman et al., "Flow Matching for Generative Modeling", 2022,
     https://arxiv.org/abs/2210.02747, here written as a diffusion.
+
+    Raises:
+        ValueError: if the span is not 0 <= t_min < t_max <= 1.
 
     Example:
         >>> float(RectifiedFlow().lam(0.5))

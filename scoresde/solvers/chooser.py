@@ -46,6 +46,11 @@ class Choice:
         cut: how much sooner than at the SDE's smallest time the last move begins, in lam. Few steps serve better where the
             data take shape.
         end: the end of the path, as in :func:`scoresde.sample`.
+
+    Example:
+        >>> from scoresde.solvers import ddim
+        >>> Choice(5, ddim(), cut=0.5).spacing
+        'arctan'
     """
 
     steps: int

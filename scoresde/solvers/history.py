@@ -72,6 +72,10 @@ class Finish:
     Attributes:
         kind: the name of the finish, "lower-order", "same" or "high-order".
         below: the number of steps from which on a "lower-order" finish has no effect.
+
+    Example:
+        >>> Finish("lower-order").most_nodes(3, step=9, steps=10), Finish("same").most_nodes(3, step=9, steps=10)
+        (1, inf)
     """
 
     kind: str

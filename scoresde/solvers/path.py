@@ -29,6 +29,12 @@ class Point(NamedTuple):
     """A point of a path: a time, the marginal there and its rates, as Python floats.
 
     On a path whose times require gradients, the fields are :class:`~scoresde.solvers.scalar.Coefficient` tensors instead.
+
+    Example:
+        >>> from scoresde import EDM
+        >>> (point,) = points(EDM(), torch.tensor([2.0], dtype=torch.float64))
+        >>> point.alpha, round(point.sigma, 12), round(point.lam + math.log(2), 12)
+        (1.0, 2.0, 0.0)
     """
 
     t: float
@@ -67,7 +73,13 @@ CLEAN = Point(0.0, 0.0, -math.inf, 0.0, math.inf, 0.0)
 
 
 def points(sde: GaussianSDE, t: Tensor) -> list[Point]:
-    """Compute the points of ``sde`` at float64 times ``t``, shape ``(n,)``, in one call; gradients of ``t`` are kept."""
+    """Compute the points of ``sde`` at float64 times ``t``, shape ``(n,)``, in one call; gradients of ``t`` are kept.
+
+    Example:
+        >>> from scoresde import EDM
+        >>> [point.diffusion_squared for point in points(EDM(), torch.tensor([2.0, 1.0], dtype=torch.float64))]
+        [4.0, 2.0]
+    """
     columns = (t, sde.log_alpha(t), sde.log_sigma(t), sde.d_alpha(t), sde.d_log_sigma(t), sde.diffusion_squared(t))
     if t.requires_grad:
         return [Point(*(cast(float, c[i].as_subclass(scalar.Coefficient)) for c in columns)) for i in range(len(t))]
@@ -181,6 +193,10 @@ def make_path(
         end: the end of the path. With ``"denoise"``, ``"flow"`` and ``"extrapolate"`` the last of the ``steps`` moves goes
             from ``t_min`` to sigma = 0, by returning the data prediction, by following the flow, or by the solver's
             rule. With ``"stop"`` the path ends at ``t_min``.
+
+    Raises:
+        ValueError: for an unknown name, fewer than one step, or times that are not 0 <= t_min < t_max within the span of the
+            SDE.
 
     Example:
         >>> from scoresde import EDM

@@ -88,7 +88,14 @@ class Prediction(ABC):
 
 @dataclass(frozen=True)
 class Data(Prediction):
-    r"""N = m, carried as :math:`x / (\sigma e^{-\eta \lambda})` in lam: DPM-Solver++, DDIM; eta = 1: SDE-DPM-Solver++."""
+    r"""N = m, carried as :math:`x / (\sigma e^{-\eta \lambda})` in lam: DPM-Solver++, DDIM; eta = 1: SDE-DPM-Solver++.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> u, v = solvers.make_path(EDM(), [4.0, 2.0], end="stop").points
+        >>> Data().mix(u), round(Data().carry(u, v), 12), round(Data(eta=1.0).carry(u, v), 12)
+        ((0.0, 1.0), 0.5, 0.25)
+    """
 
     eta: float = 0.0
     carries_zero_alpha = True
@@ -142,7 +149,14 @@ class _NoiseKernel(Prediction):
 
 @dataclass(frozen=True)
 class Noise(_NoiseKernel):
-    """N = eps in the clock lam: DPM-Solver, exponential Adams-Bashforth."""
+    """N = eps in the clock lam: DPM-Solver, exponential Adams-Bashforth.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> u, v = solvers.make_path(EDM(), [4.0, 2.0], end="stop").points
+        >>> [round(value, 12) for value in Noise().mix(u)], Noise().carry(u, v)  # eps = (x - m) / sigma
+        ([0.25, -0.25], 1.0)
+    """
 
     eta: float = 0.0
 
@@ -162,7 +176,14 @@ class Noise(_NoiseKernel):
 
 @dataclass(frozen=True)
 class Rho(_NoiseKernel):
-    """N = eps in the clock rho = sigma / alpha, in which it is the slope of x / alpha: EDM's Euler and Heun, LMS."""
+    """N = eps in the clock rho = sigma / alpha, in which it is the slope of x / alpha: EDM's Euler and Heun, LMS.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> u, v = solvers.make_path(EDM(), [4.0, 2.0], end="stop").points
+        >>> round(Rho().clock(u), 12), Rho().gain(v)
+        (4.0, 1.0)
+    """
 
     eta: float = 0.0
 
@@ -182,7 +203,14 @@ class Rho(_NoiseKernel):
 
 @dataclass(frozen=True)
 class Velocity(Prediction):
-    r"""N = eps - m in the clock :math:`\sigma / (\alpha + \sigma)`, carried as x / (alpha + sigma): rectified flow."""
+    r"""N = eps - m in the clock :math:`\sigma / (\alpha + \sigma)`, carried as x / (alpha + sigma): rectified flow.
+
+    Example:
+        >>> from scoresde import RectifiedFlow, solvers
+        >>> u, v = solvers.make_path(RectifiedFlow(), [0.75, 0.5], end="stop").points
+        >>> round(Velocity().clock(u), 12), round(Velocity().carry(u, v), 12)
+        (0.75, 1.0)
+    """
 
     carries_zero_alpha = True
 
@@ -211,7 +239,14 @@ class Velocity(Prediction):
 
 @dataclass(frozen=True)
 class Drift(Prediction):
-    """N = dx/dt, the drift of the reverse process itself, in the clock t: Euler, Heun, Runge-Kutta, Euler-Maruyama."""
+    """N = dx/dt, the drift of the reverse process itself, in the clock t: Euler, Heun, Runge-Kutta, Euler-Maruyama.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> u, v = solvers.make_path(EDM(), [4.0, 2.0], end="stop").points
+        >>> [round(value, 12) for value in Drift().mix(u)]  # dx/dt = (x - m) / t
+        [0.25, -0.25]
+    """
 
     eta: float = 0.0
 

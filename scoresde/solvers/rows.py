@@ -34,7 +34,15 @@ __all__ = [
 def one_step(
     u: Point, v: Point, a: float, w: float, s: float = 0.0, p: float = 0.0, q: float = 1.0, kernel: float = 0.0
 ) -> Row:
-    """Return the row of a solver that evaluates once, at the start of the step u -> v, and keeps no history."""
+    """Return the row of a solver that evaluates once, at the start of the step u -> v, and keeps no history.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> u, v = solvers.make_path(EDM(), [4.0, 2.0], end="stop").points
+        >>> row = one_step(u, v, a=0.5, w=0.5)  # x_v = (x_u + m) / 2
+        >>> row.at.t, row.to.t, row.draws
+        (4.0, 2.0, False)
+    """
     return Row(to=v, at=u, a=a, w=(w,), s=(s,) if s else (), p=p, q=q, draw=(u, v) if s else None, kernel=kernel)
 
 
@@ -84,7 +92,15 @@ def first_move(u: Point, v: Point, eta: float = 0.0) -> Row:
 
 
 def each_step(rule: Callable[[Point, Point], Row], path: Path) -> list[Row]:
-    """Apply a one-step rule along a path; moves towards the noise and to sigma = 0 are the same for all rules."""
+    """Apply a one-step rule along a path; moves towards the noise and to sigma = 0 are the same for all rules.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> path = solvers.make_path(EDM(), [4.0, 2.0, 1.0, 0.0])
+        >>> rows = each_step(lambda u, v: one_step(u, v, a=v.sigma / u.sigma, w=1 - v.sigma / u.sigma), path)
+        >>> [(round(row.a, 6), round(row.w[0], 6)) for row in rows]  # Euler's method; the last move returns m
+        [(0.5, 0.5), (0.5, 0.5), (0.0, 1.0)]
+    """
     return each_step_of(lambda u, v: [rule(u, v)], path)
 
 
@@ -101,6 +117,16 @@ def stencil_rows(prediction: Prediction, stencil: Stencil | list[Stencil], path:
 
     Missing history lowers the order at the start and after a move towards the noise. A list of stencils is taken step by
     step; its last stencil serves all further steps.
+
+    Raises:
+        ValueError: for a stencil with explicit weights in a prediction whose rate is not zero.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> path = solvers.make_path(EDM(), [4.0, 1.0], end="stop")
+        >>> (row,) = stencil_rows(solvers.Data(), solvers.multistep(1), path)  # DDIM
+        >>> round(row.a, 6), round(row.w[0], 6)
+        (0.25, 0.75)
     """
     stencils = stencil if isinstance(stencil, list) else [stencil]
     if prediction.rate != 0 and any(stage.weights is not None for shape in stencils for stage in shape):

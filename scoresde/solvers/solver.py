@@ -41,6 +41,12 @@ class Description:
             :mod:`scoresde.analysis.error_constants`. Each update of a step has a pair: the lowest degree that it does not
             integrate exactly, and its constant. ``None`` means exact interpolation. An empty tuple means that the updates
             have no limit for short steps.
+
+    Example:
+        >>> from scoresde import solvers
+        >>> found = solvers.heun().description
+        >>> found.name, found.order, found.evaluations, found.stochastic
+        ('heun', 2, 2, False)
     """
 
     name: str
@@ -59,6 +65,12 @@ class Dynamics:
 
     ``eta`` is 0 for the probability flow and 1 for the reverse SDE. A Stratonovich integrator adds
     ``ito_to_stratonovich`` to the drift; it is zero where the diffusion does not depend on the state.
+
+    Example:
+        >>> import torch
+        >>> decay = Dynamics(lambda x, t: -x, lambda x, t: torch.zeros_like(x), lambda x, t: 0.0, eta=0.0)
+        >>> decay.drift(torch.ones(2), torch.tensor(0.5))
+        tensor([-1., -1.])
     """
 
     drift: Callable[[Tensor, Tensor], Tensor]
@@ -208,7 +220,13 @@ class RowSolver(Solver):
 
 
 def compose(description: Description, prediction: Prediction, stencil: Stencil) -> RowSolver:
-    """Compose a solver of a prediction and a stencil, as most named solvers are."""
+    """Compose a solver of a prediction and a stencil, as most named solvers are.
+
+    Example:
+        >>> from scoresde.solvers import Data, multistep
+        >>> compose(Description("mine", "exponential", "this page", order=3), Data(), multistep(3))
+        <solver mine>
+    """
     return RowSolver(description, lambda path: stencil_rows(prediction, stencil, path))
 
 

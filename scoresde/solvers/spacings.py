@@ -108,6 +108,9 @@ class Arctan:
         centre: c, the lam around which the points lie densest.
         width: w, half the width of the density at half its height, in units of lam; positive.
 
+    Raises:
+        ValueError: if ``centre`` is not finite, or ``width`` is not positive and finite.
+
     Example:
         >>> from scoresde import VP
         >>> lam = VP().lam(Arctan()(VP(), 5, 1.0, 0.001))
@@ -177,6 +180,9 @@ def resolution_shift(pixels: int, base: int) -> float:
 
     Source: Esser et al., 2024, https://arxiv.org/abs/2403.03206, equation (23).
 
+    Raises:
+        ValueError: if a number of pixels is below 1.
+
     Example:
         >>> resolution_shift(1024 * 1024, 256 * 256)
         4.0
@@ -193,6 +199,9 @@ def flux_shift(
 
     mu is ``base_shift`` at ``base_tokens`` and ``max_shift`` at ``max_tokens``. Source: Black Forest Labs, "FLUX.1", 2024,
     src/flux/sampling.py of https://github.com/black-forest-labs/flux.
+
+    Raises:
+        ValueError: if ``tokens`` is below 1, or ``base_tokens`` and ``max_tokens`` are equal.
 
     Example:
         >>> round(flux_shift(4096), 3), round(flux_shift(256), 3)  # images of 1024 and 256 pixels in a row

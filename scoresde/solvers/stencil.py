@@ -17,7 +17,13 @@ __all__ = ["Stage", "euler", "midpoint", "multistep", "radau", "rk3", "rk4", "tr
 
 
 class Stage(NamedTuple):
-    """A stage: the fraction of the step at which it ends, its nodes, and their weights unless they are interpolated."""
+    """A stage: the fraction of the step at which it ends, its nodes, and their weights unless they are interpolated.
+
+    Example:
+        >>> middle, end = Stage(0.5, (0,)), Stage(1.0, (1,))  # half a step, then the whole step with the value at its middle
+        >>> end.c, end.nodes, end.weights
+        (1.0, (1,), None)
+    """
 
     c: float
     nodes: tuple[int, ...]
@@ -28,7 +34,12 @@ Stencil = tuple[Stage, ...]
 
 
 def multistep(order: int) -> Stencil:
-    """Return the multistep stencil of the step's start and the ``order - 1`` starts before it (Adams-Bashforth)."""
+    """Return the multistep stencil of the step's start and the ``order - 1`` starts before it (Adams-Bashforth).
+
+    Example:
+        >>> multistep(3)[0].nodes  # here, and the two starts of steps before
+        (0, -1, -2)
+    """
     order = whole("order", order, 1)
     return (Stage(1.0, tuple(range(0, -order, -1))),)
 

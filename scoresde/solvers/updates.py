@@ -48,7 +48,15 @@ __all__ = [
 
 
 class State(NamedTuple):
-    """The state ``x`` at a point of the path, after ``step`` steps; ``info`` holds what a driver or a solver reports."""
+    """The state ``x`` at a point of the path, after ``step`` steps; ``info`` holds what a driver or a solver reports.
+
+    Example:
+        >>> from scoresde import EDM, problems, solvers
+        >>> path, model = solvers.make_path(EDM(), [4.0, 2.0, 1.0], end="stop"), problems.ring().model(EDM())
+        >>> states = solvers.ddim().states(path, model, torch.ones(1, 2), solvers.FreshNoise([0], "cpu"))
+        >>> [(state.step, round(state.point.sigma, 6)) for state in states]
+        [(1, 2.0), (2, 1.0)]
+    """
 
     step: int
     point: Point
@@ -170,6 +178,12 @@ class Row(Update):
         draw: the interval over which noise is drawn first, or ``None``.
         kernel: the rate k of the integral of e^{k s} dW_s over the interval, for which the draw stands.
         ends_step: whether y becomes the state from which the next rows start.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> (row,) = solvers.ddim().rows(solvers.make_path(EDM(), [4.0, 1.0], end="stop"))
+        >>> row.at.t, row.to.t, round(row.a, 6), round(row.w[0], 6)  # y = x / 4 + 3 m / 4
+        (4.0, 1.0, 0.25, 0.75)
     """
 
     to: Point
@@ -241,6 +255,12 @@ class Langevin(Update):
 
     ``norm="sample"`` takes the norms of each sample, ``norm="batch"`` their averages over the batch, as published.
     Source: Song et al., 2021, algorithms 4 and 5.
+
+    Example:
+        >>> from scoresde import VP, solvers
+        >>> rows = solvers.predictor_corrector(snr=0.1).rows(solvers.make_path(VP(), "t", 3))
+        >>> rows[1].snr, rows[1].at is rows[1].to
+        (0.1, True)
     """
 
     at: Point
@@ -276,6 +296,12 @@ class LearnedNoise(Update):
 
     Here m is the data prediction, and f is the fraction given by the second output of the model: see
     :class:`~scoresde.ScoreModel`. Source: Nichol and Dhariwal, 2021, equation (15).
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> (row,) = solvers.ancestral("learned").rows(solvers.make_path(EDM(), [4.0, 2.0], end="stop"))
+        >>> round(row.lower**2, 6), round(row.upper**2, 6)
+        (3.0, 12.0)
     """
 
     at: Point
@@ -335,7 +361,14 @@ _KINDS: dict[str, type[Row | Langevin | LearnedNoise]] = {k.__name__: k for k in
 
 
 def to_json(rows: Sequence[Update]) -> list[dict[str, Any]]:
-    """Return the updates as plain values for ``json.dumps``."""
+    """Return the updates as plain values for ``json.dumps``.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> (row,) = to_json(solvers.ddim().rows(solvers.make_path(EDM(), [4.0, 1.0], end="stop")))
+        >>> row["op"], row["ends_step"]
+        ('Row', True)
+    """
     return [{"op": type(row).__name__, **asdict(cast(Any, row))} for row in rows]
 
 

@@ -73,6 +73,12 @@ class Decomposition:
         added: the growth of the distance from the data with each part, in the order of :data:`PARTS`; negative where a part
             cancels earlier ones. Their sum is exactly the total.
         distance: the kind of distance, "rms" or "wasserstein".
+
+    Example:
+        >>> none, steps = Estimate(0.0, 0.0, 0.0), Estimate(0.25, 0.2, 0.3)
+        >>> found = Decomposition(20, none, none, none, steps, steps, (0.0, 0.0, 0.0, 0.25), "rms")
+        >>> max(found.parts, key=lambda name: found.parts[name].value)
+        'discretization'
     """
 
     evaluations: int

@@ -42,6 +42,11 @@ class Attribution:
         times: the time at the end of each step.
         lams: half the log signal-to-noise ratio at these times.
         carried: the contribution of each step to the error at the end, ``(steps, n, *event)``, float64.
+
+    Example:
+        >>> found = Attribution((0.5, 0.0), (0.0, 9.0), torch.tensor([[[3.0]], [[-1.0]]]))  # two steps, one sample
+        >>> found.end.item(), found.shares  # the second step cancels a part of the first
+        (2.0, tensor([ 1.5000, -0.5000]))
     """
 
     times: tuple[float, ...]

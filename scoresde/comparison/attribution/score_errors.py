@@ -59,6 +59,15 @@ class Bias(ScoreError):
     Args:
         amplitude: the root mean square of the error: see the module.
         direction: a vector of shape ``event``, of any length; by default equal in all coordinates.
+
+    Raises:
+        ValueError: for a negative amplitude, or a direction of length zero.
+
+    Example:
+        >>> from scoresde import VP, problems
+        >>> error = Bias(0.1).on(problems.ring().model(VP()), None)
+        >>> error(torch.zeros(1, 2), torch.tensor([0.5]), {})
+        tensor([[0.1000, 0.1000]])
     """
 
     amplitude: Amplitude
@@ -86,6 +95,13 @@ class White(ScoreError):
 
     Source of the hash: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014,
     https://doi.org/10.1145/2660193.2660195.
+
+    Example:
+        >>> from scoresde import VP, problems
+        >>> error = White(0.1).on(problems.ring().model(VP()), None)
+        >>> x, t = torch.randn(4096, 2, generator=torch.Generator().manual_seed(0)), torch.full((4096,), 0.5)
+        >>> round(error(x, t, {}).square().mean().sqrt().item(), 2)
+        0.1
     """
 
     amplitude: Amplitude
@@ -124,6 +140,16 @@ class Field(ScoreError):
         lam_length: the correlation length in lam.
         features: the number of cosines; the draw is more Gaussian with more of them.
         seed: the seed of the draw.
+
+    Raises:
+        ValueError: for a negative amplitude, or a length or a number of features that is not positive.
+
+    Example:
+        >>> from scoresde import VP, problems
+        >>> error = Field(0.1, features=8).on(problems.ring().model(VP()), problems.ring())
+        >>> x, t = torch.zeros(1, 2), torch.tensor([0.5])
+        >>> bool(torch.equal(error(x, t, {}), error(x, t, {})))  # the same at every call
+        True
     """
 
     amplitude: Amplitude
@@ -180,6 +206,11 @@ class Trained(ScoreError):
         steps: the number of training steps.
         scale: the factor by which the error is multiplied.
         seed: the seed of the weights, the data and the noise.
+
+    Example:
+        >>> smaller = Trained(hidden=(32,), steps=200, scale=0.5)  # half the error of a small perceptron
+        >>> smaller.hidden, smaller.scale
+        ((32,), 0.5)
     """
 
     hidden: Sequence[int] = (64, 64)
@@ -213,6 +244,13 @@ class Rounding(ScoreError):
 
     Args:
         dtype: the precision, ``torch.bfloat16`` or ``torch.float16``.
+
+    Raises:
+        ValueError: if ``dtype`` is neither of the two.
+
+    Example:
+        >>> Rounding(torch.float16)
+        Rounding(dtype=torch.float16)
     """
 
     dtype: torch.dtype = torch.bfloat16

@@ -36,6 +36,12 @@ class Levels:
         noise: a standard normal draw for the interval between two levels, ``noise(rho, rho_next)``.
         rtol, atol: the tolerances for a sampler that chooses its own steps.
         clean: whether the move to sigma = 0, which all solvers make alike, follows the last level.
+
+    Example:
+        >>> levels = Levels(lambda y, rho: 0 * y, torch.tensor([2.0, 1.0]), lambda rho, rho_next: torch.zeros(1, 2))
+        >>> y = torch.ones(1, 2)
+        >>> y + (levels.rho[1] - levels.rho[0]) * (y - levels.denoise(y, levels.rho[0])) / levels.rho[0]  # an Euler step
+        tensor([[0.5000, 0.5000]])
     """
 
     denoise: Denoise

@@ -98,6 +98,9 @@ def evaluations_to_reach(comparison: Records, error: float, metric: str = "rms")
 
     Between two budgets it follows the line through them in logarithms. It is infinite where the last budget is not enough.
 
+    Raises:
+        ValueError: if ``error`` is not positive, or no record has the metric.
+
     Example:
         >>> def record(calls, error):
         ...     return Record("ring", "a", "lam", calls, calls, calls, "rms", error, error, error)
@@ -129,7 +132,13 @@ def _reached(measured: list[tuple[int, float]], error: float) -> float:
 
 @dataclass(frozen=True)
 class Rank:
-    """The mean rank of a solver on a path over all problems and budgets (1 is the best), with its 95 % interval."""
+    """The mean rank of a solver on a path over all problems and budgets (1 is the best), with its 95 % interval.
+
+    Example:
+        >>> best = Rank("dpmpp-2m", "lam", mean=1.25, low=1.0, high=1.5)
+        >>> best.solver, best.mean
+        ('dpmpp-2m', 1.25)
+    """
 
     solver: str
     path: str
@@ -143,6 +152,9 @@ def ranking(comparison: Records, metric: str = "rms", *, resamples: int = 1000, 
 
     A problem on another SDE counts as another problem. The interval is a percentile bootstrap over problems, since the
     question is how the solvers would rank on other problems of the kind.
+
+    Raises:
+        ValueError: if no record has the metric.
 
     Example:
         >>> def record(problem, solver, error):
@@ -178,6 +190,12 @@ class Ratio:
     """The best solver of this package and the best peer, on one problem and SDE within one budget.
 
     ``ratio`` is the error of the first over the error of the second.
+
+    Example:
+        >>> ours = Record("ring", "ddim", "lam", 5, 5, 5, "rms", 0.1, 0.1, 0.1)
+        >>> peer = Record("ring", "DDIM", "lam", 5, 5, 5, "rms", 0.2, 0.2, 0.2, package="diffusers")
+        >>> Ratio("ring", 5, ours, peer).ratio
+        0.5
     """
 
     problem: str
@@ -197,6 +215,12 @@ def best_ratio(comparison: Records, metric: str = "rms") -> tuple[Ratio, ...]:
 
     Raises:
         ValueError: for a comparison without peers.
+
+    Example:
+        >>> ours = Record("ring", "ddim", "lam", 5, 5, 5, "rms", 0.1, 0.1, 0.1)
+        >>> peer = Record("ring", "DDIM", "lam", 5, 5, 5, "rms", 0.2, 0.2, 0.2, package="diffusers")
+        >>> [(found.budget, found.ratio) for found in best_ratio(Records((ours, peer)))]
+        [(5, 0.5)]
     """
     direction = better(comparison, metric)
     best: dict[tuple[str, str, int, bool], Record] = {}

@@ -49,7 +49,13 @@ ENUMERATED = 256
 
 
 def on_tokens(problem: Any) -> bool:
-    """Tell whether what is to be compared, or the first of several, has tokens for states."""
+    """Tell whether what is to be compared, or the first of several, has tokens for states.
+
+    Example:
+        >>> from scoresde import problems
+        >>> on_tokens(MarkovChain([0.5, 0.5], [[0.9, 0.1], [0.2, 0.8]], length=3)), on_tokens(problems.ring())
+        (True, False)
+    """
     items = list(problem.values()) if isinstance(problem, Mapping) else problem
     if isinstance(items, list | tuple):
         items = items[0] if items else None

@@ -89,6 +89,9 @@ def renoised(share: float = 0.3) -> RowSolver:
 
     Source: Zhu et al., 2023, algorithm 1.
 
+    Raises:
+        ValueError: if ``share`` is not between 0 and 1.
+
     Example:
         >>> renoised(0.3)
         <solver renoised>

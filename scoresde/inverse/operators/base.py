@@ -35,6 +35,12 @@ class Singular:
         values: the singular values, shape ``(d,)``, float64, not sorted; rounding errors are set to zero.
         from_x: V^T, ``(batch, *event) -> (batch, d)``; ``to_x``: V, ``(batch, d) -> (batch, *event)``.
         from_y: U^T, ``(batch, *measured) -> (batch, d)``; ``to_y``: U, ``(batch, d) -> (batch, *measured)``.
+
+    Example:
+        >>> from scoresde.inverse.operators import Mask
+        >>> svd = Mask([True, False, True]).singular()
+        >>> svd.values.tolist()
+        [1.0, 0.0, 1.0]
     """
 
     values: Tensor

@@ -29,7 +29,14 @@ Eps = Callable[[Tensor, Point], Tensor]
 
 
 class Pair(NamedTuple):
-    """The two states of an invertible method, of one shape; ``partner`` is ``None`` before the first step of a new run."""
+    """The two states of an invertible method, of one shape; ``partner`` is ``None`` before the first step of a new run.
+
+    Example:
+        >>> import torch
+        >>> start = Pair(torch.zeros(2, 3))
+        >>> start.x.shape, start.partner is None
+        (torch.Size([2, 3]), True)
+    """
 
     x: Tensor
     partner: Tensor | None = None

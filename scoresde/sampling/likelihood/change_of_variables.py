@@ -54,6 +54,12 @@ class Likelihood(NamedTuple):
             moments of the data are known, it is computed from them and is part of ``log_prob``. Otherwise it is estimated
             from the predictions of the model at ``t_max``, and is not part of ``log_prob``.
         estimates: the number of independent estimates of the divergence.
+
+    Example:
+        >>> zero = torch.zeros(1)
+        >>> found = Likelihood(zero - 2.5, torch.zeros(1, 2), 60, zero + 0.01, zero + 0.02, zero, estimates=1)
+        >>> found.error  # of the steps and of the probes
+        tensor([0.0300])
     """
 
     log_prob: Tensor

@@ -85,6 +85,9 @@ class Controller:
             rejected.
         accepts: the largest error that is accepted.
 
+    Raises:
+        ValueError: if ``integral``, ``safety`` or ``accepts`` is not positive, or ``proportional`` is negative.
+
     Example:
         >>> halving = Controller(integral=1.0, safety=1.0)
         >>> start = halving.start(0.5, torch.zeros(2))

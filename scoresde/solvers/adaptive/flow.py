@@ -63,6 +63,15 @@ class Adaptive(OwnSteps):
             evaluations.
         scale: the quantity that the tolerances bound: ``"state"``, x; or ``"data"``, x / alpha, which is the same under
             every SDE.
+
+    Raises:
+        ValueError: if a tolerance is not positive, or ``before``, ``norm`` or ``scale`` is unknown.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> shared = replace(bogacki_shampine(), norm="batch")  # all samples take one step
+        >>> shared, shared.tolerance
+        (<solver bs3>, 0.001)
     """
 
     dense: ClassVar[bool] = True
@@ -255,6 +264,13 @@ def dpm_adaptive(
 
     Source: Lu et al., "DPM-Solver", 2022, https://arxiv.org/abs/2206.00927, appendix C; k-diffusion's
     ``sample_dpm_adaptive``.
+
+    Raises:
+        ValueError: if ``order`` is not 12 or 23, a tolerance is not positive, or ``controller`` or ``norm`` is unknown.
+
+    Example:
+        >>> dpm_adaptive(12), dpm_adaptive(12).pair.order
+        (<solver dpm-12>, 2)
     """
     pairs = {12: DPM_12, 23: DPM_23}
     if order not in pairs:
@@ -283,6 +299,11 @@ def bogacki_shampine(rtol: float = 1e-3, atol: float = 1e-3, clock: str = "lam")
     """Return Bogacki and Shampine's pair of orders 3 and 2, in ``lam`` or ``rho``, with three evaluations an attempt.
 
     Source: Bogacki and Shampine, "A 3(2) pair of Runge-Kutta formulas", 1989.
+
+    Example:
+        >>> solver = bogacki_shampine(rtol=0.01, atol=0.01)
+        >>> solver, solver.tolerance
+        (<solver bs3>, 0.01)
     """
     pair = bogacki_shampine_32(clock)
     return Adaptive(Description("bs3", "adaptive", "Bogacki & Shampine 1989", evaluations=None), pair, rtol, atol, _pi(pair))
@@ -294,6 +315,11 @@ def dormand_prince(rtol: float = 1e-5, atol: float = 1e-5, clock: str = "lam") -
 
     This is the method of :func:`~scoresde.solvers.rk45`, for each sample by itself and in the precision of the state.
     Source: Dormand and Prince, "A family of embedded Runge-Kutta formulae", 1980.
+
+    Example:
+        >>> solver = dormand_prince(rtol=1e-8, atol=1e-8)
+        >>> solver, solver.tolerance
+        (<solver dopri5>, 1e-08)
     """
     pair = dormand_prince_54(clock)
     return Adaptive(

@@ -51,6 +51,14 @@ class AdaptiveSDE(OwnSteps):
         controller: the step-size controller.
         first_step: the length in t of the first attempt, as a fraction of the path.
         max_attempts: the number of attempts after which the solver gives up.
+
+    Raises:
+        ValueError: if ``rtol`` is negative, or ``atol`` or ``eta`` is not positive.
+
+    Example:
+        >>> solver = gotta_go_fast(rtol=0.1)
+        >>> isinstance(solver, AdaptiveSDE), solver.rtol, solver.eta
+        (True, 0.1, 1.0)
     """
 
     rtol: float

@@ -39,6 +39,13 @@ class CapturedSampler:
 
     Raises:
         ValueError: if ``x`` is not on a CUDA device, or the coefficients carry gradients.
+
+    Example:
+        >>> from scoresde.solvers import FreshNoise
+        >>> CapturedSampler([], lambda x: x, torch.zeros(1, 2), FreshNoise([0], "cpu"))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        ValueError: got a start on device 'cpu'; driver 'cuda-graph' needs a CUDA device: ...
     """
 
     def __init__(
@@ -95,6 +102,10 @@ class CudaGraph(Driver):
 
     Keep a :class:`CapturedSampler` to replay a graph often. ``on_step`` is called once, with the number of all steps, since
     they are one launch. The warm-up before the capture calls the network too, and these calls are counted.
+
+    Example:
+        >>> CudaGraph().name, CudaGraph().shows_states
+        ('cuda-graph', False)
     """
 
     name: ClassVar[str] = "cuda-graph"

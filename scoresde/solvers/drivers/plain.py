@@ -99,6 +99,11 @@ class Fast(Driver):
     It does not change the start, and returns the last state. Beside the model it holds the state, one stage if the solver
     has stages, the history, and the draws of one step. The result equals :class:`Readable` bit for bit. ``on_step`` is
     called on the host, without waiting for the device.
+
+    Example:
+        >>> from scoresde import VP, problems, sample
+        >>> sample(problems.ring().model(VP()), (2, 2), "ddim", steps=4, driver=Fast(), progress=False).evaluations
+        4
     """
 
     name: ClassVar[str] = "fast"

@@ -36,6 +36,9 @@ class Trial:
         end: the end of the path, as in :func:`scoresde.sample`.
         error: the root mean square error.
 
+    Raises:
+        ValueError: for a spacing that is neither a name nor an ``Arctan``, an unknown end, or a negative cut.
+
     Example:
         >>> str(Trial("abm-3", Arctan(0.3, 2.6), 0.6, "extrapolate"))
         'abm-3 on arctan((lam - 0.3) / 2.6), cut 0.6, end extrapolate'
@@ -79,6 +82,11 @@ class Pilot:
 
     Raises:
         ValueError: for no trials, or fewer than one evaluation.
+
+    Example:
+        >>> found = Pilot(8, (Trial("dpmpp-2m", error=0.1), Trial("ddim", error=0.3)))
+        >>> found.trials[0].solver  # the choice
+        'dpmpp-2m'
     """
 
     evaluations: int

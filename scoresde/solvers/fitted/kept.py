@@ -22,6 +22,12 @@ def model_identity(model: nn.Module) -> str:
     """Return the digest of a score model for which a solver is tuned: equal for copies in float32 and float64.
 
     What the model itself carries besides does not count: a solver, and the moments of its data.
+
+    Example:
+        >>> from scoresde import VP, problems
+        >>> model = problems.ring().model(VP())
+        >>> model_identity(model) == model_identity(copy.deepcopy(model)) != model_identity(problems.moons().model(VP()))
+        True
     """
     double = any(p.is_floating_point() and p.dtype != torch.float64 for p in (*model.parameters(), *model.buffers()))
     if double or any(_carried(module) for module in model.modules()):

@@ -71,6 +71,11 @@ class TunedSteps:
     Raises:
         ValueError: for numbers that are not finite, times that do not fall, rows of a wrong length, and a row whose factors
             do not sum to one.
+
+    Example:
+        >>> steps = TunedSteps((1.0, 0.5), (-5.0, -1.3), (0.0, -0.1), ((1.0,), (1.5, -0.5)), training=0.1, held_out=0.11)
+        >>> round(steps.gap, 6)
+        1.1
     """
 
     times: tuple[float, ...]

@@ -20,7 +20,12 @@ __all__ = ["MatrixPath", "MatrixPoint", "make_matrix_path"]
 
 
 class MatrixPoint(NamedTuple):
-    """A point of a path: a time and half the log signal-to-noise ratio there, as Python floats."""
+    """A point of a path: a time and half the log signal-to-noise ratio there, as Python floats.
+
+    Example:
+        >>> MatrixPoint(t=0.5, lam=0.0)
+        MatrixPoint(t=0.5, lam=0.0)
+    """
 
     t: float
     lam: float

@@ -149,7 +149,12 @@ def _at(sde: MatrixSDE, points: Sequence[MatrixPoint]) -> dict[MatrixPoint, Fact
 
 @dataclass(frozen=True)
 class MatrixData(MatrixPrediction):
-    """N = m, with all that is linear in the state solved exactly; eta = 1 is the SDE."""
+    """N = m, with all that is linear in the state solved exactly; eta = 1 is the SDE.
+
+    Example:
+        >>> MatrixData().mix(None, None, None), MatrixData(eta=1.0).eta  # N = m, for the SDE
+        ((None, None), 1.0)
+    """
 
     def mix(self, sde: MatrixSDE, at: Factors, turn: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         return None, None
@@ -176,6 +181,10 @@ class MatrixNoise(MatrixPrediction):
 
     Raises:
         ValueError: for other coordinates.
+
+    Example:
+        >>> MatrixNoise().coordinates, MatrixNoise(coordinates="score").eta
+        ('flow', 0.0)
     """
 
     coordinates: str = "flow"

@@ -40,6 +40,13 @@ class MatrixRow(Update):
         p, q: the factors in N = p y + q m.
         draw: the interval over which noise is drawn first, or ``None``.
         ends_step: whether y becomes the state from which the next rows start.
+
+    Example:
+        >>> from scoresde import solvers
+        >>> from scoresde.sde import CLD
+        >>> path = solvers.make_matrix_path(CLD(), "lam", 3)
+        >>> [len(row.w) for row in solvers.MATRIX_SOLVERS["gddim-2"]().rows(path)]  # the predictions that each step takes
+        [1, 2, 1]
     """
 
     to: MatrixPoint  # type: ignore[assignment]  # a point has a time, which is all that a loop needs of it
@@ -84,7 +91,13 @@ class MatrixRow(Update):
 
 @dataclass(frozen=True, repr=False)
 class MatrixSolver(RowSolver):
-    """A solver of SDEs with matrix coefficients: its ``rows`` take a :class:`MatrixPath`."""
+    """A solver of SDEs with matrix coefficients: its ``rows`` take a :class:`MatrixPath`.
+
+    Example:
+        >>> from scoresde import solvers
+        >>> isinstance(solvers.MATRIX_SOLVERS["gddim-2"](), MatrixSolver)
+        True
+    """
 
     rows: Callable[[MatrixPath], Sequence[MatrixRow]]  # type: ignore[assignment]  # of other paths than a scalar solver's
 

@@ -43,6 +43,15 @@ def ancestral(variance: str | float = "lower") -> RowSolver:
 
     Sources: Ho et al., 2020, algorithm 2; Song et al., 2021, equation (47); Nichol and Dhariwal, 2021,
     https://arxiv.org/abs/2102.09672, for the learned variance.
+
+    Raises:
+        ValueError: if ``variance`` is neither one of the three names nor a number between 0 and 1.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> path = solvers.make_path(EDM(), [4.0, 2.0], end="stop")
+        >>> [round(ancestral(variance).rows(path)[0].s[0] ** 2, 6) for variance in ("lower", "upper")]
+        [3.0, 12.0]
     """
     weights = {"lower": 0.0, "upper": 1.0, "learned": 0.0}
     upper = weights.get(variance, -1.0) if isinstance(variance, str) else variance
@@ -67,14 +76,28 @@ def ancestral(variance: str | float = "lower") -> RowSolver:
 
 @maker
 def ddpm(variance: str | float = "upper") -> RowSolver:
-    """Return :func:`ancestral` as in Ho et al., by default with the variance beta of the forward transition."""
+    """Return :func:`ancestral` as in Ho et al., by default with the variance beta of the forward transition.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> path = solvers.make_path(EDM(), [4.0, 2.0], end="stop")
+        >>> round(ddpm().rows(path)[0].s[0] ** 2, 6)  # sigma_u^2 - sigma_v^2, the variance of the forward transition
+        12.0
+    """
     solver = ancestral(variance)
     return replace(solver, description=replace(solver.description, name="ddpm"))
 
 
 @maker
 def ncsn(variance: str | float = "lower") -> RowSolver:
-    """Return :func:`ancestral` as in Song et al., 2021, for NCSN, by default with the variance of the posterior."""
+    """Return :func:`ancestral` as in Song et al., 2021, for NCSN, by default with the variance of the posterior.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> path = solvers.make_path(EDM(), [4.0, 2.0], end="stop")
+        >>> round(ncsn().rows(path)[0].s[0] ** 2, 6)  # the variance of the posterior, a quarter of ddpm's here
+        3.0
+    """
     solver = ancestral(variance)
     return replace(solver, description=replace(solver.description, name="ncsn", paper=SONG_2021))
 
@@ -96,6 +119,9 @@ def analytic_dpm(squared_score: Callable[[float], float], eta: float = 1.0) -> R
         eta: the share of noise, between 0 and 1; 1 is the ancestral sampler of DDPM, 0 is Analytic-DDIM.
 
     Weak order 1 with eta = 1. Source: Bao et al., 2022, theorem 1.
+
+    Raises:
+        ValueError: if ``eta`` is not between 0 and 1.
 
     Example:
         >>> from scoresde import VP
@@ -132,6 +158,15 @@ def euler_maruyama(eta: float = 1.0) -> RowSolver:
 
     Of the stochastic solvers that make rows, it is the only one that also integrates an SDE without marginals. Source: Song
     et al., 2021, section 4.
+
+    Raises:
+        ValueError: if ``eta`` is not positive.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> path = solvers.make_path(EDM(), [4.0, 2.0], end="stop")
+        >>> round(euler_maruyama().rows(path)[0].s[0] ** 2, 6)  # g^2 |v - u|, where g^2 = 2 t
+        16.0
     """
     if not eta > 0:
         raise ValueError(f"got eta={eta}; expected a positive number (without noise it is the solver 'euler')")
@@ -151,6 +186,15 @@ def sde_heun(eta: float = 1.0) -> RowSolver:
     integral agree. Weak order 2, strong order 1; ``eta=0`` would be Heun's method in t.
     Source: Kloeden and Platen, "Numerical Solution of Stochastic Differential Equations", 1992,
     section 15.1, equation (1.5).
+
+    Raises:
+        ValueError: if ``eta`` is not positive.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> rows = sde_heun().rows(solvers.make_path(EDM(), [4.0, 2.0], end="stop"))
+        >>> [(row.at.t, row.w) for row in rows]  # an Euler step, then the average of both ends
+        [(4.0, (-2.0,)), (2.0, (-1.0, -1.0))]
     """
     if not eta > 0:
         raise ValueError(f"got eta={eta}; expected a positive number (without noise it is the solver 'heun')")
@@ -185,6 +229,12 @@ def reverse_diffusion() -> RowSolver:
 
     for the transition x_u = a x_v + sqrt(b) z of the forward chain. It agrees with :func:`ancestral` to second order in b.
     Source: Song et al., 2021, equation (46) and appendix E.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> row = reverse_diffusion().rows(solvers.make_path(EDM(), [4.0, 2.0], end="stop"))[0]
+        >>> round(row.a, 6), round(row.w[0], 6), round(row.s[0] ** 2, 6)  # b = 16 - 4
+        (1.0, 12.0, 12.0)
     """
 
     def rule(u: Point, v: Point) -> Row:

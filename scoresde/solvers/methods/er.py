@@ -54,6 +54,16 @@ def er_sde_solver(order: int = 3, scale: Scale = _fifth, variant: str = "publish
     Order 1 has weak order 1. Orders 2 and 3 have weak order 2 with ``"exact"``. As published they have weak order 1, by the
     error of their sums, which is some hundred times smaller than the error of order 1. Source: Cui et al., "Elucidating the
     solution space of extended reverse-time SDE for diffusion models", 2023, algorithms 1 to 3.
+
+    Raises:
+        ValueError: if ``order`` is not 1, 2 or 3, ``variant`` is unknown, or ``finish`` is unknown or ``"high-order"``.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> path = solvers.make_path(EDM(), [4.0, 2.0], end="stop")
+        >>> row = er_sde_solver(1, scale=power(1.0)).rows(path)[0]  # the time reversal: r = (rho_v / rho_u)^2
+        >>> round(row.a, 6), round(row.w[0], 6), round(row.s[0] ** 2, 6)
+        (0.25, 0.75, 3.0)
     """
     if order not in (1, 2, 3):
         raise ValueError(f"got order={order}; expected 1, 2 or 3")

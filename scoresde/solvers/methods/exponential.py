@@ -51,6 +51,15 @@ def ddim(eta: float = 0.0) -> RowSolver:
 
     eta = 0 is DPM-Solver-1 and Euler's method in rho. eta = 1 is the ancestral sampler of DDPM.
     Source: Song et al., "Denoising Diffusion Implicit Models", 2020, equations (12) and (16).
+
+    Raises:
+        ValueError: if ``eta`` is not between 0 and 1.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> row = ddim().rows(solvers.make_path(EDM(), [4.0, 1.0], end="stop"))[0]
+        >>> round(row.a, 6), round(row.w[0], 6)  # x_v = x_u / 4 + 3 m / 4
+        (0.25, 0.75)
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"got eta={eta}; expected a number between 0 (deterministic) and 1 (DDPM's noise)")
@@ -155,6 +164,17 @@ def dpmpp_3m(variant: str = "published", start: str = "published", finish: str =
         finish: the finish, see :func:`~scoresde.solvers.finishing`.
 
     Source: Lu et al., "DPM-Solver++", 2022, https://arxiv.org/abs/2211.01095, their code.
+
+    Raises:
+        ValueError: if ``variant``, ``start`` or ``finish`` is unknown.
+
+    Example:
+        >>> from scoresde import VP, solvers
+        >>> path = solvers.make_path(VP(), "lam", 5, end="stop")
+        >>> [len(row.w) for row in dpmpp_3m().rows(path)]  # the predictions that each step takes
+        [1, 2, 3, 2, 1]
+        >>> [len(row.w) for row in dpmpp_3m(finish="same").rows(path)]
+        [1, 2, 3, 3, 3]
     """
     description = Description("dpmpp-3m", "exponential", DPMPP, order=2, constants=HALF_A_PARABOLA)
     if variant == "k-diffusion":
@@ -189,6 +209,15 @@ def dpm_multistep(
     c = 1/2 as published. ``variant="exact"`` is exponential Adams-Bashforth, :func:`~scoresde.solvers.deis` in lam.
     ``start`` and ``finish`` work as in :func:`dpmpp_3m`, with the same defaults.
     Source: Lu et al., "DPM-Solver++", 2022, their code (``algorithm_type="dpmsolver"``).
+
+    Raises:
+        ValueError: if ``order`` is not 2 or 3, or ``variant``, ``start`` or ``finish`` is unknown.
+
+    Example:
+        >>> from scoresde import VP, solvers
+        >>> path = solvers.make_path(VP(), "lam", 4, end="stop")
+        >>> [len(row.w) for row in dpm_multistep(3, finish="same").rows(path)]  # the predictions that each step takes
+        [1, 2, 3, 3]
     """
     if order not in (2, 3):
         raise ValueError(f"got order={order!r}; expected 2 or 3")

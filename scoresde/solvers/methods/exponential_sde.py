@@ -111,6 +111,16 @@ def sde_dpmpp(kind: str = "2m", eta: Eta = 1.0, variant: str = "published", fini
 
     Source: Lu et al., "DPM-Solver++", 2022, https://arxiv.org/abs/2211.01095, appendix B, for which there is no code of the
     authors; k-diffusion.
+
+    Raises:
+        ValueError: if ``kind``, ``variant`` or ``finish`` is unknown, ``eta`` is negative, or a ``finish`` is given for
+            "2s", whose steps have no history.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> row = sde_dpmpp("1").rows(solvers.make_path(EDM(), [4.0, 2.0], end="stop"))[0]
+        >>> round(row.a, 6), round(row.w[0], 6), round(row.s[0] ** 2, 6)  # the ancestral sampler
+        (0.25, 0.75, 3.0)
     """
     rules: dict[str, Rule] = {"1": exact_rule, "2m": _two_nodes, "3m": _exact_to_two}
     if kind not in (*rules, "2s"):
@@ -141,6 +151,15 @@ def sde_dpm_solver(order: int = 2, eta: Eta = 1.0, variant: str = "published", f
     Order 1 holds eps constant and is SEEDS-1. Order 2 extrapolates eps through two points; the published rule takes the line
     at half the step. The weak order is ``order``. ``finish`` works as in :func:`sde_dpmpp`. Source: Lu et al.,
     "DPM-Solver++", 2022, appendix B.
+
+    Raises:
+        ValueError: if ``order`` is not 1 or 2, ``variant`` or ``finish`` is unknown, or ``eta`` is negative.
+
+    Example:
+        >>> sde_dpm_solver(2), sde_dpm_solver(2).description.weak_order
+        (<solver sde-dpm-2>, 2)
+        >>> sde_dpm_solver(2, eta=0.0).stochastic
+        False
     """
     if order not in (1, 2):
         raise ValueError(f"got order={order}; expected 1 or 2")
@@ -162,6 +181,15 @@ def seeds(order: int = 3, eta: Eta = 1.0) -> RowSolver:
 
     The weak orders are 1, 2 and 2; eta = 0 is DPM-Solver. SEEDS needs short steps: in the noise prediction an error grows by
     up to 2 (e^h - 1) a step. Source: Gonzalez et al., "SEEDS", 2023, algorithms 1 to 3.
+
+    Raises:
+        ValueError: if ``order`` is not 1, 2 or 3, or ``eta`` is negative.
+
+    Example:
+        >>> from scoresde import VP, solvers
+        >>> path = solvers.make_path(VP(), "lam", 4, end="stop")
+        >>> [solvers.evaluations(seeds(order).rows(path)) for order in (1, 2, 3)]
+        [4, 8, 12]
     """
     shapes: dict[int, Stencil] = {1: stencil.multistep(1), 2: stencil.midpoint, 3: stencil.radau}
     if order not in shapes:

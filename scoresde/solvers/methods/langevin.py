@@ -55,6 +55,10 @@ def predictor_corrector(
     Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", 2021,
     https://arxiv.org/abs/2011.13456, algorithms 2 to 5, and their code.
 
+    Raises:
+        ValueError: if ``predictor`` does not make rows, ``corrections`` is not a whole number of at least 1, ``snr`` is not
+            positive, or ``norm`` or ``order`` is unknown.
+
     Example:
         >>> from scoresde import VP, solvers
         >>> path = solvers.make_path(VP(), "t", 3)
@@ -133,6 +137,16 @@ def underdamped_corrector(
 
     Sources: Leimkuhler and Matthews, "Rational Construction of Stochastic Numerical Methods for Molecular Sampling", 2013,
     https://arxiv.org/abs/1203.5428; Cheng et al., "Underdamped Langevin MCMC", 2018, https://arxiv.org/abs/1707.03663.
+
+    Raises:
+        ValueError: if ``predictor`` does not make rows, ``corrections`` is not a whole number of at least 1, ``step`` is not
+            between 0 and 2, or ``friction`` is negative.
+
+    Example:
+        >>> from scoresde import VP, solvers
+        >>> path = solvers.make_path(VP(), "t", 3)
+        >>> solvers.evaluations(underdamped_corrector(corrections=3).rows(path))  # 3 steps, 3 corrections at 2 points
+        9
     """
     base = _predictor(predictor, corrections)
     if not 0 < step < 2:
@@ -219,6 +233,9 @@ def langevin(step: float = 0.2, decay: float = 0.0) -> RowSolver:
     1996, https://doi.org/10.2307/3318418; Song and Ermon, "Generative Modeling by Estimating Gradients of the Data
     Distribution", 2019, https://arxiv.org/abs/1907.05600, section 3.2, for the reason of its failure.
 
+    Raises:
+        ValueError: if ``step`` is not between 0 and 4, or ``decay`` is not between 0 and 1.
+
     Example:
         >>> from scoresde import VE, solvers
         >>> [row.at.t for row in langevin().rows(solvers.make_path(VE(), [0.9, 0.5, 0.3, 0.0])) if row.at]
@@ -266,6 +283,15 @@ def sgld(step: float = 0.2, decay: float = 0.55) -> RowSolver:
     The gradient is stochastic if the model is: a network's estimate of the score, or an estimate from a part of the data.
     Source: Welling and Teh, "Bayesian Learning via Stochastic Gradient Langevin Dynamics", 2011,
     https://www.stats.ox.ac.uk/~teh/research/compstats/WelTeh2011a.pdf, with the power of 0.55 used there.
+
+    Raises:
+        ValueError: if ``decay`` is not above 0 and at most 1, or ``step`` is not between 0 and 4.
+
+    Example:
+        >>> from scoresde import VE, solvers
+        >>> rows = sgld().rows(solvers.make_path(VE(), [0.9, 0.5, 0.3, 0.0]))
+        >>> [row.at.t for row in rows if row.at]  # all iterations are at one level
+        [0.3, 0.3, 0.3]
     """
     if not decay > 0:
         raise ValueError(f"got decay={decay}; expected a positive number (with a constant step it is the solver 'langevin')")
@@ -280,6 +306,15 @@ def annealed_langevin(steps_per_level: int = 5, step: float = 0.2) -> RowSolver:
 
     The update is repeated ``steps_per_level`` times, with r = ``step``. x / alpha is kept from level to level. The authors'
     epsilon is r times the square of the smallest level: 2e-5 at 0.01 is r = 0.2. Source: Song and Ermon, 2019, algorithm 1.
+
+    Raises:
+        ValueError: if ``steps_per_level`` is not a whole number of at least 1, or ``step`` is not between 0 and 4.
+
+    Example:
+        >>> from scoresde import VE, solvers
+        >>> rows = annealed_langevin(2).rows(solvers.make_path(VE(), [0.9, 0.5, 0.3, 0.0]))
+        >>> [row.at.t for row in rows if row.at]
+        [0.9, 0.9, 0.5, 0.5, 0.3, 0.3, 0.3]
     """
     steps_per_level = whole("steps_per_level", steps_per_level, 1)
     if not 0 < step < 4:

@@ -91,6 +91,17 @@ def deis(order: int = 3, clock: str = "lam", start: str = "published", finish: s
     the sample depends on the SDE, in lam and rho it does not.
     Source: Zhang and Chen, "Fast Sampling of Diffusion Models with Exponential Integrator", 2023,
     https://arxiv.org/abs/2204.13902, and their code.
+
+    Raises:
+        ValueError: if ``order`` is not 1 to 4, or ``clock``, ``start`` or ``finish`` is unknown.
+
+    Example:
+        >>> from scoresde import VP, solvers
+        >>> path = solvers.make_path(VP(), "t", 5, end="stop")
+        >>> [len(row.w) for row in deis(3).rows(path)]  # the values of eps that each step takes
+        [1, 2, 3, 3, 3]
+        >>> deis(3, clock="t")
+        <solver tab-3>
     """
     names = {"lam": "deis", "t": "tab", "rho": "rhoab"}
     if clock not in names:
@@ -146,6 +157,12 @@ def lms(order: int = 4, start: str = "published", finish: str = "published") -> 
     .. math:: \frac{x_v}{\alpha_v} = \frac{x_u}{\alpha_u} + \int_{\rho_u}^{\rho_v} P(\rho)\, d\rho
 
     with P the polynomial through the newest ``order`` values of eps, 1 to 4. Order 1 is DDIM, Euler in rho.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> rows = lms(2).rows(solvers.make_path(EDM(), [8.0, 4.0, 2.0], end="stop"))
+        >>> [[round(w, 6) for w in row.w] for row in rows]  # the line through eps at rho = 4 and 8, integrated from 4 to 2
+        [[-4.0], [-2.5, 0.5]]
     """
     return _exact(Description("lms", "multistep", CROWSON), Rho(), order, start, finish)
 
@@ -159,6 +176,12 @@ def velocity(order: int = 2, start: str = "published", finish: str = "published"
     with P the polynomial through the newest ``order`` velocities, 1 to 4. It serves every SDE, and can start at alpha = 0.
     On :class:`~scoresde.RectifiedFlow`, where tau = t, order 1 is Euler's method, the sampler of Liu et al., "Flow Straight
     and Fast", 2023.
+
+    Example:
+        >>> from scoresde import RectifiedFlow, solvers
+        >>> row = velocity(1).rows(solvers.make_path(RectifiedFlow(), [0.75, 0.5], end="stop"))[0]
+        >>> round(row.a, 6), round(row.w[0], 6)  # Euler's step
+        (1.0, -0.25)
     """
     return _exact(Description(f"velocity-{order}", "multistep", RECTIFIED), Velocity(), order, start, finish)
 
@@ -186,6 +209,12 @@ def ipndm(order: int = 4, finish: str = "published") -> RowSolver:
     the step's number, not in rho. So the method is second order, whatever the weights; at few steps it can be among the
     most accurate all the same.
     Source: Zhang and Chen, 2023, section 3.3, with the weights of :func:`pndm`.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> rows = ipndm(2).rows(solvers.make_path(EDM(), [8.0, 4.0, 2.0], end="stop"))
+        >>> [[round(w, 6) for w in row.w] for row in rows]  # steps of -4 and -2 in rho: eps_0, then (3 eps_0 - eps_1) / 2
+        [[-4.0], [-3.0, 1.0]]
     """
     description = Description(_numbered("ipndm", order), "multistep", DEIS, order=min(order, 2))
     return _by_rule(description, Rho(), order, _classical, finish)
@@ -211,6 +240,15 @@ def ipndm_v(order: int = 4, variant: str = "published", finish: str = "published
     the published weights do not add up to 1 with steps that vary. ``variant="exact"`` corrects the three places and is
     :func:`lms`. Both variants are second order, since their first step is DDIM.
     Source: Zhou et al., "Fast ODE-based Sampling for Diffusion Models in Around 5 Steps", 2024, their code.
+
+    Raises:
+        ValueError: if ``order`` is not 1 to 4, or ``variant`` or ``finish`` is unknown.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> path = solvers.make_path(EDM(), [8.0, 4.0, 2.0], end="stop")
+        >>> [[round(w, 6) for w in row.w] for row in ipndm_v(2).rows(path)]  # the second step is half as long as the first
+        [[-4.0], [-2.5, 0.5]]
     """
     name = _numbered("ipndm-v", order)
     if variant not in ("published", "exact"):
@@ -250,6 +288,11 @@ def plms(finish: str = "published") -> RowSolver:
     The first step evaluates at its DDIM prediction as well and takes the mean of both eps, so that it costs two evaluations.
     The method is second order, for the reason given at :func:`ipndm`.
     Source: Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds", 2022, as in Stable Diffusion.
+
+    Example:
+        >>> from scoresde import VP, solvers
+        >>> solvers.evaluations(plms().rows(solvers.make_path(VP(), "t", 10, end="stop")))
+        11
     """
     description = Description("plms", "multistep", LIU_2022, order=2, evaluations=None)
     return _by_rule(description, Rho(), 4, _classical, finish, [stencil.trapezoid])
@@ -263,6 +306,11 @@ def pndm(finish: str = "published") -> RowSolver:
     mean of both times. It costs four evaluations, so that n steps cost n + 9. The method is second order, for the reason
     given at :func:`ipndm`.
     Source: Liu et al., 2022, algorithm 2.
+
+    Example:
+        >>> from scoresde import VP, solvers
+        >>> solvers.evaluations(pndm().rows(solvers.make_path(VP(), "t", 10, end="stop")))
+        19
     """
 
     end = finishing(finish)
@@ -293,6 +341,15 @@ def gradient_estimation(gamma: float = 2.0, finish: str = "published") -> RowSol
     gamma = 1 is DDIM, and gamma = 3/2 is the second-order :func:`ipndm`. Any other gamma is first order, also the gamma of
     the paper. Source: Permenter and Yuan, "Interpreting and Improving Diffusion Models from an Optimization Perspective",
     2024, algorithm 2.
+
+    Raises:
+        ValueError: if ``gamma`` is not between 1 and 3, or ``finish`` is unknown.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> rows = gradient_estimation().rows(solvers.make_path(EDM(), [4.0, 2.0, 1.0], end="stop"))
+        >>> [round(w, 6) for w in rows[1].w]  # 2 eps_0 - eps_1, times the step of -1 in rho
+        [-2.0, 1.0]
     """
     if not 1 <= gamma <= 3:
         raise ValueError(f"got gamma={gamma}; expected a number between 1 (DDIM) and 3 (the paper takes 2)")

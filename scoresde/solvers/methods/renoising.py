@@ -64,6 +64,9 @@ def churn(path: Path, s_churn: float, s_tmin: float = 0.0, s_tmax: float = math.
     leaves the path unchanged. Source: Karras et al., 2022, algorithm 2. Its s_noise is no property of a path; it is an
     argument of :func:`detour` and :func:`edm_stochastic`.
 
+    Raises:
+        ValueError: if ``s_churn`` is negative, or not 0 <= s_tmin <= s_tmax.
+
     Example:
         >>> from scoresde import EDM
         >>> path = churn(Path.from_times(EDM(), [80.0, 10.0, 1.0, 0.0]), s_churn=0.3)
@@ -127,6 +130,10 @@ def restart(path: Path, intervals: Sequence[tuple[float, float, int]], n_restart
     Source: Xu et al., "Restart Sampling for Improving Generative Processes", 2023, https://arxiv.org/abs/2306.14878,
     algorithm 1, and their code.
 
+    Raises:
+        ValueError: for levels that are not 0 < low < high, a number of repetitions that is not a whole number of at least 0,
+            or ``n_restart`` below 2 or of another length than ``intervals``.
+
     Example:
         >>> from scoresde import EDM
         >>> path = restart(Path.from_times(EDM(), [80.0, 10.0, 1.0, 0.1, 0.0]), [(0.1, 10.0, 1)])
@@ -169,7 +176,17 @@ def _between(sde: GaussianSDE, high: float, low: Point, n: int) -> list[Point]:
 def detour(
     solver: RowSolver, transform: Callable[[Path], Path], description: Description | None = None, s_noise: float = 1.0
 ) -> RowSolver:
-    """Run ``solver`` on the transformed path, with the noise of moves towards the noise times ``s_noise``; 1 is exact."""
+    """Run ``solver`` on the transformed path, with the noise of moves towards the noise times ``s_noise``; 1 is exact.
+
+    Raises:
+        ValueError: if ``s_noise`` is negative.
+
+    Example:
+        >>> from scoresde import EDM
+        >>> solver = detour(ddim(), lambda path: churn(path, s_churn=0.3))
+        >>> [row.goes_back for row in solver.rows(Path.from_times(EDM(), [80.0, 10.0, 1.0]))]
+        [False, True, False]
+    """
     if not s_noise >= 0:
         raise ValueError(f"got s_noise={s_noise}; expected a number >= 0 (1 keeps the marginals)")
 
@@ -193,6 +210,12 @@ def euler_ancestral(eta: float = 1.0, s_noise: float = 1.0) -> RowSolver:
     .. math:: x_v / \alpha_v = x_u / \alpha_u + (\rho_{down} - \rho_u)\, \epsilon + \rho_{up}\, \xi
 
     Weak order 1. Source: k-diffusion, ``sample_euler_ancestral``; with eta = 1 it is DDPM's step, Song et al., 2020.
+
+    Example:
+        >>> from scoresde import EDM
+        >>> rows = euler_ancestral().rows(Path.from_times(EDM(), [8.0, 4.0]))  # down to 2, and up to 4 with new noise
+        >>> [(round(row.to.sigma, 3), row.goes_back) for row in rows]
+        [(2.0, False), (4.0, True)]
     """
     return detour(ddim(), lambda path: overshoot(path, eta), _stochastic("euler-a", SONG, 1, 1), s_noise)
 
@@ -202,6 +225,12 @@ def dpm2_ancestral(eta: float = 1.0, s_noise: float = 1.0) -> RowSolver:
     """Return DPM2 a: DPM-Solver-2 on the path of :func:`overshoot`.
 
     Weak order 2; k-diffusion's ``sample_dpm_2_ancestral``.
+
+    Example:
+        >>> from scoresde import EDM
+        >>> rows = dpm2_ancestral().rows(Path.from_times(EDM(), [8.0, 4.0]))  # a stage, a step down to 2, and noise up to 4
+        >>> [(round(row.to.sigma, 3), row.goes_back) for row in rows]
+        [(4.0, False), (2.0, False), (4.0, True)]
     """
     return detour(dpm_solver(2), lambda path: overshoot(path, eta), _stochastic("dpm2-a", DPM, 2, 2), s_noise)
 
@@ -211,6 +240,12 @@ def dpmpp_2s_ancestral(eta: float = 1.0, s_noise: float = 1.0) -> RowSolver:
     """Return DPM++ 2S a: DPM-Solver++(2S), the midpoint in the data prediction, on the path of :func:`overshoot`.
 
     Weak order 2; k-diffusion's ``sample_dpmpp_2s_ancestral``.
+
+    Example:
+        >>> from scoresde import EDM
+        >>> rows = dpmpp_2s_ancestral(eta=0.0).rows(Path.from_times(EDM(), [8.0, 4.0]))  # a stage and the step
+        >>> [(round(row.to.sigma, 3), row.goes_back) for row in rows]
+        [(5.657, False), (4.0, False)]
     """
     description = _stochastic("dpmpp-2s-a", DPMPP, 2, 2)
     return detour(compose(description, Data(), stencil.midpoint), lambda path: overshoot(path, eta), description, s_noise)
@@ -223,6 +258,12 @@ def edm_stochastic(s_churn: float = 40.0, s_tmin: float = 0.05, s_tmax: float = 
     Weak order 2 with ``s_noise=1``, the exact noise. The authors' 1.003 adds a little more against the loss of detail. Its
     error does not fall with the step, so that no order is claimed then. ``s_churn=0`` is Heun's method.
     Source: Karras et al., 2022, algorithm 2 and table 5.
+
+    Example:
+        >>> from scoresde import EDM
+        >>> rows = edm_stochastic(s_churn=0.3).rows(Path.from_times(EDM(), [80.0, 10.0, 1.0, 0.1]))
+        >>> [round(row.to.sigma, 3) for row in rows if row.goes_back]  # 1.1 times the levels within [0.05, 50]
+        [11.0, 1.1]
     """
     weak = 2 if s_noise == 1 else None
     description = Description("edm", "stochastic", KARRAS, weak_order=weak, evaluations=2, stochastic=True)
@@ -242,6 +283,12 @@ def restart_heun(
     number of points an error stays, however many steps the path has.
 
     Source: Xu et al., "Restart Sampling for Improving Generative Processes", 2023, https://arxiv.org/abs/2306.14878.
+
+    Example:
+        >>> from scoresde import EDM
+        >>> path = Path.from_times(EDM(), [80.0, 1.0, 0.3, 0.06])
+        >>> [round(row.to.sigma, 3) for row in restart_heun().rows(path) if row.goes_back]  # two repetitions
+        [0.3, 0.3]
     """
     weak = 2 if n_restart is None and s_noise == 1 else None
     description = Description("restart", "stochastic", XU, weak_order=weak, evaluations=None, stochastic=True)

@@ -36,6 +36,13 @@ def euler(clock: str = "t") -> RowSolver:
               \qquad \frac{dx}{dt} = f x - \tfrac12 g^2\, s(x, t)
 
     Source: Song et al., 2021, equation (13).
+
+    Example:
+        >>> from scoresde import VP, solvers
+        >>> solvers.evaluations(euler().rows(solvers.make_path(VP(), "t", 10)))
+        10
+        >>> euler("rho").description.order
+        1
     """
     return compose(Description("euler", "runge-kutta", SONG_2021, order=1), _clock(clock), stencil.euler)
 
@@ -46,6 +53,12 @@ def heun(clock: str = "t") -> RowSolver:
 
     In ``t`` on :class:`~scoresde.EDM`, or in ``rho`` on any SDE, it is the deterministic sampler of Karras et al., 2022
     (algorithm 1).
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> rows = heun().rows(solvers.make_path(EDM(), [4.0, 2.0], end="stop"))
+        >>> [(row.at.t, row.w) for row in rows]  # a step of -2, then with the average of both slopes
+        [(4.0, (-2.0,)), (2.0, (-1.0, -1.0))]
     """
     solver = compose(Description("heun", "runge-kutta", KARRAS, order=2, evaluations=2), _clock(clock), stencil.trapezoid)
     return replace(solver, general=drift_diffusion.heun)
@@ -60,6 +73,12 @@ def explicit_midpoint(clock: str = "t") -> RowSolver:
     It solves the probability flow. The midpoint is taken in the clock, ``t`` or ``rho``. With the geometric mean of both
     rho the method would be DPM-Solver-2, k-diffusion's DPM2. Source: Runge, 1895; Karras et al., 2022, appendix D, where it
     is alpha = 1/2.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> rows = explicit_midpoint().rows(solvers.make_path(EDM(), [4.0, 2.0], end="stop"))
+        >>> [(row.at.t, row.w) for row in rows]  # half a step of -2, then the whole step with the slope at 3
+        [(4.0, (-1.0,)), (3.0, (-2.0,))]
     """
     description = Description("midpoint", "runge-kutta", "Runge 1895", order=2, evaluations=2)
     return compose(description, _clock(clock), stencil.midpoint)
@@ -67,11 +86,25 @@ def explicit_midpoint(clock: str = "t") -> RowSolver:
 
 @maker
 def rk3(clock: str = "t") -> RowSolver:
-    """Return Kutta's method of order 3 for the probability flow, which ends with Simpson's rule (Kutta, 1901)."""
+    """Return Kutta's method of order 3 for the probability flow, which ends with Simpson's rule (Kutta, 1901).
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> rows = rk3().rows(solvers.make_path(EDM(), [8.0, 2.0], end="stop"))
+        >>> [round(w, 6) for w in rows[-1].w]  # Simpson's rule: 1/6, 4/6 and 1/6 of the step of -6
+        [-1.0, -4.0, -1.0]
+    """
     return compose(Description("rk3", "runge-kutta", "Kutta 1901", order=3, evaluations=3), _clock(clock), stencil.rk3)
 
 
 @maker
 def rk4(clock: str = "t") -> RowSolver:
-    """Return the classical Runge-Kutta method of order 4 for the probability flow (Kutta, 1901)."""
+    """Return the classical Runge-Kutta method of order 4 for the probability flow (Kutta, 1901).
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> rows = rk4().rows(solvers.make_path(EDM(), [8.0, 2.0], end="stop"))
+        >>> [round(w, 6) for w in rows[-1].w]  # 1/6, 2/6, 2/6 and 1/6 of the step of -6
+        [-1.0, -2.0, -2.0, -1.0]
+    """
     return compose(Description("rk4", "runge-kutta", "Kutta 1901", order=4, evaluations=4), _clock(clock), stencil.rk4)

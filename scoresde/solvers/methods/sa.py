@@ -55,6 +55,17 @@ def sa_solver(
     The first step, which has no history, limits it. A corrector with the whole noise needs short steps; with few steps
     a smaller tau is more accurate.
     Source: Xue et al., "SA-Solver", 2023, https://arxiv.org/abs/2309.05019, algorithm 1, and their code.
+
+    Raises:
+        ValueError: if ``predictor`` is not a whole number of at least 1 or ``corrector`` of at least 0, ``variant`` or
+            ``finish`` is unknown, or ``tau`` is negative.
+
+    Example:
+        >>> from scoresde import VP, solvers
+        >>> solvers.evaluations(sa_solver(2, 2).rows(solvers.make_path(VP(), "lam", 10)))  # one a step
+        10
+        >>> sa_solver(tau=0.0).stochastic
+        False
     """
     for name, value, least in (("predictor", predictor, 1), ("corrector", corrector, 0)):
         whole(name, value, least)

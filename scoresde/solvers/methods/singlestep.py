@@ -101,6 +101,9 @@ def dpm_solver(order: int = 2, inner: str = "lam") -> RowSolver:
 
     Source: Lu et al., "DPM-Solver", 2022, https://arxiv.org/abs/2206.00927, algorithms 1 and 2, and their code.
 
+    Raises:
+        ValueError: if ``order`` is not 1, 2 or 3, or ``inner`` is unknown.
+
     Example:
         >>> from scoresde import VP, solvers
         >>> path = solvers.make_path(VP(), "t", 2, t_min=0.2, end="stop")
@@ -120,6 +123,12 @@ def dpmpp_2s(inner: str = "lam") -> RowSolver:
 
     with s the middle of the step in lam and x_s reached by DDIM. ``inner`` places s as in :func:`dpm_solver`.
     Source: Lu et al., "DPM-Solver++", 2022, https://arxiv.org/abs/2211.01095, algorithm 1 with r = 1/2.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> rows = dpmpp_2s().rows(solvers.make_path(EDM(), [4.0, 1.0], end="stop"))
+        >>> [round(row.at.sigma, 6) for row in rows]  # the middle of the step in lam is the geometric mean
+        [4.0, 2.0]
     """
     return _singlestep(Description("dpmpp-2s", "exponential", DPMPP, order=2, evaluations=2), Data(), inner)
 
@@ -133,6 +142,12 @@ def dpmpp_3s(inner: str = "lam") -> RowSolver:
 
     with s at two thirds of the step in lam. ``inner`` places the stages as in :func:`dpm_solver`.
     Source: Lu et al., 2022, https://arxiv.org/abs/2211.01095, their code.
+
+    Example:
+        >>> from scoresde import EDM, solvers
+        >>> rows = dpmpp_3s().rows(solvers.make_path(EDM(), [8.0, 1.0], end="stop"))
+        >>> [round(row.at.sigma, 6) for row in rows]  # equidistant in lam
+        [8.0, 4.0, 2.0]
     """
     return _singlestep(Description("dpmpp-3s", "exponential", DPMPP, order=3, evaluations=3), Data(), inner)
 
@@ -171,6 +186,15 @@ def dpm_fast(
     last step is of order 1, with a local error of order 2, which is small where the data are smooth at the noise of that
     step. The high-order finish makes it third order for any n from 3 on.
     Source: Lu et al., "DPM-Solver", 2022, https://arxiv.org/abs/2206.00927, section 3.4, and their code.
+
+    Raises:
+        ValueError: if ``evaluations`` is below 1, or ``finish``, ``spacing`` or ``inner`` is unknown.
+
+    Example:
+        >>> from scoresde import VP, solvers
+        >>> rows = dpm_fast().rows(solvers.make_path(VP(), "t", 8, end="stop"))
+        >>> solvers.evaluations(rows), sum(row.ends_step for row in rows)  # 3 + 3 + 2 evaluations in three steps
+        (8, 3)
     """
     if evaluations is not None and evaluations < 1:
         raise ValueError(f"got evaluations={evaluations}; expected at least 1")

@@ -231,6 +231,14 @@ def rk45(rtol: float = 1e-5, atol: float = 1e-5, method: str = "RK45") -> SciPy:
 
     The batch is one system of equations, as in the authors' code. It meets the tolerance as a whole, so that a sample
     depends on its batch within the tolerance. :func:`~scoresde.solvers.dormand_prince` is the same pair sample by sample.
+
+    Raises:
+        ValueError: if ``rtol`` or ``atol`` is not positive.
+
+    Example:
+        >>> solver = rk45(rtol=1e-8, atol=1e-8)
+        >>> solver, solver.rtol
+        (<solver rk45>, 1e-08)
     """
     if not (rtol > 0 and atol > 0):
         raise ValueError(f"got rtol={rtol} and atol={atol}; expected positive tolerances")
@@ -244,7 +252,15 @@ def rk45(rtol: float = 1e-5, atol: float = 1e-5, method: str = "RK45") -> SciPy:
 
 @maker
 def torchsde_solver(method: str = "euler") -> TorchSDE:
-    """Return ``torchsde.sdeint`` for the reverse SDE, with the method "euler", "milstein" or "srk"."""
+    """Return ``torchsde.sdeint`` for the reverse SDE, with the method "euler", "milstein" or "srk".
+
+    Raises:
+        ValueError: if ``method`` is none of the three.
+
+    Example:
+        >>> torchsde_solver("srk"), torchsde_solver("srk").description.evaluations
+        (<solver torchsde-srk>, 4)
+    """
     calls = {"euler": 1, "milstein": 1, "srk": 4}
     if method not in calls:
         raise ValueError(f"got method={method!r}; expected one of {', '.join(calls)}")

@@ -72,6 +72,17 @@ def unipc(
     The last correction is dropped. UniPC-2 with "bh2" is DPM-Solver++(2M) with a corrector. High orders need small steps in
     lam: with few steps a lower order can be the more accurate.
     Source: Zhao et al., "UniPC", 2023, https://arxiv.org/abs/2302.04867, algorithms 5 to 8, and their code.
+
+    Raises:
+        ValueError: if ``order`` is not 1, 2, 3 or 4, or ``b``, ``prediction``, ``variant``, ``start`` or ``finish`` is
+            unknown.
+
+    Example:
+        >>> from scoresde import VP, solvers
+        >>> solvers.evaluations(unipc(3).rows(solvers.make_path(VP(), "lam", 10)))  # a corrected step costs one
+        10
+        >>> unipc(2, "bh2")
+        <solver unipc-2>
     """
     if order not in (1, 2, 3, 4):
         raise ValueError(f"got order={order!r}; expected 1, 2, 3 or 4")
@@ -128,6 +139,15 @@ def exp_adams_moulton(
 
     Order 2 with ``"pece"`` is Heun's method in lam, the exponential trapezoid. Source: Hochbruck and Ostermann,
     "Exponential multistep methods of Adams-type", 2011.
+
+    Raises:
+        ValueError: if ``order`` is not 2, 3 or 4, or ``mode``, ``prediction``, ``start`` or ``finish`` is unknown.
+
+    Example:
+        >>> from scoresde import VP, solvers
+        >>> path = solvers.make_path(VP(), "lam", 10)
+        >>> [solvers.evaluations(exp_adams_moulton(3, mode).rows(path)) for mode in ("pec", "pece")]
+        [10, 19]
     """
     if order not in (2, 3, 4):
         raise ValueError(f"got order={order!r}; expected 2, 3 or 4")
@@ -163,6 +183,9 @@ def adams_moulton(order: int = 3, start: str = "published", finish: str = "publi
 
     Source: Hairer, Nørsett and Wanner, "Solving Ordinary Differential Equations I", 1993, section III.1, for the pair of
     rules.
+
+    Raises:
+        ValueError: if ``order`` is not 2, 3 or 4, or ``start`` or ``finish`` is unknown.
 
     Example:
         >>> from scoresde import VP

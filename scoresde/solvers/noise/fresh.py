@@ -37,6 +37,9 @@ def sample_seeds(seed: int | Sequence[int] | None, n: int) -> list[int]:
     Different integers give unrelated lists: seed 1 is not seed 0 shifted by one sample. The seeds of one list differ in
     their low 32 bits, since torch's generators on the CPU use no others.
 
+    Raises:
+        ValueError: for a negative seed, or another number of seeds than of samples.
+
     Example:
         >>> sample_seeds(0, 2) == sample_seeds(0, 3)[:2]
         True
