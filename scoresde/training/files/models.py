@@ -230,6 +230,16 @@ def save_tuned(solver: Tuned | Chosen, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         CheckpointError: if the file is missing, damaged, or no checkpoint of this package.
+
+    Example:
+        >>> import scoresde, tempfile
+        >>> model = ScoreModel(scoresde.models.MLP(2, hidden=(8,)), scoresde.VP())
+        >>> solver = scoresde.tuning.tune(model, 2, shape=(2,), starts=8, iterations=1, tolerance=1e-3, progress=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save(model, f"{folder}/model.safetensors", event=(2,))
+        ...     _ = save_tuned(solver, folder)
+        ...     load(folder).tuned == solver
+        True
     """
     where = in_run(path)
     stored = read(where)
