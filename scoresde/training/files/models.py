@@ -332,6 +332,18 @@ def load_companion(path: str | os.PathLike[str], companion: nn.Module, *, ema: b
 
     Raises:
         CheckpointError: if the file holds no companion, or a companion of another architecture.
+
+    Example:
+        >>> import scoresde, tempfile, torch
+        >>> from scoresde.objectives import DSM, LearnedDequantization, LogisticNoise
+        >>> model = ScoreModel(scoresde.models.MLP(2, hidden=(8,)), scoresde.VP(t_min=1e-5))
+        >>> objective = LearnedDequantization(DSM("likelihood", "likelihood"), LogisticNoise(nn.Linear(2, 4)), width=0.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     how = {"steps": 1, "batch_size": 4, "out": f"{folder}/model.safetensors", "progress": False}
+        ...     _ = scoresde.fit(model, torch.zeros(8, 2), objective, **how)
+        ...     q = load_companion(how["out"], LogisticNoise(nn.Linear(2, 4)), ema=False)
+        >>> torch.equal(q.net.weight, objective.noise.net.weight)
+        True
     """
     group = companion_of(average_group(read(path, ()).description, ema, path))
     fill(companion, read(path, (group,)).group(group), path)
