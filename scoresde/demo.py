@@ -135,6 +135,9 @@ def run(
 
     Returns:
         The rows of the table, the floor first.
+
+    Example:
+        >>> rows = run("runs/demo", quick=True)  # doctest: +SKIP
     """
     out = Path(out)
     images, labels = data.load_digits()

@@ -62,6 +62,16 @@ def mnist(folder: Path, split: str = "train") -> Arrays:
         ValueError: for another ``split``, and for files that are missing or damaged.
 
     Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits", http://yann.lecun.com/exdb/mnist/.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:  # a single image of 2 x 2 pixels, of a seven
+        ...     pixels = bytes([0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 2, 0, 255, 255, 0])
+        ...     _ = Path(folder, "t10k-images-idx3-ubyte").write_bytes(pixels)
+        ...     _ = Path(folder, "t10k-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 1, 7]))
+        ...     found = mnist(Path(folder), "test")
+        >>> found.samples([0]).tolist(), found.classes[7]
+        ([[[[-1.0, 1.0], [1.0, -1.0]]]], '7')
     """
     return _idx(folder, split, "MNIST", tuple("0123456789"))
 
@@ -78,6 +88,11 @@ def fashion_mnist(folder: Path, split: str = "train") -> Arrays:
 
     Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms",
     2017, https://arxiv.org/abs/1708.07747.
+
+    Example:
+        >>> clothes = fashion_mnist(Path("fashion-mnist"), "test")  # doctest: +SKIP
+        >>> len(clothes), clothes.event, clothes.classes[0]  # doctest: +SKIP
+        (10000, (1, 28, 28), 'T-shirt/top')
     """
     return _idx(folder, split, "Fashion-MNIST", _CLOTHES)
 
@@ -95,6 +110,14 @@ def cifar10(folder: Path, split: str = "train") -> Arrays:
 
     Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
     https://www.cs.toronto.edu/~kriz/cifar.html.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:  # two black images of airplanes
+        ...     np.zeros((2, 1 + 3 * 32 * 32), np.uint8).tofile(Path(folder, "test_batch.bin"))
+        ...     found = cifar10(Path(folder), "test")
+        >>> len(found), found.event, found.classes[0]
+        (2, (3, 32, 32), 'airplane')
     """
     names = [f"data_batch_{k}.bin" for k in range(1, 6)] if _part(split) == "train" else ["test_batch.bin"]
     pickled = [path for pattern in ("data_batch_1", "*/data_batch_1") for path in folder.glob(pattern)]

@@ -28,7 +28,16 @@ __all__ = ["TokenState", "draw", "token_times"]
 
 @dataclass(frozen=True)
 class TokenState:
-    """The tokens ``x`` after step number ``step``, at time ``t``, as a callback sees them."""
+    """The tokens ``x`` after step number ``step``, at time ``t``, as a callback sees them.
+
+    Example:
+        >>> import scoresde
+        >>> from scoresde.discrete import MarkovChain
+        >>> model, seen = MarkovChain([0.5, 0.5], [[0.9, 0.1], [0.1, 0.9]], length=2).model(Absorbing(2)), []
+        >>> found = scoresde.sample(model, (1, 2), "ancestral", 2, callback=seen.append, progress=False)
+        >>> [(state.step, state.t) for state in seen], seen[-1].x.shape
+        ([(1, 0.5), (2, 0.0)], torch.Size([1, 2]))
+    """
 
     step: int
     t: float

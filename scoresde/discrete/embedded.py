@@ -132,6 +132,13 @@ class EmbeddedChain(EmbeddedModel):
         problem: the distribution of the sequences.
         embedding: the vectors of the tokens.
         sde: the forward SDE.
+
+    Example:
+        >>> import scoresde
+        >>> chain = MarkovChain([0.5, 0.5], [[1.0, 0.0], [0.0, 1.0]], length=2)
+        >>> model = EmbeddedChain(chain, TokenEmbedding(2, 4), scoresde.VP())
+        >>> model.law(torch.zeros(1, 2, 4), 0.5).tolist()
+        [[[0.5, 0.5], [0.5, 0.5]]]
     """
 
     def __init__(self, problem: MarkovChain, embedding: TokenEmbedding, sde: GaussianSDE) -> None:

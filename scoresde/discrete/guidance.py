@@ -115,6 +115,15 @@ class GuidedRates(_Guided):
 
     Args:
         model, scale, null: the same as in :class:`GuidedTokens`.
+
+    Example:
+        >>> from scoresde.discrete import Absorbing
+        >>> net = lambda x, t, label: label.double()[:, None, None] * torch.tensor([0.0, 1.0], dtype=torch.float64)
+        >>> model, x, told = DenoisingModel(net, Absorbing(2)), torch.tensor([[2]]), {"label": torch.tensor([1])}
+        >>> guided = GuidedRates(model, 3.0, {"label": 0}).predict(x, 0.5, **told).ratios
+        >>> with_it, without = model.predict(x, 0.5, **told).ratios, model.predict(x, 0.5, label=torch.tensor([0])).ratios
+        >>> torch.allclose(guided, with_it**3 / without**2)
+        True
     """
 
     def predict(self, x: Tensor, t: Tensor | float, **conditions: Any) -> TokenPrediction:

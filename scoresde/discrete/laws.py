@@ -29,6 +29,9 @@ MOST = 4096
 def all_sequences(states: int, length: int) -> Tensor:
     """Return all sequences of tokens, shape ``(states ** length, length)``, int64, the last token running fastest.
 
+    Raises:
+        ValueError: for more than 4096 sequences, and for fewer than one state or token.
+
     Example:
         >>> all_sequences(2, 2).tolist()
         [[0, 0], [0, 1], [1, 0], [1, 1]]
@@ -58,6 +61,11 @@ def noised_law(process: TokenProcess, law: Tensor, t: float) -> Tensor:
         process: the process.
         law: the law of the data, shape ``(vocabulary,) * length``.
         t: the time.
+
+    Example:
+        >>> data = torch.tensor([1.0, 0.0])  # one token, always 0
+        >>> noised_law(Absorbing(2), data, 0.25).round(decimals=4).tolist()  # a quarter is masked
+        [0.75, 0.0, 0.25]
     """
     amount, p = process.amount(t), law.to(torch.float64)
     for axis in range(law.ndim):

@@ -191,6 +191,9 @@ class TokenWrapper(DenoisingModel):
     Args:
         model: any denoising model, whose parameters, device and mode it shares.
 
+    Raises:
+        TypeError: for anything but a denoising model.
+
     Example:
         >>> from scoresde.discrete import MarkovChain, Uniform
         >>> inner = MarkovChain([0.5, 0.5], [[0.9, 0.1], [0.1, 0.9]], length=2).model(Uniform(2))

@@ -143,6 +143,15 @@ class ScoreEntropy(TokenObjective):
 
     Source: Lou et al., "Discrete Diffusion Modeling by Estimating the Ratios of the Data Distribution", 2024,
     https://arxiv.org/abs/2310.16834; the bound is that of Campbell et al., 2022, https://arxiv.org/abs/2205.14987.
+
+    Example:
+        >>> from scoresde.discrete import Absorbing, DenoisingModel
+        >>> even = DenoisingModel(lambda x, t: torch.zeros(*x.shape, 4), Absorbing(4))
+        >>> x0 = torch.zeros(2, 8, dtype=torch.long)
+        >>> loss, t = ScoreEntropy()(even, x0, torch.Generator().manual_seed(0))
+        >>> masked, _ = MaskedBound()(even, x0, torch.Generator().manual_seed(0))
+        >>> torch.allclose(loss, masked)
+        True
     """
 
     def of_tokens(self, model: Any, x0: Tensor, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
@@ -160,7 +169,13 @@ class ScoreEntropy(TokenObjective):
 
 @dataclass(frozen=True)
 class ChainTimes(Times):
-    """The times k / n of a chain of n steps, k = 1..n with equal probability, and weight 1."""
+    """The times k / n of a chain of n steps, k = 1..n with equal probability, and weight 1.
+
+    Example:
+        >>> t, weight = ChainTimes(4).at(torch.tensor([0.0, 0.6, 0.9]), None)
+        >>> t.tolist(), weight.tolist()
+        ([0.25, 0.75, 1.0], [1.0, 1.0, 1.0])
+    """
 
     steps: int = 1000
 
@@ -186,6 +201,14 @@ class ChainBound(TokenObjective):
 
     Raises:
         ValueError: for fewer than one step or a negative weight.
+
+    Example:
+        >>> from scoresde.discrete import Absorbing, MarkovChain
+        >>> exact = MarkovChain([0.5, 0.5], [[0.5, 0.5], [0.5, 0.5]], length=4).model(Absorbing(2))
+        >>> x0 = torch.zeros(2000, 4, dtype=torch.long)
+        >>> bound = ChainBound(steps=8).bound(exact, x0, torch.Generator().manual_seed(0)).mean() / 4
+        >>> abs(bound.item() - math.log(2)) < 0.05  # nats a token
+        True
     """
 
     steps: int = 1000

@@ -36,6 +36,13 @@ class TokenPrediction:
         x0: laws of the data tokens, float64, shape ``(batch, *event, vocabulary)``.
         ratios: the ratios :math:`p_t(x^{i \to y}) / p_t(x)`, float64, shape ``(batch, *event, states)``. One of ``x0`` and
             ``ratios`` is given, the other follows.
+
+    Example:
+        >>> from scoresde.discrete import Absorbing
+        >>> mask, half = torch.tensor([[2]]), torch.tensor([[[0.5, 0.5]]], dtype=torch.float64)
+        >>> here = TokenPrediction(Absorbing(2), mask, torch.tensor(0.5, dtype=torch.float64), x0=half)
+        >>> here.ratios.round(decimals=4).tolist(), here.earlier(torch.tensor(0.25)).round(decimals=4).tolist()
+        ([[[0.5, 0.5, 1.0]]], [[[0.25, 0.25, 0.5]]])
     """
 
     def __init__(

@@ -98,6 +98,13 @@ class Ancestral(TokenSolver):
 
     Source: Austin et al., "Structured Denoising Diffusion Models in Discrete State-Spaces", 2021,
     https://arxiv.org/abs/2107.03006.
+
+    Example:
+        >>> from scoresde.discrete import Absorbing, DenoisingModel
+        >>> even = DenoisingModel(lambda x, t: torch.zeros(*x.shape, 2), Absorbing(2))
+        >>> here = even.predict(torch.tensor([[2]]), 0.5)  # of one mask
+        >>> Ancestral().law([here], here.t, here.t / 2).round(decimals=4).tolist()  # it stays with the probability 1/2
+        [[[0.25, 0.25, 0.5]]]
     """
 
     @property
@@ -119,6 +126,13 @@ class Analytic(TokenSolver):
 
     Source: Lou et al., "Discrete Diffusion Modeling by Estimating the Ratios of the Data Distribution", 2024,
     https://arxiv.org/abs/2310.16834, section 4.
+
+    Example:
+        >>> from scoresde.discrete import RatioModel, Uniform
+        >>> flat = RatioModel(lambda x, t: torch.zeros(*x.shape, 2), Uniform(2))
+        >>> here = flat.predict(torch.tensor([[1]]), 0.5)
+        >>> Analytic().law([here], here.t, here.t / 2).round(decimals=4).tolist()
+        [[[0.4323, 0.5677]]]
     """
 
     @property
@@ -139,6 +153,14 @@ class EulerTokens(TokenSolver):
 
     Source: Campbell et al., "A Continuous Time Framework for Discrete Denoising Models", 2022,
     https://arxiv.org/abs/2205.14987.
+
+    Example:
+        >>> from scoresde.discrete import DenoisingModel, Uniform
+        >>> even = DenoisingModel(lambda x, t: torch.zeros(*x.shape, 2), Uniform(2, "constant: rate=1.0"))
+        >>> here = even.predict(torch.tensor([[1]]), 0.5)
+        >>> jump = EulerTokens().law([here], here.t, here.t - 0.01)[0, 0, 0]
+        >>> torch.allclose(jump, 0.01 * here.rates[0, 0, 0])
+        True
     """
 
     @property
@@ -164,6 +186,14 @@ class TauLeaping(TokenSolver):
     Source: Gillespie, "Approximate accelerated stochastic simulation of chemically reacting systems", 2001; for denoising
     models Campbell et al., 2022, https://arxiv.org/abs/2205.14987, section 4.3, who reject a token's change where several
     jumps meet, or add jumps of ordered levels up. The differences are of second order in the step.
+
+    Example:
+        >>> from scoresde.discrete import DenoisingModel, Uniform
+        >>> even = DenoisingModel(lambda x, t: torch.zeros(*x.shape, 2), Uniform(2, "constant: rate=1.0"))
+        >>> here = even.predict(torch.tensor([[1]]), 0.5)
+        >>> jump = TauLeaping().law([here], here.t, here.t - 0.01)[0, 0, 0]
+        >>> torch.allclose(jump, -torch.expm1(-0.01 * here.rates[0, 0, 0]))
+        True
     """
 
     @property
@@ -202,6 +232,11 @@ class ThetaTrapezoidal(TokenSolver):
 
     Raises:
         ValueError: for a ``theta`` out of this range.
+
+    Example:
+        >>> half = ThetaTrapezoidal(theta=0.4)
+        >>> [round(float(t), 2) for t in half.nodes(torch.tensor(1.0), torch.tensor(0.5))], half.description.weak_order
+        ([1.0, 0.8], 2)
     """
 
     theta: float = 0.5
@@ -241,6 +276,13 @@ class FirstHitting(TokenSolver):
 
     Source: Zheng et al., "Masked Diffusion Models are Secretly Time-Agnostic Masked Models and Exploit Inaccurate
     Categorical Sampling", 2024, https://arxiv.org/abs/2409.02908.
+
+    Example:
+        >>> import scoresde
+        >>> from scoresde.discrete import Absorbing, MarkovChain
+        >>> model = MarkovChain([1.0, 0.0], [[0.0, 1.0], [1.0, 0.0]], length=4).model(Absorbing(2))
+        >>> scoresde.sample(model, (1, 4), FirstHitting(), 1, progress=False).x.tolist()  # tokens alternate for certain
+        [[0, 1, 0, 1]]
     """
 
     @property

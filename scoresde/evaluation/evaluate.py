@@ -46,6 +46,13 @@ class Scores:
         precision, recall: improved precision and recall of Kynkäänniemi et al.
         inception_score, inception_deviation: the Inception score of the samples and its standard deviation over parts.
         floor: the scores of other real data against the same ``m``.
+
+    Example:
+        >>> print(Scores(n=100, m=200, sliced_wasserstein=0.25, frechet=1.5))
+        100 samples against 200
+                                   samples
+        sliced Wasserstein            0.25
+        Fréchet distance               1.5
     """
 
     n: int
@@ -98,6 +105,14 @@ def compare_statistics(x: Summary, y: Summary, *, neighbours: int = 3, subsets: 
 
     Raises:
         ValueError: for summaries of other directions or features.
+
+    Example:
+        >>> from scoresde.data import Arrays
+        >>> from scoresde.evaluation import summarize
+        >>> data = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+        >>> x, shifted = (summarize(Arrays(values)) for values in (data, data + torch.tensor([3.0, 4.0, 0.0])))
+        >>> round(compare_statistics(shifted, x).frechet, 4)  # the squared distance of the means
+        25.0
     """
     features = {len(z.rows[0]) for z in (x, y) if len(z.rows)}
     if x.projections.shape[1] != y.projections.shape[1] or len(features) > 1:

@@ -100,6 +100,11 @@ def inception(weights: str | Path) -> Features:
         ValueError: without torch-fidelity, or for a file that is missing, damaged, or holds anything but tensors.
 
     Source: https://github.com/toshas/torch-fidelity.
+
+    Example:
+        >>> features = inception("weights-inception-2015-12-05-6726825d.pth")  # doctest: +SKIP
+        >>> features(torch.zeros(2, 1, 32, 32))["features"].shape  # doctest: +SKIP
+        torch.Size([2, 2048])
     """
     path = Path(weights)
     if not path.is_file():
@@ -138,6 +143,11 @@ def find_features(where: str) -> Features:
 
     Raises:
         ValueError: if nothing is found under the name.
+
+    Example:
+        >>> extractor = find_features("torch.nn:Flatten")
+        >>> extractor(torch.zeros(2, 1, 3, 3))["features"].shape
+        torch.Size([2, 9])
     """
     kind, colon, rest = where.partition(":")
     if kind in EXTRACTORS:

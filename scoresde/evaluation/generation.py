@@ -61,6 +61,14 @@ class Generated(Dataset):
         event: the shape of a sample.
         n: the number of samples.
         shard: the number of samples in a file; the last file may have fewer.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/00000000-00000002.npy", np.array([[1.0], [2.0]], dtype=np.float32))
+        ...     np.save(f"{folder}/00000002-00000003.npy", np.array([[3.0]], dtype=np.float32))
+        ...     Generated(Path(folder), (1,), 3, shard=2).samples([2, 0]).tolist()
+        [[3.0], [1.0]]
     """
 
     folder: Path

@@ -46,6 +46,12 @@ class Summary:
         projections: the projections of the samples on random directions, ``(n, directions)``, float32.
         predictions: the sums of a classifier's predictions in each of ten random parts, ``(10, 2 + classes)``: the number of
             samples, the sum of their negative entropies, and the sum of their probabilities.
+
+    Example:
+        >>> from scoresde.data import Arrays
+        >>> found = summarize(Arrays(torch.tensor([[1.0, 0.0], [3.0, 0.0]])), projections=4)
+        >>> found.n, found.moments["features"].mean.tolist(), found.projections.shape
+        (2, [2.0, 0.0], torch.Size([2, 4]))
     """
 
     n: int
@@ -160,6 +166,11 @@ def summarize(
 
     Raises:
         ValueError: for arguments below 1, and for output of the extractor that is not as in :class:`Features`.
+
+    Example:
+        >>> from scoresde.data import Arrays
+        >>> summarize(Arrays(torch.eye(3)), keep=2).rows.shape
+        torch.Size([2, 3])
     """
     if min(keep, projections, batch_size) < 1:
         raise ValueError(f"got keep={keep}, projections={projections}, batch_size={batch_size}; expected at least 1 of each")

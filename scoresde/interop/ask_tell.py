@@ -27,7 +27,16 @@ Transform = Callable[[Tensor, Any], Tensor]
 
 
 class Question(NamedTuple):
-    """A wanted evaluation of the model: at the state ``x``, at ``point``, after ``step`` steps of the solver."""
+    """A wanted evaluation of the model: at the state ``x``, at ``point``, after ``step`` steps of the solver.
+
+    Example:
+        >>> import scoresde, torch
+        >>> from scoresde import solvers
+        >>> path = solvers.make_path(scoresde.VP(), "lam", 4)
+        >>> question = AskTell(solvers.heun(), path, torch.ones(2, 2)).ask()
+        >>> question.point.t, question.x.shape, question.step
+        (1.0, torch.Size([2, 2]), 0)
+    """
 
     point: Point
     x: Tensor

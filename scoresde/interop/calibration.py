@@ -37,6 +37,12 @@ class Calibration:
     Attributes:
         ranks: whole numbers from 0 to ``draws``, shape ``(n, size)``.
         draws: the number of draws for each observation.
+
+    Example:
+        >>> ranks = torch.arange(100)[:, None]  # uniform: one of each from 0 to 99
+        >>> found = Calibration(ranks, draws=99)
+        >>> found.counts(4).tolist(), found.p_values().tolist()
+        ([[25, 25, 25, 25]], [1.0])
     """
 
     ranks: Tensor

@@ -21,6 +21,11 @@ class ImageClassifier(nn.Module):
         width: the number of channels of the first convolution.
         dim: the number of features.
         generator: the only source of the initial weights.
+
+    Example:
+        >>> net = ImageClassifier(1, 10, width=4, dim=6, generator=torch.Generator().manual_seed(0))
+        >>> net(torch.zeros(2, 1, 8, 8)).shape, net.features(torch.zeros(2, 1, 8, 8)).shape
+        (torch.Size([2, 10]), torch.Size([2, 6]))
     """
 
     def __init__(self, channels: int, classes: int, *, width: int = 32, dim: int = 32, generator: torch.Generator) -> None:

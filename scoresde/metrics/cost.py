@@ -38,7 +38,14 @@ def seconds_per_evaluation(seconds: Sequence[float], evaluations: int, confidenc
 
 
 class PeakMemory:
-    """The result of :func:`peak_memory`: ``bytes``, the largest memory held at once beyond what was held before."""
+    """The result of :func:`peak_memory`: ``bytes``, the largest memory held at once beyond what was held before.
+
+    Example:
+        >>> with peak_memory() as peak:
+        ...     x = torch.zeros(1000)
+        >>> type(peak).__name__, peak.bytes
+        ('PeakMemory', 4000)
+    """
 
     bytes: int = 0
 

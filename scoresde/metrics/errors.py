@@ -152,6 +152,9 @@ def mode_weight_error(responsibilities: Tensor, weights: Tensor, confidence: flo
         weights: the true weights, shape ``(K,)``.
         confidence: the level of the interval.
 
+    Raises:
+        ValueError: for responsibilities and weights of shapes that do not fit, and fewer than two samples.
+
     Example:
         >>> import torch
         >>> found = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5], [0.5, 0.5]])

@@ -14,7 +14,12 @@ __all__ = ["Estimate", "jackknife", "mean_estimate", "quantile_estimate"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A ``value`` and its confidence interval from ``low`` to ``high``; all three are equal for a number known exactly."""
+    """A ``value`` and its confidence interval from ``low`` to ``high``; all three are equal for a number known exactly.
+
+    Example:
+        >>> mean_estimate(torch.tensor([1.0, 3.0])).value, Estimate(1.0, 0.5, 1.5).high
+        (2.0, 1.5)
+    """
 
     value: float
     low: float
@@ -103,6 +108,10 @@ def quantile_estimate(values: Tensor, q: float, confidence: float = 0.95) -> Est
 
     Source: Conover, "Practical Nonparametric Statistics", 1999, section 3.2.
 
+    Raises:
+        ValueError: for a ``q`` or ``confidence`` that is not between 0 and 1, and values that are not a vector of at least
+            two.
+
     Example:
         >>> quantile_estimate(torch.arange(101.0), 0.5)
         Estimate(value=50.0, low=40.0, high=60.0)
@@ -138,6 +147,9 @@ def jackknife(
         groups: the number G of parts; the cost is G + 1 evaluations of the statistic.
         confidence: the level of the interval.
         variance: a variance from another source, which is added to the estimated one.
+
+    Raises:
+        ValueError: for fewer than two groups or samples, and a ``confidence`` that is not between 0 and 1.
 
     Example:
         >>> x = torch.arange(40.0)

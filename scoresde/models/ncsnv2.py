@@ -110,6 +110,9 @@ class NCSNv2(nn.Module):
 
     :attr:`config` holds the arguments as plain values.
 
+    Raises:
+        ValueError: for sizes that are not positive, and for no stages.
+
     Example:
         >>> net = NCSNv2(1, 8, ((1, 1), (2, 1), (2, 2)))
         >>> net(torch.randn(3, 1, 8, 8), torch.rand(3)).shape

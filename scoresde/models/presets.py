@@ -26,6 +26,11 @@ class PublishedNetwork:
         parameters: the number of parameters.
         source: the paper or code in which they are given.
         config: the arguments of ``network``.
+
+    Example:
+        >>> published = NETWORKS["ddpm-cifar10"]
+        >>> published.network.__name__, published.parameters, published.config["multipliers"]
+        ('UNet', 35746307, (1, 2, 2, 2))
     """
 
     network: Callable[..., nn.Module]

@@ -33,6 +33,12 @@ def losses(history: Sequence[tuple[int, float]], edges: Tensor, loss: Tensor, ex
         edges: the edges of the bins of time, shape ``(bins + 1,)``.
         loss: the loss of the trained model in each bin, shape ``(bins,)``.
         excess: the loss above the smallest possible one in each bin, shape ``(bins,)``, if it is known.
+
+    Example:
+        >>> import torch
+        >>> figure = losses([(1, 2.0), (2, 1.0)], torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.3, 0.2]))
+        >>> [ax.get_title() for ax in figure.axes]
+        ['Training', 'Trained model, by time']
     """
     figure = new_figure(9.0, 3.4)
     left, right = figure.subplots(1, 2)
@@ -66,6 +72,15 @@ def scatter(clouds: Mapping[str, Tensor], *, title: str = "") -> Figure:
     Args:
         clouds: the title of each panel and its points, shape ``(n, 2)``.
         title: the title of the figure.
+
+    Raises:
+        ValueError: for points that are not in the plane.
+
+    Example:
+        >>> import torch
+        >>> figure = scatter({"data": torch.randn(50, 2), "samples": torch.randn(50, 2)})
+        >>> [ax.get_title() for ax in figure.axes]
+        ['data', 'samples']
     """
     for points in clouds.values():
         if points.ndim != 2 or points.shape[1] != 2:

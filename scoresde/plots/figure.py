@@ -21,7 +21,15 @@ _DPI = 130
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = _DPI) -> None:
-    """Write ``figure`` atomically to ``path``, whose suffix is the format."""
+    """Write ``figure`` atomically to ``path``, whose suffix is the format.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_figure(new_figure(1, 1), f"{folder}/empty.png", dpi=20)
+        ...     os.listdir(folder)
+        ['empty.png']
+    """
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=dpi, facecolor="white")
 

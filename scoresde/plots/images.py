@@ -39,6 +39,9 @@ def tile(images: Tensor, columns: int, border: int = 1) -> Tensor:
     Returns:
         One image, shape ``(c, rows (h + border) - border, columns (w + border) - border)``.
 
+    Raises:
+        ValueError: for no column, a negative border, and images of other shapes.
+
     Example:
         >>> tile(torch.zeros(5, 1, 8, 8), columns=3).shape
         torch.Size([1, 17, 26])
@@ -87,6 +90,14 @@ def strips(processes: Mapping[str, Tensor], times: Sequence[float], title: str =
         processes: the label of each process and its images, shape ``(len(times), n, c, h, w)``.
         times: the times of the columns.
         title: the title of the figure.
+
+    Raises:
+        ValueError: for a process whose images are not ``(len(times), n, c, h, w)``.
+
+    Example:
+        >>> figure = strips({"forward": torch.zeros(3, 2, 1, 8, 8)}, [0.0, 0.5, 1.0])
+        >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        ['0', '0.5', '1']
     """
     for images in processes.values():
         if images.ndim != 5 or len(images) != len(times):
@@ -110,6 +121,11 @@ def panels(grids: Mapping[str, Tensor], *, columns: int = 8, across: int = 5, ti
         columns: the number of images per row of a grid.
         across: the number of grids per row of the figure.
         title: the title of the figure.
+
+    Example:
+        >>> figure = panels({"data": torch.zeros(4, 1, 8, 8), "samples": torch.zeros(6, 1, 8, 8)}, columns=2)
+        >>> [ax.get_title() for ax in figure.axes]
+        ['data', 'samples']
     """
     down, across = -(-len(grids) // across), min(across, len(grids))
     pages = [tile(images, columns) for images in grids.values()]
@@ -131,7 +147,14 @@ def panels(grids: Mapping[str, Tensor], *, columns: int = 8, across: int = 5, ti
 def overview(
     processes: Mapping[str, Tensor], times: Sequence[float], grids: Mapping[str, Tensor], columns: int = 8
 ) -> Figure:
-    """Draw one figure for an overview: :func:`strips` of processes above a row of :func:`panels`."""
+    """Draw one figure for an overview: :func:`strips` of processes above a row of :func:`panels`.
+
+    Example:
+        >>> process, grid = torch.zeros(3, 2, 1, 8, 8), torch.zeros(4, 1, 8, 8)
+        >>> figure = overview({"forward": process}, [0.0, 0.5, 1.0], {"data": grid, "samples": grid}, columns=2)
+        >>> len(figure.subfigs)
+        2
+    """
     width, rows = 9.0, sum(images.shape[1] for images in processes.values())
     heights = [width / (len(times) + 0.5) * rows + 0.55, width / len(grids) + 0.25]
     figure = new_figure(width, sum(heights))

@@ -32,6 +32,11 @@ class Preset:
             ``hardware``.
         cost: the estimate ``a100-hours`` by :func:`gpu_hours`.
         text: the content of the file.
+
+    Example:
+        >>> preset = find_preset("ddpm-cifar10")
+        >>> preset.name, preset.images
+        ('ddpm-cifar10', 102400000)
     """
 
     name: str

@@ -51,6 +51,13 @@ class CascadeStage(System):
         threshold: the quantile of dynamic thresholding, :class:`~scoresde.guidance.DynamicThreshold`; ``None`` for none.
         contrast: a contrastive model that guides towards a text, whose embedding is the condition ``pooled``.
         towards: the scale of its guidance.
+
+    Example:
+        >>> import scoresde
+        >>> model = ScoreModel(scoresde.models.UNet(1, 8, (1, 2), num_classes=3), scoresde.VP(), "v")
+        >>> stage = CascadeStage(model, (1, 4, 4), guidance=2.0)
+        >>> stage.steered({"label": [0]}).null, stage.steered({}) is stage.model
+        ({'label': 3}, True)
     """
 
     model: ScoreModel
@@ -195,6 +202,16 @@ def train_stage(
         objective: the objective of the score model.
         conditions: an entry for each sample.
         out, options: see :func:`scoresde.fit`.
+
+    Example:
+        >>> import scoresde
+        >>> class Net(torch.nn.Conv2d):
+        ...     def forward(self, x, t):
+        ...         return super().forward(x)
+        >>> model = ScoreModel(Net(1, 1, 3, padding=1), scoresde.VP(), "v")
+        >>> found = train_stage(model, torch.rand(8, 1, 8, 8), 2, steps=2, batch_size=4, progress=False)  # on 4 x 4
+        >>> len(found.history)
+        2
     """
     resized = Resized(data, factor, conditions or {})
     loss = named(objective) if above is None else SuperResolved(objective, above, augmentation)

@@ -119,6 +119,17 @@ def conditions_of(net: Any, encoder: TextEncoder, texts: Sequence[str]) -> dict[
 
     Raises:
         ValueError: for a network that takes neither, and embeddings of another size than it takes.
+
+    Example:
+        >>> from scoresde.models import Text, UNet
+        >>> class Lengths:  # in place of TextEncoder(folder)
+        ...     features, device = 1, torch.device("cpu")
+        ...     def __call__(self, texts):
+        ...         pooled = torch.tensor([[float(len(text))] for text in texts])
+        ...         return Text(pooled, pooled[:, None], torch.ones(len(texts), 1) > 0)
+        >>> conditions_of(UNet(1, 8, (1, 2), pooled=1), Lengths(), ["plum", ""])
+        {'pooled': tensor([[4.],
+                [0.]])}
     """
     config = _told(net)
     sizes = {name: config.get(name) for name in ("context", "pooled") if config.get(name)}

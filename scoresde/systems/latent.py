@@ -45,6 +45,14 @@ class LatentDiffusion(System):
         model: the model of the latents, with the autoencoder.
         event: the shape of a latent.
         encoder: the text encoder.
+
+    Example:
+        >>> from scoresde.models import KLAutoencoder, UNet
+        >>> net, autoencoder = UNet(2, 8, (1, 2), num_classes=3), KLAutoencoder(1, 2, 4, (1, 2), groups=2)
+        >>> model = LatentModel(ScoreModel(net, CosineVP(), "v"), autoencoder)
+        >>> system = LatentDiffusion(model, (2, 4, 4))
+        >>> system.draw(labels=[0, 2], guidance=2.0, steps=2, progress=False).x.shape
+        torch.Size([2, 1, 8, 8])
     """
 
     model: LatentModel
@@ -132,6 +140,15 @@ def train_latent(
     Raises:
         ValueError: for texts without an encoder, and another number of them than samples.
         CheckpointError: if the folder holds another training.
+
+    Example:
+        >>> import tempfile
+        >>> from scoresde.models import KLAutoencoder, UNet
+        >>> parts = KLAutoencoder(1, 2, 4, (1, 2), blocks=1, groups=2), UNet(2, 8, (1, 2), lean=True, blocks=1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     system = train_latent(torch.rand(8, 1, 8, 8), folder, *parts, steps=(1, 1), progress=False)
+        >>> system.event
+        (2, 4, 4)
     """
     out, files = Path(out), files or Files(log=False)
     if (texts is None) != (encoder is None):

@@ -44,6 +44,16 @@ class LatentFlow(LatentDiffusion):
         encoder: the text encoder.
         shift: the shift k of the times at that shape; at others it is multiplied by
             :func:`~scoresde.solvers.resolution_shift`.
+
+    Example:
+        >>> import torch
+        >>> from scoresde.models import KLAutoencoder
+        >>> from scoresde.score import LatentModel
+        >>> net = MMDiT(2, 2, 5, width=16, depth=1, heads=2)
+        >>> model = LatentModel(ScoreModel(net, RectifiedFlow(), "velocity"), KLAutoencoder(1, 2, 4, (1, 2), groups=2))
+        >>> system, text = LatentFlow(model, (2, 4, 4), shift=3.0), {"context": torch.zeros(2, 2, 5)}
+        >>> system.draw(n=2, event=(2, 8, 8), conditions=text, steps=2, progress=False).x.shape  # twice the size
+        torch.Size([2, 1, 16, 16])
     """
 
     shift: float = 1.0
@@ -92,6 +102,10 @@ class GuidanceTold(Around):
         scales: the range of the guidance scales, which are uniform; in a report the scale is the middle.
 
     Source: Meng et al., "On Distillation of Guided Diffusion Models", 2023, https://arxiv.org/abs/2210.03142.
+
+    Raises:
+        ValueError: for a teacher that is no score model, an inner objective that is no
+            :class:`~scoresde.objectives.DSM`, and a range of scales that falls.
 
     Example:
         >>> import scoresde
@@ -161,6 +175,13 @@ def train_latent_flow(
         teacher: a system whose guidance a network with ``guidance=True`` learns to be told.
         objective: the objective; by default logit-normal times, shifted.
         options: further arguments of :func:`train_latent`: ``texts``, ``encoder``, ``dropout``, ``methods``, ``device``.
+
+    Example:
+        >>> from scoresde.models import TextEncoder
+        >>> encoder = TextEncoder("text-encoder-minilm")  # doctest: +SKIP
+        >>> net = MMDiT(4, 32, encoder.features)  # doctest: +SKIP
+        >>> how = {"steps": (0, 10_000), "texts": texts, "encoder": encoder}  # doctest: +SKIP
+        >>> system = train_latent_flow(images, "run", autoencoder, net, **how)  # doctest: +SKIP
     """
     loss = objective or DSM("velocity", ShiftedTimes(shift))
     if teacher is not None:

@@ -36,6 +36,14 @@ class TextToImage(System):
     Args:
         cascade: the stages; each gets of the text what its network takes.
         encoder: the text encoder.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> encoder = SimpleNamespace(features=6)  # in place of TextEncoder(folder)
+        >>> small = {"width": 8, "multipliers": (1, 2)}
+        >>> system = imagen(encoder, ((1, 4, 4), (1, 8, 8)), unet=small, above=small)
+        >>> [(stage.event, stage.guidance, stage.threshold) for stage in system.cascade.stages]
+        [((1, 4, 4), 7.5, 0.995), ((1, 8, 8), 1.0, 0.995)]
     """
 
     cascade: Cascade
@@ -116,6 +124,14 @@ def glide(
         sde: the SDE of all stages; by default :class:`~scoresde.CosineVP`.
         guidance: the scale of classifier-free guidance of the first stage.
         stage: further arguments of the stages, such as ``steps``.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> encoder = SimpleNamespace(features=6)  # in place of TextEncoder(folder)
+        >>> small = {"width": 8, "multipliers": (1, 2)}
+        >>> first, above = glide(encoder, ((1, 4, 4), (1, 8, 8)), unet=small, above=small).cascade.stages
+        >>> nulls_of(first.model.network), first.guidance, above.augmentation
+        ({'context': 0.0, 'context_mask': True, 'pooled': 0.0}, 3.0, None)
     """
     text = {"context": encoder.features, "append_context": True, "pooled": encoder.features}
     return _system(encoder, events, {**text, **(unet or {})}, {**text, **(above or {})}, sde, None, guidance, stage)
@@ -144,6 +160,14 @@ def imagen(
         threshold: the quantile of the dynamic threshold.
         highest: the highest level of the noise on small images.
         stage: further arguments of the stages, such as ``steps``.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> encoder = SimpleNamespace(features=6)  # in place of TextEncoder(folder)
+        >>> small = {"width": 8, "multipliers": (1, 2)}
+        >>> first, above = imagen(encoder, ((1, 4, 4), (1, 8, 8)), unet=small, above=small, steps=10).cascade.stages
+        >>> first.threshold, first.steps, above.augmentation.highest
+        (0.995, 10, 0.5)
     """
     text = {"context": encoder.features, "pooled": encoder.features}
     lean = {"resample": "outer", "scale_skips": True, "last_attention": True}
@@ -175,6 +199,14 @@ def inpainting(system: TextToImage) -> TextToImage:
     """Return the system with a first stage that completes images: four further channels, whose weights are 0.
 
     It draws what the system draws, whatever is known, until :func:`~scoresde.systems.train_text_to_image` trains it further.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> encoder = SimpleNamespace(features=6)  # in place of TextEncoder(folder)
+        >>> small = {"width": 8, "multipliers": (1, 2)}
+        >>> system = glide(encoder, ((1, 4, 4), (1, 8, 8)), unet=small, above=small)
+        >>> [type(stage.model.network).__name__ for stage in inpainting(system).cascade.stages]
+        ['Inpainting', 'SuperResolution']
     """
     first, *others = system.cascade.stages
     net = Inpainting.of(first.model.network)

@@ -49,6 +49,11 @@ def train_text_to_image(
         dropout: the probability of dropping each kind of condition.
         method: the settings of the trainings.
         device, progress: see :func:`scoresde.fit`.
+
+    Example:
+        >>> from scoresde.systems import glide
+        >>> system = glide(TextEncoder("text-encoder-minilm"), ((1, 8, 8), (1, 16, 16)))  # doctest: +SKIP
+        >>> trained = train_text_to_image(system, images, "run", texts, steps=(10_000, 10_000))  # doctest: +SKIP
     """
     stages: list[CascadeStage] = []
     place, written = Path(out), {}
@@ -114,6 +119,13 @@ def train_unclip(
 
     Raises:
         CheckpointError: if the folder holds another training.
+
+    Example:
+        >>> encoder = TextEncoder("text-encoder-minilm")  # doctest: +SKIP
+        >>> prior = EmbeddingPrior(128, encoder.features, encoder.length, pooled=encoder.features)  # doctest: +SKIP
+        >>> decoder = ImageEmbedded(3, {"width": 32}, 128)  # doctest: +SKIP
+        >>> how = {"steps": (10_000, 10_000), "texts": texts, "encoder": encoder}  # doctest: +SKIP
+        >>> system = train_unclip(images, "run", prior, decoder, contrast, **how)  # doctest: +SKIP
     """
     place, sde = Path(out), sde or CosineVP()
     frozen = contrast.requires_grad_(False).eval()

@@ -30,6 +30,13 @@ class AutoencoderFit(NamedTuple):
         raw: the autoencoder given, with the last weights, in evaluation mode.
         history: pairs ``(step, loss of its batch)``; the first step is 1.
         scale: the learned scale of the residuals, with the average of the weights; ``None`` where it is not learned.
+
+    Example:
+        >>> import scoresde, torch
+        >>> net = scoresde.models.KLAutoencoder(1, 1, 4, (1, 2), groups=2)
+        >>> found = fit_autoencoder(net, torch.rand(16, 1, 4, 4), steps=1, batch_size=8, progress=False)
+        >>> [step for step, _ in found.history], found.raw is net
+        ([1], True)
     """
 
     autoencoder: Autoencoder
@@ -107,6 +114,16 @@ def load_autoencoder(
 
     Raises:
         CheckpointError: if the file is missing or damaged, or holds something else.
+
+    Example:
+        >>> import scoresde, tempfile, torch
+        >>> net = scoresde.models.KLAutoencoder(1, 1, 4, (1, 2), groups=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     how = {"steps": 1, "batch_size": 8, "out": f"{folder}/a.safetensors", "progress": False}
+        ...     found = fit_autoencoder(net, torch.rand(16, 1, 4, 4), **how)
+        ...     again = load_autoencoder(f"{folder}/a.safetensors")
+        >>> torch.equal(again.latent_mean, found.autoencoder.latent_mean)
+        True
     """
     net = load(path, autoencoder, ema=ema).net
     if not isinstance(net, Autoencoder):

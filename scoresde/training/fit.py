@@ -34,6 +34,13 @@ class FitResult(NamedTuple):
         raw: the score model given to :func:`fit`, with the last weights, in evaluation mode.
         history: pairs ``(step, loss of its batch)``; the first step is 1.
         report: the loss of ``model`` per time bin and, where the true score is known, the excess loss.
+
+    Example:
+        >>> import scoresde
+        >>> model = ScoreModel(scoresde.models.MLP(2, hidden=(8,)), scoresde.VP())
+        >>> found = fit(model, scoresde.problems.ring(), steps=2, batch_size=8, progress=False)
+        >>> [step for step, _ in found.history], found.raw is model
+        ([1, 2], True)
     """
 
     model: ScoreModel
@@ -158,6 +165,14 @@ def result_of(trainer: Trainer, truth: ScoreModel | None = None) -> FitResult:
     Args:
         trainer: the trainer, after :meth:`Trainer.run`.
         truth: the exact score model of the data distribution, where it is known. The report then has the excess loss.
+
+    Example:
+        >>> import scoresde
+        >>> model = ScoreModel(scoresde.models.MLP(2, hidden=(8,)), scoresde.VP())
+        >>> trainer = trainer_of(model, scoresde.problems.ring(), "ddpm", batch_size=8, progress=False)
+        >>> trainer.run(2)
+        >>> len(result_of(trainer).history)
+        2
     """
     averaged = trainer.sampled.eval()
     data, conditions = trainer.batches.data, trainer.batches.conditions

@@ -101,6 +101,16 @@ def denoising_errors(
     """Return E ||x_0 - m||^2 at ``times``, shape ``(grid,)`` in float64: see :func:`ays` for the arguments.
 
     The same data and noise serve all times, so that differences are less noisy than values.
+
+    Raises:
+        ValueError: for a model without its data, and no ``data``.
+
+    Example:
+        >>> from scoresde import VP, problems
+        >>> model = problems.Gaussian([0.0, 0.0], 1.0).model(VP())
+        >>> errors = denoising_errors(model, torch.tensor([0.1, 1.0]), n=64)
+        >>> errors.shape, bool(errors[0] < errors[1])  # more noise leaves more error
+        (torch.Size([2]), True)
     """
     generator = torch.Generator().manual_seed(whole("seed", seed, 0))
     if data is None:
@@ -129,6 +139,12 @@ def ays_costs(lam: Tensor, errors: Tensor) -> Tensor:
     Args:
         lam: values of lam, rising, shape ``(grid,)``.
         errors: E ||x_0 - m||^2 there.
+
+    Example:
+        >>> lam = torch.linspace(-2.0, 2.0, 5, dtype=torch.float64)
+        >>> errors = torch.full((5,), 0.7, dtype=torch.float64)  # a constant error costs nothing
+        >>> ays_costs(lam, errors).abs().max().item() < 1e-12
+        True
     """
     h, weight = lam.diff(), (2 * lam).exp()
     masses = weight.diff() / 2  # the integral of e^{2 lam} over each interval

@@ -95,6 +95,15 @@ def gits_costs(
     """Return the costs of all Euler steps of :func:`gits`, shape ``(grid, grid)`` in float64, and the times of the grid.
 
     The entry (i, j) belongs to the step from the time i to the time j > i; the others are zero.
+
+    Raises:
+        ValueError: for another cost, and a path that starts at alpha = 0.
+
+    Example:
+        >>> from scoresde import VP, problems
+        >>> costs, times = gits_costs(problems.ring().model(VP()), (4, 2), grid=6)
+        >>> costs.shape, len(times), bool((costs.tril() == 0).all())
+        (torch.Size([6, 6]), 6, True)
     """
     if cost not in ("deviation", "l2", "l1"):
         raise ValueError(f"got cost={cost!r}; expected 'deviation', 'l2' or 'l1'")

@@ -68,6 +68,9 @@ class TokenProcess(ABC):
     Attributes:
         vocabulary: the number of tokens that occur in data.
         noise: the noise schedule; given as a name in :data:`~scoresde.discrete.NOISE_SCHEDULES`, settings may follow it.
+
+    Raises:
+        ValueError: for a vocabulary of fewer than two tokens, and an unknown noise schedule.
     """
 
     vocabulary: int

@@ -83,6 +83,11 @@ class CosineNoise(NoiseSchedule):
     r"""The schedule :math:`\alpha = \cos(\pi t / 2)`, with little noise at first.
 
     Source: Chang et al., "MaskGIT: Masked Generative Image Transformer", 2022, https://arxiv.org/abs/2202.04200.
+
+    Example:
+        >>> amount = CosineNoise().amount(torch.tensor([0.0, 2 / 3], dtype=torch.float64))
+        >>> (-amount).exp().round(decimals=4).tolist()  # alpha
+        [1.0, 0.5]
     """
 
     def amount(self, t: Tensor) -> Tensor:
@@ -107,6 +112,10 @@ class GeometricNoise(NoiseSchedule):
 
     Raises:
         ValueError: unless 0 < low < high.
+
+    Example:
+        >>> GeometricNoise(low=1.0, high=16.0).amount(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)).round().tolist()
+        [0.0, 3.0, 15.0]
     """
 
     low: float = 1e-3
@@ -133,6 +142,10 @@ class ConstantNoise(NoiseSchedule):
 
     Raises:
         ValueError: if the rate is not positive.
+
+    Example:
+        >>> ConstantNoise(2.0).amount(torch.tensor([0.0, 0.5], dtype=torch.float64)).tolist()
+        [0.0, 1.0]
     """
 
     rate: float = 8.0

@@ -45,6 +45,14 @@ class Anomaly(NamedTuple):
     Args:
         score: the anomaly score, larger for anomalies, shape ``(batch,)``, float64.
         error: the standard error from random draws, shape ``(batch,)``, float64; NaN where it is unknown.
+
+    Example:
+        >>> from scoresde import VP, problems
+        >>> problem = problems.ring()
+        >>> x = problem.sample(8, torch.Generator().manual_seed(0))
+        >>> found = Detector(problem.model(VP()), "score-norms", x[:6])(x[6:])
+        >>> found.score.shape, found.error.dtype
+        (torch.Size([2]), torch.float64)
     """
 
     score: Tensor

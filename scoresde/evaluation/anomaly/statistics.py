@@ -26,6 +26,16 @@ class Statistics(NamedTuple):
     Args:
         values: the statistics, shape ``(batch, k)``.
         error: their standard errors from random draws, shape ``(batch, k)``; NaN where they are unknown.
+
+    Example:
+        >>> import torch
+        >>> from scoresde import VP, problems
+        >>> from scoresde.evaluation import ANOMALY_SCORES
+        >>> from scoresde.score import Conditions
+        >>> told, score = Conditions.of(None, 3), ANOMALY_SCORES["score-norms"]()
+        >>> found = score.statistics(problems.ring().model(VP()), torch.zeros(3, 2), [0, 1, 2], told)
+        >>> found.values.shape == found.error.shape, len(found.values)
+        (True, 3)
     """
 
     values: Tensor
@@ -34,7 +44,14 @@ class Statistics(NamedTuple):
 
 @dataclass(frozen=True)
 class ReferenceStatistics:
-    """The statistics that an anomaly score has of n samples of the data, shape ``(n, k)``, float64."""
+    """The statistics that an anomaly score has of n samples of the data, shape ``(n, k)``, float64.
+
+    Example:
+        >>> import torch
+        >>> seen = ReferenceStatistics(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+        >>> seen.mean.tolist(), float(seen.deviation[1]) > 0
+        ([2.0, 5.0], True)
+    """
 
     values: Tensor
 

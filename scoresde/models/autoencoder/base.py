@@ -16,7 +16,15 @@ __all__ = ["Autoencoder", "Reconstructed"]
 
 
 class Reconstructed(NamedTuple):
-    """The reconstruction of a batch in training, and the penalty of its latents."""
+    """The reconstruction of a batch in training, and the penalty of its latents.
+
+    Example:
+        >>> import scoresde
+        >>> net, x = scoresde.models.KLAutoencoder(1, 2, 4, (1, 2), groups=2), torch.zeros(3, 1, 8, 8)
+        >>> found = net(x, torch.zeros(3, 2, 4, 4))
+        >>> found.x.shape, found.penalty.shape
+        (torch.Size([3, 1, 8, 8]), torch.Size([3]))
+    """
 
     x: Tensor
     """The reconstructed data, shape of the data."""

@@ -24,6 +24,9 @@ class PatchDiscriminator(nn.Module):
     Source: Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks", 2017,
     https://arxiv.org/abs/1611.07004.
 
+    Raises:
+        ValueError: for sizes that are not positive, and a width that is no multiple of ``groups``.
+
     Example:
         >>> import torch
         >>> PatchDiscriminator(3, 8, layers=2)(torch.zeros(2, 3, 32, 32)).shape

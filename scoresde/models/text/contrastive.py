@@ -34,6 +34,9 @@ class Contrastive(nn.Module):
     Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021,
     https://arxiv.org/abs/2103.00020.
 
+    Raises:
+        ValueError: for a ``scale`` that is not above 0 and at most 100.
+
     Example:
         >>> model = Contrastive(nn.Linear(4, 2), nn.Linear(3, 2))
         >>> model(torch.randn(5, 4), torch.randn(6, 3)).shape
@@ -116,6 +119,9 @@ class ContrastiveImages(Contrastive):
         dropout: probability of zeroing a feature in training.
 
     :attr:`config` holds the arguments as plain values.
+
+    Raises:
+        ValueError: for sizes that are not positive, and for no levels.
 
     Example:
         >>> model = ContrastiveImages(3, 384, 16, 8, (1, 2))

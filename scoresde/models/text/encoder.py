@@ -25,7 +25,13 @@ _MOST_TOKENS = 32
 
 
 class Text(NamedTuple):
-    """The embeddings of texts."""
+    """The embeddings of texts.
+
+    Example:
+        >>> found = Text(torch.zeros(2, 5), torch.zeros(2, 3, 5), torch.ones(2, 3, dtype=torch.bool))
+        >>> found.at(torch.tensor([1])).pooled.shape, sorted(found.conditions())
+        (torch.Size([1, 5]), ['context', 'context_mask', 'pooled'])
+    """
 
     pooled: Tensor
     """One vector for each text, shape ``(batch, features)``."""

@@ -21,6 +21,12 @@ class SpatialTransformer(nn.Module):
         style: the settings of the network; ``style.context`` is the number of features of the context, and ``None`` for a
             transformer without.
         depth: number of blocks.
+
+    Example:
+        >>> import torch
+        >>> from scoresde.models.autoencoder.coder import style
+        >>> SpatialTransformer(8, style(2, 4, 0.0), depth=1)(torch.zeros(2, 8, 4, 4)).shape
+        torch.Size([2, 8, 4, 4])
     """
 
     def __init__(self, channels: int, style: Style, depth: int) -> None:

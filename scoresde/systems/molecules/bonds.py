@@ -36,7 +36,14 @@ more to spare at either end. Single and double bonds overlap: in aromatic rings 
 
 
 class Bond(NamedTuple):
-    """A bond between the atoms ``first`` and ``second`` of a molecule, single, double or triple by its ``order``."""
+    """A bond between the atoms ``first`` and ``second`` of a molecule, single, double or triple by its ``order``.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0, 0], [1.16, 0, 0]])
+        >>> hydrogen_cyanide = Molecule(torch.tensor([6, 7]), x, torch.tensor([1, 0]))
+        >>> find_bonds(hydrogen_cyanide)[0].order
+        3
+    """
 
     first: int
     second: int

@@ -30,6 +30,11 @@ def to_rdkit(molecule: Molecule) -> Any | None:
 
     Raises:
         ImportError: where RDKit is not installed.
+
+    Example:
+        >>> methanol = Molecule(torch.tensor([6, 8]), torch.tensor([[0.0, 0, 0], [1.42, 0, 0]]), torch.tensor([3, 1]))
+        >>> to_rdkit(methanol).GetNumAtoms()  # doctest: +SKIP
+        2
     """
     chem, bonds = _rdkit(), find_bonds(molecule)
     if bonds is None:
@@ -58,6 +63,11 @@ def smiles_of(molecule: Molecule) -> str | None:
 
     Raises:
         ImportError: where RDKit is not installed.
+
+    Example:
+        >>> methanol = Molecule(torch.tensor([6, 8]), torch.tensor([[0.0, 0, 0], [1.42, 0, 0]]), torch.tensor([3, 1]))
+        >>> smiles_of(methanol)  # doctest: +SKIP
+        'CO'
     """
     chem, found = _rdkit(), to_rdkit(molecule)
     if found is None:
@@ -71,6 +81,11 @@ def with_hydrogens(molecule: Molecule) -> Molecule | None:
 
     Raises:
         ImportError: where RDKit is not installed.
+
+    Example:
+        >>> methanol = Molecule(torch.tensor([6, 8]), torch.tensor([[0.0, 0, 0], [1.42, 0, 0]]), torch.tensor([3, 1]))
+        >>> with_hydrogens(methanol)  # doctest: +SKIP
+        Molecule(CH4O, 6 atoms)
     """
     chem, found = _rdkit(), to_rdkit(molecule)
     if found is None:

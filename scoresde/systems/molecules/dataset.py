@@ -168,6 +168,14 @@ def read_molecules(path: str | os.PathLike[str], *, hydrogens: bool = False) -> 
 
     Raises:
         ValueError: for a file without these arrays or with other shapes, an unknown element, and a molecule of one atom.
+
+    Example:
+        >>> import tempfile
+        >>> x = np.array([[[0.0, 0, 0], [1.42, 0, 0], [-1.0, 0, 0]]], dtype=np.float32)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(Path(folder, "some.npz"), positions=x, z=np.array([[6, 8, 1]]))
+        ...     read_molecules(Path(folder, "some.npz")), read_molecules(Path(folder, "some.npz"), hydrogens=True)
+        ([Molecule(CHO, 2 atoms)], [Molecule(CHO, 3 atoms)])
     """
     try:
         with np.load(Path(path), allow_pickle=False) as file:

@@ -32,6 +32,13 @@ class DrawnMolecules(NamedTuple):
         molecules: the molecules.
         samples: the point sets that they were decoded from, and how these were drawn.
         mask: which rows of the point sets are atoms, shape ``(n, points)``.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0, 0], [1.42, 0, 0]])
+        >>> data = Molecules([Molecule(torch.tensor([6, 8]), x, torch.tensor([3, 1]))] * 4)
+        >>> drawn = MoleculeDiffusion(molecule_model(data, width=8, depth=1), data).draw(3, steps=1)
+        >>> len(drawn.molecules), drawn.mask.sum(1).tolist()
+        (3, [2, 2, 2])
     """
 
     molecules: list[Molecule]
@@ -46,6 +53,14 @@ class MoleculeDiffusion:
     Args:
         model: the score model of the encoded molecules.
         data: the molecules of the training.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0, 0], [1.42, 0, 0], [2.84, 0, 0]])
+        >>> propane = Molecule(torch.tensor([6, 6, 6]), x, torch.tensor([3, 2, 3]))
+        >>> data = Molecules([propane, Molecule(torch.tensor([6, 6]), x[:2], torch.tensor([3, 3]))])
+        >>> system = MoleculeDiffusion(molecule_model(data, width=8, depth=1), data)
+        >>> [len(molecule) for molecule in system.draw(3, atoms=[2, 3, 2], property=0.9, guidance=2.0, steps=1).molecules]
+        [2, 3, 2]
     """
 
     model: ScoreModel
@@ -125,6 +140,13 @@ def molecule_model(
         width, depth: arguments of :class:`scoresde.models.EGNN`.
         sde: the SDE; by default :class:`~scoresde.EDM`.
         seed: the seed of the initial weights. The state of the global generator is restored.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0, 0], [1.42, 0, 0]])
+        >>> data = Molecules([Molecule(torch.tensor([6, 8]), x, torch.tensor([3, 1]))])
+        >>> model = molecule_model(data, width=8, depth=1)
+        >>> model.sde, model.predicts, data.event
+        (EDM(sigma_min=0.002, sigma_max=80.0), 'edm', (2, 5))
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -160,6 +182,13 @@ def train_molecules(
     Raises:
         ValueError: for bad settings, before the first step.
         CheckpointError: if ``out`` holds another training.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0, 0], [1.42, 0, 0]])
+        >>> data = Molecules([Molecule(torch.tensor([6, 8]), x, torch.tensor([3, 1]))] * 4)
+        >>> system = train_molecules(data, steps=2, model=molecule_model(data, width=8, depth=1), progress=False)
+        >>> system.model.dropped
+        {'known': False}
     """
     method = method or Method(batch_size=64, lr=2e-3, schedule=f"cosine-{steps}")
     model = model or molecule_model(data, seed=method.seed)

@@ -23,6 +23,12 @@ class Quality:
         novel: the share of the different molecules that are not in the data.
         lengths: for each kind of bond, such as ``"C-N"``, the Wasserstein distance of its lengths from those of the data, in
             angstrom.
+
+    Example:
+        >>> import torch
+        >>> ethane = Molecule(torch.tensor([6, 6]), torch.tensor([[0.0, 0, 0], [1.5, 0, 0]]), torch.tensor([3, 3]))
+        >>> quality([ethane, ethane], [ethane])
+        Quality(right=1.0, whole=1.0, unique=0.5, novel=0.0, lengths={'C-C': 0.0})
     """
 
     right: float

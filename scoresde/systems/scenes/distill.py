@@ -27,6 +27,14 @@ class Distilled(NamedTuple):
     Attributes:
         images: the last images that were rendered, after the last step; shape ``(batch, *event)``, without a graph.
         history: pairs of a step, from 1, and the root mean square of the gradient on its images.
+
+    Example:
+        >>> import scoresde
+        >>> from scoresde.systems.scenes import Pixels
+        >>> model = scoresde.problems.Gaussian([1.0, -2.0], 0.5).model(scoresde.VP())
+        >>> found = distill(model, Pixels(torch.zeros(1, 2)), steps=3, progress=False)
+        >>> found.images.shape, [step for step, _ in found.history]
+        (torch.Size([1, 2]), [1, 2, 3])
     """
 
     images: Tensor

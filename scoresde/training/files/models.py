@@ -230,6 +230,16 @@ def save_tuned(solver: Tuned | Chosen, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         CheckpointError: if the file is missing, damaged, or no checkpoint of this package.
+
+    Example:
+        >>> import scoresde, tempfile
+        >>> model = ScoreModel(scoresde.models.MLP(2, hidden=(8,)), scoresde.VP())
+        >>> solver = scoresde.tuning.tune(model, 2, shape=(2,), starts=8, iterations=1, tolerance=1e-3, progress=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save(model, f"{folder}/model.safetensors", event=(2,))
+        ...     _ = save_tuned(solver, folder)
+        ...     load(folder).tuned == solver
+        True
     """
     where = in_run(path)
     stored = read(where)
@@ -322,6 +332,18 @@ def load_companion(path: str | os.PathLike[str], companion: nn.Module, *, ema: b
 
     Raises:
         CheckpointError: if the file holds no companion, or a companion of another architecture.
+
+    Example:
+        >>> import scoresde, tempfile, torch
+        >>> from scoresde.objectives import DSM, LearnedDequantization, LogisticNoise
+        >>> model = ScoreModel(scoresde.models.MLP(2, hidden=(8,)), scoresde.VP(t_min=1e-5))
+        >>> objective = LearnedDequantization(DSM("likelihood", "likelihood"), LogisticNoise(nn.Linear(2, 4)), width=0.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     how = {"steps": 1, "batch_size": 4, "out": f"{folder}/model.safetensors", "progress": False}
+        ...     _ = scoresde.fit(model, torch.zeros(8, 2), objective, **how)
+        ...     q = load_companion(how["out"], LogisticNoise(nn.Linear(2, 4)), ema=False)
+        >>> torch.equal(q.net.weight, objective.noise.net.weight)
+        True
     """
     group = companion_of(average_group(read(path, ()).description, ema, path))
     fill(companion, read(path, (group,)).group(group), path)

@@ -273,6 +273,18 @@ def reconstruct(
 
     Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", 2024,
     https://arxiv.org/abs/2312.02696, section 3.2 and appendix C.2.
+
+    Example:
+        >>> import scoresde, tempfile
+        >>> from scoresde.training import Files, Method
+        >>> method = Method(batch_size=8, averages=[PowerAverage(0.05), PowerAverage(0.1)])
+        >>> model = scoresde.ScoreModel(scoresde.models.MLP(2, hidden=(8,)), scoresde.VP())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     how = {"method": method, "files": Files(f"{folder}/a.safetensors", snapshot_every=2, log=False)}
+        ...     _ = scoresde.fit(model, scoresde.problems.ring(), steps=4, progress=False, **how)
+        ...     found = reconstruct(f"{folder}/snapshots", 0.07)
+        >>> found.predicts, found.sde
+        ('eps', VP(beta_min=0.1, beta_max=20.0, t_min=0.001, t_max=1.0))
     """
     if isinstance(snapshots, str | os.PathLike):
         files = sorted(Path(snapshots).glob("*.safetensors"))

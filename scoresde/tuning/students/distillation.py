@@ -91,6 +91,12 @@ class Taught(DSM):
 
     Raises:
         TypeError: for another kind of teacher.
+
+    Example:
+        >>> from scoresde import VP, problems
+        >>> from scoresde.tuning.students import Progressive
+        >>> isinstance(Progressive(teacher=problems.ring().model(VP())), Taught)
+        True
     """
 
     teacher: ScoreModel | None = field(default=None, repr=False, kw_only=True)

@@ -56,6 +56,11 @@ def load(folder: Path) -> ScoreModel:
 
     Raises:
         WeightsError: if a file is missing or cannot be read, or the model has no equivalent here.
+
+    Example:
+        >>> model = load(Path("ddpm-cifar10-32"))  # doctest: +SKIP
+        >>> model.predicts  # doctest: +SKIP
+        'eps'
     """
     files = find(folder)
     if files is None:
@@ -81,6 +86,11 @@ def load_autoencoder(folder: Path) -> Autoencoder:
 
     Raises:
         WeightsError: if a file is missing or cannot be read, or the autoencoder has no equivalent here.
+
+    Example:
+        >>> autoencoder = load_autoencoder(Path("stable-diffusion-v1-5"))  # doctest: +SKIP
+        >>> autoencoder.encode(torch.zeros(1, 3, 64, 64)).shape  # doctest: +SKIP
+        torch.Size([1, 4, 8, 8])
     """
     files = find(folder, ("vae", "vqvae", ""))
     if files is None:
@@ -98,6 +108,13 @@ def event(folder: Path) -> tuple[int, ...] | None:
 
     Raises:
         WeightsError: for a configuration that cannot be read.
+
+    Example:
+        >>> import json, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "config.json").write_text(json.dumps({"sample_size": 32, "in_channels": 3}))
+        ...     event(Path(folder)), event(Path(folder, "nothing"))
+        ((3, 32, 32), None)
     """
     files = find(folder)
     if files is None:

@@ -23,7 +23,12 @@ _MOST_STEPS = 1_000_000
 
 @dataclass(frozen=True)
 class Scheduler:
-    """The entries of a configuration of a scheduler, with the default values of diffusers."""
+    """The entries of a configuration of a scheduler, with the default values of diffusers.
+
+    Example:
+        >>> Scheduler(prediction_type="v_prediction").beta_end
+        0.02
+    """
 
     _class_name: str | None = None
     num_train_timesteps: int = 1000

@@ -29,7 +29,12 @@ _UP = {"ResnetDownsampleBlock2D": "ResnetUpsampleBlock2D"}
 
 @dataclass(frozen=True)
 class UNet2D:
-    """The entries of a configuration of ``UNet2DModel``, with the default values of diffusers."""
+    """The entries of a configuration of ``UNet2DModel``, with the default values of diffusers.
+
+    Example:
+        >>> UNet2D(sample_size=32, num_class_embeds=10).block_out_channels
+        (224, 448, 672, 896)
+    """
 
     sample_size: int | tuple[int, int] | None = None
     in_channels: int = 3
