@@ -33,8 +33,17 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile("fresh")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """``--fresh`` multiplies examples; tests marked ``gpu`` skip, with the reason, where there is no device for them."""
+    """``--fresh`` multiplies examples; ``sweep(n)`` leaves all but every n-th case to ``-m slow``; tests marked ``gpu``
+    skip, with the reason, where there is no device for them."""
+    cases: dict[str, int] = {}
+    for item in items:
+        if (sweep := item.get_closest_marker("sweep")) and not item.get_closest_marker("slow"):
+            test = item.nodeid.partition("[")[0]
+            cases[test] = cases.get(test, -1) + 1
+            if cases[test] % sweep.args[0]:
+                item.add_marker(pytest.mark.slow)
     if times := config.getoption("--fresh"):
         drawing = [item for item in items if isinstance(item, pytest.Function) and is_hypothesis_test(item.obj)]
         config.hook.pytest_deselected(items=[item for item in items if item not in drawing])

@@ -61,6 +61,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Solvers whose order shows elsewhere than others', and why."""
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("solver", GATED)
 def test_every_solver_has_the_order_it_declares(solver: str) -> None:
     found = convergence(solver, **SETTINGS.get(solver, {}))

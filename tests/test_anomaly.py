@@ -163,6 +163,7 @@ def test_the_likelihood_and_typicality_are_the_closed_form(sde: GaussianSDE) -> 
 # Laws of every score --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", ANOMALY_SCORES)
 def test_a_score_depends_on_its_seed_alone_and_not_on_the_batch(name: str) -> None:
     model, x = model_on(VP()), torch.randn(7, 2, generator=generator(), dtype=F64)
@@ -175,6 +176,7 @@ def test_a_score_depends_on_its_seed_alone_and_not_on_the_batch(name: str) -> No
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", ANOMALY_SCORES)
 @pytest.mark.parametrize(
     "sde", [VP(), *(pytest.param(s, marks=pytest.mark.slow) for s in (EDM(), RectifiedFlow()))], ids=repr

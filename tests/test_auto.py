@@ -205,6 +205,7 @@ def test_settings_and_rows_do_not_depend_on_what_ran_before() -> None:
 # Accuracy ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", SDES)
 def test_the_default_is_several_times_closer_to_the_end_of_the_flow_than_dpmpp_2m(name: str) -> None:
     """From x at the prior to x(0), on every SDE; the bounds leave a factor of two and more."""

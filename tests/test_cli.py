@@ -103,6 +103,7 @@ def test_training_writes_the_checkpoint_the_curve_and_the_loss_by_time(run, vect
     assert sum(line.strip().startswith("mean") for line in again.stdout.splitlines()) == 1
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("sde", ["vp", "cosine", "subvp", "ve", "edm", "flow"])
 def test_every_sde_trains_on_images_and_is_sampled_with_its_defaults(tmp_path, sde):
     images = tmp_path / "images.npz"

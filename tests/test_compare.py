@@ -401,6 +401,7 @@ def test_metrics_that_no_solver_can_have_are_refused_before_any_run() -> None:
         quick(mixture().model(VP()), ["ddpm"], [5], metrics=["energy"], shape=(2,))
 
 
+@pytest.mark.slow
 def test_a_comparison_on_several_sdes_is_that_on_each() -> None:
     names = ["vp", "ve: sigma_max=20.0", "ddpm"]
     found = quick(["ring", "grid"], ["ddim", "ddpm"], [5], metrics=["rms", "energy"], sde=names)

@@ -87,6 +87,7 @@ def test_from_infinite_noise_the_score_costs_the_distance_of_the_two_laws(eta):
     assert found.score.value == pytest.approx(math.sqrt(float(gaussian_frechet_distance(*laws)) / 2), rel=1e-6)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 def test_samples_and_laws_tell_the_same(sde):
     t, n = finite_start(sde), 200
@@ -131,6 +132,7 @@ LAWFUL = [
 ]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", LAWFUL)
 def test_with_steps_the_discretization_goes_and_nothing_else_does(name):
     few, many = (decompose_gaussian(DATA, name, n, believed=BELIEVED, t_max=0.8)[name] for n in (60, 240))
@@ -200,6 +202,7 @@ def test_what_the_parts_add_is_the_total_and_their_sum_is_no_less(data, believed
         assert abs(added) <= part * (1 + 1e-9) + 1e-12
 
 
+@pytest.mark.slow
 def test_the_total_on_samples_is_their_distance_from_the_exact_ends():
     problem = mixture()
     model = inject(problem.model(VP()), Field(0.1, length=1.5))

@@ -343,6 +343,7 @@ def test_the_average_of_q_is_that_of_its_formula() -> None:
     torch.testing.assert_close(made.companions["exponential-0.9"].net[0].weight, expected)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_trained_together_the_network_is_likelier_on_what_q_makes_of_the_grid() -> None:
     with torch.enable_grad():

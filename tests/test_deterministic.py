@@ -70,6 +70,7 @@ def references() -> dict[str, torch.Tensor]:
     return out
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("solver", "name"), covering(HIGH_ORDER, ["VP", "RectifiedFlow"]))
 def test_a_start_of_high_order_keeps_the_order(solver: str, name: str, references: dict[str, torch.Tensor]) -> None:
     make, order = HIGH_ORDER[solver]

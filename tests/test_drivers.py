@@ -49,6 +49,7 @@ def draw(solver: str | solvers.Solver, driver: object = "readable", steps: int =
 # All drivers compute the same --------------------------------------------------------------------------------
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("solver", LINEAR)
 def test_every_linear_solver_runs_on_every_driver(solver: str) -> None:
     wanted = draw(solver, steps=5)
@@ -259,6 +260,7 @@ TIMES = torch.tensor([0.9, 0.7, 0.45, 0.3, 0.1], dtype=F64)
 CHECKED_WHOLE = ["ddim", "dpm-3", "dpmpp-2m", "rk4", "ddpm", "euler-maruyama", "er-sde-3", "dpmpp-2s-a", "pc"]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("solver", "checkpoint"), covering(CHECKED_WHOLE, [True, False]))
 def test_gradients_with_respect_to_start_and_times(solver: str, checkpoint: bool) -> None:
     """Against finite differences; the last of the times included."""
@@ -272,6 +274,7 @@ def test_gradients_with_respect_to_start_and_times(solver: str, checkpoint: bool
     assert torch.autograd.gradcheck(end, (x, times), eps=1e-6, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", ["EDM", "SubVP", "CosineVP", "RectifiedFlow"])
 @pytest.mark.parametrize("solver", ["dpm-3", "dpmpp-2m", "rk4"])
 def test_gradients_with_respect_to_times_on_other_sdes(solver: str, name: str) -> None:
@@ -295,6 +298,7 @@ WITH_OPTIONS: dict[str, Callable[[], RowSolver]] = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("solver", "which"), covering([*ROWS, *WITH_OPTIONS], TIMES_OF))
 def test_every_solver_that_makes_rows_is_differentiable_in_the_times(solver: str, which: str) -> None:
     """The same numbers, and the derivative in one direction against a central difference."""
@@ -517,6 +521,7 @@ def test_evaluations_and_rejections_are_counted(name: str) -> None:
     assert end.evaluations == expected
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", PAIRS)
 def test_states_between_lie_on_the_solution(name: str) -> None:
     sde, model = VP(), model_on(VP())

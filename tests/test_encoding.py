@@ -167,6 +167,7 @@ def test_latents_of_data_are_draws_of_the_prior() -> None:
     assert (z.T.cov() - torch.eye(2, dtype=F64)).abs().max() < 4 * (2 / 4000) ** 0.5
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("sde", WITH_CHAIN.values(), ids=WITH_CHAIN)
 def test_the_round_trip_of_200_steps(sde: GaussianSDE) -> None:
     model, x = Exact(sde), drawn()

@@ -111,6 +111,7 @@ def flow_end(name: str) -> tuple[Tensor, Tensor]:
 LONG = ("gotta-go-fast", "torchsde-euler", "torchsde-milstein", "torchsde-srk", "rk45")
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("solver", "name"),
     [

@@ -184,6 +184,7 @@ def test_a_field_is_smooth_and_white_noise_is_not():
 # Networks and precision ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_error_of_a_trained_network_falls_with_training_and_scales():
     problem, exact = mixture(), mixture().model(VP())
     (x, t), before = states(VP(), 0.5), torch.random.get_rng_state()

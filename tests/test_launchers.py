@@ -119,6 +119,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.slow
 def test_where_the_first_process_cannot_write_all_stop(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}

@@ -65,6 +65,7 @@ def end_of_flow(name: str) -> tuple[Tensor, Tensor]:
     return z, torch.from_numpy(found.y[:, -1]).reshape(z.shape)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("name", "sde"), covering(FLOW, SDES))
 def test_the_flow_converges_with_the_declared_order(name, sde):
     z, expected = end_of_flow(sde)

@@ -268,6 +268,7 @@ def test_rows_keep_their_kernel_in_json() -> None:
     assert solvers.from_json(json.loads(json.dumps(solvers.to_json(rows)))) == rows
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     "solver",
     [

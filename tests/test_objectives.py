@@ -158,6 +158,7 @@ def gauss_hermite(n: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(z, dtype=D), torch.tensor(w / math.sqrt(2 * math.pi), dtype=D)
 
 
+@pytest.mark.sweep(2)
 @each_sde
 @pytest.mark.parametrize("name", OBJECTIVES)
 @given(predicts=st.sampled_from(sorted(PREDICTIONS)), u=st.floats(0, 1), mean=st.floats(-1, 1), std=st.floats(0.3, 2.0))

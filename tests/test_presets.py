@@ -139,6 +139,7 @@ def test_the_levels_of_noise_of_edm_are_those_of_its_equation_5():
     assert np.allclose(path.times[:-1], (high + i / 17 * (low - high)) ** 7) and path.times[-1] == 0
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_cost_is_that_of_the_counted_operations(name):
     preset = presets.find_preset(name)

@@ -61,6 +61,7 @@ def integrals(density, variance, square, d, alpha):
     return mp.log(total), precision, gain
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("kind", ["laplace", "student_t"])
 @pytest.mark.parametrize(("t", "radius"), [(0.02, 0.01), (0.02, 6.0), (0.3, 1.0), (0.7, 3.0), (0.7, 8.0)])
 def test_noised_scale_mixtures_are_the_integrals_of_mpmath(kind, t, radius):

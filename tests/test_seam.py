@@ -155,6 +155,7 @@ def test_every_driver_honours_an_override(name: str, driver: str, solver: str) -
     assert got.evaluations == wanted.evaluations * wrapped.calls.forward
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("sde", "predicts"), covering(SDES, PREDICTIONS, 3))
 @pytest.mark.parametrize("name", ["scaled", pytest.param("by hand", marks=pytest.mark.slow)])
 def test_every_sde_and_prediction_honours_an_override(name: str, sde: Any, predicts: str) -> None:

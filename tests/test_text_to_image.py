@@ -202,6 +202,7 @@ def test_a_contrastive_model_guides_a_stage(encoder: TextEncoder) -> None:
         assert text.draw(["red apple", "steam"], progress=False)[0].backward == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", mostly_slow([glide, imagen], {imagen}))
 def test_a_text_cascade_is_trained_opened_and_completes(kind: Any, encoder: TextEncoder, tmp_path: Path) -> None:
     how: dict[str, Any] = {"method": training.Method(batch_size=4), "progress": False}

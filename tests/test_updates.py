@@ -233,6 +233,7 @@ def test_steps_are_counted_from_one_to_the_last(solver: str, driver: str, monkey
 # The network's own output ------------------------------------------------------------------------------------
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("solver", "kind"), covering(LINEAR, ["eps", "velocity", "x0"]))
 def test_rows_made_of_the_networks_output_are_the_same_rows(solver: str, kind: str) -> None:
     rows = ROWS[solver].rows(make_path(VP(), "lam", 4))

@@ -11,10 +11,9 @@ from scoresde.data.captions import CAPTIONS, captions
 from scoresde.data.dataset import Arrays, Dataset, Flipped
 from scoresde.data.images import ImageFiles, Images
 from scoresde.data.loader import batches
-from scoresde.data.moving_digits import MovingDigits, moving_digits
 from scoresde.data.opening import DATASETS, load_digits, load_tensor, open, split
 from scoresde.data.presets import COLLECTIONS, cifar10, fashion_mnist, mnist
-from scoresde.data.videos import Videos, open_videos
+from scoresde.data.videos import MovingDigits, Videos, moving_digits, open_videos
 
 __all__ = [
     "CAPTIONS",

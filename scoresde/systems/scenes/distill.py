@@ -24,10 +24,6 @@ Render = Callable[[torch.Generator], Tensor | tuple[Tensor, Mapping[str, Any]]]
 class Distilled(NamedTuple):
     """The result of :func:`distill`, which changed the parameters in place.
 
-    Attributes:
-        images: the last images that were rendered, after the last step; shape ``(batch, *event)``, without a graph.
-        history: pairs of a step, from 1, and the root mean square of the gradient on its images.
-
     Example:
         >>> import scoresde
         >>> from scoresde.systems.scenes import Pixels
@@ -38,7 +34,9 @@ class Distilled(NamedTuple):
     """
 
     images: Tensor
+    """The last images that were rendered, after the last step; shape ``(batch, *event)``, without a graph."""
     history: tuple[tuple[int, float], ...]
+    """Pairs of a step, from 1, and the root mean square of the gradient on its images."""
 
 
 def distill(
