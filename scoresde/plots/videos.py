@@ -72,8 +72,8 @@ def log_video(writer: Any, tag: str, videos: Tensor, step: int = 0, *, fps: floa
 
     Example:
         >>> import tempfile
-        >>> from torch.utils.tensorboard import SummaryWriter
-        >>> with tempfile.TemporaryDirectory() as folder, SummaryWriter(folder) as writer:
+        >>> from torch.utils.tensorboard import SummaryWriter  # doctest: +SKIP
+        >>> with tempfile.TemporaryDirectory() as folder, SummaryWriter(folder) as writer:  # doctest: +SKIP
         ...     log_video(writer, "samples", torch.zeros(4, 1, 5, 8, 8), step=100)
     """
     from tensorboard.compat.proto.summary_pb2 import Summary
