@@ -202,7 +202,7 @@ def from_images(net: UNet) -> UNet:
     if not isinstance(net, UNet) or net.config["dims"] != 2:
         raise ValueError(f"got {type(net).__name__} for a network of videos; expected one of images: UNet(.., dims=2)")
     made = UNet(**net.config | {"dims": 3, "temporal": "attention"}).to(next(net.parameters()))
-    made.load_state_dict(net.state_dict(), strict=False)
+    made.load_state_dict(made.state_dict() | net.state_dict())  # the attention over time is its own
     return made
 
 
