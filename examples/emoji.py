@@ -6,10 +6,14 @@ Trains an autoencoder, 64 x 64 to 16 x 16 x 4, a text-conditional score model of
 and names, and a cascade of pixels, 16 to 32 to 64. A run that was interrupted continues by the same command. The run folder
 is one of scoresde: scoresde sample runs/emoji --prompt "red apple" --guidance 4
 
+Without the pictures it draws coloured shapes with names of their own, and without the folder of a text encoder it makes a
+small one with random weights, which tells words apart and knows nothing of their meaning.
+
 The pictures are Twemoji, copyright Twitter, Inc. and other contributors, CC-BY 4.0: https://creativecommons.org/licenses/by/4.0/
 """
 
 import argparse
+import itertools
 import textwrap
 import time
 from pathlib import Path
@@ -46,6 +50,48 @@ def open_emoji(file: Path) -> tuple[Tensor, list[str]]:
         x, names = torch.from_numpy(held["x"]).float().permute(0, 3, 1, 2) / 255, held["name"].tolist()
     rgb, opaque = x[:, :3], x[:, 3:]
     return 2 * (rgb * opaque + 1 - opaque) - 1, names
+
+
+def draw_shapes() -> tuple[Tensor, list[str]]:
+    """Shapes in 11 colours, 6 sizes and 3 widths of outline, 64 x 64, in [-1, 1], and their names; for want of emoji."""
+    from PIL import Image, ImageDraw
+
+    colours = "red orange yellow green teal blue purple pink brown gray black".split()
+    sizes = {"tiny": 10, "small": 14, "medium": 18, "large": 22, "huge": 26, "giant": 30}
+    outlines = {"full": 0, "thick": 6, "thin": 2}
+    pictures, names = [], []
+    for colour, (size, r), (outline, width), shape in itertools.product(
+        colours, sizes.items(), outlines.items(), ("circle", "square", "triangle", "hexagon", "diamond")
+    ):
+        picture = Image.new("RGB", (64, 64), "white")
+        pen = ImageDraw.Draw(picture)
+        ink = {"outline": colour, "width": width} if width else {"fill": colour}
+        if shape == "circle":
+            pen.ellipse((32 - r, 32 - r, 32 + r, 32 + r), **ink)
+        else:
+            corners, turn = {"square": (4, 45), "triangle": (3, 0), "hexagon": (6, 0), "diamond": (4, 0)}[shape]
+            pen.regular_polygon((32, 32, r), corners, turn, **ink)
+        pictures.append(np.asarray(picture))
+        names.append(f"{size} {outline} {colour} {shape}")
+    return 2 * torch.from_numpy(np.stack(pictures)).float().permute(0, 3, 1, 2) / 255 - 1, names
+
+
+def make_encoder(folder: Path, names: list[str]) -> Path:
+    """Write a small BERT with random weights and the words of the names to a folder, once; for want of a trained one."""
+    import transformers
+
+    if not (folder / "config.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({word for name in names for word in name.split()})]
+        (folder / "vocab.txt").write_text("\n".join(words))
+        transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+        config = transformers.BertConfig(
+            vocab_size=len(words), hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+            max_position_embeddings=16,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        transformers.BertModel(config).save_pretrained(folder)
+    return folder
 
 
 def method(steps: int, batch: int, lr: float = 1e-3, **settings: object) -> Method:
@@ -94,11 +140,12 @@ def main() -> None:
     steps = [max(1, round(a.effort * n)) for n in size["steps"]]
     began = time.process_time()
 
-    x, names = open_emoji(a.emoji)
+    x, names = open_emoji(a.emoji) if a.emoji.exists() else draw_shapes()
     if a.quick:
         x, names = x[::16], names[::16]
     unseen, points = (16, 2) if a.quick else (100, 20)  # names that no model sees, and steps of the samplers
-    encoder = models.TextEncoder(a.encoder, length=16, cache=a.out / "embeddings")
+    folder = a.encoder if a.encoder.exists() else make_encoder(a.out / "encoder", names)
+    encoder = models.TextEncoder(folder, length=16, cache=a.out / "embeddings")
     kept, held = data.split(len(x), held_out=unseen / len(x))
     train, test = [names[i] for i in kept], [names[i] for i in held]
     pooled, asked = encoder(train).pooled, encoder(test).pooled
