@@ -56,7 +56,7 @@ def draw_shapes() -> tuple[Tensor, list[str]]:
     """Shapes in 11 colours, 6 sizes and 3 widths of outline, 64 x 64, in [-1, 1], and their names; for want of emoji."""
     from PIL import Image, ImageDraw
 
-    colours = "red orange yellow green teal blue purple pink brown gray black".split()
+    colours = ["red", "orange", "yellow", "green", "teal", "blue", "purple", "pink", "brown", "gray", "black"]
     sizes = {"tiny": 10, "small": 14, "medium": 18, "large": 22, "huge": 26, "giant": 30}
     outlines = {"full": 0, "thick": 6, "thin": 2}
     pictures, names = [], []
@@ -69,7 +69,7 @@ def draw_shapes() -> tuple[Tensor, list[str]]:
         if shape == "circle":
             pen.ellipse((32 - r, 32 - r, 32 + r, 32 + r), **ink)
         else:
-            corners, turn = {"square": (4, 45), "triangle": (3, 0), "hexagon": (6, 0), "diamond": (4, 0)}[shape]
+            corners, turn = {"square": (4, 0), "triangle": (3, 0), "hexagon": (6, 0), "diamond": (4, 45)}[shape]
             pen.regular_polygon((32, 32, r), corners, turn, **ink)
         pictures.append(np.asarray(picture))
         names.append(f"{size} {outline} {colour} {shape}")
@@ -109,8 +109,8 @@ def interval(hits: Tensor) -> str:
     return f"{k / n:.0%} [{low:.0%}, {high:.0%}]"
 
 
-def figure_of(rows: dict[str, Tensor], names: list[str]) -> object:
-    """Rows of pictures under their names, with the credit below."""
+def figure_of(rows: dict[str, Tensor], names: list[str], credit: str) -> object:
+    """Rows of pictures under their names, with a credit below."""
     n = len(names)
     figure = plots.new_figure(0.78 * n + 0.6, 0.78 * len(rows) + 0.9)
     axes = figure.subplots(len(rows), n, squeeze=False)
@@ -121,7 +121,7 @@ def figure_of(rows: dict[str, Tensor], names: list[str]) -> object:
         row[0].set_ylabel(title, fontsize=7)
     for ax, name in zip(axes[0], names, strict=True):
         ax.set_title(textwrap.shorten(name, 36, placeholder=" ..").replace(" ", "\n", 3), fontsize=6)
-    figure.supxlabel(CREDIT, fontsize=6)
+    figure.supxlabel(credit, fontsize=6)
     return figure
 
 
@@ -140,7 +140,7 @@ def main() -> None:
     steps = [max(1, round(a.effort * n)) for n in size["steps"]]
     began = time.process_time()
 
-    x, names = open_emoji(a.emoji) if a.emoji.exists() else draw_shapes()
+    (x, names), credit = (open_emoji(a.emoji), CREDIT) if a.emoji.exists() else (draw_shapes(), "")
     if a.quick:
         x, names = x[::16], names[::16]
     unseen, points = (16, 2) if a.quick else (100, 20)  # names that no model sees, and steps of the samplers
@@ -213,8 +213,8 @@ def main() -> None:
     of_cascade = [run.x.cpu() for run in cascade.draw(len(test), levels=0.1, own=[{"pooled": asked}], device=a.device)]
     rebuilt = system.model.decode(system.model.encode(x[held].to(a.device))).cpu()
     error = float((rebuilt - x[held]).square().mean())
-    print(f"autoencoder: {-10 * np.log10(error / 4):.1f} dB on emoji that training never saw")
-    looked = {"emoji": x[held], "autoencoder": rebuilt, "latent": drawn, "cascade": of_cascade[-1]}
+    print(f"autoencoder: {-10 * np.log10(error / 4):.1f} dB on pictures that training never saw")
+    looked = {"true": x[held], "autoencoder": rebuilt, "latent": drawn, "cascade": of_cascade[-1]}
     print(f"the name is found among {len(test)}; by chance {1 / len(test):.0%}:")
     for title, pictures in looked.items():
         ranks = contrast.ranks(downsampled(pictures, 2).clamp(-1, 1), asked)
@@ -223,13 +223,13 @@ def main() -> None:
     some = range(0, len(test), max(1, len(test) // 12))
     rows = {title: pictures[some] for title, pictures in looked.items() if title != "cascade"}
     rows |= {f"cascade {len(c[0, 0])}": c[some] for c in of_cascade}
-    plots.save_figure(figure_of(rows, [test[i] for i in some]), a.out / "emoji.png")
+    plots.save_figure(figure_of(rows, [test[i] for i in some], credit), a.out / "emoji.png")
     wanted = ["red apple", "green apple", "smiling cat", "blue heart", "flag of france", "yellow car", "a house", "sun"]
     free = {
         f"guidance {g:g}": system.draw(wanted, guidance=g, steps=points, device=a.device).x.cpu()
         for g in (1.0, 2.0, 4.0, 8.0)
     }
-    plots.save_figure(figure_of(free, wanted), a.out / "prompts.png")
+    plots.save_figure(figure_of(free, wanted, credit), a.out / "prompts.png")
     print(f"figures: {a.out / 'emoji.png'}, {a.out / 'prompts.png'}")
 
 
