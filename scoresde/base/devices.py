@@ -1,10 +1,10 @@
-"""Devices by name, and whether this machine has them."""
+"""Devices by name, whether this machine has them, and the dtypes that a state can have."""
 
 from __future__ import annotations
 
 import torch
 
-__all__ = ["as_device"]
+__all__ = ["as_device", "as_dtype"]
 
 
 def as_device(name: str | torch.device) -> torch.device:
@@ -20,7 +20,6 @@ def as_device(name: str | torch.device) -> torch.device:
         Traceback (most recent call last):
         ValueError: got the device 'cuda:99', which is not there: ... expected cpu...
     """
-    has = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     try:
         device = torch.device(name)
         if device.type == "meta":
@@ -32,9 +31,30 @@ def as_device(name: str | torch.device) -> torch.device:
                 raise ValueError(f"there are {torch.cuda.device_count()} CUDA devices")
         else:
             torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+    except (TypeError, RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
+        has = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         raise ValueError(
             f"got the device {str(name)!r}, which is not there: {reason}; expected {' or '.join(has)}"
         ) from error
     return device
+
+
+def as_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return ``dtype``, which states can have: real floating-point numbers.
+
+    Raises:
+        ValueError: for what is no dtype, and one of other numbers.
+
+    Example:
+        >>> as_dtype(torch.float64)
+        torch.float64
+        >>> as_dtype(torch.int64)
+        Traceback (most recent call last):
+        ValueError: got dtype=torch.int64; expected a dtype of floating-point numbers, such as torch.float32
+    """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        known = getattr(torch, dtype, None) if isinstance(dtype, str) else None
+        wanted = f"{known}" if isinstance(known, torch.dtype) and known.is_floating_point else "torch.float32"
+        raise ValueError(f"got dtype={dtype!r}; expected a dtype of floating-point numbers, such as {wanted}")
+    return dtype

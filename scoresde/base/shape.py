@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
-__all__ = ["as_time", "centred", "check_batch", "check_points", "expand", "present"]
+from scoresde.base.numbers import is_whole
+
+__all__ = ["as_time", "centred", "check_batch", "check_points", "check_shape", "expand", "present"]
 
 
 def as_time(t: Tensor | float, device: torch.device | None = None) -> Tensor:
@@ -28,6 +33,22 @@ def expand(t: Tensor | float, x: Tensor) -> Tensor:
             f"or one per sample, shape ({x.shape[0] if x.ndim else 'batch'},)"
         )
     return t.reshape(-1, *([1] * (x.ndim - 1)))
+
+
+def check_shape(shape: object, hint: str = "write scalars as (batch, 1)") -> tuple[int, ...]:
+    """Return the shape ``(batch, *event)`` of samples to draw as a tuple of integers.
+
+    Raises:
+        ValueError: for what is not made of positive whole numbers, at least two of them; the message ends with ``hint``.
+    """
+    given = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+    found = tuple(operator.index(n) for n in given if is_whole(n))
+    if len(found) < max(2, len(given)) or min(found) < 1:
+        raise ValueError(
+            f"got shape {shape if isinstance(shape, str) or given == (shape,) else given}; expected (batch, *event) of "
+            f"positive whole numbers with at least one event dimension: {hint}"
+        )
+    return found
 
 
 def check_batch(x: Tensor) -> Tensor:

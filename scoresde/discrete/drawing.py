@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import operator
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from scoresde.base.numbers import is_whole, whole
+from scoresde.base.devices import as_device
+from scoresde.base.numbers import whole
+from scoresde.base.shape import check_shape
 from scoresde.discrete.prediction import Predictor, TokenPrediction
 from scoresde.discrete.processes.draws import draw_tokens
 from scoresde.discrete.processes.process import Absorbing, TokenProcess, check_tokens
@@ -212,17 +213,12 @@ def _start(
 ) -> tuple[Tensor, FreshNoise]:
     """Return the tokens to start from, given or drawn from the prior, and the source of uniform numbers."""
     process: TokenProcess = model.process
+    device = None if device is None else as_device(device)
     if isinstance(shape_or_start, Tensor):
         x = check_tokens(shape_or_start, process.states, "tokens to start from")
         x = x.to(x.device if device is None else device)
         return x, FreshNoise(sample_seeds(seed, len(x)), x.device)
-    given = tuple(shape_or_start)
-    shape = tuple(operator.index(n) for n in given if is_whole(n))
-    if len(shape) < max(2, len(given)) or min(shape) < 1:
-        raise ValueError(
-            f"got shape {given}; expected (batch, *event) of positive whole numbers with at least one event dimension: "
-            "(64, 8) for 64 words of 8 letters"
-        )
+    shape = check_shape(shape_or_start, "(64, 8) for 64 words of 8 letters")
     noise = FreshNoise(sample_seeds(seed, shape[0]), model.device if device is None else device)
     u = noise.uniform(shape)
     return draw_tokens(process.prior.expand(*shape, process.states), u).to(noise.device), noise

@@ -36,7 +36,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scoresde.base.devices import as_device, as_dtype
 from scoresde.base.numbers import whole
+from scoresde.base.shape import check_shape
 from scoresde.guidance.composition import Compose
 from scoresde.guidance.contrast import Contrast
 from scoresde.guidance.tilted import Tilted
@@ -184,18 +186,16 @@ def feynman_kac(
     particles = whole("particles", particles, 1)
     if not eta > 0 or not 0 <= threshold <= 1:
         raise ValueError(f"got eta={eta} and threshold={threshold}; expected eta above 0, and a threshold from 0 to 1")
-    shape = tuple(whole("shape", n, 1) for n in shape)
-    if len(shape) < 2:
-        raise ValueError(f"got shape {shape}; expected (batch, *event) with at least one event dimension")
+    shape = check_shape(shape)
     points = make_path(model.sde, path, steps, t_min=t_min).points
     if any(v.lam <= u.lam for u, v in itertools.pairwise(points)):
         raise ValueError("got a path that goes back towards the noise; expected one that leads from noise to data")
     model.check_convertible(points[0].t)
-    device, dtype = device or model.device, dtype or model.dtype
+    device, dtype = as_device(device or model.device), as_dtype(dtype or model.dtype)
     seeds = sample_seeds(seed, shape[0])
     own = [sample_seeds(s, particles + 1) for s in seeds]
     # All first particles of the populations, all second ones and so on: the order of Conditions.repeated.
-    noise = FreshNoise([o[k] for k in range(particles) for o in own], torch.device(device))
+    noise = FreshNoise([o[k] for k in range(particles) for o in own], device)
     offsets = _uniform([o[-1] for o in own], len(points))
     told = Conditions.of(conditions, shape[0], device=device, dtype=dtype)
     x = noise.normal(torch.empty((shape[0] * particles, *shape[1:]), device=device, dtype=dtype))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.base.shape import check_shape
 from scoresde.sampling.kept import Times
 from scoresde.sampling.start import start
 from scoresde.score import ScoreModel
@@ -62,7 +63,7 @@ def matrix_start(
         ValueError: for states of a wrong shape.
     """
     if not isinstance(shape_or_start, Tensor):
-        shape = sde.state_shape(shape_or_start) if len(shape_or_start) > 1 else shape_or_start
+        shape = sde.state_shape(check_shape(shape_or_start))
         x, noise = start(shape, model, seed, 1.0, device, dtype)
         return sde.map(sde.factors(first.t).root) * x, noise
     x, noise = start(shape_or_start, model, seed, 1.0, device, dtype, grads)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from scoresde.base.numbers import is_whole
-from scoresde.base.shape import check_batch
+from scoresde.base.devices import as_device, as_dtype
+from scoresde.base.shape import check_batch, check_shape
 from scoresde.score import ScoreModel
 from scoresde.sde import GaussianSDE
 from scoresde.solvers.noise.fresh import FreshNoise, sample_seeds
@@ -39,20 +38,17 @@ def start(
         copy: whether to copy a start that is given, since a network may write into it.
 
     Raises:
-        ValueError: for a shape that is not made of positive whole numbers, at least two of them.
+        ValueError: for a shape that is not made of positive whole numbers, at least two of them, a device that is not
+            there, and a dtype of other than floating-point numbers.
     """
+    device = None if device is None else as_device(device)
+    dtype = None if dtype is None else as_dtype(dtype)
     if isinstance(shape_or_start, Tensor):
         x = check_batch(shape_or_start if grads else shape_or_start.detach())
         x = x.clone() if copy else x
         x = x.to(device=x.device if device is None else device, dtype=dtype or x.dtype)
         return x, FreshNoise(sample_seeds(seed, x.shape[0]), x.device)
-    given = tuple(shape_or_start)
-    shape = tuple(operator.index(n) for n in given if is_whole(n))
-    if len(shape) < max(2, len(given)) or min(shape) < 1:
-        raise ValueError(
-            f"got shape {given}; expected (batch, *event) of positive whole numbers with at least one event dimension: "
-            "write scalars as (batch, 1)"
-        )
+    shape = check_shape(shape_or_start)
     if device is None:
         device = "cpu" if model is None else model.device
     if dtype is None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from scoresde.base.devices import as_device
+
 __all__ = ["Processes", "launched"]
 
 
@@ -71,7 +73,7 @@ def launched(device: torch.device | str | None, default: torch.device) -> Proces
         ImportError: if there are several processes and accelerate is not installed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return Processes(torch.device(default if device is None else device))
+        return Processes(as_device(default if device is None else device))
     try:
         from accelerate import PartialState
     except ImportError as error:

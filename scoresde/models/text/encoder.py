@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scoresde.base.devices import as_device
 from scoresde.base.files import replacing
 from scoresde.base.identity import digest
 from scoresde.base.numbers import whole
@@ -95,7 +96,7 @@ class TextEncoder:
                 f"got {str(folder)!r} for a text encoder, where there is no config.json; expected a folder that "
                 "save_pretrained of transformers has written, with the model and its tokenizer"
             )
-        self.device = torch.device(device)
+        self.device = as_device(device)
         self.model, self.tokenizer = _opened(self.folder)
         self.model = self.model.to(self.device).requires_grad_(False).eval()
         config = self.model.config
