@@ -33,7 +33,7 @@ napoleon_numpy_docstring = False
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"  # a page is executed again when its code changes
-nb_execution_timeout = 300
+nb_execution_timeout = -1  # none: a busy machine changes the time alone
 nb_render_markdown_format = "myst"
 nb_execution_raise_on_error = True
 
