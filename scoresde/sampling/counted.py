@@ -120,7 +120,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         mine = [m for m in model.modules() if m.training or m in _USERS]
         for module in mine:
             _USERS[module] = _USERS.get(module, 0) + 1
-            module.training = False
+            object.__setattr__(module, "training", False)  # a module's own __setattr__ searches its parameters first
     try:
         yield
     finally:
@@ -129,4 +129,4 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
                 _USERS[module] -= 1
                 if not _USERS[module]:
                     del _USERS[module]
-                    module.training = True
+                    object.__setattr__(module, "training", True)

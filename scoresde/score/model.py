@@ -439,17 +439,21 @@ class ScoreModel(nn.Module):
         net_times = self._time(times).to(device=device, dtype=_time_dtype(dtype))
         c_in = [None] * len(times) if c.c_in is None else c.c_in.tolist()
         net, given, learned = self.net, unwrapped(conditions), self.learned_variance
+        each: dict[int, tuple[Tensor, ...]] = {}  # by the size of the batch, the times of all its samples
 
-        def bind(t: Tensor, scale: float | None) -> Callable[[Tensor], Tensor]:
+        def bind(i: int, scale: float | None) -> Callable[[Tensor], Tensor]:
             def output(x: Tensor) -> Tensor:
+                n = x.shape[0]
+                if n not in each:
+                    each[n] = net_times[:, None].expand(-1, n).unbind()
                 scaled = x if scale is None else scale * x
-                found = evaluate_bound(net, scaled, t.expand(x.shape[0]), given, learned)
+                found = evaluate_bound(net, scaled, each[n][i], given, learned)
                 return halves(found)[0] if learned and not doubled else found
 
             return output
 
         factors = zip(c.x0[0].tolist(), c.x0[1].tolist(), strict=True)
-        return [Evaluation(bind(t, scale), *pair) for t, scale, pair in zip(net_times, c_in, factors, strict=True)]
+        return [Evaluation(bind(i, scale), *pair) for i, (scale, pair) in enumerate(zip(c_in, factors, strict=True))]
 
     def __repr__(self) -> str:
         if isinstance(self.net, ScoreModel):

@@ -7,7 +7,7 @@ import math
 import operator
 import os
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -51,13 +51,18 @@ def sample_seeds(seed: int | Sequence[int] | None, n: int) -> list[int]:
     if isinstance(seed, int | np.integer):
         if seed < 0:
             raise ValueError(f"got seed={seed}; expected a whole number of at least 0, or one per sample")
-        shift, flip, high = (int(word) for word in np.random.SeedSequence(int(seed)).generate_state(3))
-        words = _scramble(np.arange(shift, shift + n, dtype=np.uint64) & _LOW) ^ np.uint64(flip)
-        return cast(list[int], (np.uint64(high >> 1 << 32) | words).tolist())
+        return list(_derived(int(seed), n))
     seeds = [operator.index(s) for s in seed]
     if len(seeds) != n:
         raise ValueError(f"got {len(seeds)} seeds for {n} samples; expected one per sample, or one integer for all")
     return seeds
+
+
+@functools.lru_cache(maxsize=8)  # calls in a loop often share seed and batch
+def _derived(seed: int, n: int) -> tuple[int, ...]:
+    shift, flip, high = (int(word) for word in np.random.SeedSequence(seed).generate_state(3))
+    words = _scramble(np.arange(shift, shift + n, dtype=np.uint64) & _LOW) ^ np.uint64(flip)
+    return tuple((np.uint64(high >> 1 << 32) | words).tolist())
 
 
 _LOW = np.uint64(2**32 - 1)
