@@ -1,6 +1,7 @@
 """The code of README and of the pages: it compiles, the names in it exist, and its calls fit the signatures.
 
-Pages that are executed when the site is built, and the sessions (``pycon``) of the others, run elsewhere.
+The cells of pages run when the site is built, the sessions (``pycon``) of the others in the tests that name them, and the
+plain blocks in ``test_pages_run``.
 """
 
 import ast

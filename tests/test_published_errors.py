@@ -4,6 +4,7 @@ import pytest
 import torch
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of NumPy, in diffusers
 def test_the_third_order_sde_update_of_diffusers_is_as_the_page_tells() -> None:
     """The conditional mean after one step of the scheduler, from predictions quadratic in lam: minus, or mended since."""
