@@ -11,92 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.models.blocks import Attention, CrossAttention, Resampled, ResidualBlock, Style, initialize
-from scoresde.models.embedding import NoiseEmbedding, time_features
+from scoresde.models.blocks import Resampled, ResidualBlock, Style, initialize
 from scoresde.models.labels import Label
 from scoresde.models.layers import check_mask, widths, zero
-from scoresde.models.pyramids import PYRAMIDS, InputPyramid, OutputPyramid
+from scoresde.models.pyramids import InputPyramid, OutputPyramid
 from scoresde.models.temporal import Frames, TemporalConvolutions, TemporalTransformer, TimeAttention, fold, unfold
 from scoresde.models.transformers.spatial import SpatialTransformer
+from scoresde.models.unet.arguments import BY_LEVEL, check_arguments, embedding_of
+from scoresde.models.unet.stages import Level, Stage, over_frames
 
 __all__ = ["UNet"]
-
-_BY_LEVEL = ("blocks", "heads", "transformer")
-"""The arguments that may be one number for each level."""
-_CHOICES = {
-    "resample": ("conv", "block", "outer"),
-    "input_pyramid": PYRAMIDS,
-    "output_pyramid": PYRAMIDS,
-    "temporal": ("none", "attention", "transformer"),
-}
-
-
-class _Stage(nn.Module):
-    """A residual block, optionally followed by self-attention and cross-attention to the context, or by a transformer.
-
-    With ``merge`` a pointwise convolution before the block changes the number of channels, and not the block itself. In a
-    network of videos the attention is followed by ``temporal="attention"`` over the frames or by a ``"transformer"`` along
-    them; with the latter, convolutions along the frames follow the block.
-    """
-
-    def __init__(
-        self,
-        c_in: int,
-        c_out: int,
-        style: Style,
-        *,
-        attention: bool,
-        transformer: int = 0,
-        merge: bool = False,
-        temporal: str = "none",
-    ) -> None:
-        super().__init__()
-        merge, bare = merge and c_in != c_out, attention and not transformer
-        self.merge = style.conv(c_in, c_out, 1) if merge else None
-        self.block = ResidualBlock(c_out if merge else c_in, c_out, style)
-        self.attention = Attention(c_out, style) if bare else None
-        crosses = bare and style.context is not None and not style.append_context
-        self.cross = CrossAttention(c_out, style) if crosses else None
-        self.transformer = SpatialTransformer(c_out, style, transformer) if attention and transformer else None
-        self.along = TemporalConvolutions(c_out, style) if temporal == "transformer" else None
-        self.frames = _over_frames(temporal, c_out, style, style.heads_of(c_out)) if attention else None
-
-    def forward(
-        self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None, frames: Frames | None = None
-    ) -> Tensor:
-        h = self.block(x if self.merge is None else self.merge(x), embedding)
-        if self.along is not None:
-            h = self.along(h, frames)
-        if self.attention is not None:
-            h = self.attention(h, context, mask)
-        if self.cross is not None:
-            h = self.cross(h, context, mask)
-        if self.transformer is not None:
-            h = self.transformer(h, context, mask)
-        if self.frames is not None:
-            h = self.frames(h, frames)
-        return cast(Tensor, h)
-
-
-def _over_frames(temporal: str, channels: int, style: Style, heads: int, width: int | None = None) -> nn.Module | None:
-    """Return the layer by which the frames of a video attend to each other, ``None`` for networks of other data."""
-    if temporal == "transformer":
-        return TemporalTransformer(channels, style, heads, width)
-    return TimeAttention(channels, style) if temporal == "attention" else None
-
-
-class _Level(nn.Module):
-    """The stages at one resolution in one direction, and the change to the next resolution."""
-
-    def __init__(self, stages: list[_Stage], resample: nn.Module | None, pyramid: nn.Module | None) -> None:
-        super().__init__()
-        self.stages = nn.ModuleList(stages)
-        self.resample, self.pyramid = resample, pyramid
-
-    def change(self, h: Tensor, embedding: Tensor) -> Tensor:
-        """Return ``h`` at the next resolution."""
-        assert self.resample is not None
-        return cast(Tensor, self.resample(h, embedding) if isinstance(self.resample, ResidualBlock) else self.resample(h))
 
 
 class UNet(nn.Module):
@@ -233,8 +157,8 @@ class UNet(nn.Module):
         config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         self.config: dict[str, Any] = config | {"multipliers": list(multipliers), "attention": list(attention)}
-        self.config |= {n: v if isinstance(v, int) else list(v) for n, v in self.config.items() if n in _BY_LEVEL}
-        _check(self.config)
+        self.config |= {n: v if isinstance(v, int) else list(v) for n, v in self.config.items() if n in BY_LEVEL}
+        check_arguments(self.config)
         self.config["attention"] = [i % len(multipliers) for i in attention]
         self.channels, self.dims, self.context, self.lean = channels, dims, context, lean
         self.outer = resample == "outer" and not lean
@@ -245,14 +169,14 @@ class UNet(nn.Module):
         in_time = temporal != "none"
         style = Style(embedding=4 * width, **shared | {"heads": heads_here[-1], "dims": dims - in_time})
         styles = [replace(style, heads=n) for n in heads_here]
-        self.embedding = _embedding(self.config)
+        self.embedding = embedding_of(self.config)
         first = stem or sizes[0]
         self.stem = style.conv(channels, first)
-        self.frames = _over_frames(temporal, first, style, 8, 8 * (head_channels or -(-first // 8)))
+        self.frames = over_frames(temporal, first, style, 8, 8 * (head_channels or -(-first // 8)))
         self.down, skips = self._way_down(sizes, styles)
         middle, depth = () if lean or self.outer else (True, False), self._levels("transformer")[-1]
         self.middle = nn.ModuleList(
-            [_Stage(sizes[-1], sizes[-1], style, attention=a, transformer=depth, temporal=temporal) for a in middle]
+            [Stage(sizes[-1], sizes[-1], style, attention=a, transformer=depth, temporal=temporal) for a in middle]
         )
         self.up = self._way_up(sizes, skips, styles)
         last = first if self.outer else sizes[0]
@@ -300,15 +224,15 @@ class UNet(nn.Module):
                 attention = i in self.config["attention"]
                 if self.outer and self.config["last_attention"]:
                     attention &= j == blocks[i] - 1
-                stages.append(_Stage(c, size, style, attention=attention, transformer=depths[i], **kind_of_stage))
+                stages.append(Stage(c, size, style, attention=attention, transformer=depths[i], **kind_of_stage))
                 c = size
                 skips.append(c)
             if self.outer or i == len(sizes) - 1:
-                levels.append(_Level(stages, shrink, None))
+                levels.append(Level(stages, shrink, None))
                 continue
             pyramid = None if kind == "none" else InputPyramid(kind, c_image, c, style)
             c_image = c if kind == "residual" else c_image
-            levels.append(_Level(stages, self._resample(c, style, up=False), pyramid))
+            levels.append(Level(stages, self._resample(c, style, up=False), pyramid))
             if not self.lean:
                 skips.append(c)
         return levels, skips
@@ -327,14 +251,14 @@ class UNet(nn.Module):
                 attention = i in self.config["attention"]
                 attention &= j == blocks + more - 1 or not self.config["last_attention"]
                 c_in = c + skips.pop()
-                stages.append(_Stage(c_in, size, style, attention=attention, transformer=depths[i], **kind_of_stage))
+                stages.append(Stage(c_in, size, style, attention=attention, transformer=depths[i], **kind_of_stage))
                 c = size
             pyramid = None if kind == "none" else OutputPyramid(kind, c_before, c, c_out, style)
             c_before = c
             if self.outer:
                 c = sizes[i - 1] if i else self.config["stem"] or sizes[0]
             enlarge = self._resample(size, style, up=True, c_out=c) if i or self.outer else None
-            levels.append(_Level(stages, enlarge, pyramid))
+            levels.append(Level(stages, enlarge, pyramid))
         return levels
 
     def _check_input(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> None:
@@ -407,7 +331,7 @@ class UNet(nn.Module):
         if self.frames is not None:
             h = self.frames(h, frames)
         skips = [] if self.lean or self.outer else [h]
-        for level in cast(list[_Level], self.down):
+        for level in cast(list[Level], self.down):
             if self.outer:
                 h = level.change(h, embedding)
             for stage in level.stages:
@@ -422,7 +346,7 @@ class UNet(nn.Module):
         for stage in self.middle:
             h = stage(h, embedding, context, mask, frames)
         output = None
-        for level in cast(list[_Level], self.up):
+        for level in cast(list[Level], self.up):
             for stage in level.stages:
                 skip = skips.pop() * math.sqrt(0.5) if self.config["scale_skips"] else skips.pop()
                 h = stage(torch.cat([h, skip], dim=1), embedding, context, mask, frames)  # of both
@@ -433,61 +357,3 @@ class UNet(nn.Module):
         if self.norm is not None and self.output is not None:
             output = self.output(F.silu(self.norm(h)))
         return cast(Tensor, output if frames is None else unfold(cast(Tensor, output), frames.number))
-
-
-def _embedding(config: dict[str, Any]) -> NoiseEmbedding:
-    """Return the embedding of time, label and augmentation of a network with these arguments."""
-    n = config["width"] * (2 if config["time"] == "fourier" else 1)
-    of_time = {name: config[name] for name in ("endpoint", "time_scale", "time_shift")}
-    rest = {name: config[name] for name in ("num_classes", "unconditional", "early_label", "augment", "pooled", "guidance")}
-    return NoiseEmbedding(time_features(config["time"], n, **of_time), 4 * config["width"], **rest)
-
-
-def _check(config: dict[str, Any]) -> None:
-    """Refuse arguments from which no network can be built."""
-    multipliers, width = config["multipliers"], config["width"]
-    levels = len(multipliers)
-    for name in _BY_LEVEL:
-        if isinstance(config[name], list) and len(config[name]) != levels:
-            raise ValueError(
-                f"got {name}={config[name]} for {levels} multipliers; expected one number for each, or one for all"
-            )
-    sizes = [config[name] for name in ("channels", "width", "groups", "group_size")]
-    by_level = {name: v if isinstance(v := config[name], list) else [v] for name in _BY_LEVEL}
-    sizes += by_level["blocks"] + by_level["heads"]
-    if not multipliers or min(*sizes, *widths(width, multipliers)) < 1:
-        raise ValueError(
-            f"got channels={config['channels']}, width={width}, multipliers={tuple(multipliers)}, "
-            f"blocks={config['blocks']}, heads={config['heads']}, groups={config['groups']}, "
-            f"group_size={config['group_size']}; expected positive sizes and at least one level"
-        )
-    if config["dims"] not in (1, 2, 3):
-        raise ValueError(f"got dims={config['dims']}; expected 1 for series, 2 for images or 3 for videos")
-    if bad := sorted(set(config["attention"]) - set(range(-levels, levels))):
-        raise ValueError(
-            f"got attention at levels {bad}; expected levels from 0, the full resolution, to {levels - 1}, or, counted from "
-            f"the lowest, from -1 to {-levels}"
-        )
-    for name, allowed in _CHOICES.items():
-        if config[name] not in allowed:
-            raise ValueError(f"got {name}={config[name]!r}; expected one of {', '.join(map(repr, allowed))}")
-    if config["temporal"] != "none" and config["dims"] != 3:
-        raise ValueError(
-            f"got temporal={config['temporal']!r} with dims={config['dims']}; expected dims=3, the frames, the height and "
-            "the width of videos"
-        )
-    if min(by_level["transformer"]) < 0 or min(config["augment"], config["pooled"]) < 0:
-        raise ValueError(
-            f"got transformer={config['transformer']}, augment={config['augment']}, pooled={config['pooled']}; expected "
-            "whole numbers of at least 0"
-        )
-    outer = config["resample"] == "outer" and not config["lean"]
-    if outer and (config["input_pyramid"], config["output_pyramid"]) != ("none", "none"):
-        raise ValueError("got resample='outer' with pyramids; expected 'none' for both, or resample='conv' or 'block'")
-    if config["append_context"] and (config["context"] is None or max(by_level["transformer"]) > 0):
-        raise ValueError(
-            f"got append_context=True with context={config['context']} and transformer={config['transformer']}; expected "
-            "the number of features of a context, and attention alone: transformer=0"
-        )
-    if (config["lean"] or outer) and config["context"] is not None and not config["attention"]:
-        raise ValueError("got a context for a network without attention, which has no place for it; pass attention=..")
