@@ -10,7 +10,7 @@ from torch import Tensor
 
 import scoresde
 from scoresde import EDM, VP, RectifiedFlow, ScoreModel, guidance, log_likelihood, problems, sample, solvers
-from scoresde.base.shape import centred
+from scoresde.base.shape import centred, present
 from scoresde.models import EGNN
 from scoresde.problems import double_well, harmonic_cluster, lennard_jones, metropolis
 from scoresde.sampling import importance_weighted, variational_bound
@@ -239,9 +239,29 @@ def test_guidance_keeps_the_subspace_and_trains_and_loads(tmp_path):
         out, model=PointModel(ScoreModel(EGNN(1, width=8, depth=1, properties=1), EDM(), "edm", sigma_data=1.0))
     )
     assert all(torch.equal(a, b) for a, b in zip(found.model.parameters(), again.parameters(), strict=True))
+    alone = scoresde.load(out)  # which knows the class, its dimensions and the values that were dropped
+    assert type(alone) is PointModel and alone.dims == 3 and alone.dropped == {"known": False}
+    torch.testing.assert_close(alone.x0(x, 0.5, **told), again.x0(x, 0.5, **told), rtol=0, atol=0)
+    with pytest.raises(scoresde.training.CheckpointError, match="points"):
+        scoresde.load(out, model=PointModel(ScoreModel(EGNN(1, width=8, depth=1, properties=1), EDM(), "edm"), 2))
     guided = guidance.ClassifierFree(again, 2.0, {"known": False})
     drawn = sample(guided, (3, 5, 4), steps=3, conditions=told, progress=False)
     assert drawn.x[..., :3].sum(1).abs().max() < 1e-4 and drawn.evaluations == 6
+
+
+def test_the_mask_is_checked_once_an_evaluation(monkeypatch):
+    calls = []
+
+    def counted(x, mask):
+        calls.append(mask)
+        return present(x, mask)
+
+    monkeypatch.setattr("scoresde.score.points.present", counted)
+    model = PointModel(ScoreModel(lambda x, t, mask: torch.tanh(x), VP(), "eps"))
+    x = model.project(point_sets(3, 0), mask=MASK)
+    calls.clear()
+    model.x0(x, 0.5, mask=MASK)
+    assert len(calls) == 1
 
 
 def test_the_loss_does_not_see_noise_outside_of_the_subspace():

@@ -133,17 +133,14 @@ def centred(x: Tensor, dims: int, mask: Tensor | None = None) -> Tensor:
     Args:
         x: shape ``(batch, points, dims + features)``.
         dims: the number of coordinates of a position, in the first columns.
-        mask: see :func:`present`.
-
-    Raises:
-        ValueError: see :func:`present`.
+        mask: the points, checked by :func:`present`; by default all rows are points.
 
     Example:
         >>> centred(torch.tensor([[[0.0, 7.0], [2.0, 8.0]]]), dims=1)
         tensor([[[-1.,  7.],
                  [ 1.,  8.]]])
     """
-    kept = present(x, mask)[:, :, None].to(x.dtype)  # (batch, points, 1)
+    kept = torch.ones_like(x[..., :1]) if mask is None else mask[:, :, None].to(x.dtype)  # (batch, points, 1)
     x = x * kept
     mean = x[..., :dims].sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp(min=1)  # (batch, 1, dims)
     return torch.cat([x[..., :dims] - mean * kept, x[..., dims:]], dim=2)

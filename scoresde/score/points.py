@@ -66,7 +66,7 @@ class PointModel(Wrapper):
 
     def project(self, x: Tensor, *, mask: Tensor | None = None, **conditions: Any) -> Tensor:
         """Return the orthogonal projection of states onto the subspace, shape of ``x``."""
-        return centred(check_points(x, self.dims), self.dims, mask)
+        return centred(check_points(x, self.dims), self.dims, present(x, mask))
 
     def outside(self, x: Tensor, *, mask: Tensor | None = None, **conditions: Any) -> Tensor:
         """Return the number of dimensions outside of the subspace for each sample, shape ``(batch,)``."""
@@ -76,7 +76,7 @@ class PointModel(Wrapper):
     def x0(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
         """Return the data prediction, of a state in the subspace and in the subspace; shape of ``x``."""
         m = self.model.x0(self.project(x, **conditions), t, **conditions)
-        return self.project(m, **conditions)
+        return centred(m, self.dims, conditions.get("mask"))  # whose mask was checked with the state
 
     def check_data(self, data: Tensor) -> Tensor:
         """Return data to train on after a check that they are point sets."""

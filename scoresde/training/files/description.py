@@ -30,7 +30,7 @@ from scoresde import discrete, models
 from scoresde import sde as sdes
 from scoresde.base.identity import digest
 from scoresde.discrete import DenoisingModel, TokenProcess
-from scoresde.score import LatentModel, ScoreModel
+from scoresde.score import LatentModel, PointModel, ScoreModel
 from scoresde.sde import GaussianSDE
 from scoresde.sde import chain as chains
 from scoresde.sde.chain import Chain, ChainSDE
@@ -102,6 +102,7 @@ class _Description(msgspec.Struct, forbid_unknown_fields=True):
     net: _Named | None = None
     model: _Named | None = None
     autoencoder: _Named | None = None
+    points: int | None = None
     predicts: str = ""
     sigma_data: float = 1.0
     time: typing.Literal["default", "index", "custom"] = "default"
@@ -264,7 +265,7 @@ def _describe_nulls(nulls: Mapping[str, Any]) -> dict[str, Any]:
 def describe(model: ScoreModel) -> dict[str, Any]:
     """Describe a score model by its network, process, prediction, function of time and, for a subclass, its class.
 
-    A model of latents is described as its inner model, with the autoencoder.
+    A model of latents is described as its inner model, with the autoencoder; one of point sets with its coordinates.
 
     Example:
         >>> from scoresde import VP
@@ -276,6 +277,9 @@ def describe(model: ScoreModel) -> dict[str, Any]:
     if type(model) is LatentModel:
         own = {"dropped": _describe_nulls(model.dropped)} if model.dropped is not None else {}
         return {**describe(model.model), "autoencoder": _describe_net(model.autoencoder), **own}
+    if type(model) is PointModel and type(model.model) is ScoreModel:
+        own = {"dropped": _describe_nulls(model.dropped)} if model.dropped is not None else {}
+        return {**describe(model.model), "points": model.dims, **own}
     described: dict[str, Any] = {"process": _describe_process(model.sde)}
     if hasattr(model, "net"):
         described |= {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scoresde import weights as weights_of_others
 from scoresde.discrete import DenoisingModel
-from scoresde.score import DataMoments, LatentModel, ScoreModel
+from scoresde.score import DataMoments, LatentModel, PointModel, ScoreModel
 from scoresde.sde import GaussianSDE
 from scoresde.sde.chain import Chain
 from scoresde.solvers.fitted import Chosen, Tuned
@@ -31,7 +31,7 @@ from scoresde.training.files.description import (
 
 __all__ = ["CHECKPOINT", "check_name", "in_run", "load", "load_companion", "moments_of", "save", "save_tuned"]
 
-_OF_MODEL = ("net", "process", "predicts", "sigma_data", "time", "model", "autoencoder")
+_OF_MODEL = ("net", "process", "predicts", "sigma_data", "time", "model", "autoencoder", "points")
 CHECKPOINT = "model.safetensors"
 """The file name of the checkpoint in a run folder."""
 
@@ -292,7 +292,7 @@ def _rebuilt(
     time: Callable[[Tensor], Tensor] | None,
 ) -> ScoreModel:
     """Build the model of a description from its arguments or the given parts, with weights that are not loaded yet."""
-    prefix = "net.net." if "autoencoder" in own else "net."
+    prefix = "net.net." if "autoencoder" in own or "points" in own else "net."
     of_net = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     process = build_process(own["process"], own["time"], Path(path)) if sde is None else sde
     check_marginals(own["process"].get("marginals", []), process, Path(path))
@@ -306,6 +306,8 @@ def _rebuilt(
             learned_variance=own["learned_variance"],
             time=time,
         )
+        if "points" in own:
+            made = PointModel(made, own["points"])
         if "autoencoder" in own:
             of_coder = {n.removeprefix("autoencoder."): v for n, v in tensors.items() if n.startswith("autoencoder.")}
             made = LatentModel(made, build_net(own["autoencoder"], of_coder, Path(path)))
