@@ -217,6 +217,26 @@ def test_the_variational_form_recovers_the_covariance_with_a_trained_companion()
     assert float((torch.cov(x.T) - COVARIANCE).norm() / COVARIANCE.norm()) < 0.05
 
 
+@pytest.mark.parametrize("variational", [False, True])
+def test_a_distillation_continues_from_its_file_bit_for_bit(tmp_path, variational):
+    def run(steps, name, lr=0.01):
+        torch.manual_seed(0)
+        companion = ScoreModel(scoresde.models.MLP(3, hidden=(4,)).double(), VP(), "v")
+        method = VariationalDistillation(companion, "v") if variational else None
+        pixels = Pixels(torch.randn(4, 3, generator=generator(), dtype=F64))
+        out = None if name is None else tmp_path / name
+        return distill(gaussian(), pixels, method=method, steps=steps, lr=lr, out=out, save_every=1, **QUIET)
+
+    whole, _, again = run(4, None), run(2, "a.safetensors"), run(4, "a.safetensors")
+    assert torch.equal(whole.images, again.images) and whole.history == again.history
+    done = run(4, "a.safetensors")
+    assert torch.equal(done.images, again.images) and done.history == again.history
+    with pytest.raises(scoresde.training.CheckpointError, match=r"lr=0.01 \(here 0.02\)"):
+        run(6, "a.safetensors", lr=0.02)
+    with pytest.raises(ValueError, match="the name of a pickle"):
+        run(4, "a.pt")
+
+
 # Tomography: linear renderers ----------------------------------------------------------------------------------------
 
 

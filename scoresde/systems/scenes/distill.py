@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from scoresde.base.identity import digest
 from scoresde.base.numbers import whole
 from scoresde.base.shape import check_batch
 from scoresde.score import Conditions, ScoreModel
 from scoresde.systems.scenes.distillation import Distillation, ScoreDistillation
+from scoresde.systems.scenes.kept import Kept
 from scoresde.training.optimization.optimizers import MakeOptimizer, build
 from scoresde.training.optimization.schedules import Schedule, schedule
 
@@ -53,6 +56,8 @@ def distill(
     conditions: Mapping[str, Any] | None = None,
     seed: int = 0,
     monitor: Callable[[int, Tensor], None] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    save_every: int = 500,
     progress: bool = True,
 ) -> Distilled:
     r"""Fit the parameters of a renderer, in place, so that what it renders is likely under a score model.
@@ -86,6 +91,9 @@ def distill(
             added, and take precedence.
         seed: the seed of cameras, times and noise.
         monitor: a function of the step, from 1, and the images it rendered.
+        out: a file, ``"scene.safetensors"``, that keeps the parameters, the optimizers, a companion and the state of the
+            generator. The same call continues from it, bit for bit, and returns its result where it is complete.
+        save_every: the number of steps between two writings of the file, which is written at the end as well.
         progress: show a progress bar.
 
     Returns:
@@ -95,6 +103,7 @@ def distill(
         TypeError: for a model or a method of another kind, parameters that are no tensors, and a renderer that returns none.
         ValueError: for no parameters or such that require no gradient, rendered images that do not depend on them, or
             conditions that do not fit the images.
+        CheckpointError: if ``out`` holds another distillation; names what differs.
         FloatingPointError: if a gradient is not finite; names the step. The parameters keep their last finite values.
 
     Example:
@@ -114,17 +123,24 @@ def distill(
             "DeltaDenoising(images)"
         )
     steps, fitted = whole("steps", steps, 1), _leaves(render, parameters)
+    save_every = whole("save_every", save_every, 1)
     if not lr > 0:
         raise ValueError(f"got lr={lr}; expected a positive learning rate")
     factor, learn = schedule(lr_schedule), method.start(model)
     generator = torch.Generator(fitted[0].device).manual_seed(whole("seed", seed))
     from tqdm.auto import tqdm
 
-    history = []
+    sizes: list[Tensor] = []
     with torch.inference_mode(False), torch.enable_grad():
         moved = build(optimizer, fitted, lr)  # type: ignore[arg-type]  # any leaf will do
         rates = [group["lr"] for group in moved.param_groups]
-        for step in tqdm(range(1, steps + 1), desc="distill", unit="step", disable=not progress):
+        kept, done = None, 0
+        if out is not None:
+            named = lr_schedule if isinstance(lr_schedule, str) else digest(lr_schedule, libraries=False)
+            settings = {"lr": lr, "lr_schedule": named, "seed": seed}
+            kept = Kept(out, model, method, fitted, moved, learn, generator, settings)
+            done, sizes = kept.resume()
+        for step in tqdm(range(done + 1, steps + 1), desc="distill", unit="step", disable=not progress):
             x, told = _rendered(render, generator, conditions)
             learn(x, generator, told)
             gradient = method.gradient(model, x, generator, **told)
@@ -136,11 +152,13 @@ def distill(
             for group, rate in zip(moved.param_groups, rates, strict=True):
                 group["lr"] = rate * factor.factor(step - 1)
             moved.step()
-            history.append((step, gradient.square().mean().sqrt()))
+            sizes.append(gradient.square().mean().sqrt())
+            if kept is not None and (step == steps or step % save_every == 0):
+                kept.save(step, sizes)
             if monitor is not None:
                 monitor(step, x.detach())
         last = _rendered(render, generator, conditions)[0].detach()
-    return Distilled(last, tuple((step, float(size)) for step, size in history))
+    return Distilled(last, tuple((step, float(size)) for step, size in enumerate(sizes, 1)))
 
 
 def _leaves(render: Any, parameters: Iterable[Tensor] | None) -> list[Tensor]:

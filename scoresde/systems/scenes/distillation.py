@@ -43,6 +43,7 @@ __all__ = [
     "Distillation",
     "NoiseLevels",
     "ScoreDistillation",
+    "Trained",
     "VariationalDistillation",
     "noise_share",
 ]
@@ -215,6 +216,39 @@ class ScoreDistillation(Distillation):
         return model.eps(noised(model.sde, x, t, eps), t, **conditions) - eps
 
 
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What trains a companion on rendered images, with the optimizer that it keeps between the steps.
+
+    Args:
+        companion: the score model that is trained in place.
+        objective: its objective.
+        optimizer: the optimizer of its parameters.
+        updates: the number of its steps at each call.
+
+    Example:
+        >>> import scoresde
+        >>> companion = scoresde.ScoreModel(scoresde.models.MLP(2, hidden=(4,)), VP(), "v")
+        >>> learn = VariationalDistillation(companion, "v").start(scoresde.problems.ring().model(VP()))
+        >>> isinstance(learn, Trained), learn.updates
+        (True, 1)
+    """
+
+    companion: ScoreModel
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    updates: int
+
+    def __call__(self, x: Tensor, generator: torch.Generator, conditions: Mapping[str, Any]) -> None:
+        """Take the steps of the companion on the images ``x``."""
+        for _ in range(self.updates):
+            with torch.inference_mode(False), torch.enable_grad():
+                self.optimizer.zero_grad()
+                loss, _ = self.objective(self.companion, x.detach(), generator, **conditions)
+                torch.autograd.backward([loss.mean()])
+            self.optimizer.step()
+
+
 @dataclass(frozen=True)
 class VariationalDistillation(Distillation):
     r"""Variational score distillation: the noise prediction of a companion, trained on the rendered images, is the baseline.
@@ -289,17 +323,7 @@ class VariationalDistillation(Distillation):
                 "ScoreModel(net, model.sde)"
             )
         optimizer = build(self.optimizer, self._parameters(), self.lr)
-        objective = cast(Objective, self.objective)
-
-        def learn(x: Tensor, generator: torch.Generator, conditions: Mapping[str, Any]) -> None:
-            for _ in range(self.updates):
-                with torch.inference_mode(False), torch.enable_grad():
-                    optimizer.zero_grad()
-                    loss, _ = objective(self.companion, x.detach(), generator, **conditions)
-                    torch.autograd.backward([loss.mean()])
-                optimizer.step()
-
-        return learn
+        return Trained(self.companion, cast(Objective, self.objective), optimizer, self.updates)
 
     def difference(self, model: ScoreModel, x: Tensor, t: Tensor, eps: Tensor, **conditions: Any) -> Tensor:
         noisy = noised(model.sde, x, t, eps)
