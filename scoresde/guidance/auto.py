@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from scoresde.guidance.contrast import Contrast
-from scoresde.guidance.scale import Scale, gaussian_sde
+from scoresde.guidance.scale import Scale, guided_sde
 from scoresde.score import Calls, ScoreModel
 
 __all__ = ["Auto"]
@@ -45,7 +45,7 @@ class Auto(Contrast):
         self, model: ScoreModel, weak: ScoreModel, scale: Scale, interval: tuple[float, float] | None = None
     ) -> None:
         super().__init__(model, scale, interval)
-        if gaussian_sde(weak) != model.sde:
+        if guided_sde(weak) != model.sde:
             raise ValueError(f"got a weak model on {weak.sde!r} for one on {model.sde!r}; expected both on the same SDE")
         self.weak = weak
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoresde.base.shape import expand
 from scoresde.guidance.contrast import Factor, Nulled
-from scoresde.guidance.scale import Scale, StepFactor
+from scoresde.guidance.scale import Scale, StepFactor, gaussian_sde
 from scoresde.score import ScoreModel
 from scoresde.solvers.path import PathLike
 
@@ -61,7 +61,7 @@ class CFGPlusPlus(Nulled):
         batched: bool = True,
     ) -> None:
         super().__init__(model, scale, null, batched=batched)
-        self.factor = StepFactor.of(model.sde, path, steps)
+        self.factor = StepFactor.of(gaussian_sde(model), path, steps)
 
     def combined(self, x: Tensor, t: Tensor, strong: Tensor, weak: Tensor, w: Factor) -> Tensor:
         """Return the prediction with which DDIM makes the step of CFG++, shape of ``x``."""

@@ -14,6 +14,7 @@ from scoresde.guidance.scale import Scale
 from scoresde.guidance.tilted import Tilted
 from scoresde.models.labels import label_tensor
 from scoresde.score import ScoreModel
+from scoresde.sde import GaussianSDE
 
 __all__ = ["ClassLogProb", "Classifier"]
 
@@ -88,7 +89,9 @@ class Classifier(Tilted):
             return
         own = self._split(conditions)[0]
         low, high = self.sde.span
-        scale = float(torch.hypot(self.sde.alpha(high), self.sde.sigma(high)))  # of the start: the probe is of unit size
+        scale = 1.0
+        if isinstance(self.sde, GaussianSDE):
+            scale = float(torch.hypot(self.sde.alpha(high), self.sde.sigma(high)))  # of the start: the probe is of unit size
         probes = []
         with torch.no_grad():
             for t in (low + 0.1 * (high - low), low + 0.6 * (high - low)):

@@ -77,7 +77,7 @@ class ClassifierFree(Nulled):
         guided = super().combined(x, t, strong, weak, w)
         if not self.rescale or guided[0].numel() == 1:
             return guided
-        dims = tuple(range(1, x.ndim))
+        dims = tuple(range(1, strong.ndim))
         ratio = strong.std(dims, keepdim=True) / guided.std(dims, keepdim=True).clamp(min=1e-12)
         return guided * (1 + self.rescale * (ratio - 1))
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.base.shape import expand
-from scoresde.guidance.scale import checked_scale, gaussian_sde
+from scoresde.guidance.scale import checked_scale, guided_sde
 from scoresde.score import Calls, Conditions, ScoreModel, Wrapper
-from scoresde.sde import Time
+from scoresde.sde import MatrixSDE, Time
 
 __all__ = ["Compose", "Given", "Mixture"]
 
@@ -76,7 +76,7 @@ class _Several(Wrapper):
             )
         models = list(weights)
         for other in models:
-            if gaussian_sde(other) != models[0].sde:
+            if guided_sde(other) != models[0].sde:
                 raise ValueError(f"got models on {models[0].sde!r} and on {other.sde!r}; expected all on the same SDE")
         super().__init__(models[0])
         self.others = nn.ModuleList(models[1:])
@@ -148,6 +148,12 @@ class Compose(_Several):
         self.rest = 1 - sum(self.weights)
         if abs(self.rest) < 1e-9:
             self.rest = 0.0
+        if self.rest and isinstance(self.sde, MatrixSDE):
+            raise ValueError(
+                f"got weights that sum to {1 - self.rest:g} on {type(self.sde).__name__}, whose coefficients are matrices, "
+                "where the product has no data prediction; expected a sum of 1: add the unconditional model with the weight "
+                "that is missing"
+            )
 
     def check_convertible(self, t: float | None = None) -> None:
         """Refuse alpha = 0 where the weights do not sum to 1."""
@@ -219,8 +225,8 @@ class Mixture(_Several):
         t = self.sde.check_time(t)
         joint = [math.log(w) + self._log_prob(i, x, t) for i, w in enumerate(self.weights)]
         share = torch.stack(joint).softmax(0)
-        parts = [expand(r, x).to(x) * model.x0(x, t, **conditions) for r, model in zip(share, self.models, strict=True)]
-        return torch.stack(parts).sum(0)
+        predicted = [model.x0(x, t, **conditions) for model in self.models]
+        return torch.stack([expand(r, m).to(m) * m for r, m in zip(share, predicted, strict=True)]).sum(0)
 
     def _log_prob(self, i: int, x: Tensor, t: Tensor) -> Tensor:
         found = self.log_probs[i](x, t)

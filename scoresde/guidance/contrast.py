@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoresde.base.shape import expand
-from scoresde.guidance.scale import Scale, check_samples, checked_scale, gaussian_sde, scale_at
+from scoresde.guidance.scale import Scale, check_samples, checked_scale, guided_sde, scale_at
 from scoresde.score import Calls, Conditions, ScoreModel, Wrapper
 from scoresde.sde import Time
 
@@ -48,7 +48,7 @@ class Contrast(Wrapper):
     """
 
     def __init__(self, model: ScoreModel, scale: Scale, interval: tuple[float, float] | None = None) -> None:
-        gaussian_sde(model)
+        guided_sde(model)
         super().__init__(model)
         self.scale = checked_scale(scale)
         self.interval = None if interval is None else _checked_interval(interval)
@@ -89,10 +89,10 @@ class Contrast(Wrapper):
         if self.interval is not None and t.ndim == 0 and not self._guides(float(t.detach())):
             return self.strong(x, t, conditions)
         strong, weak = self.both(x, t, conditions)
-        w = scale_at(self.scale, t, x)
+        w = scale_at(self.scale, t, strong)
         if self.interval is not None and t.ndim:
             inside = (t >= self.interval[0]) & (t <= self.interval[1])
-            w = torch.where(expand(inside, x).to(x.device), torch.as_tensor(w).to(x), x.new_ones(()))
+            w = torch.where(expand(inside, strong).to(x.device), torch.as_tensor(w).to(x), x.new_ones(()))
         return self.combined(x, t, strong, weak, w)
 
     def experts(self, x: Tensor, t: Tensor, **conditions: Any) -> tuple[list[Tensor], list[Factor]]:
@@ -108,7 +108,7 @@ class Contrast(Wrapper):
                 "that is a number, and no interval"
             )
         strong, weak = self.both(x, t, conditions)
-        w = scale_at(self.scale, t, x)
+        w = scale_at(self.scale, t, strong)
         return [strong, weak], [w, 1 - w]
 
     def _guides(self, t: float) -> bool:

@@ -67,7 +67,7 @@ class Projected(Nulled):
 
     def combined(self, x: Tensor, t: Tensor, strong: Tensor, weak: Tensor, w: Factor) -> Tensor:
         """Return the conditional prediction moved by the projected contrast, shape of ``x``."""
-        dims = tuple(range(1, x.ndim))
+        dims = tuple(range(1, strong.ndim))
         contrast = strong - weak
         if self.norm is not None:
             length = contrast.square().sum(dims, keepdim=True).clamp(min=1e-24).sqrt()

@@ -7,7 +7,7 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from scoresde.base.shape import expand
 from scoresde.score import ScoreModel
-from scoresde.sde import GaussianSDE
+from scoresde.sde import GaussianSDE, MatrixSDE
 from scoresde.solvers.path import PathLike, make_path
 from scoresde.solvers.scalar import value
 
-__all__ = ["Scale", "StepFactor", "check_samples", "checked_scale", "gaussian_sde", "scale_at"]
+__all__ = ["Scale", "StepFactor", "check_samples", "checked_scale", "gaussian_sde", "guided_sde", "scale_at"]
 
 Scale = float | Tensor | Sequence[float] | Callable[[Tensor], Any]
 """A finite number; a tensor or a list with an entry for each sample; or a function of time, t of shape () or (batch,)."""
@@ -87,8 +87,23 @@ def scale_at(scale: float | Tensor | Callable[[Tensor], Any], t: Tensor, x: Tens
     return expand(value, x).to(x)
 
 
+def guided_sde(model: ScoreModel) -> GaussianSDE | MatrixSDE:
+    """Return the SDE of ``model``, which guidance needs to have a data prediction.
+
+    Raises:
+        TypeError: if ``model`` is not a score model.
+        ValueError: for another SDE than one with Gaussian marginals, of numbers or of matrices.
+    """
+    if not isinstance(model, ScoreModel):
+        raise TypeError(f"got {type(model).__name__} for the model to guide; expected a ScoreModel: ScoreModel(net, sde)")
+    sde: Any = model.sde
+    if isinstance(sde, MatrixSDE):
+        return sde
+    return gaussian_sde(model)
+
+
 def gaussian_sde(model: ScoreModel) -> GaussianSDE:
-    """Return the SDE of ``model``, which guidance needs to have Gaussian marginals.
+    """Return the SDE of ``model``, which needs to have Gaussian marginals with an alpha and a sigma.
 
     Raises:
         TypeError: if ``model`` is not a score model.
@@ -96,6 +111,13 @@ def gaussian_sde(model: ScoreModel) -> GaussianSDE:
     """
     if not isinstance(model, ScoreModel):
         raise TypeError(f"got {type(model).__name__} for the model to guide; expected a ScoreModel: ScoreModel(net, sde)")
+    if isinstance(cast(Any, model.sde), MatrixSDE):
+        raise ValueError(
+            f"got a model on {type(model.sde).__name__}, whose coefficients are matrices, for guidance that belongs to the "
+            "steps of scalar solvers; expected a model on a GaussianSDE, such as VP(), or guidance of the data prediction "
+            "alone: ClassifierFree, Auto, Projected, Classifier, Energy, Compose, Mixture, StaticThreshold or "
+            "DynamicThreshold without a path"
+        )
     if not isinstance(model.sde, GaussianSDE):
         raise ValueError(
             f"got a model on {type(model.sde).__name__}, which has no Gaussian marginals and so no data prediction to "

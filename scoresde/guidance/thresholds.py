@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from scoresde.base.shape import expand
-from scoresde.guidance.scale import StepFactor, gaussian_sde
+from scoresde.guidance.scale import StepFactor, gaussian_sde, guided_sde
 from scoresde.score import ScoreModel, Transformed
 from scoresde.solvers.path import PathLike
 
@@ -144,5 +144,5 @@ class _Enlarged:
 def _kept(
     threshold: Callable[[Tensor, Any], Tensor], model: ScoreModel, path: PathLike | None, steps: int
 ) -> Callable[[Tensor, Any], Tensor]:
-    sde = gaussian_sde(model)
-    return threshold if path is None else _Enlarged(threshold, StepFactor.of(sde, path, steps))
+    guided_sde(model)
+    return threshold if path is None else _Enlarged(threshold, StepFactor.of(gaussian_sde(model), path, steps))

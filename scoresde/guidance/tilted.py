@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from scoresde.base.shape import expand
-from scoresde.guidance.scale import Scale, check_samples, checked_scale, gaussian_sde, scale_at
+from scoresde.guidance.scale import Scale, check_samples, checked_scale, guided_sde, scale_at
 from scoresde.score import Calls, ScoreModel, Shared, Wrapper
-from scoresde.sde import Time
+from scoresde.sde import GaussianSDE, MatrixSDE, Time
 
 __all__ = ["Parts", "Tilted", "gradient"]
 
@@ -36,8 +36,10 @@ class Tilted(Wrapper):
 
     .. math:: D_{guided} = D + \frac{\sigma^2}{\alpha} \nabla_x \log \psi_t(x)
 
-    A subclass gives :math:`\log \psi`, :meth:`potential`. The gradient is computed in every mode of autograd, and can be
-    differentiated again where gradients are enabled.
+    With matrix coefficients :meth:`scoresde.sde.MatrixSDE.to_data` stands for the factor.
+
+    A subclass gives :math:`\log \psi`, :meth:`potential`.
+    The gradient is computed in every mode of autograd, and can be differentiated again where gradients are enabled.
 
     Args:
         model: any score model.
@@ -69,7 +71,7 @@ class Tilted(Wrapper):
         takes: Sequence[str] | str = (),
         shares: Sequence[str] | str = (),
     ) -> None:
-        gaussian_sde(model)
+        guided_sde(model)
         super().__init__(model)
         if of not in ("x", "x0"):
             raise ValueError(
@@ -109,6 +111,8 @@ class Tilted(Wrapper):
     def check_convertible(self, t: float | None = None) -> None:
         """Refuse alpha = 0, where the gradient of the potential is 0 and its factor infinite."""
         super().check_convertible(t)
+        if not isinstance(self.sde, GaussianSDE):  # which have some signal at all times
+            return
         t = self.sde.span[1] if t is None else t
         if not float(self.sde.alpha(t)) > 0:
             raise ValueError(
@@ -137,6 +141,8 @@ class Tilted(Wrapper):
 
         slope, log_potential, inner = gradient(of_state, x)
         base = self.model.x0(x, t, **rest) if inner is None else inner
+        if isinstance(self.sde, MatrixSDE):
+            return Parts(base + self.sde.to_data(t) * slope, base, log_potential)
         of_score = self.sde.sigma(t.to(torch.float64)) ** 2 / self.sde.alpha(t.to(torch.float64))
         return Parts(base + expand(of_score, x).to(x) * slope, base, log_potential)
 

@@ -11,9 +11,18 @@ from torch import Tensor
 
 from scoresde.inverse.observation import Observation
 from scoresde.score import Calls, ScoreModel, Wrapper
-from scoresde.sde import GaussianSDE, Time
+from scoresde.sde import GaussianSDE, MatrixSDE, Time
 
-__all__ = ["Conditioned", "check_gaussian", "check_linear", "check_observation", "check_scale", "noise_variance", "observed"]
+__all__ = [
+    "Conditioned",
+    "check_gaussian",
+    "check_linear",
+    "check_observation",
+    "check_scalar",
+    "check_scale",
+    "noise_variance",
+    "observed",
+]
 
 
 class Conditioned(Wrapper):
@@ -40,7 +49,8 @@ class Conditioned(Wrapper):
     def __init__(self, model: ScoreModel, observation: Observation) -> None:
         super().__init__(model)
         check_observation(observation, type(self).__name__)
-        if not isinstance(model.sde, GaussianSDE):
+        sde: Any = model.sde
+        if not isinstance(sde, GaussianSDE | MatrixSDE):
             raise ValueError(
                 f"got a model on {type(model.sde).__name__} for {type(self).__name__}; expected an SDE with Gaussian "
                 "marginals, such as VP(), because a measurement is compared with a data prediction"
@@ -54,6 +64,8 @@ class Conditioned(Wrapper):
 
     def _observed(self, x: Tensor, t: Time) -> Observation:
         """Return the observation of the states ``x``, which may be several copies of the batch (parallel driver)."""
+        sde: Any = self.model.sde
+        x = sde.data(x) if isinstance(sde, MatrixSDE) else x
         return observed(self.observation, x, copies=isinstance(t, Tensor) and t.ndim > 0)
 
     def __repr__(self) -> str:
@@ -123,6 +135,20 @@ def check_gaussian(observation: Observation, method: str) -> None:
             f"got an observation with {observation.noise} noise for {method}, which needs Gaussian noise of one standard "
             "deviation; expected noise='gaussian', or a method that can carry it: DPS, PiGDM, TMPD, MMPS, DDNM, DiffPIR, "
             "daps or smc"
+        )
+
+
+def check_scalar(model: ScoreModel, method: str, instead: str) -> None:
+    """Refuse a model on an SDE with matrix coefficients for a method that belongs to scalar ones.
+
+    Raises:
+        ValueError: with what to take ``instead``.
+    """
+    sde: Any = model.sde
+    if isinstance(sde, MatrixSDE):
+        raise ValueError(
+            f"got a model on {type(sde).__name__}, whose coefficients are matrices, for {method}, whose step is that of a "
+            f"scalar SDE; expected {instead}"
         )
 
 

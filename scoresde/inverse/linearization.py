@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from scoresde.base.shape import expand
 from scoresde.score import ScoreModel
-from scoresde.sde import GaussianSDE, Time
+from scoresde.sde import GaussianSDE, MatrixSDE, Time
 
 __all__ = ["Linearization"]
 
@@ -42,7 +42,8 @@ class Linearization:
 
     Attributes:
         m: the data prediction, shape of ``x``.
-        alpha, sigma: the marginal at the time, shape ``()`` or ``(batch,)``, float64.
+        alpha, sigma: the marginal at the time, shape ``()`` or ``(batch,)``, float64; with matrix coefficients that of a
+            scalar SDE at the same lam whose squares sum to 1.
 
     Raises:
         ValueError: for a model whose predictions depend on ``x`` and carry no gradient.
@@ -65,7 +66,8 @@ class Linearization:
             self._x = start.clone()  # a network that writes into a leaf gets an error of torch's in place of ours
             self._m = _predicted(model, self._x, time, {name: _normal(value) for name, value in conditions.items()})
             at = time.detach().to(torch.float64)
-            self.alpha, self.sigma = (c.to(x.device) for c in (model.sde.alpha(at), model.sde.sigma(at)))
+            self._sde, self._at = cast(Any, model.sde), at
+            self.alpha, self.sigma = (c.to(x.device) for c in _marginal(self._sde, at))
         self.m = self._out(self._m)
 
     def pull(self, v: Tensor) -> Tensor:
@@ -76,8 +78,16 @@ class Linearization:
         return self._out(found)
 
     def covariance_times(self, v: Tensor) -> Tensor:
-        r"""Return :math:`\sigma^2 / \alpha` times :meth:`pull`, the covariance of the data given the state times ``v``."""
+        r"""Return the covariance of the data given the state times ``v``, :math:`\sigma^2 / \alpha` times :meth:`pull`."""
+        if isinstance(self._sde, MatrixSDE):
+            return self._sde.to_data(self._at) * self.pull(v)
         return expand(self.sigma**2 / self.alpha, v).to(v.dtype) * self.pull(v)
+
+    def signal_times(self, v: Tensor) -> Tensor:
+        r"""Return :math:`\alpha` times :meth:`pull`, which is alpha^2 / sigma^2 times :meth:`covariance_times`."""
+        if isinstance(self._sde, MatrixSDE):
+            return self._sde.map(self._sde.mean_factor(self._at).mT, to_state=False) * self.pull(v)
+        return expand(self.alpha, v).to(v.dtype) * self.pull(v)
 
     def _out(self, value: Tensor) -> Tensor:
         return value if self.keeps_graph else value.detach()
@@ -88,7 +98,15 @@ def _normal(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
-def _away_from_pure_noise(sde: GaussianSDE, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def _marginal(sde: GaussianSDE | MatrixSDE, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return alpha and sigma, with matrix coefficients those whose squares sum to 1 at the same lam."""
+    if isinstance(sde, MatrixSDE):
+        twice = 2 * sde.lam(t)
+        return twice.sigmoid().sqrt(), (-twice).sigmoid().sqrt()
+    return sde.alpha(t), sde.sigma(t)
+
+
+def _away_from_pure_noise(sde: GaussianSDE | MatrixSDE, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Return the state and the time, or the scaled state at the time where a covariance can be computed."""
     least = 0.5 * math.log(torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps)
     at = t.to(torch.float64)
@@ -96,6 +114,8 @@ def _away_from_pure_noise(sde: GaussianSDE, x: Tensor, t: Tensor) -> tuple[Tenso
     if not bool(noisy.any()):
         return x, t
     moved = torch.where(noisy, sde.time(torch.full_like(at, least)), at)
+    if isinstance(sde, MatrixSDE):
+        return sde.map(sde.factors(moved).root @ sde.whitening(sde.factors(at).root)) * x, moved
     return x * expand(sde.sigma(moved) / sde.sigma(at), x).to(x), moved
 
 

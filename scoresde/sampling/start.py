@@ -10,10 +10,10 @@ from torch import Tensor
 from scoresde.base.devices import as_device, as_dtype
 from scoresde.base.shape import check_batch, check_shape
 from scoresde.score import ScoreModel
-from scoresde.sde import GaussianSDE
+from scoresde.sde import GaussianSDE, MatrixSDE
 from scoresde.solvers.noise.fresh import FreshNoise, sample_seeds
 
-__all__ = ["check_data", "check_model", "start"]
+__all__ = ["check_data", "check_model", "check_values", "start"]
 
 
 def start(
@@ -66,6 +66,12 @@ def check_model(model: ScoreModel) -> None:
     """
     if not isinstance(model, ScoreModel):
         raise TypeError(f"got model of type {type(model).__name__}; expected a ScoreModel: ScoreModel(net, sde) makes one")
+    if isinstance(model.sde, MatrixSDE):
+        raise ValueError(
+            f"got a model on {type(model.sde).__name__}, whose coefficients are matrices, no alpha(t) and sigma(t); "
+            "expected a model on a GaussianSDE, such as VP(). On SDEs with matrix coefficients there are sample, encode, "
+            "decode, log_likelihood and the score models of scoresde.guidance and scoresde.inverse"
+        )
     if not isinstance(model.sde, GaussianSDE):
         raise ValueError(
             f"got a model on {type(model.sde).__name__}, which has no alpha(t) and sigma(t); expected a model on a "
@@ -80,6 +86,15 @@ def check_data(model: ScoreModel, x: Tensor) -> None:
         ValueError: for data of a wrong shape or dtype, without samples, or with numbers that are not finite.
     """
     check_model(model)
+    check_values(x)
+
+
+def check_values(x: Tensor) -> None:
+    """Refuse data without samples, or with numbers that are not finite.
+
+    Raises:
+        ValueError: saying how many there are of both.
+    """
     bad = int((~torch.isfinite(check_batch(x))).sum())
     if bad or not len(x):
         raise ValueError(f"got {len(x)} samples with {bad} numbers that are not finite; expected at least one, all finite")

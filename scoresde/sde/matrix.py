@@ -20,6 +20,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -31,7 +32,8 @@ from scoresde.sde.modes import Basis, ModalMap
 
 __all__ = ["Factors", "MatrixSDE"]
 
-_STEPS, _BISECTIONS = 24, 12  # of the search for a time
+_NODES, _STEPS = 256, 2
+"""Times in the table from which the search for a time starts, and its Newton steps."""
 
 
 class Factors(NamedTuple):
@@ -112,22 +114,49 @@ class MatrixSDE(SDE):
 
         An SDE with several modes overrides it with one number for all.
         """
-        size: Tensor = self.factors(t).signal.square().sum((-2, -1)).log()
-        return 0.5 * size
+        return self._lam(self.factors(t))
+
+    def d_lam(self, t: Time) -> Tensor:
+        """Return the derivative of lam in time, which is negative, shape of ``t``."""
+        t = self.check_time(t)
+        return self._slope(t, self.factors(t))
 
     def time(self, lam: Time) -> Tensor:
-        """Return the time in the span at which ``lam(t) = lam``, by safeguarded Newton steps; shape of ``lam``."""
-        target = as_time(lam).detach().to(torch.float64)
-        low, high = (torch.full_like(target, end) for end in self.span)
-        t = 0.5 * (low + high)
-        for step in range(_STEPS):
+        """Return the time in the span at which ``lam(t) = lam``, by Newton steps from a table; shape of ``lam``."""
+        given = as_time(lam).detach().to(torch.float64)
+        log_t, lams, slopes = self._table
+        target = given.cpu().clamp(lams[0], lams[-1])
+        i = torch.searchsorted(lams, target).clamp(1, len(lams) - 1)
+        low, high, width = log_t[i - 1], log_t[i], lams[i] - lams[i - 1]
+        s = (target - lams[i - 1]) / width
+        # Hermite's cubic through both ends, with the slopes of log t in lam there.
+        bend = (1 - s) * (slopes[i - 1] * width - (high - low)) - s * (slopes[i] * width - (high - low))
+        log_time = low + s * (high - low) + s * (1 - s) * bend
+        first, last = self.span
+        for _ in range(_STEPS):
+            t = log_time.exp().clamp(first, last)
             factors = self.factors(t)
-            error = 0.5 * factors.signal.square().sum((-2, -1)).log() - target
-            low, high = torch.where(error > 0, t, low), torch.where(error > 0, high, t)
-            slope = -0.5 * (self._flux(t, factors) / factors.signal.square().sum((-2, -1)))
-            moved = torch.clamp(t - error / slope, low, high)
-            t = moved if step >= _BISECTIONS else 0.5 * (low + high)
-        return t
+            error = self._lam(factors) - target
+            log_time = (log_time - error / (t * self._slope(t, factors))).clamp(math.log(first), math.log(last))
+        return log_time.exp().clamp(first, last).to(given.device)
+
+    @cached_property
+    def _table(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Logarithms of times from noise to data, lam there, which rises, and the slopes of the first in the second."""
+        with torch.inference_mode(False):
+            first, last = self.span
+            log_t = torch.linspace(math.log(last), math.log(first), _NODES, dtype=torch.float64)
+            t = log_t.exp().clamp(first, last)
+            factors = self.factors(t)
+            return log_t, self._lam(factors), 1 / (t * self._slope(t, factors))
+
+    @staticmethod
+    def _lam(factors: Factors) -> Tensor:
+        size: Tensor = factors.signal.square().sum((-2, -1)).log()
+        return 0.5 * size
+
+    def _slope(self, t: Tensor, factors: Factors) -> Tensor:
+        return -0.5 * self._flux(t, factors) / factors.signal.square().sum((-2, -1))
 
     def _flux(self, t: Tensor, factors: Factors) -> Tensor:
         """Return c^T B c with B = L^-1 G G^T L^-T: twice the rate at which |c|^2 / 2 falls."""
@@ -210,6 +239,15 @@ class MatrixSDE(SDE):
             f"{type(self).__name__} has a covariance at t_max, and no single standard deviation; expected a start from "
             "sde.prior(shape, generator=..), or the shape of the data in sample(model, shape)"
         )
+
+    def to_data(self, t: Time) -> ModalMap:
+        r"""Return the linear map psi^T / |c|^2 from gradients in the state to changes of the data prediction.
+
+        A potential adds its gradient g to the score, so that the data prediction m becomes :math:`m + \psi^T g / |c|^2` if
+        the potential depends on the state through what it tells of the data. For one variable it is sigma^2 / alpha.
+        """
+        f = self.factors(self.check_time(t))
+        return self.map(f.psi.mT / f.signal.square().sum(-2, keepdim=True), to_state=False)
 
     def score(self, z: Tensor, m: Tensor, t: Time) -> Tensor:
         """Return the score -Sigma^-1 (z - psi m) of the states ``z`` for the data prediction ``m``, shape of ``z``."""

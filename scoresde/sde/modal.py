@@ -85,6 +85,10 @@ class _Modal(MatrixSDE):
     def lam(self, t: Time) -> Tensor:
         return self._scalar.lam(t)
 
+    def d_lam(self, t: Time) -> Tensor:
+        t = self._times(t)
+        return self._scalar.d_log_alpha(t) - self._scalar.d_log_sigma(t)
+
     def time(self, lam: Time) -> Tensor:
         return self._scalar.time(lam)
 

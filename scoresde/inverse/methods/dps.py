@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scoresde.base.numbers import whole
 from scoresde.base.shape import expand
-from scoresde.inverse.conditioned import Conditioned, check_scale
+from scoresde.inverse.conditioned import Conditioned, check_scalar, check_scale
 from scoresde.inverse.likelihood import likelihood_gradient
 from scoresde.inverse.linearization import Linearization
 from scoresde.inverse.observation import Observation
@@ -79,6 +79,8 @@ class DPS(Conditioned):
         super().__init__(model, observation)
         if step not in ("normalised", "likelihood"):
             raise ValueError(f"got step={step!r}; expected 'normalised' or 'likelihood'")
+        if step == "normalised":
+            check_scalar(model, "DPS with step='normalised'", "step='likelihood', TMPD, MMPS or PiGDM")
         if step == "likelihood" and observation.noise == "gaussian" and observation.sigma == 0:
             raise ValueError(
                 "got sigma=0 for DPS with step='likelihood', where a measurement has no density; expected sigma > 0, or "

@@ -76,7 +76,7 @@ class PiGDM(Conditioned):
         weight = weighed(seen.operator, seen.residual(at.m), variance, noise_variance(seen))
         if self.variant == "exact":
             return at.m + at.covariance_times(weight)
-        return at.m + expand(at.alpha * variance, x).to(x) * at.pull(weight)
+        return at.m + expand(variance, at.m).to(at.m) * at.signal_times(weight)
 
 
 def prior_variance(alpha: Tensor, sigma: Tensor, std: float) -> Tensor:

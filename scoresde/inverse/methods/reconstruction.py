@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from scoresde.base.shape import expand
 from scoresde.inverse.conditioned import Conditioned, check_linear, check_scale
 from scoresde.inverse.linearization import Linearization
 from scoresde.inverse.observation import Observation
@@ -65,6 +64,5 @@ class ReconstructionGuidance(Conditioned):
     def x0(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
         """Return the guided data prediction, which agrees with the measurement; shape of ``x``."""
         at, seen = Linearization(self.model, x, t, conditions), self._observed(x, t)
-        pull = at.pull(seen.operator.pinv(seen.residual(at.m)))
-        moved = at.m + self.weight * expand(at.alpha, x).to(x) * pull
+        moved = at.m + self.weight * at.signal_times(seen.operator.pinv(seen.residual(at.m)))
         return moved + seen.operator.pinv(seen.residual(moved))

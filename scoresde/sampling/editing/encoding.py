@@ -17,19 +17,21 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from scoresde.sampling.counted import Counted, evaluation_mode
 from scoresde.sampling.editing.invertible import Invertible, Pair
+from scoresde.sampling.editing.matrix import matrix_flow
 from scoresde.sampling.editing.mirror import Mirrored, MirroredSDE, mirrored_path
 from scoresde.sampling.kept import Times, kept_points, same, with_kept
 from scoresde.sampling.run import NonFiniteError, finite
 from scoresde.sampling.samples import Samples, sample
 from scoresde.sampling.start import check_data
 from scoresde.score import Conditions, ScoreModel
+from scoresde.sde import MatrixSDE
 from scoresde.solvers.drivers import Driver
 from scoresde.solvers.path import Path, PathLike, Point, make_path
 from scoresde.solvers.solver import Solver
@@ -41,7 +43,7 @@ __all__ = ["decode", "encode"]
 def encode(
     model: ScoreModel,
     x: Tensor,
-    solver: str | Solver | Invertible = "rk4",
+    solver: str | Solver | Invertible = "auto",
     steps: int = 50,
     path: PathLike = "lam",
     *,
@@ -61,9 +63,11 @@ def encode(
 
     Args:
         model: the score model.
-        x: data of shape ``(batch, *event)``, taken for states at ``t_min``; they are not changed.
+        x: data of shape ``(batch, *event)``, taken for states at ``t_min``; they are not changed. On an SDE with several
+            variables they are states with all of them, ``sde.perturb(data, t_min, eps)``.
         solver: a name of ``scoresde.solvers.SOLVERS`` or a solver object, deterministic; or an invertible method,
-            :class:`~scoresde.sampling.Coupled` or :class:`~scoresde.sampling.Bidirectional`.
+            :class:`~scoresde.sampling.Coupled` or :class:`~scoresde.sampling.Bidirectional`. ``"auto"`` is "rk4". On an SDE
+            with matrix coefficients it is a solver of ``scoresde.solvers.MATRIX_SOLVERS``, and ``"auto"`` is of order three.
         steps, path: the same as in :func:`scoresde.sample`; times fall from noise to data there and here, and are visited in
             reverse.
         partner: the second state of an invertible method, ``info["partner"]`` of a decoding; by default a new run.
@@ -89,6 +93,10 @@ def encode(
         >>> bool((decode(model, latent, "rk4", steps=100).x - x).abs().max() < 1e-4)
         True
     """
+    if isinstance(model, ScoreModel) and isinstance(cast(Any, model.sde), MatrixSDE):
+        options: dict[str, Any] = {"partner": partner, "t_min": t_min, "t_max": t_max, "end": "stop", "keep": keep}
+        options |= {"progress": progress, "driver": driver, "conditions": conditions}
+        return matrix_flow(model, x, solver, steps, path, up=True, **options)
     method, where = _checked(model, x, solver, steps, path, t_min, t_max)
     if isinstance(method, Invertible):
         return _invertible(model, Pair(x, partner), method, where, True, keep, conditions)
@@ -129,7 +137,7 @@ def encode(
 def decode(
     model: ScoreModel,
     latent: Tensor,
-    solver: str | Solver | Invertible = "rk4",
+    solver: str | Solver | Invertible = "auto",
     steps: int = 50,
     path: PathLike = "lam",
     *,
@@ -169,6 +177,10 @@ def decode(
         >>> bool((back.x - x).abs().max() < 1e-12)
         True
     """
+    if isinstance(model, ScoreModel) and isinstance(cast(Any, model.sde), MatrixSDE):
+        options: dict[str, Any] = {"partner": partner, "t_min": t_min, "t_max": t_max, "end": end, "keep": keep}
+        options |= {"progress": progress, "driver": driver, "conditions": conditions}
+        return matrix_flow(model, latent, solver, steps, path, up=False, **options)
     method, where = _checked(model, latent, solver, steps, path, t_min, t_max, end)
     if isinstance(method, Invertible):
         if end != "stop":
@@ -192,7 +204,7 @@ def _checked(
 ) -> tuple[Solver | Invertible, Path]:
     """Return the method and the path, after the checks that both directions share."""
     check_data(model, x)
-    method = get(solver) if isinstance(solver, str) else solver
+    method = get("rk4" if solver == "auto" else solver) if isinstance(solver, str) else solver
     if not isinstance(method, Solver | Invertible):
         raise TypeError(f"got solver {solver!r}; expected a name, a solver object, Coupled() or Bidirectional()")
     if isinstance(method, Solver) and method.stochastic:

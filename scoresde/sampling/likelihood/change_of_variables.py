@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,58 +29,15 @@ from scoresde.sampling.likelihood.clock import Clock, Where
 from scoresde.sampling.likelihood.divergence import TRACES, TraceEstimate
 from scoresde.sampling.likelihood.flow import Flow
 from scoresde.sampling.likelihood.gradients import differentiable
+from scoresde.sampling.likelihood.matrix import FEW_DIMENSIONS, matrix_likelihood
+from scoresde.sampling.likelihood.result import Likelihood
 from scoresde.sampling.start import check_data
 from scoresde.score import Conditions, DataMoments, ScoreModel
+from scoresde.sde import MatrixSDE
 from scoresde.solvers.noise.fresh import sample_seeds
 from scoresde.solvers.path import PathLike, make_path
 
-__all__ = ["Likelihood", "log_likelihood"]
-
-FEW_DIMENSIONS = 16
-"""The largest number of dimensions in which trace="auto" is exact."""
-
-
-class Likelihood(NamedTuple):
-    """The result of :func:`log_likelihood`. All but ``latent`` have the shape ``(batch,)`` and are float64.
-
-    Args:
-        log_prob: the log-density in nats.
-        latent: the end of the flow at ``t_max``, shape of the data.
-        evaluations: the number of network calls, each with the divergence at the same point.
-        discretization: the error of ``log_prob`` from the steps, in nats: twice the sum of the errors of all steps.
-        probe_error: the standard error of ``log_prob`` from the random probes: zero with the exact divergence, NaN
-            (unknown) with a single estimate.
-        mismatch: the log-density of the noised data at the latent minus the log-density of the prior there. Where the
-            moments of the data are known, it is computed from them and is part of ``log_prob``. Otherwise it is estimated
-            from the predictions of the model at ``t_max``, and is not part of ``log_prob``.
-        estimates: the number of independent estimates of the divergence.
-
-    Example:
-        >>> zero = torch.zeros(1)
-        >>> found = Likelihood(zero - 2.5, torch.zeros(1, 2), 60, zero + 0.01, zero + 0.02, zero, estimates=1)
-        >>> found.error  # of the steps and of the probes
-        tensor([0.0300])
-    """
-
-    log_prob: Tensor
-    latent: Tensor
-    evaluations: int
-    discretization: Tensor
-    probe_error: Tensor
-    mismatch: Tensor
-    estimates: int
-
-    @property
-    def error(self) -> Tensor:
-        """The half width of an interval for ``log_prob`` at 95 %: the steps' error, and Student's interval of the probes.
-
-        It contains neither the error of the model nor the mismatch of the prior.
-        """
-        if self.estimates == 1:
-            return self.discretization + self.probe_error
-        from scipy import stats
-
-        return self.discretization + float(stats.t.ppf(0.975, self.estimates - 1)) * self.probe_error
+__all__ = ["log_likelihood"]
 
 
 def log_likelihood(
@@ -92,6 +49,7 @@ def log_likelihood(
     path: PathLike | None = None,
     trace: str = "auto",
     probes: int = 4,
+    draws: int = 4,
     seed: int | Sequence[int] = 0,
     t_min: float | None = None,
     moments: DataMoments | None = None,
@@ -116,11 +74,13 @@ def log_likelihood(
             dimension of the data. ``"rademacher"``, ``"gaussian"`` and ``"hutch++"`` are unbiased estimates, with one
             backward pass for each probe. ``"auto"`` is exact up to 16 dimensions, and ``"rademacher"`` above.
         probes: the number of random probes for each sample. They stay the same along the whole trajectory.
-        seed: the seed or seeds of the probes, as in :func:`scoresde.sample`. The probes of a sample depend on its own seed
-            only.
+        draws: the number of draws of the other variables, such as velocities, on an SDE that has some; see
+            :mod:`scoresde.sampling.likelihood.matrix`.
+        seed: the seed or seeds of the probes and draws, as in :func:`scoresde.sample`. Those of a sample depend on its own
+            seed only.
         t_min: the time of the data, by default that of the SDE.
         moments: the moments of the data, by default ``model.moments``, if there are no conditions. They correct the prior,
-            and are a control variate for the probes.
+            and are a control variate for the probes. There are none on an SDE with matrix coefficients.
         gradients: let gradients flow from ``log_prob`` and ``latent`` to ``x``, to the parameters of the model, and to
             conditions that require gradients. The steps are constants. The backward pass makes the evaluations again; its
             memory grows with the logarithm of the number of steps: see :mod:`scoresde.sampling.likelihood.gradients`.
@@ -142,11 +102,18 @@ def log_likelihood(
         >>> torch.allclose(found.log_prob.float(), problem.log_prob(x, VP(), VP().span[0]), atol=1e-3)
         True
     """
-    check_data(model, x)
     if not 0 < tolerance < 1:
         raise ValueError(
             f"got tolerance={tolerance}; expected nats per dimension, between 0 and 1; steps=50 gives a number of steps"
         )
+    if isinstance(model, ScoreModel) and isinstance(cast(Any, model.sde), MatrixSDE):
+        if moments is not None:
+            raise ValueError(
+                f"got moments on {type(model.sde).__name__}, whose coefficients are matrices; expected moments=None: "
+                ".mismatch of the result estimates what they correct"
+            )
+        return matrix_likelihood(model, x, tolerance, steps, path, trace, probes, draws, seed, t_min, gradients, conditions)
+    check_data(model, x)
     probes = whole("probes", probes, 1)
     if trace == "auto":
         trace = "exact" if x[0].numel() <= FEW_DIMENSIONS else "rademacher"

@@ -64,10 +64,14 @@ class Clock:
         start, end = self.ends
         t = self.sde.time(torch.log(torch.expm1(-tau))).clamp(self.t_min, self.t_max)
         t = torch.where(tau >= end, self.t_max, torch.where(tau <= start, self.t_min, t))
+        return self._where(tau, t)
+
+    def _where(self, tau: Tensor, t: Tensor) -> Where:
+        """Return the points at times ``t`` with the clock ``tau``."""
         return Where(tau, t, self.sde.alpha(t), self.sde.sigma(t))
 
     def points(self, times: Sequence[float]) -> list[Where]:
         """Return the points at rising times, of shape ``()``."""
         t = torch.tensor(times, dtype=torch.float64)
-        columns = (self.tau(t), t, self.sde.alpha(t), self.sde.sigma(t))
+        columns = self._where(self.tau(t), t)
         return [Where(*(c[i].to(self.device) for c in columns)) for i in range(len(t))]

@@ -108,7 +108,11 @@ class Flow:
     def _check_constant(self, x: Tensor, t: Tensor, output: Tensor) -> None:
         """Refuse a prediction that carries no gradient although it depends on ``x``."""
         self._constant = torch.equal(self.predicted(1.01 * x + 0.01, t), output)
-        if not self._constant:
+        self._refuse_cut(self._constant)
+
+    @staticmethod
+    def _refuse_cut(constant: bool) -> None:
+        if not constant:
             raise ValueError(
                 "the model's predictions depend on x but carry no gradient, so that the divergence of the flow would be "
                 "left out; expected a network without no_grad(), inference_mode() or detach() inside"

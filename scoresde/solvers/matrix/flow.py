@@ -25,7 +25,7 @@ from torch import Tensor
 from scoresde.sde.matrix import Factors, MatrixSDE
 from scoresde.solvers.matrix.path import MatrixPoint
 
-__all__ = ["Flow", "flows", "root_of"]
+__all__ = ["Flow", "flows", "generator", "root_of", "whitened"]
 
 NODES = 10
 """Gauss-Legendre nodes in a piece."""
@@ -93,19 +93,19 @@ def flows(sde: MatrixSDE, intervals: Sequence[tuple[MatrixPoint, MatrixPoint]], 
     times = starts[:, None] + (stops - starts)[:, None] * c  # (pieces, nodes)
     factors = sde.factors(times)
     drift, noise = sde.rates(times)
-    flux = _whitened(factors.root, noise)
+    flux = whitened(factors.root, noise)
     if sde.variables == 1:
         before, after = (sde.factors(t).signal for t in (starts, stops))
         until, whole = (before[:, None] / factors.signal) ** eta, (before / after) ** eta
     else:
-        until, whole = _collocated(_generator(factors.root, drift, flux, eta), stops - starts, w, a)
+        until, whole = _collocated(generator(factors.root, drift, flux, eta), stops - starts, w, a)
     weights = (stops - starts)[:, None] * w
     parts = [torch.split(x, counts) for x in (times, sde.lam(times), weights, *factors, until, whole, flux)]
     return [_joined(*each) for each in zip(*parts, strict=True)]
 
 
-def _whitened(root: Tensor, noise: Tensor) -> Tensor:
-    """Return B = L^-1 G G^T L^-T."""
+def whitened(root: Tensor, noise: Tensor) -> Tensor:
+    """Return B = L^-1 G G^T L^-T for a Cholesky factor L and G G^T, shape ``(*times, *modes, b, b)``."""
     if root.shape[-1] == 1:
         return noise / root.square()
     half = torch.linalg.solve_triangular(root, noise, upper=False)
@@ -113,19 +113,26 @@ def _whitened(root: Tensor, noise: Tensor) -> Tensor:
     return flux
 
 
-def _generator(root: Tensor, drift: Tensor, flux: Tensor, eta: float) -> Tensor:
-    """Return the matrix of the whitened residual, Omega + eta B / 2."""
+def generator(root: Tensor, drift: Tensor, flux: Tensor, eta: float) -> Tensor:
+    """Return the matrix Omega + eta B / 2 of the whitened residual, shape ``(*times, *modes, b, b)``.
+
+    Args:
+        root: L, the Cholesky factor of the covariance.
+        drift: F.
+        flux: B, by :func:`whitened`.
+        eta: the noise.
+    """
     turned = torch.linalg.solve_triangular(root, drift @ root, upper=False)
     rate = turned + turned.mT + flux  # L^-1 dSigma/dt L^-T, whose lower half is L^-1 dL/dt
     lower = rate.tril(-1) + 0.5 * torch.diag_embed(rate.diagonal(dim1=-2, dim2=-1))
-    generator: Tensor = turned + 0.5 * (1 + eta) * flux - lower
-    return generator
+    found: Tensor = turned + 0.5 * (1 + eta) * flux - lower
+    return found
 
 
-def _collocated(generator: Tensor, lengths: Tensor, w: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-    """Solve rho' = generator rho from the identity, over each piece: its values at the nodes and at the end."""
-    b = generator.shape[-1]
-    m = generator.movedim(1, -3)  # (pieces, *modes, nodes, b, b)
+def _collocated(rate: Tensor, lengths: Tensor, w: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    """Solve rho' = rate rho from the identity, over each piece: its values at the nodes and at the end."""
+    b = rate.shape[-1]
+    m = rate.movedim(1, -3)  # (pieces, *modes, nodes, b, b)
     h = lengths.reshape(-1, *[1] * (m.ndim - 1))
     blocks = torch.einsum("ij,...jkl->...ikjl", a, h * m)
     size = NODES * b

@@ -180,7 +180,7 @@ def _along(path: MatrixPath, rule: Callable[[MatrixPoint, MatrixPoint], list[Mat
     for u, v in path.moves:
         if v.t == 0:
             rows.append(denoising(path.sde, u, v))
-        elif v.lam < u.lam:
+        elif path.noises(u, v):
             rows.append(noising(path.sde, u, v))
         else:
             rows += rule(u, v)

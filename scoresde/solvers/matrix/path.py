@@ -40,11 +40,12 @@ class MatrixPath:
     """A path: the points of one SDE from noise to data.
 
     A move up in lam is a step of the solver, a move down is the exact forward kernel. A last time of 0 is the clean data, to
-    which every solver moves alike: it returns the data prediction.
+    which every solver moves alike: it returns the data prediction. A path that is ``rising`` leads from data to noise along
+    the flow: all of its moves are down in lam, and are steps of the solver.
 
     Raises:
         ValueError: for fewer than two points, two consecutive points that all but coincide, or a start that is not the
-            noisiest point.
+            noisiest point; for a rising path whose times do not rise.
 
     Example:
         >>> from scoresde.sde import CLD
@@ -55,17 +56,24 @@ class MatrixPath:
 
     sde: MatrixSDE
     points: tuple[MatrixPoint, ...]
+    rising: bool = False
 
     def __post_init__(self) -> None:
         if len(self.points) < 2:
             raise ValueError(f"got a path of {len(self.points)} points; expected at least two, a start and an end")
         for one, other in itertools.pairwise(self.points):
-            if one.lam == other.lam or 0 < other.lam - one.lam < CLOSEST:
+            gap = one.lam - other.lam if self.rising else other.lam - one.lam
+            if self.rising and gap < 0:
+                raise ValueError(
+                    f"got times from t={one.t:.6g} to t={other.t:.6g} on a rising path; expected times that rise, from data "
+                    "to noise, the first of them above 0"
+                )
+            if 0 <= gap < CLOSEST:
                 raise ValueError(
                     f"got two consecutive times that are equal or nearly so, t={one.t!r} and t={other.t!r}; expected them "
                     f"at least {CLOSEST:g} apart in lam: leave one of them out"
                 )
-        if self.points[0].lam != min(p.lam for p in self.points):
+        if not self.rising and self.points[0].lam != min(p.lam for p in self.points):
             raise ValueError(
                 f"got a path that starts at t={self.points[0].t:.6g}, which is not its noisiest point; expected times from "
                 "noise to data, that is, falling"
@@ -101,6 +109,28 @@ class MatrixPath:
     def moves(self) -> list[tuple[MatrixPoint, MatrixPoint]]:
         """The moves from point to point."""
         return list(itertools.pairwise(self.points))
+
+    def noises(self, u: MatrixPoint, v: MatrixPoint) -> bool:
+        """Return whether the move from u to v adds noise by the forward kernel."""
+        return v.lam < u.lam and not self.rising
+
+    def reversed(self) -> MatrixPath:
+        """Return the path from data to noise along the flow.
+
+        Raises:
+            ValueError: for a path that ends at the clean data, where the flow has no slope, or that goes back and forth.
+
+        Example:
+            >>> from scoresde.sde import CLD
+            >>> make_matrix_path(CLD(), "t", 2, end="stop").reversed().times
+            (0.001, 0.5005, 1.0)
+        """
+        if self.ends_clean:
+            raise ValueError(
+                "got a path that ends at the clean data, where the flow has no slope; expected a last time with some noise, "
+                f"such as t_min={self.sde.span[0]:g}"
+            )
+        return MatrixPath(self.sde, self.points[::-1], rising=True)
 
     @property
     def ends_clean(self) -> bool:

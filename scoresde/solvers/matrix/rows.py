@@ -135,7 +135,7 @@ def matrix_rows(prediction: MatrixPrediction, stencil: Stencil | list[Stencil], 
     if any(stage.weights is not None for shape in stencils for stage in shape):
         raise ValueError("got a stencil with explicit weights; expected one that is interpolated, such as multistep(2)")
     sde, up = path.sde, [(u, v) for u, v in path.moves if v != path.points[-1] or not path.ends_clean]
-    up = [(u, v) for u, v in up if v.lam > u.lam]
+    up = [(u, v) for u, v in up if not path.noises(u, v)]
     shapes = [stencils[min(i, len(stencils) - 1)] for i in range(len(up))]
     visits = [[u, *inner, v] for (u, v), inner in zip(up, _inner(prediction, sde, shapes, up), strict=True)]
     pairs = dict.fromkeys(pair for points in visits for pair in _pairs(points, prediction.eta > 0))
@@ -149,7 +149,7 @@ def matrix_rows(prediction: MatrixPrediction, stencil: Stencil | list[Stencil], 
     for u, v in path.moves:
         if v.t == 0:
             rows.append(denoising(sde, u, v))
-        elif v.lam < u.lam:
+        elif path.noises(u, v):
             rows.append(noising(sde, u, v))
             starts = []
         else:
