@@ -3,6 +3,7 @@
 import itertools
 import math
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from scoresde.systems.scenes import (
     NoiseLevels,
     Pixels,
     ScoreDistillation,
+    Splats,
     VariationalDistillation,
     Volume,
     composite,
@@ -25,6 +27,7 @@ from scoresde.systems.scenes import (
     noise_share,
     samples_along,
 )
+from scoresde.systems.scenes.splats import rotations
 from tests.support import SDES
 
 F64 = torch.float64
@@ -235,6 +238,75 @@ def test_a_distillation_continues_from_its_file_bit_for_bit(tmp_path, variationa
         run(6, "a.safetensors", lr=0.02)
     with pytest.raises(ValueError, match="the name of a pickle"):
         run(4, "a.pt")
+
+
+# Splats --------------------------------------------------------------------------------------------------------------
+
+
+def splats(count: int, seed: int = 0, **options: Any) -> Splats:
+    """A scene with every parameter drawn."""
+    scene, g = Splats(count, 2, **options).double(), generator(seed)
+    for p in scene.parameters():
+        p.data = 0.5 * torch.randn(p.shape, generator=g, dtype=F64)
+    scene.log_scales.data -= 1.2
+    return scene
+
+
+@pytest.mark.parametrize("angles", [(0.0, 0.0), (40.0, 25.0)])
+def test_a_splat_is_the_integral_of_a_gaussian_along_parallel_rays(angles):
+    scene, cameras = splats(1, blur=0.0), Cameras([angles[0]], angles[1])
+    image = scene(cameras, 9)
+    root = rotations(scene.quaternions)[0] * scene.log_scales[0].exp()
+    points, along = cameras.rays(9)
+    s = torch.linspace(-6, 6, 4001, dtype=F64)
+    z = torch.linalg.solve(root, (points[0, :, None] + s[:, None] * along[0, :, None] - scene.centres[0]).mT)
+    depth = torch.exp(-0.5 * z.square().sum(1)).sum(1) * float(s[1] - s[0])
+    # Through the centre the integral is the largest; alpha is relative to it.
+    most = torch.exp(-0.5 * torch.linalg.solve(root, along[0, :1].mT * s).square().sum(0)).sum() * float(s[1] - s[0])
+    seen = torch.sigmoid(scene.opacities) * (depth / most).reshape(9, 9)
+    expected = seen * scene.colours[0].tanh()[:, None, None] + (1 - seen) * scene.background
+    torch.testing.assert_close(image[0], expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("distance", [None, 3.0])
+def test_splats_are_seen_where_the_rays_pass(distance):
+    cameras = Cameras([30.0, 200.0], [10.0, -40.0], distance)
+    points, along = cameras.rays(7)
+    for camera, ray in itertools.product(range(2), (0, 10, 33)):
+        scene = Splats(1, blur=0.0, scale=1e-3, opacity=0.9).double()
+        scene.centres.data[0], scene.colours.data[0] = points[camera, ray] - 0.4 * along[camera, ray], 20.0
+        image = scene(cameras, 7)[camera].flatten()
+        torch.testing.assert_close(image[ray], torch.tensor(0.9 - 0.1, dtype=F64), rtol=0, atol=1e-6)
+        assert int(image.argmax()) == ray
+
+
+def test_the_nearest_splat_is_in_front_and_far_cameras_have_parallel_rays():
+    scene = Splats(2, blur=0.0, scale=0.3, opacity=0.999).double()
+    scene.centres.data = torch.tensor([[0.5, 0.0, 0.0], [-0.5, 0.0, 0.0]], dtype=F64)
+    scene.colours.data = torch.tensor([[9.0], [-9.0]], dtype=F64)
+    front, back = scene(Cameras([0.0, 180.0]), 1).detach().flatten()
+    assert float(front) > 0.99 > -0.99 > float(back)
+    scene = splats(5)
+    torch.testing.assert_close(scene(Cameras([20.0], 10.0, 1e6), 6), scene(Cameras([20.0], 10.0), 6), rtol=0, atol=1e-5)
+    # A turn of the scene about the z axis is one of the camera.
+    turn = torch.tensor([math.cos(0.3), 0.0, 0.0, math.sin(0.3)], dtype=F64)  # half of the angle
+    before = scene(Cameras([20.0], 10.0, 3.0), 6)
+    w, x, y, z = scene.quaternions.detach().unbind(1)
+    a, b = turn[0], turn[3]
+    scene.quaternions.data = torch.stack([a * w - b * z, a * x - b * y, a * y + b * x, a * z + b * w], 1)
+    scene.centres.data = scene.centres.data @ rotations(turn[None])[0].mT
+    torch.testing.assert_close(scene(Cameras([20.0 + math.degrees(0.6)], 10.0, 3.0), 6), before, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("distance", [None, 3.0])
+def test_gradients_of_splats_are_those_of_differences(distance):
+    scene, cameras = splats(3), Cameras([20.0, 110.0], [10.0, 30.0], distance)
+    names = [name for name, _ in scene.named_parameters()]
+
+    def render(*values: Tensor) -> Tensor:
+        return torch.func.functional_call(scene, dict(zip(names, values, strict=True)), (cameras, 3))
+
+    assert torch.autograd.gradcheck(render, tuple(p.detach().requires_grad_() for p in scene.parameters()))
 
 
 # Tomography: linear renderers ----------------------------------------------------------------------------------------
@@ -484,6 +556,9 @@ def test_bad_input_gets_a_sentence():
         (ValueError, "size=0", lambda: Volume(0)),
         (ValueError, "size=0", lambda: Volume(2)(Cameras([0.0]), 0)),
         (ValueError, "start=0", lambda: Volume(2, start=0)),
+        (ValueError, "count=0", lambda: Splats(0)),
+        (ValueError, "opacity=1.0", lambda: Splats(1, opacity=1.0)),
+        (ValueError, "scale=-1", lambda: Splats(1, scale=-1)),
         (ValueError, "background=nan", lambda: Volume(2, background=math.nan)),
         (ValueError, "grid on a cube", lambda: samples_along(torch.zeros(1, 2, 3, 3), Cameras([0.0]), 2)),
         (ValueError, "'border'", lambda: samples_along(torch.zeros(1, 2, 2, 2), Cameras([0.0]), 2, outside="edge")),

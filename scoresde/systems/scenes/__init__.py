@@ -16,6 +16,7 @@ from scoresde.systems.scenes.distillation import (
     noise_share,
 )
 from scoresde.systems.scenes.pixels import Pixels
+from scoresde.systems.scenes.splats import Splats
 from scoresde.systems.scenes.volume import Volume, composite, line_integrals, samples_along
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Pixels",
     "Render",
     "ScoreDistillation",
+    "Splats",
     "VariationalDistillation",
     "Volume",
     "composite",
