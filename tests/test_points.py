@@ -327,6 +327,44 @@ def test_the_markov_chain_draws_a_cluster():
     assert 0.3 < accepted < 0.95  # so that it would not stay where it was
 
 
+class Sampled(ScoreModel):
+    """The exact score of exp(-U) by Monte Carlo: weighted draws about the state, or at high noise the states of a chain."""
+
+    def __init__(self, energy: Any, states: Tensor, draws: int) -> None:
+        super().__init__(None, EDM(), "x0")
+        self.energy, self.states, self.draws, self.generator = energy, states, draws, generator(9)
+
+    def x0(self, x, t):
+        sigma, found = float(t), []
+        for y in x.split(50):
+            if sigma > 1:
+                candidates = self.states.expand(len(y), *self.states.shape)
+                weights = -(y[:, None] - candidates).square().sum((2, 3)) / (2 * sigma**2)
+            else:
+                xi = torch.randn(len(y) * self.draws, *y.shape[1:], generator=self.generator, dtype=F64)
+                candidates = y[:, None] + sigma * centred(xi, y.shape[2]).reshape(len(y), self.draws, *y.shape[1:])
+                weights = -self.energy(candidates.flatten(0, 1)).reshape(len(y), -1)
+            found.append(torch.einsum("bn,bnij->bij", weights.softmax(1), candidates))
+        return torch.cat(found)
+
+
+@pytest.mark.slow
+def test_samples_of_the_exact_score_have_the_energies_of_the_chain():
+    """In the subspace, from the prior to the smallest noise: what is left of a trained model's error is its network's."""
+    x, _ = chain("DW4", 1000, 300, 15, 300)
+    angle = 2 * math.pi * torch.rand(len(x), generator=generator(5), dtype=F64)
+    turns = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).reshape(-1, 2, 2)
+    order = torch.rand(len(x), 4, generator=generator(6)).argsort(1)  # every permutation and rotation is as likely
+    states = (x @ turns).gather(1, order[:, :, None].expand(-1, -1, 2))
+    states[::2, :, 0] *= -1
+    model = PointModel(Sampled(double_well, states, 1500), 2)
+    drawn = sample(model, (200, 4, 2), "heun", 20, "karras", dtype=F64, progress=False).x
+    expected, found = double_well(x), double_well(drawn)
+    error = float(expected.std()) / 200**0.5  # of a mean of independent samples
+    assert abs(float(found.mean() - expected.mean())) < 4 * error
+    assert abs(float(found.median() - expected.median())) < 5 * error
+
+
 @pytest.mark.parametrize("energy", [double_well, lennard_jones])
 def test_energies_do_not_change_with_the_point_of_view(energy):
     x = 2 * torch.randn(5, 4, 3, generator=generator(), dtype=F64)
