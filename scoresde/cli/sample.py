@@ -15,6 +15,7 @@ from scoresde.base.files import replacing
 from scoresde.cli import options
 from scoresde.cli.errors import reported
 from scoresde.cli.source import Labels, Prompts, chosen_labels, chosen_prompts, guided, open_model
+from scoresde.cli.words import draw_words, has_words
 from scoresde.sampling import sample as draw
 from scoresde.score import ScoreModel
 from scoresde.solvers import get, sample_seeds
@@ -78,20 +79,31 @@ def sample(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Output file, .png, .npy or .npz; by default samples.png (.npy for vectors) in the run folder."),
+        typer.Option(
+            help="Output file, .png, .npy or .npz; by default samples.png (vectors .npy, words .txt) in the run folder."
+        ),
     ] = None,
     shape: options.Shape = None,
     batch_size: Annotated[int, typer.Option(help="Samples in one call of the model; results do not depend on it.")] = 512,
     device: options.Device = "cpu",
     progress: options.Progress = True,
 ) -> None:
-    """Draw samples from a trained model and write them to a picture or an array."""
+    """Draw samples from a trained model and write them to a picture, an array or a text."""
     for name, number in (("--n", n), ("--batch-size", batch_size)):
         if number < 1:
             raise ValueError(f"got {name} {number}; expected at least 1")
+    where = as_device(device)
+    if has_words(run):
+        if label or prompt or guidance is not None or shape is not None or end is not None:
+            raise ValueError(
+                "got --label, --prompt, --guidance, --shape or --end for a model of words, which has none of them; expected "
+                "--solver, --steps, --path and --seed"
+            )
+        options_of_words: dict[str, Any] = {"batch_size": batch_size, "device": where, "progress": progress}
+        draw_words(run, n, solver, steps, path, seed, out, **options_of_words)
+        return
     if solver != "tuned":
         get(solver)
-    where = as_device(device)
     model, event, classes = open_model(run, shape)
     labels = chosen_labels(label, model, classes)
     told = chosen_prompts(prompt, model, run)

@@ -16,6 +16,7 @@ from scoresde.cli import options
 from scoresde.cli.errors import reported
 from scoresde.cli.sample import write
 from scoresde.cli.source import Limit, open_data
+from scoresde.cli.words import train_words
 from scoresde.models import KLAutoencoder, TextEncoder, UNet
 from scoresde.objectives import OBJECTIVES, LabelDropout, Objective
 from scoresde.objectives import objective as named
@@ -52,7 +53,9 @@ def train(
     data_name: Annotated[
         str,
         typer.Option(
-            "--data", help="Data: digits, cifar10:FOLDER, mnist:.., a file (.npy, .npz, IDX, parquet), a folder, or hf:NAME."
+            "--data",
+            help="Data: digits, cifar10:FOLDER, mnist:.., a file (.npy, .npz, IDX, parquet), a folder, hf:NAME, or words of "
+            "one length in a .txt file.",
         ),
     ],
     out: options.Out,
@@ -101,7 +104,7 @@ def train(
     device: Annotated[str | None, typer.Option(help="Device: cpu, cuda, ..")] = None,
     progress: options.Progress = True,
 ) -> bool:
-    """Train a U-Net on images, or an MLP on vectors, and write the checkpoint, the log and the loss curve.
+    """Train a U-Net on images, an MLP on vectors, or a transformer on words, and write the checkpoint and the log.
 
     On several GPUs or machines: accelerate launch -m scoresde.cli train .., or torchrun.
     """
@@ -112,6 +115,24 @@ def train(
         raise ValueError(
             f"got out={str(out)!r}, inside the folder {str(folder)!r} of the data; expected a place outside of it: what is "
             "written there would be taken for data the next time"
+        )
+    if Path(data_name).suffix == ".txt":
+        if labels or flips or size or network or system or text_encoder or predicts or sigma_data or sde != "vp":
+            raise ValueError(
+                "got options of images and vectors for the words of a .txt file; expected none of "
+                " --labels, --flips, --size, --network, --system, --text-encoder, --predicts, --sigma-data and --sde"
+            )
+        return train_words(
+            Path(data_name),
+            out,
+            steps,
+            objective or "mdlm",
+            width,
+            method,
+            files,
+            limit=limit,
+            device=device,
+            progress=progress,
         )
     how: dict[str, Any] = {"size": size, "flips": flips, "unreadable": unreadable, "limit": limit}
     if system is not None:
