@@ -16,6 +16,7 @@ from scoresde.sampling import Coupled, decode, encode, latents, sdedit, teleport
 from scoresde.score import MatrixModel
 from scoresde.sde import CLD, Anisotropic, Blurring, LinearSDE, MatrixSDE, Subspace, ThirdOrderLangevin
 from scoresde.solvers import BrownianNoise
+from scoresde.training.files.description import build_process, describe
 from tests.support import generator, mostly_slow
 
 F64 = torch.float64
@@ -255,6 +256,27 @@ def test_methods_are_those_of_a_scalar_sde_where_the_coefficients_are_numbers():
     ):
         one, other = (make(SKEWED.model(s)).x0(z, t) for s in (made, sde))
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+@every
+def test_a_saved_model_loads_alone(tmp_path, sde):
+    model = MatrixModel(MLP(2, hidden=(4,)).double(), sde, "eps", sigma_data=0.7)
+    scoresde.save(model, tmp_path / "model.safetensors")
+    again = scoresde.load(tmp_path / "model.safetensors")
+    assert type(again) is MatrixModel and again.sde == sde and again.predicts == "eps" and again.sigma_data == 0.7
+    assert all(map(torch.equal, model.parameters(), again.parameters()))
+
+
+def test_a_description_that_makes_no_sde_is_refused(tmp_path):
+    model = MatrixModel(MLP(2, hidden=(4,)), CLD())
+    described = describe(model)
+    with pytest.raises(scoresde.training.CheckpointError, match="describes a CLD that cannot be built: got mass=-1"):
+        build_process({**described["process"], "mass": -1.0}, "default", tmp_path)
+    with pytest.raises(scoresde.training.CheckpointError, match="that cannot be built"):
+        build_process({**described["process"], "mas": 1.0}, "default", tmp_path)
 
 
 # What is refused -----------------------------------------------------------------------------------------------------

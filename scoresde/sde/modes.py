@@ -136,8 +136,12 @@ class Vectors(Basis):
                 f"got vectors whose inner products differ from those of an orthonormal basis by {off:.3g}; expected "
                 "orthonormal rows: torch.linalg.qr(vectors.mT).Q.mT makes them"
             )
-        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-        object.__setattr__(self, "vectors", left @ right)  # the nearest that are orthonormal in float64
+        if (
+            off > 1e-14 * matrix.shape[1]
+        ):  # others are kept, so that vectors that are saved are the same when they are loaded
+            left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+            matrix = left @ right  # the nearest that are orthonormal in float64
+        object.__setattr__(self, "vectors", matrix)
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(2)

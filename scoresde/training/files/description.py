@@ -19,6 +19,7 @@ import threading
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from scoresde import discrete, models
 from scoresde import sde as sdes
 from scoresde.base.identity import digest
 from scoresde.discrete import DenoisingModel, TokenProcess
-from scoresde.score import LatentModel, PointModel, ScoreModel
+from scoresde.score import LatentModel, MatrixModel, PointModel, ScoreModel
 from scoresde.sde import GaussianSDE
 from scoresde.sde import chain as chains
 from scoresde.sde.chain import Chain, ChainSDE
@@ -72,6 +73,10 @@ _NETWORKS: dict[str, Callable[..., nn.Module]] = {
 _SDES = (sdes.VP, sdes.CosineVP, sdes.SubVP, sdes.VE, sdes.EDM, sdes.RectifiedFlow)
 _CHAINS = (chains.DDPM, chains.NCSN, chains.GaussianChain)
 _PROCESSES: dict[str, Callable[..., GaussianSDE | Chain]] = {cls.__name__: cls for cls in (*_SDES, *_CHAINS)}
+_MATRIX_SDES: dict[str, Callable[..., sdes.MatrixSDE]] = {
+    cls.__name__: cls
+    for cls in (sdes.CLD, sdes.ThirdOrderLangevin, sdes.LinearSDE, sdes.Anisotropic, sdes.Subspace, sdes.Blurring)
+}
 _TOKEN_PROCESSES: dict[str, Callable[..., TokenProcess]] = {
     cls.__name__: cls for cls in (discrete.Absorbing, discrete.Uniform, discrete.DiscretizedGaussian, discrete.RateMatrix)
 }
@@ -233,12 +238,22 @@ def _describe_process(sde: Any) -> dict[str, Any]:
     process = sde.chain if isinstance(sde, ChainSDE) else sde
     if _PROCESSES.get(type(process).__name__) is type(process):
         return _plain(sde.config())
+    if _MATRIX_SDES.get(type(process).__name__) is type(process):
+        return _plain({"type": type(process).__name__, **{f.name: _as_plain(process, f.name) for f in fields_of(process)}})
     try:
         fields = _plain(process.config())
     except (ValueError, TypeError, AttributeError):
         fields = {}
     own = {"type": type(process).__qualname__, "identity": digest(process, libraries=False), "marginals": _marginals(sde)}
     return fields | own
+
+
+def _as_plain(sde: Any, name: str) -> Any:
+    """Return a field of an SDE with matrix coefficients as numbers, lists or, for its base, a description."""
+    value = getattr(sde, name)
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return _describe_process(value) if isinstance(value, GaussianSDE) else value
 
 
 def _marginals(sde: Any) -> list[list[float]]:
@@ -291,7 +306,7 @@ def describe(model: ScoreModel) -> dict[str, Any]:
         }
     if (dropped := getattr(model, "dropped", None)) is not None:
         described["dropped"] = _describe_nulls(dropped)
-    if type(model) is not ScoreModel:
+    if type(model) not in (ScoreModel, MatrixModel):
         described["model"] = {"type": _qualified(model), "identity": _settings(model)}
     return _plain(described)
 
@@ -434,7 +449,7 @@ def build_net(described: Mapping[str, Any], tensors: Mapping[str, Tensor], path:
         return typing.cast(nn.Module, _construct(make, config, path))
 
 
-def build_process(described: Mapping[str, Any], time: str, path: str | Path) -> GaussianSDE | Chain:
+def build_process(described: Mapping[str, Any], time: str, path: str | Path) -> GaussianSDE | Chain | sdes.MatrixSDE:
     """Build the SDE or chain that a file describes.
 
     Args:
@@ -450,6 +465,10 @@ def build_process(described: Mapping[str, Any], time: str, path: str | Path) -> 
         100.0
     """
     fields = {name: value for name, value in described.items() if name not in ("type", "identity", "marginals")}
+    if described["type"] in _MATRIX_SDES and "identity" not in described:
+        if "base" in fields:
+            fields["base"] = build_process(fields["base"], "default", path)
+        return _made_of_matrices(_MATRIX_SDES[described["type"]], fields, path)
     if described["type"] not in _PROCESSES or "identity" in described:
         given = ", ".join(f"{name}={value!r}" for name, value in fields.items())
         raise CheckpointError(
@@ -458,3 +477,17 @@ def build_process(described: Mapping[str, Any], time: str, path: str | Path) -> 
         )
     process: GaussianSDE | Chain = _construct(_PROCESSES[described["type"]], fields, path)
     return process.sde() if isinstance(process, Chain) and time != "index" else process
+
+
+def _made_of_matrices(make: Callable[..., sdes.MatrixSDE], fields: Mapping[str, Any], path: str | Path) -> sdes.MatrixSDE:
+    """Build an SDE with matrix coefficients, whose own checks refuse what is no matrix."""
+    try:
+        _check_sizes({name: value for name, value in fields.items() if name != "base"})
+        made = {
+            k: torch.tensor(v, dtype=torch.float64) if isinstance(v, list) and k != "size" else v for k, v in fields.items()
+        }
+        return make(**made)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, LookupError, MemoryError) as error:
+        raise CheckpointError(
+            f"{path} describes a {getattr(make, '__name__', '?')} that cannot be built: {str(error)[:300]}"
+        ) from error

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from scoresde import weights as weights_of_others
 from scoresde.discrete import DenoisingModel
-from scoresde.score import DataMoments, LatentModel, PointModel, ScoreModel
-from scoresde.sde import GaussianSDE
+from scoresde.score import DataMoments, LatentModel, MatrixModel, PointModel, ScoreModel
+from scoresde.sde import GaussianSDE, MatrixSDE
 from scoresde.sde.chain import Chain
 from scoresde.solvers.fitted import Chosen, Tuned
 from scoresde.solvers.table import fitted_solver
@@ -295,17 +295,22 @@ def _rebuilt(
     prefix = "net.net." if "autoencoder" in own or "points" in own else "net."
     of_net = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     process = build_process(own["process"], own["time"], Path(path)) if sde is None else sde
-    check_marginals(own["process"].get("marginals", []), process, Path(path))
+    if not isinstance(process, MatrixSDE):
+        check_marginals(own["process"].get("marginals", []), process, Path(path))
     built = build_net(own["net"], of_net, Path(path)) if net is None else net
     try:
-        made = ScoreModel(
-            built,
-            process,
-            own["predicts"],
-            sigma_data=own["sigma_data"],
-            learned_variance=own["learned_variance"],
-            time=time,
-        )
+        made: ScoreModel
+        if isinstance(process, MatrixSDE):
+            made = MatrixModel(built, process, own["predicts"], sigma_data=own["sigma_data"], time=time)
+        else:
+            made = ScoreModel(
+                built,
+                process,
+                own["predicts"],
+                sigma_data=own["sigma_data"],
+                learned_variance=own["learned_variance"],
+                time=time,
+            )
         if "points" in own:
             made = PointModel(made, own["points"])
         if "autoencoder" in own:
