@@ -80,6 +80,14 @@ def test_a_given_number_of_steps_converges_with_order_four_at_least():
     assert errors[1] < max(2e-4, errors[0] / 64)
 
 
+def test_sixty_steps_are_enough_with_velocities():
+    # In coordinates that did not turn they would miss by tens of nats.
+    x = data(CLD(), 1)
+    found = log_likelihood(SKEWED.model(CLD()), x, steps=60, draws=2)
+    error = (found.log_prob + found.mismatch - density(CLD(), x)).abs()
+    assert bool((error <= found.discretization + 6 * found.probe_error).all()) and float(found.discretization.max()) < 0.1
+
+
 def test_draws_of_velocities_are_no_more_than_noise_of_the_result():
     # The integrand p(x, v) / q(v | x) hardly depends on v, and each sample has its own draws.
     model, x = SKEWED.model(CLD()), data(CLD(), 2)

@@ -1,16 +1,17 @@
 r"""The probability flow under an SDE with matrix coefficients, in the coordinates of the integrator of densities.
 
-With :math:`\Sigma = L L^T` and :math:`u = 1 / (1 + e^\lambda)`, the noise prediction :math:`L^{-1} (z - \psi m)` of a single
-data point turns along the flow, at the rate of the skew-symmetric :math:`\Omega` of :mod:`scoresde.solvers.matrix.flow`. At
-high noise, where nothing else happens, the coordinates turn with it: :math:`R = L Q` with :math:`\dot Q = u\, \Omega\, Q`.
-In the coordinates :math:`w = u\, R^{-1} z` the noise has the standard deviation u, as in :math:`x / (\alpha + \sigma)` for a
-scalar SDE. With :math:`c = R^{-1} \psi`, :math:`\epsilon = R^{-1} (z - \psi m)` and :math:`B = R^{-1} G G^T R^{-T}` the flow
-and the rate of the log-density in :math:`\tau = \log u` are
+With :math:`\Sigma = L L^T` and :math:`u = 1 / (1 + e^\lambda)` the coordinates are :math:`w = u\, R^{-1} z`, in which the
+noise has the standard deviation u, as in :math:`x / (\alpha + \sigma)` for a scalar SDE. Here :math:`R = L Q` with an
+orthogonal Q that turns, :math:`\dot Q = M Q`. At high noise the noise prediction of a single data point turns at the rate
+:math:`\Omega` of :mod:`scoresde.solvers.matrix.flow` while nothing else happens, and at low noise the direction of
+:math:`c = L^{-1} \psi` turns at a rate A. Q follows the one and the other, :math:`M = u\, \Omega + (1 - u)\, A`, so that w
+is smooth in u at both ends. With :math:`c = R^{-1} \psi`, :math:`\epsilon = R^{-1} (z - \psi m)` and
+:math:`B = R^{-1} G G^T R^{-T}` the flow and the rate of the log-density in :math:`\tau = \log u` are
 
 .. math:: \frac{dw}{du} = (1 + W)\, \epsilon + \Big(c + W c - \tfrac12 \frac{dt}{d\tau} B c\Big)\, m, \qquad
           G = D - \tfrac12 \frac{dt}{d\tau}\; \nabla_z \cdot \big( G G^T \Sigma^{-1} \psi\, m \big),
 
-with :math:`W = (1 - u)\, \tfrac{dt}{d\tau}\, Q^T \Omega\, Q` and D the number of dimensions of the state.
+with :math:`W = \tfrac{dt}{d\tau}\, Q^T (\Omega - M)\, Q` and D the number of dimensions of the state.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ class Turns:
         self.slopes = h * self._rate(nodes.exp().clamp(max=t_max)) @ self.turns
 
     def _rate(self, t: Tensor) -> Tensor:
-        """Return u Omega in log t."""
-        return (t * torch.sigmoid(-self.sde.lam(t)))[:, None, None] * turning(self.sde, t)
+        """Return the rate of the turn in log t."""
+        return t[:, None, None] * turning(self.sde, t)[1]
 
     def at(self, t: Tensor) -> Tensor:
         """Return Q at the times ``t``, shape ``(*times, b, b)``."""
@@ -78,10 +79,17 @@ class Turns:
         return 0.5 * found @ (3 * eye - found.mT @ found)
 
 
-def turning(sde: MatrixSDE, t: Tensor) -> Tensor:
-    """Return Omega at the times ``t``, shape ``(*times, b, b)``."""
-    root, (drift, noise) = sde.factors(t).root, sde.rates(t)
-    return generator(root, drift, whitened(root, noise), 0.0)
+def turning(sde: MatrixSDE, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Omega at the times ``t``, and the rate M at which the coordinates turn; both ``(*times, b, b)``."""
+    f, (drift, noise) = sde.factors(t), sde.rates(t)
+    flux = whitened(f.root, noise)
+    omega = generator(f.root, drift, flux, 0.0)
+    along = f.signal / torch.linalg.vector_norm(f.signal, dim=(-2, -1), keepdim=True)
+    moved = (omega - 0.5 * flux) @ along
+    moved = moved - along @ (along.mT @ moved)
+    following = moved @ along.mT - along @ moved.mT  # the turn of the direction of c
+    u = torch.sigmoid(-sde.lam(t))[..., None, None]
+    return omega, u * omega + (1 - u) * following
 
 
 class Place(NamedTuple):
@@ -128,7 +136,7 @@ class MatrixFlow(Flow):
     def place(self, where: Where, z: Tensor) -> Place:
         """Return the matrices at points, for states of the shape of ``z``."""
         sde, t, tau = self.sde, where.t.cpu(), where.tau.cpu()
-        f, (drift, noise) = sde.factors(t), sde.rates(t)
+        f, noise = sde.factors(t), sde.rates(t)[1]
         root, whitening, signal, turn = f.root, sde.whitening(f.root), f.signal, None
         if self._turns is not None:
             turn = self._turns.at(t)
@@ -140,8 +148,8 @@ class MatrixFlow(Flow):
         speed = (1 / (torch.expm1(tau) * slope)).reshape(shape)
         straight, along = torch.ones_like(speed), signal - 0.5 * speed * flowing
         if turn is not None:
-            omega = generator(f.root, drift, whitened(f.root, noise), 0.0)
-            left = -torch.expm1(tau).reshape(shape) * speed * (turn.mT @ omega @ turn)
+            omega, rate = turning(sde, t)
+            left = speed * (turn.mT @ (omega - rate) @ turn)
             straight, along = torch.eye(sde.variables, dtype=torch.float64) + left, along + left @ signal
         one = z[:1].detach()
         size = sde.basis.forward(one if sde.variables > 1 else one.unsqueeze(1)).numel()
