@@ -62,7 +62,7 @@ def density(sde: MatrixSDE, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", mostly_slow(SDES, ["CLD", "Blurring"]))
 def test_the_likelihood_is_the_density_of_the_data(name):
     sde = SDES[name]
-    x = data(sde)
+    x = data(sde, 2)
     found = log_likelihood(SKEWED.model(sde), x, 1e-3, draws=4)
     error = (found.log_prob + found.mismatch - density(sde, x)).abs()
     assert bool((error <= found.discretization + 6 * found.probe_error + 1e-4).all()), error
@@ -70,6 +70,7 @@ def test_the_likelihood_is_the_density_of_the_data(name):
     assert found.latent.shape == sde.state_shape(x.shape) and found.estimates == (4 if sde.variables > 1 else 1)
 
 
+@pytest.mark.slow
 def test_a_given_number_of_steps_converges_with_order_four_at_least():
     sde = SDES["Blurring"]
     x, errors = data(sde), []
@@ -88,6 +89,7 @@ def test_sixty_steps_are_enough_with_velocities():
     assert bool((error <= found.discretization + 6 * found.probe_error).all()) and float(found.discretization.max()) < 0.1
 
 
+@pytest.mark.slow
 def test_draws_of_velocities_are_no_more_than_noise_of_the_result():
     # The integrand p(x, v) / q(v | x) hardly depends on v, and each sample has its own draws.
     model, x = SKEWED.model(CLD()), data(CLD(), 2)
@@ -98,7 +100,7 @@ def test_draws_of_velocities_are_no_more_than_noise_of_the_result():
     assert bool(log_likelihood(model, x[:1], 0.1, draws=1).probe_error.isnan().all())
 
 
-@pytest.mark.parametrize("name", ["Blurring", "Anisotropic"])
+@pytest.mark.parametrize("name", mostly_slow(["Blurring", "Anisotropic"], ["Blurring"]))
 def test_the_latent_decodes_to_the_data(name):
     # The flow by the integrator of densities, and back by rows of matrices.
     sde = ONE[name]
