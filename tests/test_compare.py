@@ -24,11 +24,10 @@ from torch import Tensor, nn
 
 import scoresde
 from scoresde import VP, ScoreModel, problems, sample, solvers
-from scoresde.base.lock import InUseError
 from scoresde.comparison import MEASURES, PEERS, Case, Comparison, Foreign, Levels, Record, StoreError, budgets, compare
 from scoresde.comparison.cases import gather
 from scoresde.comparison.peers.modules import missing
-from scoresde.comparison.store import FILE, Result, Store, reserved
+from scoresde.comparison.store import FILE, Result, Store
 from scoresde.sampling import Samples
 from scoresde.sampling.reference import flow_end
 from scoresde.score import Calls
@@ -512,17 +511,6 @@ def test_a_comparison_of_functions_continues_in_a_second_process(tmp_path: Path)
         other = subprocess.run([sys.executable, "-c", changed], capture_output=True, text=True, check=False)
         assert other.returncode != 0
         assert "holds a comparison with other arguments" in other.stderr and named in other.stderr
-
-
-def test_a_folder_belongs_to_one_comparison_at_a_time(tmp_path: Path) -> None:
-    with reserved(tmp_path):
-        with pytest.raises(
-            InUseError, match=r"is being written by another comparison .*wait until it ends, or choose another"
-        ):
-            quick("ring", ["ddim"], [5], out=tmp_path)
-        assert not (tmp_path / FILE).exists()
-    assert quick("ring", ["ddim"], [5], out=tmp_path).records
-    assert not [path for path in tmp_path.iterdir() if "lock" in path.name]
 
 
 def test_a_comparison_shows_a_little_of_itself_in_a_notebook() -> None:

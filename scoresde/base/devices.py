@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 __all__ = ["as_device", "as_dtype"]
@@ -9,6 +11,8 @@ __all__ = ["as_device", "as_dtype"]
 
 def as_device(name: str | torch.device) -> torch.device:
     """Return the device called ``name``, on which tensors can be made here.
+
+    Processes that a launcher started on one machine take turns among its GPUs where ``name`` is ``"cuda"``.
 
     Raises:
         ValueError: for a name that is none, and a device that this machine, or this build of torch, does not have.
@@ -37,7 +41,8 @@ def as_device(name: str | torch.device) -> torch.device:
         raise ValueError(
             f"got the device {str(name)!r}, which is not there: {reason}; expected {' or '.join(has)}"
         ) from error
-    return device
+    local = os.environ.get("LOCAL_RANK") if device.type == "cuda" and device.index is None else None
+    return device if local is None else torch.device("cuda", int(local) % torch.cuda.device_count())
 
 
 def as_dtype(dtype: torch.dtype) -> torch.dtype:

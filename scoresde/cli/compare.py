@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import scoresde
+from scoresde.base.processes import launch_rank
 from scoresde.cli import options
 from scoresde.cli.errors import reported
 from scoresde.cli.source import Labels, chosen_labels, open_model
@@ -59,8 +60,12 @@ def compare(
 ) -> None:
     """Compare solvers by their error against evaluations of the model: a table and, with --out, charts and a page.
 
-    An interrupted comparison continues when the same command is given again.
+    An interrupted comparison continues when the same command is given again. Several processes that are given it at once,
+    by torchrun or by hand, share the runs.
     """
+    rank, count = launch_rank()
+    if count > 1 and out is None:
+        raise ValueError(f"got {count} processes without a folder to share; expected --out FOLDER, which all of them see")
     if suite_name is not None:
         if on:
             raise ValueError(f"got {' '.join(on)} and --suite {suite_name}, which brings its own problems; expected one")
@@ -79,7 +84,8 @@ def compare(
     if isinstance(arguments["problem"], dict) and "tuned" in arguments["solvers"]:
         arguments["solvers"] = _with_tuned(arguments["solvers"], arguments["problem"])
     found = scoresde.compare(**arguments, out=out, peers=peers, progress=progress)
-    _tell(found, out)
+    if rank == 0:
+        _tell(found, out)
 
 
 def _compared(names: list[str], sde: list[str], shape: str | None, label: list[str] | None, n: int) -> dict[str, Any]:

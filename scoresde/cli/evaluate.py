@@ -10,6 +10,7 @@ import typer
 from scoresde import data, evaluation
 from scoresde.base.devices import as_device
 from scoresde.base.files import replacing
+from scoresde.base.processes import launch_rank
 from scoresde.cli import options
 from scoresde.cli.errors import reported
 from scoresde.cli.source import Labels, Limit, chosen_labels, open_data, open_model
@@ -31,7 +32,8 @@ def _samples_to_evaluate(what: Path, n: int, show_bar: bool, unreadable: str, li
     folder = (what if what.is_dir() else what.parent) / "samples"
     with tqdm(total=n, unit=" samples", desc="sampling", disable=not show_bar) as progress:
         drawn = evaluation.generate(model, event, folder, n, progress=progress.update, **how)
-    typer.echo(f"samples: {drawn.folder}")
+    if launch_rank()[0] == 0:
+        typer.echo(f"samples: {drawn.folder}")
     return drawn
 
 
@@ -59,17 +61,24 @@ def evaluate(
     ] = 1,
     batch_size: Annotated[int, typer.Option(help="Samples in one call of the extractor.")] = 256,
     keep: Annotated[int, typer.Option(help="Samples whose features to keep for precision, recall, KID.")] = 10_000,
-    cache: Annotated[Path | None, typer.Option(help="Folder for the statistics of the real data; none by default.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder in which the statistics of samples and data are kept; none by default.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the scores to this file, as JSON.")] = None,
     device: options.Device = "cpu",
     progress: options.Progress = True,
 ) -> evaluation.Scores:
     """Compare samples with data: Fréchet distance, sFID, KID, precision, recall, Inception score, sliced Wasserstein.
 
-    Samples from an earlier run of the command are used again, so that an evaluation that was stopped continues.
+    Samples from an earlier run of the command are used again, so that an evaluation that was stopped continues. Several
+    processes that are given the command at once, by torchrun or by hand, share the drawing and the reading of samples.
     """
     from tqdm.auto import tqdm
 
+    rank, count = launch_rank()
+    if count > 1 and cache is None:
+        raise ValueError(f"got {count} processes without a folder to share; expected --cache FOLDER, which all of them see")
+    progress = progress and rank == 0
     as_device(device)
     extractor = None if features is None else evaluation.find_features(features)
     real = open_data(against, split=split, size=size, unreadable=unreadable, limit=limit)
@@ -102,6 +111,8 @@ def evaluate(
             device=device,
             progress=bar.update,
         )
+    if rank != 0:
+        return scores
     if out is not None:
         with replacing(out) as temporary:
             temporary.write_text(scores.to_json())

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from scoresde.base.processes import launch_rank
 from scoresde.cli import options
 from scoresde.cli.errors import reported
 from scoresde.cli.source import Labels, chosen_labels, guided, open_model
@@ -117,7 +118,8 @@ def tune(
 ) -> None:
     """Fit a solver to a trained model: its times and coefficients for a few evaluations.
 
-    An interrupted command continues when it is given again. The checkpoint keeps the solver for scoresde sample RUN --solver
+    An interrupted command continues when it is given again. Several processes that are given it at once, by torchrun or by
+    hand, share the numbers of evaluations. The checkpoint keeps the solver for scoresde sample RUN --solver
     tuned, and the file is the name of a solver everywhere.
     """
     model, event, classes = open_model(run, shape)
@@ -137,6 +139,8 @@ def tune(
         out=out or folder / "tuned.json",
         progress=progress,
     )
+    if launch_rank()[0] != 0:
+        return
     _tell(solver, *solver.step_counts)
     typer.echo(str(out or folder / "tuned.json"))
     if whole:

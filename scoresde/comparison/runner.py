@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.base.processes import launch_rank, share
 from scoresde.comparison import budgets
 from scoresde.comparison.arguments import DEFAULT_SOLVERS, Arguments, Metrics, Paths, Solvers
 from scoresde.comparison.cases import Case, Processes, gather
@@ -21,7 +22,7 @@ from scoresde.comparison.metadata import about, package, versions
 from scoresde.comparison.records import Record, Trace
 from scoresde.comparison.result import Comparison
 from scoresde.comparison.runs import Bench, Outcome
-from scoresde.comparison.store import Result, Store, StoreError, reserved
+from scoresde.comparison.store import Result, Store, StoreError
 from scoresde.comparison.tokens.runner import compare_tokens, on_tokens
 from scoresde.inverse import Steered
 
@@ -85,7 +86,8 @@ def compare(
         truth: samples of the data of a score model, ``(m, *event)``, for metrics that compare with the data.
         conditions: the values on which a model is conditioned, as for :func:`scoresde.sample`; a value per sample has ``n``
             entries.
-        out: a folder in which each result is kept when its run ends. Call again with the same arguments to continue.
+        out: a folder in which each result is kept when its run ends. Call again with the same arguments to continue. Several
+            processes that call it at once, on one machine or on several that see the folder, share the runs.
         references: a folder in which the end points of the flows are kept; by default ``references`` in ``out``.
         peers: whether to compare the samplers of k-diffusion, diffusers and torchsdetoo, as far as they are installed.
         progress: whether to show a progress bar.
@@ -99,7 +101,6 @@ def compare(
             that no solver can keep, a model whose output has a wrong shape or is not finite, or a folder that holds another
             comparison.
         StoreError: if a result cannot be written; the error carries all results so far.
-        InUseError: if another comparison writes into ``out``.
 
     Example:
         >>> found = compare("ring", ["ddim", "dpmpp-2m"], [10, 20], metrics=["rms"], n=16, progress=False)
@@ -121,24 +122,25 @@ def compare(
     cases = gather(problem, sde, shape, truth, conditions)
     arguments = Arguments.checked(cases, solvers, evaluations, paths, metrics, n, seed, end, peers)
     groups = _groups(arguments)
-    with reserved(out):
-        store = Store(out, lambda: {"version": versions()["scoresde"], **arguments.identity()})
-        if references is None and store.path is not None:
-            references = store.path.parent / "references"
-        finished = functools.partial(_comparison, arguments, groups, store, peers)
-        try:
-            with _bar(progress, len(groups) * len(arguments.budgets)) as advance:
-                for names, case in arguments.cases.items():
-                    bench = Bench(names[0], case, arguments, references)
-                    for group in (g for g in groups if g.case == names):
-                        _fill(group, bench, store, advance)
-        except StoreError as error:
-            error.comparison = finished()
-            raise
-        except KeyboardInterrupt:
-            kept = f"are in {store.path}; the same comparison continues there" if store.path else "were not kept: give out="
-            raise KeyboardInterrupt(f"{len(store)} runs {kept}") from None
-        return finished()
+    store = Store(out, lambda: {"version": versions()["scoresde"], **arguments.identity()})
+    if references is None and store.path is not None:
+        references = store.path.parent / "references"
+    finished = functools.partial(_comparison, arguments, groups, store, peers)
+
+    @functools.lru_cache(maxsize=1)  # the runs on a case follow each other, and its samples may be large
+    def bench(names: tuple[str, str]) -> Bench:
+        return Bench(names[0], arguments.cases[names], arguments, references)
+
+    try:
+        with _bar(progress and launch_rank()[0] == 0, len(groups) * len(arguments.budgets)) as advance:
+            _fill_all(groups, arguments, bench, store, advance)
+    except StoreError as error:
+        error.comparison = finished()
+        raise
+    except KeyboardInterrupt:
+        kept = f"are in {store.path}; the same comparison continues there" if store.path else "were not kept: give out="
+        raise KeyboardInterrupt(f"{len(store)} runs {kept}") from None
+    return finished()
 
 
 # The plan ------------------------------------------------------------------------------------------------------------
@@ -161,8 +163,9 @@ class _Group:
     steps: dict[int, tuple[int, int]]
     error: str = ""
 
-    def key(self, budget: int) -> str:
-        return json.dumps([*self.case, self.solver, self.path, budget])
+    def key(self, *budget: int) -> str:
+        """Return the name of the group, or of its run within a budget."""
+        return json.dumps([*self.case, self.solver, self.path, *budget])
 
 
 def _groups(arguments: Arguments) -> list[_Group]:
@@ -204,23 +207,46 @@ def _refuse_beyond_reach(case: str, groups: list[_Group], arguments: Arguments) 
 
 # The runs ------------------------------------------------------------------------------------------------------------
 
-Advance = Callable[[str], None]
+Advance = Callable[[str, int], None]
+"""A function of the runs in progress and the number of runs in the store."""
 
 
 @contextlib.contextmanager
 def _bar(progress: bool, total: int) -> Iterator[Advance]:
     if not progress:
-        yield lambda text: None
+        yield lambda text, done: None
         return
     from tqdm.auto import tqdm
 
     with tqdm(total=total, unit="run", leave=False) as bar:
 
-        def advance(text: str) -> None:
+        def advance(text: str, done: int) -> None:
             bar.set_description_str(text, refresh=False)
-            bar.update()
+            bar.update(done - bar.n)
 
         yield advance
+
+
+def _fill_all(
+    groups: Sequence[_Group],
+    arguments: Arguments,
+    bench: Callable[[tuple[str, str]], Bench],
+    store: Store,
+    advance: Advance,
+) -> None:
+    """Make all runs that are not in the store, together with other processes that fill the same store."""
+    named = {group.key(): group for group in groups}
+
+    def done(name: str) -> bool:
+        store.refresh()
+        found = all(named[name].key(budget) in store for budget in arguments.budgets)
+        advance(f"{named[name].case[0]} {named[name].solver}", len(store))
+        return found
+
+    def fill(name: str) -> None:
+        _fill(named[name], bench(named[name].case), store, advance)
+
+    share(list(named), None if store.path is None else store.path.parent, done, fill)
 
 
 def _fill(group: _Group, bench: Bench, store: Store, advance: Advance) -> None:
@@ -229,7 +255,7 @@ def _fill(group: _Group, bench: Bench, store: Store, advance: Advance) -> None:
     climbed: list[Outcome] | None = None
     done: dict[int, Outcome] = {}
     for budget in arguments.budgets:
-        advance(f"{group.case[0]} {group.solver}")
+        advance(f"{group.case[0]} {group.solver}", len(store))
         key = group.key(budget)
         if key in store:
             continue

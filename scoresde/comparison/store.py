@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -11,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from scoresde.base.lock import Lock
-from scoresde.comparison.file import checked, parsed, plain, read
+from scoresde.base.reading import open_regular
+from scoresde.comparison.file import checked, parsed, plain
 
-__all__ = ["Result", "Store", "StoreError", "reserved"]
+__all__ = ["Result", "Store", "StoreError"]
 
 FILE = "records.jsonl"
 
@@ -53,7 +53,8 @@ class Store:
     """The runs of one comparison by key, in memory and, where a folder is given, in its ``records.jsonl``.
 
     The first line of the file holds the arguments of the comparison. Each further line holds a key and its result, and is
-    on disk before the next run starts. A last line that was cut off is dropped.
+    on disk before the next run starts. A last line that was cut off is dropped. Several processes may write to one file:
+    each writes whole lines under a lock, and reads those of the others by :meth:`refresh`.
 
     Args:
         folder: the folder of the file; ``None`` keeps the runs in memory alone.
@@ -74,26 +75,30 @@ class Store:
     def __init__(self, folder: str | os.PathLike[str] | None, arguments: Callable[[], Mapping[str, Any]]) -> None:
         self.path = None if folder is None else Path(folder) / FILE
         self._found: dict[str, Result] = {}
+        self._read = 0  # the bytes of the file that are read
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         wanted = parsed(json.dumps(plain(arguments())).encode(), "the arguments")
-        lines, whole = _lines(self.path)
-        if lines:
-            first = lines[0]
-            if not isinstance(first, dict) or not isinstance(first.get("arguments"), dict):
-                raise ValueError(f"{self.path} does not start with the arguments of a comparison; give another folder")
-            if differences := list(_differences(first["arguments"], wanted)):
-                raise ValueError(
-                    f"{self.path.parent} holds a comparison with other arguments ({'; '.join(differences[:4])}); expected "
-                    "the same, to continue it: give another folder, or remove this one"
-                )
-            for line in checked(lines[1:], list[_Line], f"the results in {self.path}"):
-                self._found[line.key] = line.result
-        if self.path.exists():
-            os.truncate(self.path, whole)
-        if not lines:
-            self._append({"arguments": wanted})
+        with Lock(self.path, what="comparison"):
+            lines, self._read = _lines(self.path)
+            if lines:
+                first = lines[0]
+                if not isinstance(first, dict) or not isinstance(first.get("arguments"), dict):
+                    raise ValueError(f"{self.path} does not start with the arguments of a comparison; give another folder")
+                if differences := list(_differences(first["arguments"], wanted)):
+                    raise ValueError(
+                        f"{self.path.parent} holds a comparison with other arguments ({'; '.join(differences[:4])}); "
+                        "expected the same, to continue it: give another folder, or remove this one"
+                    )
+                self._take(lines[1:])
+            if self.path.exists():
+                os.truncate(self.path, self._read)
+            if not lines:
+                try:
+                    self._append({"arguments": wanted})
+                except OSError as error:
+                    raise self._refused(error) from error
 
     def __contains__(self, key: str) -> bool:
         return key in self._found
@@ -111,59 +116,66 @@ class Store:
             StoreError: if the result cannot be written; memory keeps it all the same.
         """
         self._found[key] = result
+        if self.path is None:
+            return
+        try:
+            with Lock(self.path, what="comparison"):
+                self.refresh()
+                self._append({"key": key, "result": dataclasses.asdict(result)})
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def refresh(self) -> None:
+        """Read the results that other processes have added."""
         if self.path is not None:
-            self._append({"key": key, "result": dataclasses.asdict(result)})
+            lines, self._read = _lines(self.path, self._read)
+            self._take(lines)
+
+    def _take(self, lines: list[Any]) -> None:
+        for line in checked(lines, list[_Line], f"the results in {self.path}"):
+            self._found[line.key] = line.result
 
     def _append(self, line: Any) -> None:
+        """Write a line after those read, over what a process that was killed left of its own; the lock must be held."""
         assert self.path is not None
-        try:
-            with open(self.path, "ab") as file:
-                file.write(json.dumps(plain(line)).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise StoreError(
-                error.errno,
-                f"cannot write to {self.path}: {error.strerror or error}; make room or give another folder, and compare "
-                "again: what is in the file is not computed again, and all of it is on this exception as .comparison",
-            ) from error
+        content = json.dumps(plain(line)).encode() + b"\n"
+        with open(self.path, "r+b" if self.path.exists() else "w+b") as file:
+            file.truncate(self._read)
+            file.seek(self._read)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        self._read += len(content)
+
+    def _refused(self, error: OSError) -> StoreError:
+        return StoreError(
+            error.errno,
+            f"cannot write to {self.path}: {error.strerror or error}; make room or give another folder, and compare again: "
+            "what is in the file is not computed again, and all of it is on this exception as .comparison",
+        )
 
 
-@contextlib.contextmanager
-def reserved(folder: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Reserve ``folder`` for one comparison, so that no other writes there at the same time; ``None`` reserves nothing.
+def _lines(path: Path, start: int = 0) -> tuple[list[Any], int]:
+    """Read the whole lines of a file from byte ``start`` on; return them and where they end.
 
-    Raises:
-        InUseError: if another comparison has reserved it.
+    A last line that cannot be read was cut off, or is being written.
     """
-    if folder is None:
-        yield
-        return
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    lock = Lock(Path(folder) / FILE, what="comparison")
-    lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _lines(path: Path) -> tuple[list[Any], int]:
-    """Read the whole lines of a file and count their bytes; a last line that cannot be read was cut off."""
-    if not path.exists():
-        return [], 0
+    if not path.exists() or path.stat().st_size == start > 0:
+        return [], start
     found: list[Any] = []
-    raw = read(path).splitlines(keepends=True)
+    with open_regular(path) as file:
+        file.seek(start)
+        raw = file.read().splitlines(keepends=True)
     for i, line in enumerate(raw):
         try:
             if not line.endswith(b"\n"):
                 break
-            found.append(parsed(line, f"line {i + 1} of {path}"))
+            found.append(parsed(line, f"line {i + 1} {'' if start == 0 else f'after byte {start} '}of {path}"))
         except ValueError as error:
             if i == len(raw) - 1:
                 break
             raise ValueError(f"{error}; remove the file, or give another folder") from None
-    return found, sum(map(len, raw[: len(found)]))
+    return found, start + sum(map(len, raw[: len(found)]))
 
 
 def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:

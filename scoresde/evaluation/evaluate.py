@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from scoresde.data import Dataset
 from scoresde.evaluation.features import Features
 from scoresde.evaluation.moments import frechet
 from scoresde.evaluation.scores import kernel_inception_distance, precision_recall
-from scoresde.evaluation.summary import Summary, stored, summarize
+from scoresde.evaluation.summary import Summary, summarize
 
 __all__ = ["Scores", "compare_statistics", "evaluate"]
 
@@ -170,7 +169,7 @@ def evaluate(
         features: the extractor. Without one, images have no score but the sliced Wasserstein distance, and vectors are
             their own features.
         floor: other real data, compared with ``against`` in the same way.
-        cache: a folder in which the statistics of ``against`` and ``floor`` are keptby content.
+        cache: a folder in which the statistics of all sets are kept, as for :func:`summarize`.
         keep, projections, seed, batch_size, device, progress: the arguments of :func:`summarize`.
 
     Raises:
@@ -191,12 +190,8 @@ def evaluate(
     extractor = Features(features) if isinstance(features, torch.nn.Module) else features
 
     sizes: dict[str, int] = {"keep": keep, "projections": projections, "seed": seed, "batch_size": batch_size}
-
-    def read(data: Dataset) -> Summary:
-        return summarize(data, extractor, device=device, progress=progress, **sizes)
-
-    real = [stored(cache, data, extractor, partial(read, data), keep, projections, seed) for data in sets[1:]]
-    scores = compare_statistics(read(samples), real[0], seed=seed)
-    if floor is None:
-        return scores
-    return Scores(**{**vars(scores), "floor": compare_statistics(real[1], real[0], seed=seed)})
+    found, real, *other = (
+        summarize(data, extractor, device=device, progress=progress, cache=cache, **sizes) for data in sets
+    )
+    scores = compare_statistics(found, real, seed=seed)
+    return replace(scores, floor=compare_statistics(other[0], real, seed=seed)) if other else scores

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -19,7 +20,7 @@ from torch import Tensor
 from scoresde.base.devices import as_device
 from scoresde.base.files import replacing
 from scoresde.base.identity import digest
-from scoresde.base.processes import workers
+from scoresde.base.processes import share, workers
 from scoresde.base.reading import open_regular
 from scoresde.data import Dataset
 from scoresde.data.arrays import npy_header
@@ -134,8 +135,9 @@ def generate(
     """Draw ``n`` samples into files below ``folder``, each a range of seeds, or return those that exist.
 
     A file is written whole or not at all. After an interruption of any kind, the same call continues. A call for more
-    samples adds to those that exist. A sample depends on its seed, and neither on the number of processes nor on
-    interruptions. (Its last bits may change with the number of threads of a process.)
+    samples adds to those that exist. Several processes that make one call at the same time, on one machine or on several
+    that see the folder, share the files, and each returns when all are there. A sample depends on its seed, and neither on
+    the number of processes nor on interruptions. (Its last bits may change with the number of threads of a process.)
 
     Args:
         model: the score model to sample from.
@@ -177,13 +179,14 @@ def generate(
     count = progress or (lambda new: None)
     count(n - sum(min(shard, n - start) for start in left))
     if processes == 1 or len(left) < 2:
-        _draw(model, request, found, left, _device(device, 0), count)
+        _draw(model, request, found, left, _device(device, int(os.environ.get("LOCAL_RANK", "0"))), count)
     else:
         _spread(model, request, found, left, min(processes, len(left)), device, count)
     return found
 
 
 def _device(device: str, rank: int) -> str:
+    """Return the device of process number ``rank`` on this machine, which take turns among its GPUs."""
     return f"cuda:{rank % torch.cuda.device_count()}" if device == "cuda" and torch.cuda.is_available() else device
 
 
@@ -195,9 +198,20 @@ def _draw(
     device: str,
     count: Callable[[int], object],
 ) -> None:
-    """Draw and write the files that begin at ``starts``."""
+    """Draw and write the files that begin at ``starts``, together with all processes that draw the same samples."""
     model = model.to(device)
-    for start in starts:
+    named = {found.file(start).name: start for start in starts}
+    counted: set[str] = set()
+
+    def done(name: str) -> bool:
+        there = (found.folder / name).exists()
+        if there and name not in counted:
+            counted.add(name)
+            count(min(found.shard, found.n - named[name]))
+        return there
+
+    def draw(name: str) -> None:
+        start = named[name]
         stop = min(start + found.shard, found.n)
         labels = request.labels
         conditions = {} if labels is None else {"label": [labels[i % len(labels)] for i in range(start, stop)]}
@@ -215,7 +229,8 @@ def _draw(
         )
         with replacing(found.file(start)) as temporary:
             np.save(temporary, drawn.x.float().cpu().numpy())
-        count(stop - start)
+
+    share(list(named), found.folder, done, draw)
 
 
 def _in_process(
@@ -234,7 +249,7 @@ def _spread(
     device: str,
     count: Callable[[int], object],
 ) -> None:
-    """Draw the files by several processes, which take them in turn; finished files are counted in the folder."""
+    """Draw the files by several processes; finished files are counted in the folder."""
     threads = max(1, torch.get_num_threads() // processes)
     try:
         pickle.dumps(model.cpu())
@@ -243,11 +258,13 @@ def _spread(
             f"got processes={processes} for a model that cannot be sent to other processes ({error}); expected processes=1, "
             "or a network whose class stands at the top level of a module"
         ) from error
+    before = processes * int(os.environ.get("LOCAL_RANK", "0"))
     with workers(processes) as pool:
-        pending = {
-            pool.submit(_in_process, threads, model, request, found, left[rank::processes], _device(device, rank))
-            for rank in range(processes)
-        }
+        pending = set()
+        for rank in range(processes):
+            first = len(left) * rank // processes  # so that they do not all begin at one file
+            turned = [*left[first:], *left[:first]]
+            pending.add(pool.submit(_in_process, threads, model, request, found, turned, _device(device, before + rank)))
         waiting = set(left)
         while pending:
             done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)

@@ -1,10 +1,16 @@
-"""Summaries of datasets: moments, some features, projections, collected in one pass, part by part."""
+"""Summaries of datasets: moments, some features, projections, collected in one pass, part by part.
+
+A summary is the sum of the summaries of at most sixteen parts, always the same ones, in their order. So the processes that
+read the parts, one or several, now or after an interruption, make no difference to the result.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +20,16 @@ from torch import Tensor
 from scoresde.base.devices import as_device
 from scoresde.base.files import replacing
 from scoresde.base.identity import digest
+from scoresde.base.processes import share
 from scoresde.base.reading import check_regular
 from scoresde.data import Dataset
 from scoresde.evaluation.features import Features
 from scoresde.evaluation.moments import FeatureMoments
 
-__all__ = ["Summary", "eight_bits", "stored", "summarize"]
+__all__ = ["Summary", "eight_bits", "summarize"]
+
+PARTS = 16
+"""The largest number of parts of a dataset, which processes share."""
 
 _SPLITS = 10  # the parts of the Inception score, as published
 _KEY = "checksum"
@@ -59,6 +69,12 @@ class Summary:
     rows: Tensor
     projections: Tensor
     predictions: Tensor
+
+    def __add__(self, after: Summary) -> Summary:
+        """Return the summary of two parts of a dataset, this one before the other."""
+        moments = {kind: value + after.moments[kind] for kind, value in self.moments.items()}
+        rows, projections = (torch.cat([getattr(s, name) for s in (self, after)]) for name in ("rows", "projections"))
+        return Summary(self.n + after.n, moments, rows, projections, self.predictions + after.predictions)
 
     def inception_score(self) -> tuple[float, float]:
         r"""Return the mean and the standard deviation over the parts of :math:`\exp E\, KL(p(y|x) \| p(y))`.
@@ -148,6 +164,7 @@ def summarize(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     progress: Callable[[int], object] | None = None,
+    cache: Path | None = None,
 ) -> Summary:
     """Read a dataset once, part by part, so that it never sits in memory, and return its summary.
 
@@ -163,6 +180,8 @@ def summarize(
         batch_size: the number of samples at a time; only rounding depends on it.
         device: the device of the extractor.
         progress: a function called with the number of samples after each part.
+        cache: a folder in which the summary is kept by the content of the data, the name of the extractor and the arguments.
+            An interrupted call continues, and several processes that make one call share the parts of the dataset.
 
     Raises:
         ValueError: for arguments below 1, and for output of the extractor that is not as in :class:`Features`.
@@ -174,32 +193,84 @@ def summarize(
     """
     if min(keep, projections, batch_size) < 1:
         raise ValueError(f"got keep={keep}, projections={projections}, batch_size={batch_size}; expected at least 1 of each")
-    device = as_device(device)
-    n, images = len(data), len(data.event) > 1
-    if features is None and not images:
+    if features is None and len(data.event) == 1:
         features = Features(lambda x: x, "samples")
-    # Datasets may be sorted by class or alternate between classes: neither part nor choice may follow the order.
-    place = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    chosen, part = place < keep, place * _SPLITS // n
-    directions = _directions(data.event, projections, seed)
-    moments: dict[str, FeatureMoments] = {}
-    rows, projected, predictions = [], [], torch.zeros(_SPLITS, 2, dtype=torch.float64)
-    for start in range(0, n, batch_size):
-        numbers = torch.arange(start, min(start + batch_size, n))
-        x = data.samples(numbers)
-        x = eight_bits(x) if images else x
-        projected.append((x.flatten(1).double() @ directions.T).float())
-        if features is not None:
-            values = {kind: value.cpu() for kind, value in features.to(device)(x.to(device)).items()}
-            rows.append(values["features"][chosen[numbers]].float())
-            if (logits := values.pop("logits", None)) is not None:
-                predictions = _with_predictions(predictions, logits, part[numbers])
-            for kind, value in values.items():
-                found = FeatureMoments.of(value)
-                moments[kind] = moments[kind] + found if kind in moments else found
-        if progress is not None:
-            progress(len(numbers))
-    return Summary(n, moments, torch.cat(rows) if rows else torch.empty(0, 0), torch.cat(projected), predictions)
+    read = _Reading(data, features, keep, projections, seed, batch_size, as_device(device), progress or (lambda n: None))
+    parts = _parts(len(data), batch_size)
+    if cache is None:
+        return functools.reduce(operator.add, map(read.part, parts))
+    key = (data.digest(), None if features is None else features.name, keep, projections, seed, batch_size)
+    return _shared(cache, hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest(), parts, read.part)
+
+
+def _parts(n: int, batch_size: int) -> list[range]:
+    """Return the parts of ``n`` samples, each of whole batches."""
+    size = batch_size * math.ceil(math.ceil(n / batch_size) / PARTS)
+    return [range(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """A dataset, and the arguments of :func:`summarize` by which its parts are read."""
+
+    data: Dataset
+    features: Features | None
+    keep: int
+    projections: int
+    seed: int
+    batch_size: int
+    device: torch.device
+    progress: Callable[[int], object]
+
+    @functools.cached_property
+    def place(self) -> Tensor:
+        """The places of the samples in a random order: datasets may be sorted by class, or alternate between classes."""
+        return torch.randperm(len(self.data), generator=torch.Generator().manual_seed(self.seed))
+
+    @functools.cached_property
+    def directions(self) -> Tensor:
+        """The directions of the projections."""
+        return _directions(self.data.event, self.projections, self.seed)
+
+    def part(self, samples: range) -> Summary:
+        """Return the summary of some of the samples."""
+        n, images = len(self.data), len(self.data.event) > 1
+        moments: dict[str, FeatureMoments] = {}
+        rows, projected, predictions = [], [], torch.zeros(_SPLITS, 2, dtype=torch.float64)
+        for start in range(samples.start, samples.stop, self.batch_size):
+            numbers = torch.arange(start, min(start + self.batch_size, samples.stop))
+            x = self.data.samples(numbers)
+            x = eight_bits(x) if images else x
+            projected.append((x.flatten(1).double() @ self.directions.T).float())
+            if self.features is not None:
+                values = {kind: value.cpu() for kind, value in self.features.to(self.device)(x.to(self.device)).items()}
+                rows.append(values["features"][self.place[numbers] < self.keep].float())
+                if (logits := values.pop("logits", None)) is not None:
+                    predictions = _with_predictions(predictions, logits, self.place[numbers] * _SPLITS // n)
+                for kind, value in values.items():
+                    found = FeatureMoments.of(value)
+                    moments[kind] = moments[kind] + found if kind in moments else found
+            self.progress(len(numbers))
+        kept = torch.cat(rows) if rows else torch.empty(0, 0)
+        return Summary(len(samples), moments, kept, torch.cat(projected), predictions)
+
+
+def _shared(folder: Path, key: str, parts: Sequence[range], read: Callable[[range], Summary]) -> Summary:
+    """Return the sum of the summaries of all parts, which the processes that call this share, and keep it."""
+    whole = folder / f"statistics-{key}.safetensors"
+    files = {f"{key} {i}": folder / f"part-{i}-of-{key}.safetensors" for i in range(len(parts))}
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def work(name: str) -> None:
+        if name != key:
+            read(parts[list(files).index(name)]).save(files[name])
+        elif all(file.exists() for file in files.values()):
+            functools.reduce(operator.add, map(Summary.load, files.values())).save(whole)
+            for file in files.values():
+                file.unlink()
+
+    share([*files, key], folder, lambda name: whole.exists() or (name in files and files[name].exists()), work)
+    return Summary.load(whole)
 
 
 def _with_predictions(sums: Tensor, logits: Tensor, part: Tensor) -> Tensor:
@@ -210,18 +281,3 @@ def _with_predictions(sums: Tensor, logits: Tensor, part: Tensor) -> Tensor:
     whole = torch.zeros(_SPLITS, terms.shape[1], dtype=p.dtype)
     whole[:, : sums.shape[1]] = sums  # the number of classes is unknown before the first part
     return whole.index_add(0, part, terms)
-
-
-def stored(
-    folder: Path | None, data: Dataset, features: Features | None, make: Callable[[], Summary], *key: object
-) -> Summary:
-    """Return ``make()``, or its stored result for data of the same content, the same extractor and the same ``key``."""
-    if folder is None:
-        return make()
-    name = repr((data.digest(), None if features is None else features.name, *key))
-    path = folder / f"statistics-{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}.safetensors"
-    if path.exists():
-        return Summary.load(path)
-    summary = make()
-    summary.save(path)
-    return summary

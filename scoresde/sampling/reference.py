@@ -29,12 +29,13 @@ The angle has none, whereas in time an integrator of high order would stop at ea
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as File
 from typing import Any
@@ -44,6 +45,7 @@ from torch import Tensor
 
 from scoresde.base.files import replacing
 from scoresde.base.identity import digest
+from scoresde.base.lock import Lock
 from scoresde.base.shape import check_batch
 from scoresde.sampling.counted import evaluation_mode
 from scoresde.score import Conditions, ScoreModel
@@ -131,10 +133,13 @@ def flow_end(
     if cache is None:
         return _solve(model, start, where, tolerance, told, limit)
     file = File(cache) / f"{digest('reference 2', model, start, where, tolerance, dict(told))}.safetensors"
-    found = _read(file, start)
-    if found is None:
-        found = _solve(model, start, where, tolerance, told, limit)
-        _write(file, found)
+    if (found := _read(file, start)) is not None:
+        return found
+    with _alone(file):
+        found = _read(file, start)  # another process may have written it meanwhile
+        if found is None:
+            found = _solve(model, start, where, tolerance, told, limit)
+            _write(file, found)
     return found
 
 
@@ -286,6 +291,19 @@ def _read(file: File, start: Tensor) -> Reference | None:
     except (OSError, SafetensorError):
         return None
     return Reference(found.x.to(start.device), found.error.to(start.device)) if whole else None
+
+
+@contextlib.contextmanager
+def _alone(file: File) -> Iterator[None]:
+    """Wait until no other process computes the reference of ``file``; do not wait in a folder that cannot be written."""
+    lock = Lock(file)
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(wait=True)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _write(file: File, found: Reference) -> None:

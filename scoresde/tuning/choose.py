@@ -34,6 +34,7 @@ from scoresde.solvers.chooser import Chooser
 from scoresde.solvers.fitted import Chosen, Pilot, Trial, model_identity
 from scoresde.solvers.fitted.kept import read_plain
 from scoresde.training.interrupts import interrupts
+from scoresde.tuning.sharing import fitted
 from scoresde.tuning.teacher import Advance, Metric, Teacher, bar, event_of
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def choose(
         seed: the seed of the starts.
         cache: a folder in which the ends of the flow are kept.
         out: a JSON file, written after each number of evaluations. Choices in it for this model are kept. Its name is the
-            name of a solver.
+            name of a solver. Several processes that make the same call share the numbers of evaluations.
         progress: whether to show a progress bar.
 
     Raises:
@@ -120,24 +121,31 @@ def choose(
             "'flow' or 'denoise'"
         )
     identity, half = model_identity(model), whole("starts", starts, 8)
-    kept = _kept(out, identity)
-    todo = [n for n in wanted if n not in kept]
-    with interrupts() as interrupted, torch.no_grad():
-        if todo:
-            how: dict[str, Any] = {"conditions": conditions, "metric": metric, "end": end, "tolerance": tolerance}
-            how |= {"t_max": model.sde.span[1], "seed": seed, "cache": cache}
-            teacher = Teacher.of(model, event_of(model, shape), (half, half), **how)
-            search = _Search(teacher, interrupted)
-            with evaluation_mode(teacher.model), bar(progress, len(todo) * search.most, "choose", "run") as advance:
-                for n in todo:
-                    if (pilot := search.pilot(n, advance)) is None:
-                        break
-                    kept[n] = pilot
-                    if out is not None:
-                        Chosen.of(list(kept.values()), get, identity).write(out)
-    if not kept:
+    total = sum(n not in _kept(out, identity) for n in wanted) * _Search.most()
+
+    @functools.cache
+    def taught() -> Teacher:
+        how: dict[str, Any] = {"conditions": conditions, "metric": metric, "end": end, "tolerance": tolerance}
+        how |= {"t_max": model.sde.span[1], "seed": seed, "cache": cache}
+        return Teacher.of(model, event_of(model, shape), (half, half), **how)
+
+    with (
+        interrupts() as interrupted,
+        torch.no_grad(),
+        bar(progress, total, "choose", "run") as advance,
+    ):
+
+        def pilot(n: int) -> Pilot | None:
+            with evaluation_mode(taught().model):
+                return _Search(taught(), interrupted).pilot(n, advance)
+
+        def write(pilots: Sequence[Pilot]) -> None:
+            Chosen.of(pilots, get, identity).write(out or "")
+
+        found = fitted(wanted, out, lambda: _kept(out, identity), pilot, write, interrupted)
+    if not found:
         raise KeyboardInterrupt("interrupted before there was any choice")
-    return Chosen.of(list(kept.values()), get, identity)
+    return Chosen.of(found, get, identity)
 
 
 def _kept(out: str | os.PathLike[str] | None, identity: str) -> dict[int, Pilot]:
@@ -212,8 +220,8 @@ class _Search:
     teacher: Teacher
     interrupted: Callable[[], bool]
 
-    @property
-    def most(self) -> int:
+    @staticmethod
+    def most() -> int:
         """The largest number of runs for one number of evaluations, about."""
         return len(_candidates()) + KEPT + 12 * HALVINGS
 
@@ -229,7 +237,7 @@ class _Search:
             for trial in trials:
                 found.append(replace(trial, error=self.error(trial, n, where)))
                 done += 1
-                advance(1 if done <= self.most else 0, min(t.error for t in found))
+                advance(1 if done <= self.most() else 0, min(t.error for t in found))
             return sorted(found, key=lambda t: t.error)
 
         try:
@@ -242,7 +250,7 @@ class _Search:
                 if not found or found[0].error > 0.99 * kept[0].error:
                     scale, rounds = scale / 2, rounds + 1
                 kept = sorted([*kept, *found], key=lambda t: t.error)
-            advance(max(0, self.most - done), kept[0].error)
+            advance(max(0, self.most() - done), kept[0].error)
             return Pilot(n, _listed(kept), self.error(kept[0], n, outside))
         except _Stopped:
             return None

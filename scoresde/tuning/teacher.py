@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from scoresde.base.numbers import whole
+from scoresde.base.processes import launch_rank
 from scoresde.sampling.reference import flow_end, in_double
 from scoresde.score import Conditions, ScoreModel
 from scoresde.solvers.noise.fresh import FreshNoise, sample_seeds
@@ -128,8 +129,8 @@ def _in_turn(conditions: Mapping[str, Any], count: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def bar(progress: bool, total: int, name: str, unit: str) -> Iterator[Advance]:
-    """Show a progress bar if ``progress``, and yield a function of the units done and the error reached."""
-    if not progress:
+    """Show a progress bar if ``progress``, in the first process, and yield a function of units done and error reached."""
+    if not progress or launch_rank()[0] != 0:
         yield lambda done, error: None
         return
     from tqdm.auto import tqdm

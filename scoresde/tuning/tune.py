@@ -7,6 +7,7 @@ are fitted to the end of the model's own probability flow, from many starts, by 
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from scoresde.solvers.fitted import Tuned, TunedSteps, model_identity
 from scoresde.training.interrupts import interrupts
 from scoresde.tuning.families import BASES, Family
 from scoresde.tuning.least_squares import Problem, minimize
+from scoresde.tuning.sharing import fitted
 from scoresde.tuning.teacher import Advance, Metric, Teacher, bar, event_of
 
 __all__ = ["NAMED", "tune"]
@@ -106,6 +108,7 @@ def tune(
         seed: the seed of the starts.
         cache: a folder in which the ends of the teacher are kept.
         out: a JSON file, written after each number of evaluations. Numbers in it that were fitted to this model are kept.
+            Several processes that make the same call share the numbers of evaluations.
         progress: whether to show a progress bar.
 
     Raises:
@@ -133,28 +136,37 @@ def tune(
         raise ValueError("got no numbers of evaluations; expected at least one, such as evaluations=8")
     identity = model_identity(model)
     kept = _kept(out, identity)
-    todo = [n for n in wanted if n not in kept]
-    with interrupts() as interrupted, torch.no_grad():
-        if todo:
-            if end not in ("flow", "denoise"):
-                raise ValueError(f"got end={end!r}; expected 'flow' or 'denoise', since a tuned solver ends at sigma = 0")
-            event = event_of(model, shape)
-            count = min(max(65_536 // math.prod(event), 256), 1024) if starts is None else whole("starts", starts, 4)
-            given: dict[str, Any] = {"conditions": conditions, "metric": metric, "end": end, "tolerance": tolerance}
-            given |= {"t_max": _first(model) if t_max is None else t_max, "seed": seed, "cache": cache}
-            teacher = Teacher.of(model, event, (count, count // 2, count // 2), **given)
-            fit = _Fit(teacher)
-            settings = _Settings(whole("iterations", iterations, 0), penalty, robust, interrupted)
-            total = len(todo) * sum(stage.methods * stage.most for stage in _stages(settings.iterations))
-            with evaluation_mode(teacher.model), bar(progress, total, "tune", "iteration") as advance:
-                for n in todo:
-                    if not interrupted():
-                        kept[n] = fit.best(n, settings, advance)
-                        if out is not None:
-                            Tuned(tuple(kept.values()), identity).write(out)
-    if not kept:
+    if end not in ("flow", "denoise") and not kept.keys() >= set(wanted):
+        raise ValueError(f"got end={end!r}; expected 'flow' or 'denoise', since a tuned solver ends at sigma = 0")
+    settings = _Settings(whole("iterations", iterations, 0), penalty, robust)
+    stages = _stages(settings.iterations)
+    total = sum(n not in kept for n in wanted) * sum(stage.methods * stage.most for stage in stages)
+
+    @functools.cache
+    def fit() -> _Fit:
+        event = event_of(model, shape)
+        count = min(max(65_536 // math.prod(event), 256), 1024) if starts is None else whole("starts", starts, 4)
+        given: dict[str, Any] = {"conditions": conditions, "metric": metric, "end": end, "tolerance": tolerance}
+        given |= {"t_max": _first(model) if t_max is None else t_max, "seed": seed, "cache": cache}
+        return _Fit(Teacher.of(model, event, (count, count // 2, count // 2), **given))
+
+    with (
+        interrupts() as interrupted,
+        torch.no_grad(),
+        bar(progress, total, "tune", "iteration") as advance,
+    ):
+
+        def best(n: int) -> TunedSteps:
+            with evaluation_mode(fit().teacher.model):
+                return fit().best(n, replace(settings, interrupted=interrupted), advance)
+
+        def write(fits: Sequence[TunedSteps]) -> None:
+            Tuned(tuple(fits), identity).write(out or "")
+
+        found = fitted(wanted, out, lambda: _kept(out, identity), best, write, interrupted)
+    if not found:
         raise KeyboardInterrupt("interrupted before there were any numbers")
-    return Tuned(tuple(kept.values()), identity)
+    return Tuned(tuple(found), identity)
 
 
 def _first(model: ScoreModel) -> float:
@@ -183,7 +195,7 @@ class _Settings:
     iterations: int
     penalty: float
     robust: float
-    interrupted: Callable[[], bool]
+    interrupted: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,69 @@
+"""Fits for several numbers of evaluations: kept in a file as they end, and shared by the processes that make one call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from scoresde.base.lock import Lock
+from scoresde.base.processes import share
+
+__all__ = ["fitted"]
+
+T = TypeVar("T")
+
+
+def fitted(
+    numbers: Sequence[int],
+    out: str | os.PathLike[str] | None,
+    read: Callable[[], Mapping[int, T]],
+    fit: Callable[[int], T | None],
+    write: Callable[[Sequence[T]], object],
+    stop: Callable[[], bool],
+) -> list[T]:
+    """Return the fits for all numbers of evaluations, and those that the file ``out`` holds for others.
+
+    Each number is fitted by one process: by this one, or by another that makes the same call with the same ``out``.
+
+    Args:
+        numbers: the numbers of evaluations.
+        out: the file; ``None`` keeps nothing.
+        read: a function that reads the fits of the file by their numbers; no file is no fits.
+        fit: a function that makes one fit, or ``None`` if it was interrupted.
+        write: a function that writes fits to the file.
+        stop: a function that tells whether to return before all numbers are done.
+
+    Example:
+        >>> fitted([2, 3], None, dict, lambda n: n * n, print, lambda: False)
+        [4, 9]
+    """
+    kept = dict(read())
+    seen: list[object] = []
+    file = None if out is None else Path(out)
+
+    def done(name: str) -> bool:
+        if file is not None and file.exists():
+            now = file.stat()
+            version = [now.st_ino, now.st_mtime_ns, now.st_size]
+            if version != seen:
+                kept.update(read())
+                seen[:] = version
+        return int(name.rpartition(" ")[2]) in kept
+
+    def work(name: str) -> None:
+        n = int(name.rpartition(" ")[2])
+        if (one := fit(n)) is None:
+            return
+        kept[n] = one
+        if file is not None:
+            with Lock(file):  # which another process may be adding to
+                kept.update({m: other for m, other in read().items() if m != n})
+                write(list(kept.values()))
+
+    folder = None if file is None else file.parent
+    if folder is not None and not all(done(str(n)) for n in numbers):
+        folder.mkdir(parents=True, exist_ok=True)
+    share([f"{'' if file is None else file.name} {n}" for n in numbers], folder, done, work, stop)
+    return list(kept.values())
