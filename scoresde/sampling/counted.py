@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from scoresde.score import Calls, Conditions, Evaluation, ScoreModel
 from scoresde.sde import SDE
+from scoresde.solvers.noise.region import is_sharded
 
 __all__ = ["Counted", "evaluation_mode"]
 
@@ -39,7 +40,7 @@ class Counted:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         copies = x.shape[0] // self.conditions.batch  # more than one where a driver stacks several states of the batch
         self._count(self.model.calls if t.ndim else self.model.calls_at(float(t.detach())), copies)
-        with evaluation_mode(self.model) if self.grads else contextlib.nullcontext():
+        with evaluation_mode(self.model) if self.grads else contextlib.nullcontext(), _beside(x):
             return _checked(self.model.x0(x, t, **self.conditions.repeated(copies)), x, self.model.sde)
 
     def at(self, times: Tensor, *, device: torch.device, dtype: torch.dtype) -> Sequence[Callable[[Tensor], Tensor]]:
@@ -83,7 +84,8 @@ class Counted:
         def evaluate(x: Tensor) -> Any:
             self.forward += forward
             self.backward += backward
-            return function(x)
+            with _beside(x):
+                return function(x)
 
         def evaluate_in_mode(x: Tensor) -> Any:
             with evaluation_mode(self.model):
@@ -93,6 +95,15 @@ class Counted:
 
     def _checking(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return lambda x: _checked(function(x), x, self.model.sde)
+
+
+def _beside(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Let the plain tensors of a model, which each process has whole, meet a sharded ``x`` in one operation."""
+    if not is_sharded(x):
+        return contextlib.nullcontext()
+    from torch.distributed.tensor.experimental import implicit_replication
+
+    return implicit_replication()
 
 
 def _checked(m: Tensor, x: Tensor, sde: SDE) -> Tensor:

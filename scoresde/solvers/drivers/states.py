@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scoresde.solvers.drivers.model import Evaluation, Project
 from scoresde.solvers.noise.fresh import NoiseSource
+from scoresde.solvers.noise.region import local
 from scoresde.solvers.path import Point
 from scoresde.solvers.updates import Row, States, Update, plus, scaled
 
@@ -201,7 +202,8 @@ class _Memory:
 
 
 def _extent(x: Tensor) -> tuple[int, int]:
-    """Return the addresses at which the memory of ``x`` starts and ends."""
+    """Return the addresses at which the memory of ``x``, or of this process's part of it, starts and ends."""
+    x = local(x)
     start = x.data_ptr()
     if x.is_contiguous():
         return start, start + x.nbytes

@@ -28,7 +28,7 @@ cuda_graph = CudaGraph()
 """:class:`~scoresde.solvers.CudaGraph` with its default options."""
 
 parallel = Parallel()
-""":class:`~scoresde.solvers.Parallel` with a window of 32."""
+""":class:`~scoresde.solvers.Parallel` that chooses its window and its tolerance."""
 
 differentiable = Differentiable()
 """:class:`~scoresde.solvers.Differentiable` with checkpoints."""
@@ -53,7 +53,7 @@ def driver(chosen: object) -> Driver:
 
     Example:
         >>> driver("parallel").window, driver(functools.partial(parallel, window=8)).window
-        (32, 8)
+        (None, 8)
     """
     if isinstance(chosen, Driver):
         return chosen

@@ -23,6 +23,7 @@ from torch import Tensor
 from scoresde.solvers import scalar
 from scoresde.solvers.noise.fresh import FreshNoise, counted_normal, single_or_double
 from scoresde.solvers.noise.multiwavelets import Kernels, cell_weights, split_matrix
+from scoresde.solvers.noise.region import Region, local
 from scoresde.solvers.path import Path, Point
 
 __all__ = ["BrownianNoise"]
@@ -123,6 +124,8 @@ class BrownianNoise(FreshNoise):
         self._deepest = 0  # the deepest level of the tree so far
         self._fresh = torch.empty(0, device=device)
         self._rows: list[list[Tensor]] = []  # views of its rows, by sample
+        self._region = Region((), ())  # the region of the samples that is drawn
+        self._sample: Tensor | None = None  # memory for a whole sample, where the region has a part of it
 
     @property
     def knots(self) -> list[float]:
@@ -204,16 +207,20 @@ class BrownianNoise(FreshNoise):
     def _sum(self, cells: list[_Cell], weights: list[list[float]], scale: float, out: Tensor) -> Tensor:
         if out.shape[0] != len(self.seeds):
             raise ValueError(f"got a batch of {out.shape[0]} for {len(self.seeds)} seeds; expected one seed per sample")
-        if self._fresh.shape[1:] != out.shape or self._fresh.dtype != out.dtype:
+        region, held = Region.of(out), local(out)
+        if self._region != region or self._fresh.dtype != out.dtype:
             self._cache.clear()
-            self._fresh = torch.empty(len(self.kernels), *out.shape, dtype=out.dtype, device=out.device)
-            self._rows = [[part[sample] for part in self._fresh] for sample in range(len(self.seeds))]
+            self._region = region
+            self._fresh = torch.empty(len(self.kernels), *held.shape, dtype=out.dtype, device=held.device)
+            self._rows = [[part[sample] for part in self._fresh] for sample in range(len(held))]
+            whole = region.size == region.shape
+            self._sample = None if whole else torch.empty(out.shape[1:], dtype=out.dtype, device=held.device)
         floor = torch.finfo(out.dtype).eps / 64 * max(abs(w) for of_cell in weights for w in of_cell)
-        out.zero_()
+        held.zero_()
         for cell, of_cell in zip(cells, weights, strict=True):
             for xi, w in zip(self._coefficients(cell), of_cell, strict=True):
                 if abs(w) > floor:  # all weights of a short cell but one vanish
-                    out.add_(xi, alpha=scale * w)
+                    held.add_(xi, alpha=scale * w)
         return out
 
     def _coefficients(self, cell: _Cell) -> Tensor:
@@ -253,15 +260,20 @@ class BrownianNoise(FreshNoise):
         mixed = 0
         for number in key:
             mixed = _mix(mixed + struct.unpack("<Q", struct.pack("<d", number + 0.0))[0])
-        if self.counts(self._fresh[0]):
-            n, batch = self._fresh.shape[:2]
-            keys = self.keys_of(np.uint64(mixed))
-            drawn = counted_normal(keys, 0, self._fresh[:, 0].numel(), single_or_double(self._fresh.dtype))
-            return self._fresh.copy_(torch.from_numpy(drawn).reshape(batch, n, *self._fresh.shape[2:]).transpose(0, 1))
-        for seed, rows in zip(self.seeds, self._rows, strict=True):
+        region, event = self._region, self._region.shape[1:]
+        if self.counts(event):
+            n = len(self._fresh)
+            keys = self.keys_of(np.uint64(mixed))[region.batch]
+            drawn = counted_normal(keys, 0, n * math.prod(event), single_or_double(self._fresh.dtype))
+            numbers = torch.from_numpy(drawn).reshape(-1, n, *event)[:, :, *region.event]
+            return self._fresh.copy_(numbers.transpose(0, 1))
+        for seed, rows in zip(self.seeds[region.batch], self._rows, strict=True):
             self._generator.manual_seed(_mix(seed + mixed))
             for row in rows:
-                row.normal_(generator=self._generator)
+                if self._sample is None:
+                    row.normal_(generator=self._generator)
+                else:
+                    row.copy_(self._sample.normal_(generator=self._generator)[region.event])
         return self._fresh
 
     def _room(self, key: tuple[float, ...]) -> Tensor:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.solvers.noise.region import Region, is_sharded, local
 from scoresde.solvers.path import Point
 
 __all__ = ["SMALL", "FreshNoise", "NoiseSource", "counted_normal", "counted_uniform", "sample_seeds", "single_or_double"]
@@ -109,25 +110,31 @@ class FreshNoise:
     def _keys(self) -> Words:
         return _mixed(_mixed(np.array([s % 2**64 for s in self.seeds], dtype=np.uint64)) + _GOLDEN)
 
-    def counts(self, like: Tensor) -> bool:
-        """Return whether the numbers for the events of ``like``, shape ``(batch, *event)``, come from a counter."""
-        return self.device.type == "cpu" and like[:1].numel() <= SMALL
+    def counts(self, event: Sequence[int]) -> bool:
+        """Return whether the numbers for events of this shape come from a counter."""
+        return self.device.type == "cpu" and math.prod(event) <= SMALL
 
     def keys_of(self, stream: np.uint64) -> Words:
         """Return the keys of the samples for a separate stream of numbers, shape ``(batch,)``."""
         return _mixed(self._keys + stream)
 
     def normal(self, out: Tensor) -> Tensor:
-        """Fill ``out``, shape ``(batch, *event)``, with standard normal numbers and return it."""
+        """Fill ``out``, shape ``(batch, *event)``, with standard normal numbers and return it.
+
+        Each process fills its own region of a sharded ``out``. Together they hold the numbers of an unsharded one.
+        """
         if out.shape[0] != len(self.seeds):
             raise ValueError(f"got a batch of {out.shape[0]} for {len(self.seeds)} seeds; expected one seed per sample")
-        if self.counts(out):
-            d = out[:1].numel()
-            drawn = counted_normal(self._keys, self._drawn, d, single_or_double(out.dtype))
+        if self.counts(out.shape[1:]):
+            region, d = Region.of(out), math.prod(out.shape[1:])
+            drawn = counted_normal(self._keys[region.batch], self._drawn, d, single_or_double(out.dtype))
             self._drawn += (d + 1) // 2
-            return out.copy_(torch.from_numpy(drawn).reshape(out.shape))
-        for row, generator in zip(out, self.generators, strict=True):
-            row.normal_(generator=generator)
+            local(out).copy_(torch.from_numpy(drawn).reshape(-1, *out.shape[1:])[:, *region.event])
+        elif is_sharded(out):
+            fill_region(out, self.generators)
+        else:
+            for row, generator in zip(out, self.generators, strict=True):
+                row.normal_(generator=generator)
         return out
 
     def uniform(self, shape: tuple[int, ...]) -> Tensor:
@@ -141,6 +148,19 @@ class FreshNoise:
 
     def __call__(self, start: Point, to: Point, out: Tensor, kernel: float = 0.0) -> Tensor:
         return self.normal(out)
+
+
+def fill_region(out: Tensor, generators: Sequence[torch.Generator]) -> None:
+    """Fill a sharded tensor from a generator for each sample; one whole sample at a time is in memory.
+
+    The generators of the samples that other processes hold are advanced as well, whatever the shards of the next draw.
+    """
+    region, held = Region.of(out), local(out)
+    sample = torch.empty(out.shape[1:], dtype=out.dtype, device=held.device)
+    for i, generator in enumerate(generators):
+        sample.normal_(generator=generator)
+        if region.batch.start <= i < region.batch.stop:
+            held[i - region.batch.start] = sample[region.event]
 
 
 # Counted numbers -----------------------------------------------------------------------------------------------------
