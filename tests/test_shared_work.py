@@ -246,7 +246,7 @@ def a_run(folder: Path) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = ScoreModel(models.MLP(2, hidden=(8,)), VP(), "v").eval()
-    save(model, folder / "model.safetensors")
+    save(model, folder / "model.safetensors", event=(2,))
     return folder / "model.safetensors"
 
 

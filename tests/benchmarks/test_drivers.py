@@ -1,6 +1,5 @@
 """What each driver costs, in units of the same arithmetic written by hand, and what building rows costs."""
 
-import functools
 import math
 import statistics
 import sys
@@ -13,7 +12,7 @@ import torch
 sys.path.insert(0, str(File(__file__).resolve().parents[1]))
 from test_loop import ROWS, SDE, START, FreeModel, by_hand
 
-from scoresde import VP, problems, sample, solvers
+from scoresde import VP, ScoreModel, models, problems, sample, solvers
 from scoresde.solvers import FreshNoise, make_path
 
 
@@ -53,11 +52,32 @@ def test_building_the_rows_of_100_steps_takes_under_5_ms(capsys: pytest.CaptureF
     assert best < 5e-3
 
 
+def network(kind: str) -> tuple[ScoreModel, tuple[int, ...]]:
+    """A network with random weights, whose prediction starts small and is smooth, and the shape of a sample."""
+    torch.manual_seed(0)
+    if kind == "MLP":
+        return ScoreModel(models.MLP(2), VP()), (2,)
+    return ScoreModel(models.UNet(1, 16, (1, 2)), VP()), (1, 8, 8)
+
+
 @pytest.mark.parametrize("steps", [50, 200])
-def test_sweeps_of_the_parallel_driver(capsys: pytest.CaptureFixture[str], steps: int) -> None:
-    model = problems.ring().model(VP())
-    driver = functools.partial(solvers.parallel, window=steps)
-    sweeps = sample(model, (64, 2), "ddim", steps, driver=driver, progress=False).info["sweeps"]
+@pytest.mark.parametrize("batch", [1, 64])
+@pytest.mark.parametrize("kind", ["ring", "MLP", "UNet"])
+def test_speed_up_of_the_parallel_driver(capsys: pytest.CaptureFixture[str], kind: str, batch: int, steps: int) -> None:
+    """Seconds of the processor, which other work on the machine does not change, at a distance of 1e-3."""
+    torch.set_num_threads(1)
+    model, event = (problems.ring().model(VP()), (2,)) if kind == "ring" else network(kind)
+    driver, ratios = solvers.Parallel(tolerance=1e-3), []
+    for _ in range(3):
+        start = time.process_time()
+        one = sample(model, (batch, *event), "ddim", steps, seed=0, progress=False)
+        middle = time.process_time()
+        got = sample(model, (batch, *event), "ddim", steps, seed=0, driver=driver, progress=False)
+        ratios.append((middle - start) / (time.process_time() - middle))
+    distance = float((got.x - one.x).flatten(1).square().mean(1).sqrt().max())
     with capsys.disabled():
-        print(f"\n{steps} steps of ddim in {sweeps} sweeps")
-    assert sweeps < steps / 3
+        print(
+            f"\n{kind}, batch {batch}: {steps} steps of ddim in {got.info['sweeps']} sweeps, {got.evaluations} evaluations, "
+            f"speed-up {statistics.median(ratios):.2f}; distance {distance:.1e}, estimated {got.info['distance']:.1e}"
+        )
+    assert distance <= 1e-3

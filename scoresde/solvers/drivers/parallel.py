@@ -56,7 +56,8 @@ class Parallel(Driver):
     estimate is a bound where the moves go on falling at the rate at which they fell. No bound without an assumption on the
     model is possible, except for a result at which nothing moves: this is the sequential one, up to the rounding of a model
     whose rows depend on the size of the batch. The driver goes on until then where the estimate does not become small, and
-    always with ``tolerance=0``.
+    always with ``tolerance=0``. Rounding is not in the estimate: a stacked call may round differently, in float32 by 1e-6 of
+    the largest state on the way.
 
     The ``info`` of the states holds ``"sweeps"``, the number of sweeps, at most twice the number of evaluations and usually
     far smaller; ``"distance"``, the estimate, 0 for the sequential result; and ``"window"``. Noise is drawn in the order of
