@@ -185,7 +185,7 @@ def test_samples_in_a_file_are_scored_with_their_floor(files, tmp_path):
     scores = json.loads(out.read_text())
     assert scores["frechet"] == pytest.approx(18, rel=0.15) and scores["floor"]["frechet"] < 0.2
     assert "300 samples against 300; floor: 300 real ones" in done.stdout and f"{scores['frechet']:.5g}" in done.stdout
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
 def test_a_run_is_sampled_scored_and_found_again(files, tmp_path):
