@@ -26,6 +26,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="draw fresh examples, N times as many as each test usually has; only the tests that draw any are run",
     )
+    parser.addoption(
+        "--site", metavar="FOLDER", help="test the documentation built in this folder in a browser: test_site.py"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -118,7 +118,7 @@ def test_never_more_than_a_dozen_lines_are_in_colour():
     given_ = Comparison(tuple(records))
     panel = lines(given_, "ring", "rms")
     assert len(front(panel)) == 30
-    assert len(coloured(panel, styles(given_), (), "lower")) == MOST
+    assert len(coloured(panel, styles(given_), "lower")) == MOST
     assert len(named_lines(figures.work_precision(given_).axes[0])) == MOST
 
 
@@ -362,6 +362,97 @@ def test_the_best_is_bold_first_and_a_missing_number_is_explained(direction, win
     assert "(2)" not in table
 
 
+def columns(*solvers: tuple[str, float, float], metric: str = "rms", direction: str = "lower") -> Comparison:
+    """One budget: a number and the half width of its interval for each solver."""
+    found = [record("ring", name, 5, v, metric=metric, low=v - w, high=v + w) for name, v, w in solvers]
+    return Comparison(tuple(found), {"metrics": {metric: {"better": direction}}})
+
+
+@pytest.mark.parametrize(
+    ("solvers", "bold"),
+    [
+        ([("a", 1.0, 0.1), ("b", 2.0, 0.1)], ["1"]),
+        ([("a", 1.0, 0.6), ("b", 2.0, 0.6)], []),  # within the noise
+        ([("a", 1.0, 0.1), ("b", 1.15, 0.1), ("c", 3.0, 0.1)], []),  # the second is, if not the third
+        ([("a", 1.0, 0.1), ("b", 2.0, 1.5)], []),  # the wide interval of the other reaches the best
+        ([("a", 1.0, 0.1), ("b", 1.0001, 0.1), ("c", 3.0, 0.1)], ["1", "1"]),  # the same in print
+        ([("a", 1.0, 0.0), ("b", 1.2, 0.0)], ["1"]),  # exact
+        ([("a", 1.0, 0.1)], []),  # the best of nothing
+    ],
+)
+def test_no_number_is_bold_within_the_noise(solvers, bold):
+    given_ = columns(*solvers)
+    assert re.findall(r"\*\*(.+?)\*\*", given_.table()) == bold
+    assert re.findall(r"mathbf{(.+?)}", given_.to_latex()) == bold
+
+
+def test_signs_do_not_count_where_zero_is_the_best():
+    near = columns(("a", -0.1, 0.05), ("b", 0.5, 0.05), direction="zero")
+    assert re.findall(r"\*\*(.+?)\*\*", near.table()) == ["-0.1"]
+    about = columns(("a", -0.1, 0.3), ("b", 0.5, 0.6), direction="zero")  # both reach zero
+    assert "**" not in about.table()
+
+
+def test_twins_share_a_line_a_row_and_a_name_except_in_what_a_run_costs():
+    found = [record("ring", name, n, v / n) for name, v in (("a", 1.0), ("b", 1.0 + 1e-9), ("c", 2.0)) for n in (5, 10)]
+    found += [record("ring", name, n, v, metric="time") for name, v in (("a", 1.0), ("b", 3.0), ("c", 2.0)) for n in (5, 10)]
+    given_ = Comparison(tuple(found))
+    assert [line.solver for line in lines(given_, "ring", "rms")] == ["a", "c"]
+    assert [line.solver for line in lines(given_, "ring", "time")] == ["a", "b", "c"]
+    assert names(figures.work_precision(given_).axes[0]) == ["a (+1 equal)", "c"]
+    assert sorted(names(figures.work_precision(given_, "time").axes[0])) == ["a", "b", "c"]
+    rows = re.findall(r"^\| (\S.*?) \| [^|]*\d", given_.table(metric="rms"), re.M)
+    assert sorted(set(rows) - {"solver"}) == ["a = b", "c"]
+    assert len(given_.to_pandas()) == len(found)  # nothing is left out of the numbers themselves
+    other = Comparison((*found, record("grid", "b", 5, 9.0)))  # a problem that only one of them has tells them apart
+    assert len(lines(other, "ring", "rms")) == 3
+
+
+@pytest.mark.parametrize("asked", [[], ["s3", "s18"], [f"s{i}" for i in range(13)]])
+def test_solvers_that_were_asked_for_are_in_colour_if_a_panel_can_show_them(asked):
+    base = comparison(20, problems=("ring",))
+    given_ = Comparison(base.records, {**base.about, "asked": asked})
+    drawn = set(named_lines(figures.work_precision(given_).axes[0]))
+    best = {solver for solver, _ in front(lines(given_, "ring", "rms"))}
+    assert drawn == best | set(asked if len(asked) <= MOST else [])
+    ranks = sorted(styles(given_)[name, "lam"].rank for name in drawn)
+    assert ranks == list(range(len(drawn)))  # colours are spread over the lines that are drawn
+
+
+def test_latex_is_one_table_for_each_of_markdown_with_names_that_tex_can_read():
+    evil = record("ring", r"a_b & {50%} #1 $x$ ~^\ <|>", 5, 1.5e-7)
+    found = [evil, record("ring", "c", 5, math.nan, error="diverged")]
+    found += [record("grid", "c", 5, 2.0), record("grid", "d", 5, 3.0)]
+    text = Comparison(tuple(found)).to_latex()
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
+    body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
+    row = next(line for line in body.splitlines() if "a\\_b" in line)
+    assert r"a\_b \& \{50\%\} \#1 \$x\$ \textasciitilde{}\textasciicircum{}\textbackslash{}" in row
+    assert row.rstrip().endswith(r"\times 10^{-8}$ \\") and r"1.5 \times 10^{-7}" in row
+    assert "c & -- " in body
+    for line in text.splitlines():  # every row has a cell for each column
+        if line.endswith(r"\\"):
+            assert len(re.findall(r"(?<!\\)&", line)) == 1
+
+
+def test_pandas_gets_every_number_and_is_asked_for_where_it_is_absent(monkeypatch):
+    pandas = pytest.importorskip("pandas")
+    given_ = comparison(3)
+    frame = given_.to_pandas()
+    assert list(frame.columns) == [field.name for field in dataclasses.fields(Record)]
+    assert [Record(**row) for row in frame.to_dict("records")] == list(given_.records)
+    assert frame.groupby("solver").value.min()["s0"] == min(r.value for r in given_.select(solver="s0"))
+    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    with pytest.raises(ImportError, match="pip install pandas"):
+        given_.to_pandas()
+    assert pandas.__name__ == "pandas"
+
+
+def test_three_metrics_are_compared_by_default():
+    found = compare("gaussian", ["ddim", "ddpm"], [5], n=8, progress=False)
+    assert set(found.named("metric")) == {"rms", "strong", "energy"} and found.about["asked"] == ["ddim", "ddpm"]
+
+
 def test_a_path_is_named_only_where_a_solver_has_several():
     found = [record("ring", "a", 5, 1.0), record("ring", "b", 5, 1.0), record("ring", "b", 5, 1.0, path="t")]
     assert list(labels(Comparison(tuple(found))).values()) == ["a", "b, lam", "b, t"]
@@ -378,7 +469,8 @@ def test_the_report_has_every_file_it_returns_and_no_other(tmp_path):
     paths = folder.write(given_, tmp_path / "new")
     assert set(paths) == set((tmp_path / "new").iterdir()) and len(set(paths)) == len(paths)
     assert {p.name for p in paths} >= {
-        "comparison.json", "records.csv", "table.md", "index.html", "work-precision.png", "work-precision.svg",
+        "comparison.json", "records.csv", "table.md", "table.tex", "index.html", "work-precision.png", "work-precision.svg",
+        "work-precision.pdf", "orders.pdf",
         "work-precision-mode-weights-2.png", "orders.png", "trajectories.png"}  # fmt: skip
     for path in paths:
         head = path.read_bytes()[:200]
@@ -415,8 +507,9 @@ described = st.fixed_dictionaries(
 
 def drawn_small(figure, path):
     """Draw at a few pixels an inch: files of the full size take seconds each."""
-    figure.set_dpi(10)
-    figure.canvas.draw()
+    if path.suffix == ".png":
+        figure.set_dpi(10)
+        figure.canvas.draw()
     path.write_bytes(b"drawn")
 
 
@@ -432,7 +525,7 @@ def test_a_report_is_made_of_what_there_is(found, trails, described):
         finite = {r.metric for r in found if math.isfinite(r.value)}
         assert len([n for n in names_ if n.startswith("work-precision") and n.endswith(".svg")]) == len(finite)
         shown = {(trace.problem, trace.sde) for trace in trails}
-        assert len([n for n in names_ if n.startswith("trajectories")]) == len(shown)
+        assert len([n for n in names_ if n.startswith("trajectories") and n.endswith(".pdf")]) == len(shown)
         back = Comparison.load(place)
         assert str(back.records) == str(given_.records) and back._repr_markdown_()
     for metric in {r.metric for r in found}:
@@ -557,7 +650,7 @@ def test_a_pipe_is_no_comparison(tmp_path):
 def test_a_comparison_in_which_all_failed_still_has_its_tables_and_page(tmp_path):
     failed = record("ring", "a", 5, math.nan, error="diverged")
     names_ = {p.name for p in folder.write(Comparison((failed,)), tmp_path)}
-    assert names_ == {"comparison.json", "records.csv", "table.md", "index.html"}
+    assert names_ == {"comparison.json", "records.csv", "table.md", "table.tex", "index.html"}
     assert "diverged" in Path(tmp_path / "table.md").read_text()
 
 

@@ -99,7 +99,7 @@ def test_it_opens_on_the_first_metric_with_the_lines_and_looks_of_the_figures(ta
     for i, problem in enumerate(("ring", "grid")):
         panel = lines(given, problem, "rms")
         assert drawn(tab, i) == {names[line.key] for line in panel}
-        chosen = coloured(panel, style, (), better(given, "rms"))
+        chosen = coloured(panel, style, better(given, "rms"))
         assert drawn(tab, i, bright=True) == {names[line.key] for line in chosen} and 0 < len(chosen) < len(panel)
         for line in chosen:
             stroke = tab.js(
@@ -266,6 +266,26 @@ def test_it_fits_the_screen_and_follows_its_colour_scheme(tab, file, width, dark
             assert not [b for b in panel[:i] if a[0] < b[1] and b[0] < a[1] and a[2] + 3 < b[3] and b[2] + 3 < a[3]]
     tab.screenshot(tmp_path / "page.png")
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_twins_are_one_line_that_the_second_takes_over_when_the_first_is_off(tab, tmp_path):
+    values = {"a": 1.0, "b": 1.0, "c": 2.0}
+    records = [Record("ring", s, "lam", n, n, n, "rms", v / n, v / n, v / n) for s, v in values.items() for n in BUDGETS]
+    about = {
+        "seed": 3,
+        "n": 64,
+        "versions": {"scoresde": "9.9"},
+        "problems": {"ring": {"n": 64, "sdes": {"VP": "VP(beta=1)"}}},
+    }
+    path = tmp_path / "twins.html"
+    path.write_text(page(Comparison(tuple(records), about)), encoding="utf-8")
+    tab.open(path)
+    assert drawn(tab) == {"a", "c"}
+    assert tab.js("[...document.querySelectorAll('#legend li')].map(li => li.textContent)") == ["a = b", "c"]
+    assert tab.js("document.getElementById('settings').textContent") == "VP(beta=1); 64 samples; seed 3; scoresde 9.9"
+    assert column(tab, "solver").count("b") == len(BUDGETS)  # the table has all numbers
+    switch(tab, "solvers", "a")
+    assert drawn(tab) == {"b", "c"}
 
 
 def test_a_large_comparison_shows_a_bounded_part_of_itself(tab, tmp_path):

@@ -482,7 +482,7 @@ def test_bad_files_get_a_sentence(tmp_path: Path) -> None:
         data.open_videos(tmp_path / "gifs" / "small.gif", 2, limit=40)
     x = torch.zeros(2, 1, 3, 4, 4)
     for call, message in (
-        (lambda: plots.save_video(x, tmp_path / "a.avi"), "ends with .gif or .mp4"),
+        (lambda: plots.save_video(x, tmp_path / "a.avi"), "ends with .gif, .mp4 or .html"),
         (lambda: plots.save_video(x[:, :, 0, 0], tmp_path / "a.gif"), r"videos of shape \(2, 1, 4\)"),
         (lambda: plots.save_video(x, tmp_path / "a.gif", fps=0), "fps=0"),
     ):

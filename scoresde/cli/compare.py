@@ -42,7 +42,9 @@ def compare(
     ),
     evaluations: Annotated[str, typer.Option(help="Budgets of evaluations, with commas.")] = ",".join(map(str, BUDGETS)),
     path: Annotated[str, typer.Option(help="Paths: t, quadratic, lam or karras, several with commas.")] = "lam",
-    metric: Annotated[str | None, typer.Option(help="Names of metrics, with commas; by default all that apply.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Names of metrics, with commas; by default rms, strong and energy.")
+    ] = None,
     sde: Annotated[
         list[str] | None,
         typer.Option(help=f"SDE: {', '.join(sdes.SDES)}, with settings; repeat it for several.  [default: vp]"),

@@ -1,6 +1,6 @@
 """Comparison of solvers: error against evaluations, on problems with known truth or on the flow of a trained network."""
 
-from scoresde.comparison.arguments import DEFAULT_SOLVERS
+from scoresde.comparison.arguments import DEFAULT_METRICS, DEFAULT_SOLVERS
 from scoresde.comparison.attribution.decomposition import Decomposition, decompose
 from scoresde.comparison.attribution.gaussian import decompose_gaussian
 from scoresde.comparison.attribution.injection import eps_rms, inject
@@ -20,6 +20,7 @@ from scoresde.sampling.reference import Reference, flow_end
 
 __all__ = [
     "BUDGETS",
+    "DEFAULT_METRICS",
     "DEFAULT_SOLVERS",
     "MEASURES",
     "PEERS",

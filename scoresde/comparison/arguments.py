@@ -24,7 +24,7 @@ from scoresde.solvers.path import ENDS
 from scoresde.solvers.spacings import Spacing
 from scoresde.solvers.table import is_file
 
-__all__ = ["DEFAULT_SOLVERS", "Arguments", "Metrics", "Paths", "Solvers"]
+__all__ = ["DEFAULT_METRICS", "DEFAULT_SOLVERS", "Arguments", "Metrics", "Paths", "Solvers"]
 
 DEFAULT_SOLVERS = (
     "auto",
@@ -42,6 +42,9 @@ DEFAULT_SOLVERS = (
 )
 """The solvers that are compared by default: one or two of each deterministic family."""
 
+DEFAULT_METRICS = ("rms", "strong", "energy")
+"""The metrics of a comparison by default: the end of the flow, the end of a Brownian path, and the law of the samples."""
+
 Solvers = Sequence[str | Solver] | Mapping[str, str | Solver]
 """Names, solvers, or a mapping from labels to either."""
 
@@ -58,7 +61,8 @@ Metrics = Metric | Sequence[Metric] | Mapping[str, Metric]
 class Arguments:
     """The checked arguments of a comparison, which decide its results.
 
-    Each part is a mapping by the name it has in the records. A case goes by the names of its problem and its SDE.
+    Each part is a mapping by the name it has in the records. A case goes by the names of its problem and its SDE. ``asked``
+    holds the solvers that were asked for, empty for the default; it decides the colours of figures and nothing else.
     """
 
     cases: dict[tuple[str, str], Case]
@@ -69,6 +73,7 @@ class Arguments:
     n: int
     seed: int
     end: str
+    asked: tuple[str, ...]
 
     @classmethod
     def checked(
@@ -95,6 +100,7 @@ class Arguments:
             whole("n", n, 2),
             whole("seed", seed, 0),
             end,
+            () if (asked := tuple(_solvers(solvers, peers=False))) == DEFAULT_SOLVERS else asked,
         )
         made._refuse_methods_without_a_measurement()
         made._refuse_what_no_metric_applies_to()
@@ -246,8 +252,8 @@ def _paths(paths: Any) -> dict[str, Spacing | str]:
 
 def _metrics(metrics: Metrics | None) -> dict[str, Measure]:
     listed: list[tuple[str, Any]]
-    if metrics is None:  # all but memory, which runs every solver twice
-        listed = [(name, name) for name in MEASURES if name != "memory"]
+    if metrics is None:
+        listed = [(name, name) for name in DEFAULT_METRICS]
     elif isinstance(metrics, Mapping):
         listed = list(metrics.items())
     else:

@@ -79,6 +79,7 @@ def about(arguments: Arguments, peers: bool) -> dict[str, Any]:
         "command": " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         "evaluations": list(arguments.budgets),
         "paths": list(arguments.paths),
+        "asked": list(arguments.asked),
         "problems": problems,
         "solvers": {label: _solver(solver) for label, solver in arguments.solvers.items()},
         "metrics": {name: {"unit": m.unit, "better": m.better, "doc": m.doc} for name, m in arguments.metrics.items()},

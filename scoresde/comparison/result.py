@@ -6,12 +6,16 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scoresde.base.files import replacing
 from scoresde.comparison.file import from_json, read, to_json
 from scoresde.comparison.records import Records
 from scoresde.comparison.report.folder import write
-from scoresde.comparison.report.tables import markdown
+from scoresde.comparison.report.tables import COLUMNS, latex, markdown
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["Comparison"]
 
@@ -38,6 +42,28 @@ class Comparison(Records):
     def table(self, problem: str | Iterable[str] | None = None, metric: str | Iterable[str] | None = None) -> str:
         """Return the numbers as Markdown: see :func:`scoresde.comparison.report.tables.markdown`."""
         return markdown(self, problem, metric)
+
+    def to_latex(self, problem: str | Iterable[str] | None = None, metric: str | Iterable[str] | None = None) -> str:
+        """Return the numbers as tables for a paper: see :func:`scoresde.comparison.report.tables.latex`."""
+        return latex(self, problem, metric)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a data frame with a row for each record and a column for each attribute of a record.
+
+        Raises:
+            ImportError: where pandas is not installed.
+
+        Example:
+            >>> from scoresde.comparison import Record
+            >>> one = Comparison((Record("ring", "ddim", "lam", 5, 5, 5, "rms", 0.1, 0.09, 0.2),), {"seed": 0})
+            >>> one.to_pandas()[["solver", "value"]].values.tolist()
+            [['ddim', 0.1]]
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas, which is not installed: pip install pandas") from error
+        return pandas.DataFrame([[getattr(r, name) for name in COLUMNS] for r in self.records], columns=list(COLUMNS))
 
     def report(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write charts, tables and a page to ``folder`` and return their paths."""

@@ -75,8 +75,8 @@ def compare(
         paths: names of ``scoresde.solvers.PATHS``, or spacing functions.
         metrics: names of ``scoresde.comparison.MEASURES``, functions, or a mapping from labels to either. A function of the
             samples, or of the samples and exact ones, returns a number; lower is better: see
-            :func:`scoresde.comparison.measures.of_samples`. The default is all of the table but "memory", which runs every
-            solver twice. A metric is left out where the problem or the solver does not meet its requirements.
+            :func:`scoresde.comparison.measures.of_samples`. The default is "rms", "strong" and "energy". A metric is left
+            out where the problem or the solver does not meet its requirements.
         sde: the SDE of problems: an SDE, a chain, or the name of one ("vp", "ve: sigma_max=100.0"); several of them in a
             list, or a mapping from labels to them, to compare on each. By default VP. A model brings its own.
         n: the number of samples.
@@ -89,7 +89,7 @@ def compare(
         out: a folder in which each result is kept when its run ends. Call again with the same arguments to continue. Several
             processes that call it at once, on one machine or on several that see the folder, share the runs.
         references: a folder in which the end points of the flows are kept; by default ``references`` in ``out``.
-        peers: whether to compare the samplers of k-diffusion, diffusers and torchsdetoo, as far as they are installed.
+        peers: whether to compare the samplers of k-diffusion, diffusers and torchsde too, as far as they are installed.
         progress: whether to show a progress bar.
 
     Returns:

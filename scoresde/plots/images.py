@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["overview", "panels", "strips", "tile"]
+__all__ = ["overview", "panels", "show", "strips", "tile"]
 
 _TINT = "#d3e7f5"  # between images: no grey, which a pixel might be
 _PIXEL = 0.085  # inches that a pixel of an 8 x 8 image takes; larger images take less
@@ -58,8 +58,15 @@ def tile(images: Tensor, columns: int, border: int = 1) -> Tensor:
     return page[:, : page.shape[1] - border, : page.shape[2] - border]
 
 
-def _show(axes: Axes, page: Tensor) -> None:
-    """Draw an image in [-1, 1]: dark on light for one channel, RGB for three."""
+def show(axes: Axes, page: Tensor) -> None:
+    """Draw an image in [-1, 1], with NaN between images: dark on light for one channel, RGB for three.
+
+    Example:
+        >>> axes = new_figure(1, 1).subplots()
+        >>> show(axes, tile(torch.zeros(4, 1, 8, 8), columns=2))
+        >>> axes.images[0].get_array().shape
+        (17, 17)
+    """
     if page.shape[0] == 1:
         axes.imshow(page[0].numpy(), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
     else:
@@ -74,7 +81,7 @@ def _show(axes: Axes, page: Tensor) -> None:
 
 def _strip(axes: Axes, images: Tensor, times: Sequence[float] | None, label: str) -> None:
     steps, _, _, _, w = images.shape
-    _show(axes, tile(images.transpose(0, 1).flatten(0, 1), columns=steps))
+    show(axes, tile(images.transpose(0, 1).flatten(0, 1), columns=steps))
     axes.set_ylabel(label, fontsize=9)
     if times is not None:
         axes.set_xticks([i * (w + 1) + 0.5 * (w - 1) for i in range(steps)], [f"{t:.2g}" for t in times])
@@ -137,7 +144,7 @@ def panels(grids: Mapping[str, Tensor], *, columns: int = 8, across: int = 5, ti
     for ax in axes[len(pages) :]:
         ax.set_axis_off()
     for ax, name, page in zip(axes, grids, pages, strict=False):
-        _show(ax, page)
+        show(ax, page)
         ax.set_title(name, fontsize=8.5, linespacing=1.25)
     if title:
         figure.suptitle(title, fontsize=11)
@@ -164,6 +171,6 @@ def overview(
     for i, (label, images) in enumerate(processes.items()):
         _strip(axes[i], images, times if i == 0 else None, label)
     for ax, (name, images) in zip(below.subplots(1, len(grids), squeeze=False)[0], grids.items(), strict=True):
-        _show(ax, tile(images, columns))
+        show(ax, tile(images, columns))
         ax.set_title(name, fontsize=9)
     return figure

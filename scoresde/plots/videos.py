@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.base.files import replacing
 from scoresde.base.numbers import whole
+from scoresde.plots.encoding import BORDER, gif, write_frames
 from scoresde.plots.images import tile
 
 __all__ = ["log_video", "save_video"]
-
-_BORDER = 255 - 40  # a light grey between the videos of a grid
 
 
 def save_video(
     videos: Tensor, path: str | os.PathLike[str], *, fps: float = 8, columns: int | None = None, scale: int | None = None
 ) -> None:
-    """Write videos in a grid, which play at once, to a GIF or an MP4 file.
+    """Write videos in a grid, which play at once, to a file that plays.
 
     Args:
         videos: in [-1, 1], shape ``(n, c, frames, h, w)`` with one channel or three; ``(c, frames, h, w)`` for one video.
-        path: the file, ``.gif`` or ``.mp4``. MP4 needs the extra ``video``, which brings an encoder.
+        path: the file, ``.gif``, ``.mp4`` or ``.html``. MP4 needs the extra ``video``, which brings an encoder.
         fps: frames in a second.
         columns: the number of videos in a row, by default up to 8.
         scale: the size of a pixel in pixels of the file, by default as large as makes the grid about 400 wide.
@@ -43,19 +38,10 @@ def save_video(
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_video(torch.zeros(4, 1, 5, 8, 8), f"{folder}/grey.gif")
-        ...     Path(folder, "grey.gif").read_bytes()[:6]
-        b'GIF89a'
+        ...     os.listdir(folder)
+        ['grey.gif']
     """
-    frames, suffix = _frames(videos, columns, scale), Path(path).suffix.lower()
-    if not fps > 0:
-        raise ValueError(f"got fps={fps}; expected a positive number of frames in a second")
-    if suffix == ".gif":
-        with replacing(path) as temporary:
-            temporary.write_bytes(_gif(frames, fps))
-    elif suffix == ".mp4":
-        _mp4(frames, fps, path)
-    else:
-        raise ValueError(f"got {str(path)!r} for a video; expected a name that ends with .gif or .mp4")
+    write_frames(_frames(videos, columns, scale), path, fps, alt="videos")
 
 
 def log_video(writer: Any, tag: str, videos: Tensor, step: int = 0, *, fps: float = 8, columns: int | None = None) -> None:
@@ -79,9 +65,7 @@ def log_video(writer: Any, tag: str, videos: Tensor, step: int = 0, *, fps: floa
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     frames = _frames(videos, columns, None)
-    image = Summary.Image(
-        height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=_gif(frames, fps)
-    )
+    image = Summary.Image(height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=gif(frames, fps))
     writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
 
@@ -98,31 +82,6 @@ def _frames(videos: Tensor, columns: int | None, scale: int | None) -> np.ndarra
     pages = torch.stack([tile(x[:, :, i], columns) for i in range(x.shape[2])])  # (frames, c, height, width)
     size = max(1, round(400 / pages.shape[3])) if scale is None else whole("scale", scale, 1)
     pages = -pages if pages.shape[1] == 1 else pages
-    levels = (127.5 * (pages.clamp(-1, 1) + 1)).round().nan_to_num(_BORDER).to(torch.uint8)
+    levels = (127.5 * (pages.clamp(-1, 1) + 1)).round().nan_to_num(BORDER).to(torch.uint8)
     levels = levels.repeat_interleave(size, 2).repeat_interleave(size, 3).expand(-1, 3, -1, -1)
     return levels.permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def _gif(frames: np.ndarray[Any, Any], fps: float) -> bytes:
-    from PIL import Image
-
-    content = io.BytesIO()
-    first, *rest = [Image.fromarray(frame) for frame in frames]
-    duration = max(20, round(1000 / fps))  # in milliseconds; players take less than 20 for an error
-    first.save(content, "GIF", save_all=True, append_images=rest, duration=duration, loop=0)
-    return content.getvalue()
-
-
-def _mp4(frames: np.ndarray[Any, Any], fps: float, path: str | os.PathLike[str]) -> None:
-    if importlib.util.find_spec("imageio") is None or importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise ValueError(
-            f"got {str(path)!r}, and no encoder of MP4 is installed; expected a name that ends with .gif, or "
-            "pip install 'scoresde[video]'"
-        )
-    import imageio.v2 as imageio
-
-    height, width = (n + n % 2 for n in frames.shape[1:3])  # which the encoder wants to be even
-    even = np.full((len(frames), height, width, 3), _BORDER, np.uint8)
-    even[:, : frames.shape[1], : frames.shape[2]] = frames
-    with replacing(path) as temporary:
-        imageio.mimsave(temporary, list(even), fps=fps, macro_block_size=2)

@@ -19,7 +19,7 @@ from scoresde.comparison.records import Records
 from scoresde.comparison.report import figures, tables
 from scoresde.comparison.report.order_plots import by_order
 from scoresde.comparison.report.page import page
-from scoresde.comparison.report.series import styles, titles
+from scoresde.comparison.report.series import styles, titles, twins
 from scoresde.plots import save_figure
 
 if TYPE_CHECKING:
@@ -37,11 +37,12 @@ def write(
 ) -> list[Path]:
     """Write the report into ``folder``, each file whole or not at all.
 
-    Every report has ``comparison.json``, ``records.csv``, ``table.md`` and ``index.html``. Where there are numbers, it has
-    ``work-precision`` as PNG and SVG for the first metric, and ``work-precision-<metric>`` for the others. Where solvers
-    declare orders and the error at the end was measured at two numbers of steps, it has ``orders.png`` for the first
-    problem, and ``orders-<SDE>.png`` for each further SDE of that problem. Where there are traces, it has
-    ``trajectories.png`` for the first problem with them, and ``trajectories-<problem>.png`` for the others.
+    Every report has ``comparison.json``, ``records.csv``, ``table.md``, ``table.tex`` and ``index.html``. Where there are
+    numbers, it has the figure ``work-precision`` for the first metric, and ``work-precision-<metric>`` for the others. Where
+    solvers declare orders and the error at the end was measured at two numbers of steps, it has ``orders`` for the first
+    problem, and ``orders-<SDE>`` for each further SDE of that problem. Where there are traces, it has ``trajectories`` for
+    the first problem with them, and ``trajectories-<problem>`` for the others. Each figure is there as PNG and PDF, those of
+    work and precision also as SVG.
 
     Args:
         comparison: the comparison to report.
@@ -61,8 +62,8 @@ def write(
         >>> from scoresde.comparison.records import Record
         >>> one = Record("ring", "ddim", "lam", 5, 5, 5, "rms", 0.1, 0.1, 0.1)
         >>> with tempfile.TemporaryDirectory() as place:
-        ...     print(*[path.name for path in write(Records((one,)), place)])
-        comparison.json records.csv table.md index.html work-precision.png work-precision.svg
+        ...     print(*[path.name for path in write(Records((one,)), place)][:6])
+        comparison.json records.csv table.md table.tex index.html work-precision.png
     """
     html = page(comparison, title, highlight=highlight)
     folder = Path(folder)
@@ -70,6 +71,7 @@ def write(
         "comparison.json": to_json(comparison),
         "records.csv": tables.to_csv(comparison),
         "table.md": tables.markdown(comparison),
+        "table.tex": tables.latex(comparison),
         "index.html": html,
     }
     written = []
@@ -78,9 +80,10 @@ def write(
             temporary.write_text(text, encoding="utf-8", newline="")
         written.append(folder / name)
     for name, figure in _figures(comparison, highlight):
-        path = _free(folder / name, written)
-        save_figure(figure, path)
-        written.append(path)
+        for suffix in (".png", ".pdf", ".svg") if name.startswith("work-precision") else (".png", ".pdf"):
+            path = _free(folder / f"{name}{suffix}", written)
+            save_figure(figure, path)
+            written.append(path)
     return written
 
 
@@ -94,19 +97,19 @@ def _figures(comparison: Records, highlight: Collection[str]) -> Iterator[tuple[
     drawable = [m for m in comparison.named("metric") if any(math.isfinite(r.value) for r in comparison.select(metric=m))]
     for i, metric in enumerate(drawable):
         figure = figures.work_precision(comparison, metric, highlight=highlight)
-        for suffix in (".png", ".svg"):
-            yield (f"work-precision-{_file(metric)}" if i else "work-precision") + suffix, figure
+        yield f"work-precision-{_file(metric)}" if i else "work-precision", figure
     called = titles(comparison)
     first = comparison.records[0].problem
     ordered = [sde for problem, sde in called if problem == first and by_order(comparison, "rms", first, sde)]
     for i, sde in enumerate(ordered):
-        name = f"orders-{_file(sde)}.png" if i else "orders.png"
+        name = f"orders-{_file(sde)}" if i else "orders"
         yield name, figures.orders(comparison, "rms", first, sde, highlight=highlight)
-    style = styles(comparison, highlight)
+    style, leaders = styles(comparison, highlight), twins(comparison)
     for i, panel in enumerate(dict.fromkeys((trace.problem, trace.sde) for trace in comparison.traces)):
         traces = [trace for trace in comparison.traces if (trace.problem, trace.sde) == panel]
+        traces = [trace for trace in traces if leaders[trace.solver, trace.path] == (trace.solver, trace.path)] or traces
         traces.sort(key=lambda trace: style[trace.solver, trace.path].rank)
-        name = f"trajectories-{_file(called[panel])}.png" if i else "trajectories.png"
+        name = f"trajectories-{_file(called[panel])}" if i else "trajectories"
         yield name, figures.trajectories(traces, _samples(panel[0]), style=style, title=called[panel])
 
 

@@ -11,7 +11,7 @@ from scoresde.comparison.records import Record, Records
 from scoresde.comparison.report import statistics
 from scoresde.comparison.report.line_labels import finish
 from scoresde.comparison.report.panels import draw, grid, known
-from scoresde.comparison.report.series import Line, coloured, labels, lines, styles, titles
+from scoresde.comparison.report.series import Line, called, coloured, lines, styles, titles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,7 +74,7 @@ def orders(
     """
     metric, problem = known(comparison, "metric", metric), known(comparison, "problem", problem)
     on = next(r.sde for r in comparison.records if r.problem == problem) if sde is None else known(comparison, "sde", sde)
-    style, names = styles(comparison, highlight), dict(labels(comparison))
+    style, names = styles(comparison, highlight), called(comparison, 1)
     measured = statistics.orders(comparison, metric)
     groups = by_order(comparison, metric, problem, on)
     if not groups:
@@ -91,7 +91,7 @@ def orders(
     for i, (ax, order) in enumerate(zip(axes, sorted(groups), strict=True)):
         ax.set_title(f"declared order {order:g}", fontsize=10)
         group = [replace(line, points=tuple(_moved(comparison, line))) for line in groups[order]]
-        draw(ax, group, coloured(group, style, highlight, "lower"), style, lambda r: r.steps - last)
+        draw(ax, group, coloured(group, style, "lower"), style, lambda r: r.steps - last)
         ax.set_xlabel("steps")
         if i == 0:
             ax.set_ylabel(f"{metric}, {titles(comparison)[problem, on]}")

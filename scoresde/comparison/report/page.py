@@ -15,7 +15,7 @@ from importlib import resources
 from typing import Any
 
 from scoresde.comparison.records import Records
-from scoresde.comparison.report.series import DASHES, FEW, MARKERS, MOST, better, labels, styles, titles
+from scoresde.comparison.report.series import COSTS, DASHES, FEW, MARKERS, MOST, better, labels, styles, titles, twins
 from scoresde.plots import PALETTE
 
 __all__ = ["page"]
@@ -53,7 +53,7 @@ def page(comparison: Records, title: str = "Records of solvers", *, highlight: C
 
 
 def _data(comparison: Records, highlight: Collection[str]) -> dict[str, Any]:
-    style, names = styles(comparison, highlight), labels(comparison)
+    style, names, first = styles(comparison, highlight), labels(comparison), twins(comparison)
     packages = {(r.solver, r.path): r.package for r in comparison.records}
     metrics, panels = comparison.named("metric"), titles(comparison)
     place = {panel: i for i, panel in enumerate(panels)}
@@ -69,11 +69,14 @@ def _data(comparison: Records, highlight: Collection[str]) -> dict[str, Any]:
     columns["panel"] = [place[r.problem, r.sde] for r in comparison.records]
     columns["line"] = [style[r.solver, r.path].rank for r in comparison.records]
     return {
+        "settings": _settings(comparison),
         "about": [[k, _text(v)] for k, v in comparison.about.items() if k not in DESCRIBED],
         "problems": comparison.named("problem"),
         "sdes": comparison.named("sde"),
         "panels": [{"problem": problem, "sde": sde, "title": title} for (problem, sde), title in panels.items()],
-        "metrics": [{**_words(described.get(m, {})), "name": m, "better": better(comparison, m)} for m in metrics],
+        "metrics": [
+            {**_words(described.get(m, {})), "name": m, "better": better(comparison, m), "cost": m in COSTS} for m in metrics
+        ],
         "paths": comparison.named("path"),
         "solvers": comparison.named("solver"),
         "lines": [
@@ -83,7 +86,8 @@ def _data(comparison: Records, highlight: Collection[str]) -> dict[str, Any]:
                 "label": names[key],
                 "package": packages.get(key, "scoresde"),
                 "filled": s.filled,
-                "chosen": key[0] in highlight,
+                "chosen": s.chosen,
+                "same": style[first[key]].rank,
             }
             for key, s in style.items()
         ],
@@ -95,6 +99,22 @@ def _data(comparison: Records, highlight: Collection[str]) -> dict[str, Any]:
         "most": MOST,
         "few": FEW,
     }
+
+
+def _settings(comparison: Records) -> str:
+    """Return what a reader must know to judge the numbers: SDEs, samples, seed, end of the path, and versions."""
+    about = comparison.about
+    told = [p for p in _mapping(about.get("problems")).values() if isinstance(p, dict)]
+    sdes = [str(sde) for p in told for sde in _mapping(p.get("sdes")).values()] or [s for s in comparison.named("sde") if s]
+    counts = [f"{p['n']} samples" for p in [*told, about] if "n" in p]
+    versions = _mapping(about.get("versions"))
+    found = [*dict.fromkeys([*sdes, *counts]), *(f"{name} {about[name]}" for name in ("seed", "end") if name in about)]
+    found += [f"{name} {versions[name]}" for name in ("scoresde", "torch") if name in versions]
+    return "; ".join(found)
+
+
+def _mapping(found: Any) -> Mapping[str, Any]:
+    return found if isinstance(found, dict) else {}
 
 
 def _rounded(value: float) -> float | None:

@@ -6,12 +6,13 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from scoresde.comparison.records import Record, Records
-from scoresde.comparison.report.series import better, cost, labels, titles
+from scoresde.comparison.report.series import COSTS, better, called, cost, drawn, labels, titles, twins
 
-__all__ = ["markdown", "number", "to_csv"]
+__all__ = ["latex", "markdown", "number", "to_csv"]
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Record))
 
@@ -34,8 +35,9 @@ def markdown(
 ) -> str:
     """Return a table for each problem, SDE and metric: a row per solver, the best on average first, a column per budget.
 
-    The best of a column is bold, with all that print the same. A confidence interval follows its number as ±. A footnote
-    gives the reason where there is no number.
+    The best of a column is bold, with all that print the same, where no other's confidence interval reaches its own. An
+    interval follows its number as ±. Solvers with equal numbers share a row. A footnote gives the reason where there is no
+    number.
 
     Args:
         comparison: the comparison.
@@ -60,12 +62,7 @@ def markdown(
         Columns: evaluations of the model allowed.
         <BLANKLINE>
     """
-    problems, metrics = (_chosen(comparison, "problem", problem), _chosen(comparison, "metric", metric))
-    groups: dict[tuple[str, str, str], list[Record]] = {}
-    for r in comparison.records:
-        groups.setdefault((r.problem, r.sde, r.metric), []).append(r)
-    panels = [panel for panel in titles(comparison) if panel[0] in problems]
-    tables = [_table(comparison, groups[*p, m]) for p in panels for m in metrics if (*p, m) in groups]
+    tables = [_markdown(comparison, grid) for grid in _grids(comparison, problem, metric)]
     return "\n".join([*tables, "Columns: evaluations of the model allowed.\n"])
 
 
@@ -78,32 +75,71 @@ def _chosen(comparison: Records, attribute: str, wanted: str | Iterable[str] | N
     return chosen
 
 
-def _table(comparison: Records, records: Sequence[Record]) -> str:
-    panel, metric = (records[0].problem, records[0].sde), records[0].metric
-    direction = better(comparison, metric)
-    names = labels(comparison)
-    columns = sorted({r.budget for r in records})
-    cells = {(names[r.solver, r.path], r.budget): r for r in records}
-    rows = list(dict.fromkeys(name for name, _ in cells))
-    best: dict[int, str] = {}
-    place = dict.fromkeys(rows, 0)
+@dataclass(frozen=True)
+class _Grid:
+    """A table before it is written: its rows from the best on average, its columns, the cells, and those that are best."""
+
+    title: str
+    metric: str
+    problem: str
+    rows: list[str]
+    columns: list[int]
+    cells: dict[tuple[str, int], Record]
+    best: set[tuple[str, int]]
+
+
+def _grids(comparison: Records, problem: str | Iterable[str] | None, metric: str | Iterable[str] | None) -> Iterator[_Grid]:
+    problems, metrics = (_chosen(comparison, "problem", problem), _chosen(comparison, "metric", metric))
+    groups: dict[tuple[str, str, str], list[Record]] = {}
+    for r in comparison.records:
+        groups.setdefault((r.problem, r.sde, r.metric), []).append(r)
+    full, merged, first = labels(comparison), called(comparison), twins(comparison)
+    for panel, title in titles(comparison).items():
+        for name in metrics if panel[0] in problems else ():
+            records = groups.get((*panel, name), [])
+            if name in COSTS:
+                cells = {(full[r.solver, r.path], r.budget): r for r in records}
+            else:
+                cells = {(merged[first[r.solver, r.path]], r.budget): r for r in reversed(records)}
+                cells = {place: cells[place] for place in reversed(cells)}
+            if records:
+                yield _grid(title, cells, better(comparison, name))
+
+
+def _grid(title: str, cells: dict[tuple[str, int], Record], direction: str) -> _Grid:
+    one = next(iter(cells.values()))
+    columns, rows = sorted({budget for _, budget in cells}), list(dict.fromkeys(name for name, _ in cells))
+    place, best = dict.fromkeys(rows, 0), set[tuple[str, int]]()
     for budget in columns:
-        finite = [(cost(cells[n, budget].value, direction), n) for n in rows if _finite(cells.get((n, budget)))]
-        order = {name: i for i, (_, name) in enumerate(sorted(finite))}
+        found = {name: cells[name, budget] for name in rows if _finite(cells.get((name, budget)))}
+        ranked = sorted(found, key=lambda name: (cost(found[name].value, direction), name))
+        order = {name: i for i, name in enumerate(ranked)}
         for name in rows:
             place[name] += order.get(name, len(rows))
-        if finite:
-            best[budget] = number(cells[min(finite)[1], budget].value)
+        same = [name for name in ranked if number(found[name].value) == number(found[ranked[0]].value)]
+        rivals = [name for name in ranked if name not in same and _overlap(found[name], found[ranked[0]], direction)]
+        if not rivals and len(same) < len(found):
+            best.update((name, budget) for name in same)
+    return _Grid(title, one.metric, one.problem, sorted(rows, key=place.__getitem__), columns, cells, best)
+
+
+def _overlap(record: Record, best: Record, direction: str) -> bool:
+    """Tell whether the confidence intervals of two numbers share a point."""
+    (_, low, high), (_, best_low, best_high) = drawn(record, direction), drawn(best, direction)
+    return low <= best_high and best_low <= high
+
+
+def _markdown(comparison: Records, grid: _Grid) -> str:
     notes: dict[str, int] = {}
     out = [
-        f"### {_escaped(titles(comparison)[panel])}: {_escaped(metric)}",
+        f"### {_escaped(grid.title)}: {_escaped(grid.metric)}",
         "",
-        *_conditions(comparison, records[0].problem),
-        f"| solver | {' | '.join(map(str, columns))} |",
-        "|---" + "|---:" * len(columns) + "|",
+        *_conditions(comparison, grid.problem),
+        f"| solver | {' | '.join(map(str, grid.columns))} |",
+        "|---" + "|---:" * len(grid.columns) + "|",
     ]
-    for name in sorted(rows, key=place.__getitem__):
-        entries = [_cell(cells.get((name, b)), best.get(b), notes) for b in columns]
+    for name in grid.rows:
+        entries = [_cell(grid.cells.get((name, b)), (name, b) in grid.best, notes) for b in grid.columns]
         out.append(f"| {_escaped(name)} | {' | '.join(entries)} |")
     out += ["", *(f"({i}) {_escaped(why)}  " for why, i in notes.items()), *([""] if notes else [])]
     return "\n".join(out)
@@ -126,15 +162,89 @@ def _escaped(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
-def _cell(record: Record | None, best: str | None, notes: dict[str, int]) -> str:
+def _cell(record: Record | None, best: bool, notes: dict[str, int]) -> str:
     if record is None:
         return ""
     if not _finite(record):
         why = record.error or f"the number is {record.value}"
         return f"none ({notes.setdefault(why, len(notes) + 1)})"
-    text = number(record.value, record.low, record.high)
-    value, _, interval = text.partition(" ")
-    return f"**{value}** {interval}".rstrip() if value == best else text
+    value, _, interval = number(record.value, record.low, record.high).partition(" ")
+    return f"**{value}** {interval}".rstrip() if best else f"{value} {interval}".rstrip()
+
+
+def latex(comparison: Records, problem: str | Iterable[str] | None = None, metric: str | Iterable[str] | None = None) -> str:
+    r"""Return the tables of :func:`markdown` for a paper: a ``table`` with a caption each, with the rules of booktabs.
+
+    The preamble needs ``\usepackage{booktabs}``. A number that is missing is a dash.
+
+    Args:
+        comparison: the comparison.
+        problem, metric: names, one or several; by default all.
+
+    Raises:
+        ValueError: for a problem or metric that is not in the comparison.
+
+    Example:
+        >>> records = [Record("ring", name, "lam", 10, 10, 10, "rms", v, v, v) for name, v in (("a_b", 2e-5), ("c", 0.5))]
+        >>> print(latex(Records(tuple(records))))
+        \begin{table}
+          \centering
+          \caption{ring: rms against the evaluations of the model allowed.}
+          \begin{tabular}{lr}
+            \toprule
+            solver & 10 \\
+            \midrule
+            a\_b & $\mathbf{2 \times 10^{-5}}$ \\
+            c & $0.5$ \\
+            \bottomrule
+          \end{tabular}
+        \end{table}
+        <BLANKLINE>
+    """
+    return "\n".join(_latex(grid) for grid in _grids(comparison, problem, metric))
+
+
+def _latex(grid: _Grid) -> str:
+    rows = [[_tex(name), *(_tex_cell(grid, name, b) for b in grid.columns)] for name in grid.rows]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"  \centering",
+            rf"  \caption{{{_tex(grid.title)}: {_tex(grid.metric)} against the evaluations of the model allowed.}}",
+            rf"  \begin{{tabular}}{{l{'r' * len(grid.columns)}}}",
+            r"    \toprule",
+            rf"    solver & {' & '.join(map(str, grid.columns))} \\",
+            r"    \midrule",
+            *(rf"    {' & '.join(row)} \\" for row in rows),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _tex_cell(grid: _Grid, name: str, budget: int) -> str:
+    record = grid.cells.get((name, budget))
+    if record is None or not _finite(record):
+        return "--"
+    value, _, interval = number(record.value, record.low, record.high).partition(" ± ")
+    value = rf"\mathbf{{{_power(value)}}}" if (name, budget) in grid.best else _power(value)
+    return f"${value} \\pm {_power(interval)}$" if interval else f"${value}$"
+
+
+def _power(text: str) -> str:
+    """Write 1.5e-07 as TeX's product with a power of ten."""
+    digits, _, power = text.partition("e")
+    return rf"{digits} \times 10^{{{int(power)}}}" if power else digits
+
+
+_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+        ">": r"\textgreater{}", "|": r"\textbar{}", **{c: f"\\{c}" for c in "&%$#_{}"}}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(c, c) for c in " ".join(text.split()))
 
 
 def to_csv(comparison: Records) -> str:
