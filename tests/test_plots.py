@@ -165,9 +165,9 @@ def test_an_animation_draws_the_points_at_their_places_in_a_frame_that_stands_st
 
 def test_an_animation_as_a_page_needs_no_network_and_says_what_it_shows(tmp_path):
     path = tmp_path / "a.html"
-    plots.save_animation({"<b>": STATES["points"](3)}, [1.0, 0.5, 0.0], path, hold=0, dpi=30)
+    plots.save_animation({"<b>": STATES["points"](3)}, [1.0, 0.5, 0.0], path, fps=2, hold=1.0, dpi=30)
     text = path.read_text()
-    assert "http" not in text and text.count('"iVBOR') == 3
+    assert "http" not in text and text.count('"iVBOR') == 3 and "[0,1,2,2,2]" in text  # the last is stored once
     assert 'alt="animation: &lt;b&gt; from t = 1 to 0"' in text and "prefers-reduced-motion" in text
 
 

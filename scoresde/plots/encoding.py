@@ -113,7 +113,7 @@ input { width: min(24rem, 60vw) }
 <img id="frame" width="@width@" height="@height@" alt="@alt@">
 <p><button id="play">Pause</button> <input id="place" type="range" min="0" max="@last@" value="0" aria-label="frame"></p>
 <script>
-const frames = [@frames@];
+const pictures = [@pictures@], frames = [@order@].map(i => pictures[i]);
 const [frame, place, play] = ["frame", "place", "play"].map(name => document.getElementById(name));
 let running = !matchMedia("(prefers-reduced-motion: reduce)").matches;
 function show(i) { place.value = i; frame.src = "data:image/png;base64," + frames[i]; }
@@ -129,13 +129,16 @@ show(0);
 
 
 def _page(frames: Frames, fps: float, alt: str) -> str:
+    pictures: dict[bytes, int] = {}  # each once, though the last is shown for long
+    order = [pictures.setdefault(_png(frame), len(pictures)) for frame in frames]
     parts = {
         "alt": html.escape(alt or "an animation"),
         "width": str(frames.shape[2]),
         "height": str(frames.shape[1]),
         "last": str(len(frames) - 1),
         "pause": str(max(20, round(1000 / fps))),
-        "frames": ",".join(f'"{_png(frame)}"' for frame in frames),
+        "order": ",".join(map(str, order)),
+        "pictures": ",".join(f'"{base64.b64encode(picture).decode()}"' for picture in pictures),
     }
     page = _PAGE
     for name, part in parts.items():
@@ -143,9 +146,9 @@ def _page(frames: Frames, fps: float, alt: str) -> str:
     return page
 
 
-def _png(frame: Frames) -> str:
+def _png(frame: Frames) -> bytes:
     from PIL import Image
 
     content = io.BytesIO()
     Image.fromarray(frame).save(content, "PNG", optimize=True)
-    return base64.b64encode(content.getvalue()).decode()
+    return content.getvalue()
