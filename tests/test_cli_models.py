@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import scoresde
 from scoresde import VP, ScoreModel
 from scoresde.cli import app
+from scoresde.cli.compare import _compared
 from scoresde.cli.source import chosen_labels
 from scoresde.guidance import ClassifierFree
 from scoresde.models import MLP, UNet
@@ -122,8 +123,43 @@ def test_guidance_is_classifier_free_guidance_towards_the_labels(tmp_path):
 )
 def test_guidance_without_what_it_needs_is_a_sentence(tmp_path, options, texts, sentence):
     scoresde.save(model(**options), tmp_path / "model.safetensors", event=[2])
-    run = invoke("sample", tmp_path / "model.safetensors", "--guidance", 2, *texts, "--no-progress")
-    assert run.exit_code != 0 and re.search(sentence, " ".join(run.output.split())), run.output
+    for command in (["sample"], ["compare"], ["evaluate", "--against", "digits"]):
+        run = invoke(*command, tmp_path / "model.safetensors", "--guidance", 2, *texts, "--no-progress")
+        assert run.exit_code != 0 and re.search(sentence, " ".join(run.output.split())), run.output
+
+
+def test_a_guided_model_is_evaluated_and_compared_as_it_is_sampled(tmp_path):
+    guided = model(num_classes=5)
+    scoresde.save(guided, tmp_path / "model.safetensors", event=[2])
+    np.save(tmp_path / "real.npy", np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32))
+    common = ["-n", 30, "--solver", "ddim", "--steps", 3, "--no-progress"]
+    folders = []
+    for scale in (2.5, 3.0, 2.5):
+        call = ["evaluate", tmp_path / "model.safetensors", "--against", tmp_path / "real.npy", "--label", "1,2"]
+        run = invoke(*call, "--guidance", scale, *common)
+        assert run.exit_code == 0, run.output
+        folders.append(Path(re.search(r"samples: (.*)", run.output)[1]))
+    assert folders[0] == folders[2] != folders[1]  # each scale has samples of its own, which are used again
+    wanted = scoresde.sample(
+        ClassifierFree(guided, 2.5, {"label": 5}),
+        (30, 2),
+        "ddim",
+        3,
+        seed=0,
+        conditions={"label": [1, 2] * 15},
+        progress=False,
+    )
+    np.testing.assert_allclose(np.load(next(folders[0].glob("*.npy"))), wanted.x, rtol=1e-5, atol=1e-6)
+    (case,) = _compared([str(tmp_path / "model.safetensors")], ["vp"], None, ["1,2"], 2.5, 3)["problem"].values()
+    assert (
+        isinstance(case.model, ClassifierFree) and float(case.model.scale) == 2.5 and case.conditions == {"label": [1, 2, 1]}
+    )
+    run = invoke("evaluate", tmp_path / "real.npy", "--against", tmp_path / "real.npy", "--guidance", 2, "--label", "3")
+    assert run.exit_code == 2 and "got --label 3 and --guidance 2.0 for samples that are drawn" in " ".join(
+        run.output.split()
+    )
+    run = invoke("compare", "ring", "--guidance", 2)
+    assert run.exit_code == 2 and "got --guidance 2.0 for problems" in " ".join(run.output.split())
 
 
 def save(model: ScoreModel, path: Path) -> None:

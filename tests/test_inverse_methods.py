@@ -9,10 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from support import SDES, generator
+from support import SDES, generator, mostly_slow
 from torch import Tensor, nn
 
-from scoresde import VE, VP, CosineVP, RectifiedFlow, ScoreModel, inverse, log_likelihood, problems, sample, solvers
+from scoresde import (
+    EDM,
+    VE,
+    VP,
+    CosineVP,
+    RectifiedFlow,
+    ScoreModel,
+    SubVP,
+    inverse,
+    log_likelihood,
+    problems,
+    sample,
+    solvers,
+)
 from scoresde.analysis import Moments, law
 from scoresde.inverse import (
     DPS,
@@ -31,7 +44,7 @@ from scoresde.inverse import (
 from scoresde.inverse.linearization import Linearization
 from scoresde.inverse.normal_equations import conjugate_gradients, weighed
 from scoresde.score import Transformed
-from scoresde.solvers import DRIVERS
+from scoresde.solvers import DRIVERS, centred
 
 F64 = torch.float64
 MEAN = torch.tensor([0.3, -0.2, 0.5], dtype=F64)
@@ -120,6 +133,24 @@ def test_the_exact_methods_sample_the_posterior(name: str, sde: Any, sigma: floa
     assert found.wasserstein(posterior(TWO, sigma)) < 5e-3
 
 
+CUT = {"VP": VP(), "SubVP": SubVP(), "VE": VE(), "EDM": EDM()}
+"""SDEs whose noised data keep a share of the data's mean at the end of time."""
+
+
+@pytest.mark.parametrize("sigma", [0.5, *(pytest.param(level, marks=pytest.mark.slow) for level in (0.1, 0.01))])
+@pytest.mark.parametrize("sde", mostly_slow(CUT, ["VE", "EDM"]))
+def test_the_exact_methods_sample_the_posterior_from_a_centred_start(sde: str, sigma: float) -> None:
+    """There the mean of the posterior is missing at the start, which no solver makes up for."""
+    model = MMPS(GAUSSIAN.model(CUT[sde]), Observation(Mask([True, True, False]), Y, sigma), 2)
+    found = [
+        law(model, (3,), solver, 100).wasserstein(posterior(TWO, sigma)) for solver in ("dpmpp-2m", centred("dpmpp-2m"))
+    ]
+    assert found[1] < 5e-3
+    assert found[1] < found[0]
+    if sigma == 0.5 and sde in ("VE", "EDM"):
+        assert found[0] > 5e-3
+
+
 @pytest.mark.parametrize("sigma", [0.5, 0.0])
 @pytest.mark.parametrize("std", [1.0, 0.3])
 def test_pigdm_is_exact_for_white_data(std: float, sigma: float) -> None:
@@ -127,6 +158,47 @@ def test_pigdm_is_exact_for_white_data(std: float, sigma: float) -> None:
     exact = truth(MIXED, sigma, std**2 * torch.eye(3, dtype=F64)).model(sde)
     model = PiGDM(problems.Gaussian(MEAN, std**2).model(sde), Observation(Matrix(MIXED), Y, sigma), std)
     torch.testing.assert_close(model.x0(x, times), exact.x0(x, times), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+@pytest.mark.parametrize("sde", mostly_slow(SDES, ["VP", "EDM"]))
+def test_reconstruction_guidance_has_the_coefficient_of_its_paper(sde: str, weight: float) -> None:
+    """Ho et al., equation (7), with the blocks of Gaussian data: x_b + w alpha (dx_a / dz_b)^T (y - x_a)."""
+    process, x, t = SDES[sde], 2 * start(5), torch.tensor(0.3, dtype=F64)
+    alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+    gain = alpha * COVARIANCE @ torch.linalg.inv(alpha**2 * COVARIANCE + sigma**2 * torch.eye(3, dtype=F64))
+    m = MEAN + (x - alpha * MEAN) @ gain.T
+    measured, rest = [0, 2], [1]
+    wanted = m.clone()
+    wanted[:, measured] = Y
+    wanted[:, rest] += weight * alpha * (Y - m[:, measured]) @ gain[measured][:, rest]
+    seen = Observation(Mask([True, False, True]), Y, 0.1)
+    found = inverse.ReconstructionGuidance(GAUSSIAN.model(process), seen, weight).x0(x, t)
+    torch.testing.assert_close(found.detach(), wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sde", mostly_slow(SDES, ["VP", "EDM"]))
+def test_reconstruction_guidance_of_weight_one_is_exact_to_first_order_at_low_noise(sde: str) -> None:
+    """With r = sigma / alpha the data given the state have the covariance V = r^2 (1 - O(r^2 / C)): w = 1 takes V_aa = r^2.
+
+    The mean of the rest given the measured data as well is m_b + V_ba V_aa^-1 (y - m_a), and V_ba = r^2 alpha dx_b / dz_a.
+    """
+    process, measured, rest = SDES[sde], [0, 2], [1]
+    seen, precision = Observation(Mask([True, False, True]), Y, 0.0), torch.linalg.inv(COVARIANCE)
+    exact = GAUSSIAN.posterior(seen.operator, Y, 0.0)
+    for lam in (2.0, 3.0):
+        t, r2 = process.time(torch.tensor(lam, dtype=F64)), math.exp(-2 * lam)
+        x = float(process.alpha(t)) * GAUSSIAN.sample(5, generator(), F64) + float(process.sigma(t)) * start(5)
+        m, model = GAUSSIAN.model(process).x0(x, t), GAUSSIAN.model(process)
+        spread = torch.linalg.inv(torch.eye(3, dtype=F64) + r2 * precision)[rest][:, measured].norm()
+        share = r2 * float(torch.linalg.matrix_norm(precision, 2))
+        bound = share / (1 - share) * spread * (Y - m[:, measured]).norm(dim=1)
+        off = [
+            (inverse.ReconstructionGuidance(model, seen, w).x0(x, t) - exact.model(process).x0(x, t)).detach().abs()[:, 1]
+            for w in (1.0, 0.5)
+        ]
+        assert bool((off[0] <= bound + 1e-12).all())
+        assert bool((off[1] > off[0]).all())
 
 
 @pytest.mark.parametrize("sigma", [0.5, 0.0])
@@ -246,6 +318,50 @@ def test_conjugate_gradients_stop_sample_by_sample() -> None:
     for i in range(4):
         alone = conjugate_gradients(lambda p, i=i: system(p, slice(i, i + 1)), r[i : i + 1], 20)
         torch.testing.assert_close(alone[0], found[i], rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("tolerance", [0.3, 1e-2, 1e-4])
+def test_conjugate_gradients_stop_at_a_tolerance(tolerance: float) -> None:
+    """At the relative residual asked for, each sample by itself, with no more iterations than the slowest needs."""
+    spectra = torch.stack([torch.ones(12), torch.logspace(0, 2, 12), torch.logspace(0, 4, 12)]).to(F64)
+    turn = torch.linalg.qr(torch.randn(12, 12, generator=generator(), dtype=F64))[0]
+    matrices = turn @ torch.diag_embed(spectra) @ turn.T
+    r = torch.randn(3, 12, generator=generator(1), dtype=F64)
+
+    def solve(rows: Any) -> tuple[Tensor, int]:
+        called = 0
+
+        def system(p: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal called
+            called += 1
+            return torch.einsum("bij,bj->bi", matrices[rows], p), p
+
+        return conjugate_gradients(system, r[rows], 50, tolerance), called
+
+    together, calls = solve(slice(None))
+    left = r - torch.einsum("bij,bj->bi", matrices, together)
+    assert bool((left.norm(dim=1) <= tolerance * r.norm(dim=1)).all())
+    alone = [solve(slice(i, i + 1)) for i in range(3)]
+    assert calls == max(n for _, n in alone)
+    assert alone[0][1] == 1 < alone[1][1] < alone[2][1] <= 24  # a condition number of 1, 100 and 10,000
+    for i, (found, _) in enumerate(alone):
+        torch.testing.assert_close(found[0], together[i], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.01])
+def test_a_tolerance_makes_mmps_exact_where_few_iterations_are_not(sigma: float) -> None:
+    """Under an ill-conditioned operator, at every time: the error is the tolerance's."""
+    operator = inverse.Blur(inverse.gaussian_kernel(0.8, 3), (1, 4, 4))
+    prior, sde = problems.Gaussian(torch.zeros(1, 4, 4), problems.textures(4, 1).covariances[0]), VP()
+    x0 = prior.sample(6, generator(), F64)
+    exact = prior.posterior(operator, operator(x0)[0], sigma)
+    times = torch.tensor([1.0, 0.6, 0.3, 0.1, 0.02, 0.005], dtype=F64)
+    alpha, std = (c(times).reshape(-1, 1, 1, 1) for c in (sde.alpha, sde.sigma))
+    x = alpha * x0 + std * torch.randn(x0.shape, generator=generator(1), dtype=F64)
+    wanted, seen = exact.model(sde).x0(x, times), Observation.of(exact)
+    few, tight = (MMPS(prior.model(sde), seen, *how).x0(x, times) for how in ((3,), (50, 1e-4)))
+    assert float((few - wanted).flatten(1).norm(dim=1).max().detach()) > 0.5
+    assert float((tight - wanted).flatten(1).norm(dim=1).max().detach()) < 0.02
 
 
 def test_poisson_noise_is_weighed_number_by_number() -> None:
@@ -567,6 +683,7 @@ def test_states_and_measurements_that_do_not_fit_are_refused(name: str) -> None:
         (lambda: PiGDM(network(), PLAIN, variant="mine"), "got variant='mine'; expected 'exact' or 'published'"),
         (lambda: TMPD(network(), PLAIN, "dense"), "got covariance='dense'; expected 'full' or 'diagonal'"),
         (lambda: MMPS(network(), PLAIN, 0), "got iterations=0; expected a whole number of at least 1"),
+        (lambda: MMPS(network(), PLAIN, 3, 1.0), "got tolerance=1.0; expected a relative residual from 0"),
         (lambda: DiffPIR(network(), PLAIN, -1.0), "got scale=-1.0; expected a positive number"),
         (lambda: inverse.renoised(1.5), "got share=1.5; expected a number between 0"),
         (lambda: inverse.ddrm(PLAIN, eta=2.0), "got eta=2.0; expected a number from 0 to 1"),

@@ -24,6 +24,7 @@ from support import (
 )
 
 from scoresde import DDPM, EDM, NCSN, VE, VP, CosineVP, RectifiedFlow, discretize, sample, solvers
+from scoresde.problems import Gaussian
 from scoresde.sde import GaussianSDE
 from scoresde.solvers import SOLVERS, FreshNoise, Path, RowSolver, make_path
 from scoresde.solvers.methods import third_party
@@ -511,3 +512,43 @@ def test_mixed_stencils_are_taken_step_by_step() -> None:
     shapes = [solvers.radau, solvers.midpoint, solvers.multistep(1)]
     rows = solvers.stencil_rows(solvers.Noise(), shapes, path)
     assert [row.ends_step for row in rows] == [False, False, True, False, True, True, True, True, True]  # type: ignore[union-attr]
+
+
+# A centred start ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", mostly_slow(SDES, ["VP", "EDM", "RectifiedFlow"]))
+def test_a_centred_start_has_the_mean_of_the_noised_data(name: str) -> None:
+    """To the square of alpha / sigma at the end of time, against the marginal in closed form; no step at alpha = 0."""
+    sde, mean, variance = SDES[name], torch.tensor([3.0, -1.0], dtype=F64), 2.0
+    model, t = Gaussian(mean, variance).model(sde), sde.span[1]
+    path = make_path(sde, "lam", 5)
+    plain, rows = (solver.rows(path) for solver in (solvers.get("dpmpp-2m"), solvers.centred("dpmpp-2m")))
+    if float(sde.alpha(t)) == 0:
+        assert rows == plain
+        return
+    first, rest = rows[0], rows[1:]
+    assert list(rest) == list(plain)
+    z = float(sde.sigma(t)) * torch.randn(5, 2, generator=generator(), dtype=F64)
+    moved = first.a * z + first.w[0] * model.x0(z, t)
+    ratio = float((sde.alpha(t) / sde.sigma(t)) ** 2)
+    spread = (1 + variance * ratio) ** 0.5  # of the noised data, relative to the noise
+    wanted = float(sde.alpha(t)) * mean + spread * z
+    bound = variance * ratio * (float(sde.alpha(t)) * mean.norm() + 0.5 * z.norm(dim=1))
+    assert bool(((moved - wanted).norm(dim=1) <= bound + 1e-12).all())
+    assert bool(((z - wanted).norm(dim=1) > 5 * bound).any()) == (ratio < 1e-3)
+
+
+def test_a_centred_solver_runs_on_every_driver_and_is_counted() -> None:
+    model, x = model_on(EDM()), 80 * torch.randn(4, 2, generator=generator(), dtype=F64)
+    for solver in ("dpmpp-2m", "ddpm", "auto", "heun", "pc"):
+        made = solvers.centred(solver)
+        wanted = sample(model, x, made, 6, seed=1, driver="readable", progress=False)
+        plain = sample(model, x, solver, 6, seed=1, progress=False)
+        assert wanted.evaluations == plain.evaluations + 1
+        found = sample(model, x, made, 6, seed=1, driver="fast", progress=False)
+        torch.testing.assert_close(found.x, wanted.x, rtol=1e-10, atol=1e-10)
+        kept = sample(model, x, made, 6, seed=1, progress=False, callback=lambda state: None)
+        torch.testing.assert_close(kept.x, wanted.x, rtol=1e-10, atol=1e-10)
+    with pytest.raises(ValueError, match="got solver 'rk45', which makes no rows"):
+        solvers.centred("rk45")

@@ -11,7 +11,7 @@ import scoresde
 from scoresde.base.processes import launch_rank
 from scoresde.cli import options
 from scoresde.cli.errors import reported
-from scoresde.cli.source import Labels, chosen_labels, open_model
+from scoresde.cli.source import Guidance, Labels, chosen_labels, guided, open_model
 from scoresde.comparison import BUDGETS, DEFAULT_SOLVERS, Case, Comparison, best_ratio, suite
 from scoresde.sde import names as sdes
 
@@ -54,6 +54,7 @@ def compare(
     end: options.End = "flow",
     shape: options.Shape = None,
     label: Labels = None,
+    guidance: Guidance = None,
     peers: Annotated[
         bool, typer.Option("--peers", help="Compare the samplers of k-diffusion, diffusers and torchsde too.")
     ] = False,
@@ -74,7 +75,7 @@ def compare(
         arguments = suite(suite_name).arguments()
     else:
         arguments = {
-            **_compared(on or ["ring"], sde or ["vp"], shape, label, n),
+            **_compared(on or ["ring"], sde or ["vp"], shape, label, guidance, n),
             "solvers": _listed(solver),
             "evaluations": _numbers(evaluations),
             "paths": _listed(path),
@@ -90,15 +91,22 @@ def compare(
         _tell(found, out)
 
 
-def _compared(names: list[str], sde: list[str], shape: str | None, label: list[str] | None, n: int) -> dict[str, Any]:
+def _compared(
+    names: list[str], sde: list[str], shape: str | None, label: list[str] | None, guidance: float | None, n: int
+) -> dict[str, Any]:
     """Return the problems of these names or the model in a file or folder of that name."""
     if len(names) == 1 and Path(names[0]).exists():
         model, event, classes = open_model(Path(names[0]), shape)
         labels = chosen_labels(label, model, classes)
         conditions = {} if labels is None else {"label": [labels[i % len(labels)] for i in range(n)]}
-        return {"problem": {Path(names[0]).name: Case(model, event, conditions=conditions, classes=classes)}}
-    if label:
-        raise ValueError(f"got --label {','.join(label)} for problems, which have no classes; expected a run folder")
+        return {
+            "problem": {
+                Path(names[0]).name: Case(guided(model, guidance, labels), event, conditions=conditions, classes=classes)
+            }
+        }
+    if label or guidance is not None:
+        given = f"--label {','.join(label)}" if label else f"--guidance {guidance}"
+        raise ValueError(f"got {given} for problems, which have no classes; expected a run folder")
     return {"problem": names, "sde": sde}
 
 

@@ -13,7 +13,7 @@ from scoresde.base.files import replacing
 from scoresde.base.processes import launch_rank
 from scoresde.cli import options
 from scoresde.cli.errors import reported
-from scoresde.cli.source import Labels, Limit, chosen_labels, open_data, open_model
+from scoresde.cli.source import Guidance, Labels, Limit, chosen_labels, guided, open_data, open_model
 from scoresde.training.files import runs
 from scoresde.weights import recognizes
 
@@ -23,12 +23,20 @@ __all__ = ["evaluate"]
 def _samples_to_evaluate(what: Path, n: int, show_bar: bool, unreadable: str, limit: int | None, **how: Any) -> data.Dataset:
     """Return the samples in a file or folder, or draw those of a run or checkpoint into files beside it."""
     is_run = what.suffix == ".safetensors" or (what / runs.CHECKPOINT).exists() or (what.is_dir() and recognizes(what))
+    label, guidance = how.pop("label"), how.pop("guidance")
     if not is_run:
+        given = [f"--label {','.join(label)}"] * bool(label) + [f"--guidance {guidance}"] * (guidance is not None)
+        if given:
+            raise ValueError(
+                f"got {' and '.join(given)} for samples that are drawn already; expected a run folder or a checkpoint to "
+                f"sample from in place of {str(what)!r}"
+            )
         return open_data(what, unreadable=unreadable, limit=limit)
     from tqdm.auto import tqdm
 
     model, event, classes = open_model(what)
-    how["labels"] = chosen_labels(how.pop("label"), model, classes)
+    how["labels"] = chosen_labels(label, model, classes)
+    model = guided(model, guidance, how["labels"])
     folder = (what if what.is_dir() else what.parent) / "samples"
     with tqdm(total=n, unit=" samples", desc="sampling", disable=not show_bar) as progress:
         drawn = evaluation.generate(model, event, folder, n, progress=progress.update, **how)
@@ -56,6 +64,7 @@ def evaluate(
     end: options.OwnEnd = None,
     seed: options.Seed = 0,
     label: Labels = None,
+    guidance: Guidance = None,
     processes: Annotated[
         int, typer.Option(help="Number of processes that draw; on several GPUs they take turns among them.")
     ] = 1,
@@ -95,6 +104,7 @@ def evaluate(
         end=end,
         seed=seed,
         label=label,
+        guidance=guidance,
         processes=processes,
         device=device,
     )

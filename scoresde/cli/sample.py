@@ -14,7 +14,7 @@ from scoresde.base.devices import as_device
 from scoresde.base.files import replacing
 from scoresde.cli import options
 from scoresde.cli.errors import reported
-from scoresde.cli.source import Labels, Prompts, chosen_labels, chosen_prompts, guided, open_model
+from scoresde.cli.source import Guidance, Labels, Prompts, chosen_labels, chosen_prompts, guided, open_model
 from scoresde.cli.words import draw_words, has_words
 from scoresde.sampling import sample as draw
 from scoresde.score import ScoreModel
@@ -71,12 +71,7 @@ def sample(
     seed: options.Seed = 0,
     label: Labels = None,
     prompt: Prompts = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            help="Scale of classifier-free guidance towards --label or --prompt; 1 is the conditional model, 4 is strong."
-        ),
-    ] = None,
+    guidance: Guidance = None,
     out: Annotated[
         Path | None,
         typer.Option(

@@ -20,6 +20,7 @@ from scoresde.training.files import runs
 from scoresde.weights.diffusers.prompts import Prompted
 
 __all__ = [
+    "Guidance",
     "Labels",
     "Limit",
     "Opened",
@@ -129,6 +130,13 @@ def chosen_labels(texts: Sequence[str] | None, model: ScoreModel, classes: Seque
             else:
                 raise ValueError(f"got --label {part!r}; expected {_known(count, classes, optional)}{near(part, number)}")
     return tuple(labels)
+
+
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="Scale of classifier-free guidance towards labels or prompts; 1 is the conditional model, 4 strong."),
+]
+"""The option that sets the scale of guidance."""
 
 
 def guided(

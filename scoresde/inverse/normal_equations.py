@@ -68,16 +68,21 @@ def singular_or_none(operator: Operator) -> Singular | None:
         return None
 
 
-def conjugate_gradients(system: Callable[[Tensor], tuple[Tensor, Tensor]], residual: Tensor, iterations: int) -> Tensor:
+def conjugate_gradients(
+    system: Callable[[Tensor], tuple[Tensor, Tensor]], residual: Tensor, iterations: int, tolerance: float = 0.0
+) -> Tensor:
     r"""Solve M u = r for a symmetric positive semi-definite M, and return B u for a second linear map B.
 
-    Each sample has a trajectory of its own and stops by itself: where its residual is rounding error, or where the curvature
-    :math:`p^T M p` along a direction is not positive. The number of calls of ``system`` depends on no value.
+    Each sample has a trajectory of its own and stops by itself: where :math:`\|r - M u\|` is below ``tolerance`` times
+    :math:`\|r\|` or is rounding error, or where the curvature :math:`p^T M p` along a direction is not positive. The loop
+    ends with the last sample if there is a tolerance. Without one, and where a CUDA graph is captured, the number of calls
+    of ``system`` depends on no value.
 
     Args:
         system: ``system(p)`` returns M p, shape ``(batch, *measured)``, and B p, of any shape ``(batch, ..)``.
         residual: r, shape ``(batch, *measured)``.
-        iterations: how often to call it, at least once.
+        iterations: how often to call it at most, at least once.
+        tolerance: the relative residual at which to stop.
 
     Source: Hestenes and Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems", 1952,
     https://doi.org/10.6028/jres.049.044.
@@ -89,9 +94,12 @@ def conjugate_gradients(system: Callable[[Tensor], tuple[Tensor, Tensor]], resid
     r = p = residual
     energy = first = _products(r, r)
     alive = torch.ones_like(energy, dtype=torch.bool)
-    least = (4 * torch.finfo(residual.dtype).eps) ** 2
+    least = max(4 * torch.finfo(residual.dtype).eps, tolerance) ** 2
+    stops = tolerance > 0 and not (residual.is_cuda and torch.cuda.is_current_stream_capturing())
     total: Tensor | float = 0.0
-    for _ in range(iterations):
+    for i in range(iterations):
+        if i and stops and not bool((alive & (energy > least * first)).any()):
+            break
         image, mapped = system(p)
         curvature = _products(p, image)
         alive = alive & (energy > least * first) & (curvature > 0)

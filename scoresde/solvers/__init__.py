@@ -6,6 +6,7 @@ A solver is a prediction and a stencil on a path; it turns the path into rows, a
 from scoresde.solvers.adaptive.control import Controller
 from scoresde.solvers.adaptive.flow import Adaptive, bogacki_shampine, dormand_prince, dpm_adaptive
 from scoresde.solvers.adaptive.reverse_sde import AdaptiveSDE, gotta_go_fast
+from scoresde.solvers.centred import centred
 from scoresde.solvers.chooser import Choice, Chooser, auto, auto_sde
 from scoresde.solvers.coefficients import exponential_moments, lagrange_integrals
 from scoresde.solvers.drivers import (
@@ -161,6 +162,7 @@ __all__ = [
     "auto",
     "auto_sde",
     "bogacki_shampine",
+    "centred",
     "churn",
     "compiled",
     "compose",

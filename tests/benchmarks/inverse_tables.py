@@ -1,30 +1,34 @@
 """Write the tables of docs/inverse.md: how far every method for inverse problems is from the exact posterior.
 
-    python tests/benchmarks/inverse_tables.py [gaussian] [operators] [mixtures]
+    python tests/benchmarks/inverse_tables.py [gaussian] [starts] [operators] [mixtures]
 
 A method or a sampler that is registered in ``scoresde.inverse`` gets a row. On Gaussian data the distance is exact, by
 ``scoresde.analysis.law``. Where a method is not affine it is that of the Gaussian with the moments of 10,000 samples, and
 marked by a tilde.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from scoresde import VP, compare, problems, sample
+from scoresde import EDM, VE, VP, CosineVP, RectifiedFlow, SubVP, compare, problems, sample
 from scoresde.analysis import Moments, law
 from scoresde.comparison.measures import MEASURES, Run
-from scoresde.inverse import METHODS, SAMPLERS, Blur, Downsample, Fourier, Mask, Observation, Operator, Radon, smc
+from scoresde.inverse import METHODS, MMPS, SAMPLERS, Blur, Downsample, Fourier, Mask, Observation, Operator, Radon, smc
 from scoresde.inverse.operators import gaussian_kernel
 from scoresde.problems import Gaussian, Problem
+from scoresde.solvers import centred
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "tables"
 SIGMAS = (0.5, 0.1, 0.01)
 STEPS, SAMPLES = 100, 10_000
 SOLVERS = ("dpmpp-2m", "ddim", "ddpm")
 EXACT = "exact score"
+THREE = Gaussian([0.3, -0.5, 0.2], [[1.0, 0.6, 0.3], [0.6, 0.8, 0.1], [0.3, 0.1, 0.5]])
+SEEN, MEASURED = Mask([True, True, False]), [0.8, -0.2]
 
 
 def distance(posterior: Problem, method: str, solver: str) -> str:
@@ -71,12 +75,25 @@ def table(name: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None
 
 def gaussian() -> None:
     """Three dimensions, of which two are measured."""
-    prior = Gaussian([0.3, -0.5, 0.2], [[1.0, 0.6, 0.3], [0.6, 0.8, 0.1], [0.3, 0.1, 0.5]])
-    given = [prior.posterior(Mask([True, True, False]), [0.8, -0.2], sigma) for sigma in SIGMAS]
+    given = [THREE.posterior(SEEN, MEASURED, sigma) for sigma in SIGMAS]
     rows = [[m, *(distance(each, m, solver) for each in given for solver in SOLVERS)] for m in (EXACT, *METHODS)]
     table("inverse-gaussian", ["method", *(f"{sigma:g}, {solver}" for sigma in SIGMAS for solver in SOLVERS)], rows)
     rows = [[sampler, *(distance(each, sampler, "") for each in given)] for sampler in SAMPLERS]
     table("inverse-gaussian-samplers", ["sampler", *(f"{sigma:g}" for sigma in SIGMAS)], rows)
+
+
+def starts() -> None:
+    """The Gaussian of three dimensions on every SDE, by MMPS, from a plain and a centred start."""
+    rows = []
+    for sde in (VP(), SubVP(), VE(), EDM(), CosineVP(), RectifiedFlow()):
+        cells = []
+        for sigma in SIGMAS:
+            posterior = THREE.posterior(SEEN, MEASURED, sigma)
+            model = METHODS["mmps"](posterior.given.prior.model(sde), Observation.of(posterior))
+            for solver in ("dpmpp-2m", centred("dpmpp-2m")):
+                cells.append(written(law(model, (3,), solver, STEPS).wasserstein(Moments.of(posterior))))
+        rows.append([f"`{type(sde).__name__}`", *cells])
+    table("inverse-starts", ["SDE", *(f"{sigma:g}{kind}" for sigma in SIGMAS for kind in ("", ", centred"))], rows)
 
 
 def operators() -> None:
@@ -96,6 +113,8 @@ def operators() -> None:
     for operator in kinds.values():
         noise = torch.randn(operator.measured, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         given.append(prior.posterior(operator, operator(truth)[0] + 0.1 * noise, 0.1))
+    tight = "mmps, 16 iterations"
+    METHODS.register(tight, functools.partial(MMPS, iterations=16))
     rows = [[m, *(distance(each, m, "dpmpp-2m") for each in given)] for m in (EXACT, *METHODS, *SAMPLERS)]
     table("inverse-operators", ["method", *kinds], rows)
 
@@ -131,7 +150,12 @@ def mixture(posterior: Problem, name: str, n: int = 1000, evaluations: int = 200
     table(name, ["method", *MIXED], [rows[-1], *rows[:-1]])
 
 
-TABLES: dict[str, Callable[[], None]] = {"gaussian": gaussian, "operators": operators, "mixtures": mixtures}
+TABLES: dict[str, Callable[[], None]] = {
+    "gaussian": gaussian,
+    "starts": starts,
+    "operators": operators,
+    "mixtures": mixtures,
+}
 
 if __name__ == "__main__":
     OUT.mkdir(exist_ok=True)

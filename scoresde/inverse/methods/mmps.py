@@ -30,15 +30,21 @@ class MMPS(Conditioned):
     numbers solve the system; fewer are close where few eigenvalues dominate. It is exact for Gaussian data then, and the
     dependence of V on the state is the bias on other data. Each sample has a trajectory of its own and stops by itself.
 
+    The condition number of the system is up to :math:`\|A V A^T\| / \sigma_y^2`: large at high noise and for an
+    ill-conditioned A, about 1 at low noise. So no one number of iterations fits all times. With a ``tolerance`` the
+    iterations go on to that relative residual, and ``iterations`` is their largest number:
+    ``MMPS(model, observation, iterations=50, tolerance=1e-3)``.
+
     Linear operators; Gaussian noise of any level, zero too, and Poisson noise by its estimated variance.
 
     Args:
         model: the model of the data.
         observation: the measurement.
-        iterations: the number of conjugate gradient iterations, at least 1.
+        iterations: the number of conjugate gradient iterations, at least 1; with a ``tolerance`` the largest number.
+        tolerance: the residual of the system, relative to that of u = 0, at which a sample stops; 0 for rounding error.
 
     Raises:
-        ValueError: for a nonlinear operator, and for other values.
+        ValueError: for a nonlinear operator, fewer than one iteration, and a tolerance that is not from 0 to 1.
 
     Source: Rozet et al., "Learning Diffusion Priors from Observations by Expectation Maximization", 2024,
     https://arxiv.org/abs/2405.13712, section 4.2 and algorithm 3.
@@ -54,14 +60,17 @@ class MMPS(Conditioned):
         (20, 20)
     """
 
-    def __init__(self, model: ScoreModel, observation: Observation, iterations: int = 3) -> None:
+    def __init__(self, model: ScoreModel, observation: Observation, iterations: int = 3, tolerance: float = 0.0) -> None:
         super().__init__(model, observation)
         check_linear(observation, "MMPS")
         self.iterations = whole("iterations", iterations, 1)
+        if not 0 <= tolerance < 1:
+            raise ValueError(f"got tolerance={tolerance!r}; expected a relative residual from 0 (rounding error) to 1")
+        self.tolerance = float(tolerance)
 
     @property
     def calls(self) -> Calls:
-        """The calls of the inner model, and one backward for each iteration."""
+        """The calls of the inner model, and one backward for each iteration; with a tolerance the most there can be."""
         return self._calls(self.iterations)
 
     def x0(self, x: Tensor, t: Time, **conditions: Any) -> Tensor:
@@ -74,4 +83,4 @@ class MMPS(Conditioned):
             back = at.covariance_times(seen.operator.adjoint(p))
             return seen.operator(back) + noise * p, back
 
-        return at.m + conjugate_gradients(system, residual, self.iterations)
+        return at.m + conjugate_gradients(system, residual, self.iterations, self.tolerance)
