@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import scoresde
-from scoresde import VP, ScoreModel, guidance, models, problems, training
+from scoresde import EDM, VP, ScoreModel, guidance, models, problems, training
 from scoresde.cli import app
 from scoresde.models import Contrastive, ContrastiveImages, KLAutoencoder, TextEncoder, UNet
 from scoresde.objectives import ContrastiveLearning
@@ -140,6 +140,73 @@ def test_guidance_by_a_linear_contrastive_model_samples_the_tilted_gaussian() ->
     guided = guidance.Energy(data.model(VP()), net.energy, s, takes="pooled")
     found = guided.x0(x, t, pooled=y.expand(6, 4))
     torch.testing.assert_close(found, tilted.model(VP()).x0(x, t), rtol=1e-6, atol=1e-6)  # the weights began as float32
+
+
+class LinearOfNoised(nn.Module):
+    """f(x, t) = W m(x, t) with the data prediction m of Gaussian data, by their moments and the SDE."""
+
+    def __init__(self, data: problems.Gaussian, sde: Any, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.data, self.sde, self.weight = data, sde, weight
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = self.sde.alpha(t)[:, None, None], self.sde.sigma(t)[:, None, None]
+        gain = (
+            alpha
+            * self.data.covariance
+            @ torch.linalg.inv(alpha**2 * self.data.covariance + sigma**2 * torch.eye(3, dtype=D))
+        )
+        return torch.einsum("fd,bde,be->bf", self.weight, gain, x - alpha[:, 0] * self.data.mean)
+
+
+@pytest.mark.parametrize("sde", [VP(), EDM()], ids=repr)
+def test_guidance_by_a_linear_contrastive_model_of_noised_images_samples_the_tilted_gaussian(sde: Any) -> None:
+    """E[exp(s c a . x0) | x_t] is exp(s c a . m(x_t)) times a constant, so the model that is linear in m is exact."""
+    s, scale = 0.7, 1.5
+    root = torch.randn(3, 3, generator=generator(1), dtype=D)
+    data = problems.Gaussian(torch.randn(3, generator=generator(2), dtype=D), root @ root.T)
+    weight, text = (torch.randn(2, n, generator=generator(5 + n), dtype=D) for n in (3, 4))
+    net = Contrastive(
+        LinearOfNoised(data, sde, weight), lambda y: y @ text.T, normalized=False, scale=scale, noised=True
+    ).double()
+    y = torch.randn(1, 4, generator=generator(3), dtype=D)
+    shift = s * net.scale.detach() * data.covariance @ weight.T @ (text @ y[0])
+    tilted = problems.Gaussian(data.mean + shift, data.covariance)
+    low, high = sde.span
+    x, t = torch.randn(6, 3, generator=generator(4), dtype=D), torch.linspace(low, high, 6, dtype=D)
+    x = x * (sde.alpha(t) + sde.sigma(t))[:, None]
+    guided = guidance.Energy(data.model(sde), net.noised_energy, s, of="x", takes="pooled")
+    found = guided.x0(x, t, pooled=y.expand(6, 4))
+    torch.testing.assert_close(found.detach(), tilted.model(sde).x0(x, t), rtol=1e-8, atol=1e-8)
+    assert guided.calls == (1, 0)  # without a backward call of the score model
+
+
+def test_a_model_of_noised_images_is_trained_on_what_the_sde_noises(tmp_path: Path) -> None:
+    sde = VP()
+    net = Contrastive(lambda x, t: x[:, :2] + t[:, None].to(x), nn.Linear(4, 2).double(), scale=1.0, noised=True)
+    x, y, eps = (torch.randn(5, n, generator=generator(n), dtype=D) for n in (3, 4, 3))
+    t = torch.linspace(0.1, 0.9, 5, dtype=D)
+    noisy = sde.alpha(t)[:, None] * x + sde.sigma(t)[:, None] * eps
+    logits = F.normalize(noisy[:, :2] + t[:, None], dim=1) @ F.normalize(net.text(y), dim=1).T
+    own = torch.arange(5)
+    expected = -(logits.log_softmax(1)[own, own] + logits.log_softmax(0)[own, own]) / 2
+    torch.testing.assert_close(ContrastiveLearning().at(ScoreModel(net, sde), x, t, eps, pooled=y), expected)
+    with pytest.raises(ValueError, match=r"got no time for a contrastive model of noised images; expected images\(x, t\)"):
+        net.energy(x, y)
+    with pytest.raises(ValueError, match="got a time for a contrastive model of clean images"):
+        linear().noised_energy(x, t, y)
+    # The network of images with the time in further channels is trained, written and read like the other.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = ContrastiveImages(1, 4, 8, 8, (1, 2), hidden=8, noised=True)
+    images, texts = torch.rand(16, 1, 8, 8, generator=generator()), torch.randn(16, 4, generator=generator(1))
+    path = tmp_path / "noised.safetensors"
+    how: dict[str, Any] = {"conditions": {"pooled": texts}, "batch_size": 8, "out": path, "progress": False}
+    scoresde.fit(ScoreModel(net, sde), images, ContrastiveLearning(), steps=3, **how)
+    found = scoresde.load(path).net
+    at = torch.full((16,), 0.3)
+    assert found.noised and found.ranks(images, texts, t=at).shape == (16,)
+    assert not torch.equal(found(images, texts, at), found(images, texts, 2 * at))  # the time is seen
 
 
 def test_the_loss_is_the_cross_entropy_in_both_directions() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scoresde.models import Contrastive
-from scoresde.objectives.matching import Objective
+from scoresde.objectives.matching import Objective, noised
 from scoresde.objectives.times import TIMES, Times
 from scoresde.objectives.weightings import Weighting
 from scoresde.score import ScoreModel
@@ -28,8 +28,12 @@ class ContrastiveLearning(Objective):
     score model, so that :func:`scoresde.fit` trains it. The other texts are those of a process and of a part of a batch,
     so the loss depends on the number of processes and on ``accumulate``.
 
+    A model of noised images, ``Contrastive(.., noised=True)``, is given the images as the SDE noises them, with the time.
+    One of clean images is given the data.
+
     Args:
         name: the condition with the embeddings of the texts, shape ``(batch, features)``.
+        times: the distribution of the times of noised images, a name in :data:`TIMES` or any :class:`Times`.
 
     Raises:
         ValueError: when called, for missing embeddings.
@@ -51,6 +55,11 @@ class ContrastiveLearning(Objective):
     """
 
     name: str = "pooled"
+    times: str | Times = "auto"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.times, str):
+            object.__setattr__(self, "times", TIMES.name(self.times))
 
     @property
     def weight(self) -> Weighting:
@@ -61,20 +70,25 @@ class ContrastiveLearning(Objective):
 
     @property
     def distribution(self) -> Times:
-        """The distribution of times, of which no use is made."""
-        return TIMES["uniform"]
+        """The distribution of times, as an object."""
+        return TIMES[self.times] if isinstance(self.times, str) else self.times
 
     def at(self, model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, **conditions: Any) -> Tensor:
-        """Return the loss of each pair, shape ``(batch,)``; times and noise are not used."""
+        """Return the loss of each pair, shape ``(batch,)``."""
         embedding = conditions.get(self.name)
         if embedding is None:
             raise ValueError(
                 f"got no condition {self.name!r}, the embeddings of the texts; pass it: conditions={{{self.name!r}: ..}}"
             )
         net = cast(Contrastive, model.net)
-        if not isinstance(getattr(net, "_orig_mod", net), Contrastive):
+        inner = getattr(net, "_orig_mod", net)
+        if not isinstance(inner, Contrastive):
             raise TypeError(f"got a {type(net).__name__} for contrastive learning; expected a models.Contrastive")
-        logits = net(x0, embedding)
+        if inner.noised:
+            x = noised(model.sde, x0, t, eps)
+            logits = net(x, embedding, t.to(torch.promote_types(x.dtype, torch.float32)))
+        else:
+            logits = net(x0, embedding)
         same = (embedding[:, None] == embedding[None]).flatten(2).all(2)
         same.fill_diagonal_(False)
         logits = logits.masked_fill(same, -torch.inf)

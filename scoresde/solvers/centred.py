@@ -46,8 +46,9 @@ def centred(solver: str | RowSolver) -> RowSolver:
         >>> from scoresde.analysis import Moments, law
         >>> data = scoresde.problems.Gaussian([3.0, 0.0], 1.0)
         >>> found = [law(data.model(scoresde.EDM()), (2,), s, 40) for s in ("dpmpp-3m", centred("dpmpp-3m"))]
-        >>> [round(each.wasserstein(Moments.of(data)), 3) for each in found]
-        [0.038, 0.0]
+        >>> off = [each.wasserstein(Moments.of(data)) for each in found]  # 3 / 80 without the mean
+        >>> 0.035 < off[0] < 0.04, off[1] < 0.005
+        (True, True)
     """
     method = get(solver) if isinstance(solver, str) else solver
     if not isinstance(method, RowSolver):

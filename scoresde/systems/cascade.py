@@ -49,7 +49,8 @@ class CascadeStage(System):
         solver, steps, path: how the stage is sampled; see :func:`scoresde.sample`.
         guidance: the scale of classifier-free guidance away from the absence of its conditions; 1 for none.
         threshold: the quantile of dynamic thresholding, :class:`~scoresde.guidance.DynamicThreshold`; ``None`` for none.
-        contrast: a contrastive model that guides towards a text, whose embedding is the condition ``pooled``.
+        contrast: a contrastive model, of clean or of noised images, that guides towards a text, whose embedding is the
+            condition ``pooled``.
         towards: the scale of its guidance.
 
     Example:
@@ -76,7 +77,9 @@ class CascadeStage(System):
         model = guided(self.model, self.guidance, conditions)
         if self.contrast is not None and self.towards:
             role = "shares" if "pooled" in nulls_of(self.model.network) else "takes"
-            model = steering.Energy(model, self.contrast.energy, self.towards, **{role: "pooled"})
+            noised = self.contrast.noised
+            energy, of = (self.contrast.noised_energy, "x") if noised else (self.contrast.energy, "x0")
+            model = steering.Energy(model, energy, self.towards, of=of, **{role: "pooled"})
         return model if self.threshold is None else steering.DynamicThreshold(model, self.threshold)
 
 
