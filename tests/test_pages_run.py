@@ -61,6 +61,13 @@ def _guided() -> Names:
     return names | {"model": _digits(num_classes=10), "net": _net(out_features=10)}
 
 
+def _judged() -> Names:
+    """What the block on a contrastive model has: pictures with embeddings of their texts, and a model of the pictures."""
+    model = scoresde.ScoreModel(models.UNet(3, 8, (1, 2), lean=True), scoresde.VP(), "v")
+    texts = torch.randn(8, 384, generator=_generator())
+    return {"images": _images(size=16), "texts": texts, "text": texts[:2], "model": model}
+
+
 def _texts() -> Names:
     from scoresde.models import KLAutoencoder, UNet
 
@@ -167,8 +174,12 @@ CASES: dict[str, Case] = {
     "docs/choose_a_solver.md": Case(names=lambda: {"scoresde": scoresde}, smaller=(("n=64", "n=8"),), slow=True),
     "docs/guidance.md": Case(
         names=_guided,
-        again={1: lambda: {"model": _digits()}},
-        smaller=(("(64, 1, 28, 28)", "(2, 1, 8, 8)"), ("steps=5000, ", "steps=1, batch_size=8, ")),
+        again={1: lambda: {"model": _digits()}, 2: _judged},
+        smaller=(
+            ("(64, 1, 28, 28)", "(2, 1, 8, 8)"),
+            ("(64, 3, 64, 64)", "(2, 3, 16, 16)"),
+            ("steps=5000, ", "steps=1, batch_size=8, "),
+        ),
     ),
     "docs/index.md": Case(
         smaller=(("steps=1000)", "steps=1)"), ("(1000, 2), steps=20", "(8, 2), steps=2"), ("[5, 10, 20])", "[5, 10], n=8)")),
@@ -230,6 +241,7 @@ CASES: dict[str, Case] = {
         ),
         slow=True,
     ),
+    "docs/scale.md": Case(left_out={0: "needs eight GPUs; test_sharded_states runs the same on two processes"}),
     "docs/scenes.md": Case(
         names=_scenes,
         smaller=(("Volume(28)", "Volume(8)"), ("generator), 28)", "generator), 8)"), ("steps=1000", "steps=1")),

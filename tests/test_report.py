@@ -403,7 +403,7 @@ def test_twins_share_a_line_a_row_and_a_name_except_in_what_a_run_costs():
     assert sorted(names(figures.work_precision(given_, "time").axes[0])) == ["a", "b", "c"]
     rows = re.findall(r"^\| (\S.*?) \| [^|]*\d", given_.table(metric="rms"), re.M)
     assert sorted(set(rows) - {"solver"}) == ["a = b", "c"]
-    assert len(given_.to_pandas()) == len(found)  # nothing is left out of the numbers themselves
+    assert len(given_.records) == len(found)  # nothing is left out of the numbers themselves
     other = Comparison((*found, record("grid", "b", 5, 9.0)))  # a problem that only one of them has tells them apart
     assert len(lines(other, "ring", "rms")) == 3
 

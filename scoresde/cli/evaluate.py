@@ -25,7 +25,8 @@ def _samples_to_evaluate(what: Path, n: int, show_bar: bool, unreadable: str, li
     is_run = what.suffix == ".safetensors" or (what / runs.CHECKPOINT).exists() or (what.is_dir() and recognizes(what))
     label, guidance = how.pop("label"), how.pop("guidance")
     if not is_run:
-        given = [f"--label {','.join(label)}"] * bool(label) + [f"--guidance {guidance}"] * (guidance is not None)
+        given = [f"--label {','.join(label)}"] if label else []
+        given += [f"--guidance {guidance}"] if guidance is not None else []
         if given:
             raise ValueError(
                 f"got {' and '.join(given)} for samples that are drawn already; expected a run folder or a checkpoint to "
