@@ -131,21 +131,29 @@ def test_a_file_is_continued_and_one_for_another_model_refused(ring: tuple[Score
         tuning.choose(problems.grid().model(VP()), 4, out=file, **QUICK)  # type: ignore[arg-type]
 
 
-def test_an_interrupt_keeps_what_is_done(ring: tuple[ScoreModel, Chosen], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_is_an_error_that_keeps_what_is_done(
+    ring: tuple[ScoreModel, Chosen], monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
     model, solver = ring
+    sent = [signal.SIGTERM]
     varied, called = CHOOSE._varied, []
 
     def interrupted(trials: list[Trial]) -> list[Trial]:
         called.append(1)
         if len(called) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), sent[0])
         return varied(trials)
 
     monkeypatch.setattr(CHOOSE, "_varied", interrupted)
-    assert tuning.choose(model, [4, 7], **QUICK).pilots == solver.pilots[:1]  # type: ignore[arg-type]
-    called[:] = [1]
-    with pytest.raises(KeyboardInterrupt, match="before there was any choice"):
-        tuning.choose(model, 4, **QUICK)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt, match=r"stopped with 4 of 4, 7 evaluations done; they are in .*mine\.json"):
+        tuning.choose(model, [4, 7], out=tmp_path / "mine.json", **QUICK)  # type: ignore[arg-type]
+    assert solvers.get(str(tmp_path / "mine.json")).pilots == solver.pilots[:1]  # type: ignore[attr-defined]
+    called[:] = [1, 1]
+    assert tuning.choose(model, [4, 7], out=tmp_path / "mine.json", **QUICK) == solver  # type: ignore[arg-type]
+    for sent[0] in (signal.SIGINT, signal.SIGTERM):
+        called[:] = [1]
+        with pytest.raises(KeyboardInterrupt, match="stopped with none of 4 evaluations done; nothing is saved"):
+            tuning.choose(model, 4, **QUICK)  # type: ignore[arg-type]
 
 
 def test_conditions_and_a_metric_reach_the_pilot() -> None:
@@ -205,6 +213,29 @@ def test_all_kinds_of_solvers_are_tried_each_to_the_ends_that_it_has() -> None:
     assert not {"auto", "heun", "ddpm", "rk45", "student", "dpmpp-2s"} & set(named)
     assert dict(CHOOSE._named())["abm-3"][0] == "extrapolate" and "extrapolate" not in dict(CHOOSE._named())["dpmpp-2m"]
     assert len({trial.spacing for trial in CHOOSE._grid()}) == 9 and Arctan(0.3, 2.6) in {t.spacing for t in CHOOSE._grid()}
+
+
+def test_the_command_chooses_for_a_checkpoint_that_then_samples_by_it(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from scoresde.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(CHOOSE, "_candidates", lambda: [Trial("ddim"), Trial("abm-2", Arctan(0.3, 2.6), 0.6, "extrapolate")])
+    torch.manual_seed(0)
+    model = ScoreModel(scoresde.models.MLP(2, hidden=(8,)), VP(), "v")
+    scoresde.save(model, tmp_path / "run" / "model.safetensors", event=(2,))
+
+    def typed(line: str) -> str:
+        done = CliRunner().invoke(app, line.split(), env={"COLUMNS": "200"})
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    said = typed("choose run --evaluations 3,4 --starts 8 --tolerance 1e-5 --no-progress")
+    assert "| 4 | " in said and "model.safetensors" in said and "chosen.json" in said
+    assert typed("choose run --evaluations 3,4 --starts 8 --no-progress") == said  # continues, with nothing left to do
+    assert "64 samples" in typed("sample run --solver tuned --steps 3 --no-progress")
+    assert typed("solvers --show run/chosen.json --steps 4")
 
 
 @pytest.mark.slow

@@ -340,19 +340,29 @@ def test_a_file_is_continued_and_one_for_another_model_is_refused(ring: tuple[Sc
         tuning.tune(problems.grid().model(VP()), 2, out=file, **QUICK)  # type: ignore[arg-type]
 
 
-def test_an_interrupt_returns_the_best_so_far(ring: tuple[ScoreModel, Tuned], monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = ring
-    steps = minimize
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_fit_is_an_error_that_keeps_what_is_done(
+    number: int, ring: tuple[ScoreModel, Tuned], monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    model, solver = ring
+    steps, file = minimize, tmp_path / "mine.json"
+    Tuned(solver.steps[:1], solver.model).write(file)
+
+    left = [number]
 
     def interrupted(*args: object, **options: object):
-        for i, reached in enumerate(steps(*args, **options)):  # type: ignore[arg-type]
-            if i == 1:
-                os.kill(os.getpid(), signal.SIGINT)
-            yield reached
+        if left:  # a second signal would end the process
+            os.kill(os.getpid(), left.pop())
+        yield from steps(*args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(importlib.import_module("scoresde.tuning.tune"), "minimize", interrupted)
-    found = tuning.tune(model, [3, 6], **QUICK)  # type: ignore[arg-type]
-    assert found.step_counts == (3,) and found.steps[0].held_out < math.inf
+    first, second = solver.step_counts
+    with pytest.raises(KeyboardInterrupt, match=rf"stopped with {first} of {first}, {second} evaluations done; they are in"):
+        tuning.tune(model, [first, second], out=file, **QUICK)  # type: ignore[arg-type]
+    assert Tuned.read(file).step_counts == (first,)
+    left.append(number)
+    with pytest.raises(KeyboardInterrupt, match="none of 3 evaluations done; nothing is saved"):
+        tuning.tune(model, 3, **QUICK)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

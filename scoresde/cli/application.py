@@ -48,6 +48,10 @@ EXAMPLES: dict[Callable[..., Any], tuple[str, ...]] = {
         "scoresde compare ring grid --solver ddim,dpmpp-2m --evaluations 5,10,20 --out runs/compared",
         "scoresde compare runs/digits --metric rms -n 64",
     ),
+    solvers.choose: (
+        "scoresde choose runs/digits --evaluations 5,8,10",
+        "scoresde choose runs/digits --label 3 --guidance 4 --out chosen.json",
+    ),
     solvers.tune: (
         "scoresde tune runs/digits --evaluations 5,8,10",
         "scoresde sample runs/digits --solver tuned --steps 8",

@@ -1,4 +1,4 @@
-"""The commands on solvers: their table, the rows of one of them, and ``scoresde tune``, which fits one to a model."""
+"""The commands on solvers: their table, and ``scoresde choose`` and ``scoresde tune``, which fit one to a model."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ from scoresde.cli import options
 from scoresde.cli.errors import reported
 from scoresde.cli.source import Labels, chosen_labels, guided, open_model
 from scoresde.sde import GaussianSDE, names
-from scoresde.solvers import SOLVERS, Chooser, RowSolver, Tuned, get, make_path, to_json
+from scoresde.solvers import SOLVERS, Chooser, Chosen, RowSolver, Tuned, get, make_path, to_json
 from scoresde.training import CheckpointError, save_tuned
+from scoresde.tuning import choose as pick
 from scoresde.tuning import tune as fit
 
-__all__ = ["solvers", "tune"]
+__all__ = ["choose", "solvers", "tune"]
+
+Run = Annotated[
+    File, typer.Argument(help="Run folder, checkpoint, published weights, or folder of diffusers, as for scoresde.load.")
+]
+Evaluations = Annotated[str, typer.Option(help="Numbers of evaluations of the model, with commas.")]
+Guidance = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance towards --label.")]
 
 _WIDTH = 100
 _COLUMNS = f"{'name':<18} {'family':<12} {'order':<7} {'evals/step':<10} {'noise':<6} "
@@ -95,10 +102,8 @@ def _tell(solver: Tuned, *numbers: int) -> None:
 
 @reported()
 def tune(
-    run: Annotated[
-        File, typer.Argument(help="Run folder, checkpoint, published weights, or folder of diffusers, as for scoresde.load.")
-    ],
-    evaluations: Annotated[str, typer.Option(help="Numbers of evaluations of the model, with commas.")] = "8",
+    run: Run,
+    evaluations: Evaluations = "8",
     starts: Annotated[
         int | None, typer.Option(help="Starts of the fit; by default as many as have 65536 numbers, 256 to 1024.")
     ] = None,
@@ -109,7 +114,7 @@ def tune(
     end: Annotated[str, typer.Option(help="End of the model's own flow: flow or denoise.")] = "flow",
     seed: options.Seed = 0,
     label: Labels = None,
-    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance towards --label.")] = None,
+    guidance: Guidance = None,
     out: Annotated[
         File | None, typer.Option(help="JSON file; by default tuned.json beside the checkpoint, and in the checkpoint too.")
     ] = None,
@@ -124,8 +129,6 @@ def tune(
     """
     model, event, classes = open_model(run, shape)
     labels = chosen_labels(label, model, classes)
-    whole = guidance is None and out is None
-    folder = run if run.is_dir() else run.parent
     solver = fit(
         guided(model, guidance, labels),
         _counts(evaluations),
@@ -136,18 +139,70 @@ def tune(
         iterations=iterations,
         tolerance=tolerance,
         seed=seed,
-        out=out or folder / "tuned.json",
+        out=out or _beside(run, "tuned.json"),
         progress=progress,
     )
     if launch_rank()[0] != 0:
         return
     _tell(solver, *solver.step_counts)
-    typer.echo(str(out or folder / "tuned.json"))
-    if whole:
-        try:
-            typer.echo(str(save_tuned(solver, run)))
-        except CheckpointError:  # weights of another package, which hold no solver
-            typer.echo("the weights are no checkpoint of scoresde: the solver is in its file alone")
+    typer.echo(str(out or _beside(run, "tuned.json")))
+    if guidance is None and out is None:
+        _save(solver, run)
+
+
+@reported()
+def choose(
+    run: Run,
+    evaluations: Evaluations = "5,8,10,20",
+    starts: Annotated[int, typer.Option(help="Starts of the pilot; as many others measure the choice.")] = 64,
+    tolerance: Annotated[
+        float, typer.Option(help="Tolerance of the model's own flow, from whose end errors are measured.")
+    ] = 1e-8,
+    end: Annotated[str, typer.Option(help="End of the model's own flow: flow, denoise or data.")] = "flow",
+    seed: options.Seed = 0,
+    label: Labels = None,
+    guidance: Guidance = None,
+    out: Annotated[
+        File | None, typer.Option(help="JSON file; by default chosen.json beside the checkpoint, and in the checkpoint too.")
+    ] = None,
+    shape: options.Shape = None,
+    progress: options.Progress = True,
+) -> None:
+    """Choose the solver, path and end that serve a trained model best at a few numbers of evaluations, by a pilot.
+
+    An interrupted command continues when it is given again. The checkpoint keeps the choice for scoresde sample RUN --solver
+    tuned, in place of a tuned solver, and the file is the name of a solver everywhere.
+    """
+    model, event, classes = open_model(run, shape)
+    labels = chosen_labels(label, model, classes)
+    solver = pick(
+        guided(model, guidance, labels),
+        _counts(evaluations),
+        shape=event,
+        starts=starts,
+        conditions=None if labels is None else {"label": list(labels)},
+        end=end,
+        tolerance=tolerance,
+        seed=seed,
+        out=out or _beside(run, "chosen.json"),
+        progress=progress,
+    )
+    typer.echo(solver.table(3))
+    typer.echo(str(out or _beside(run, "chosen.json")))
+    if guidance is None and out is None:
+        _save(solver, run)
+
+
+def _beside(run: File, name: str) -> File:
+    return (run if run.is_dir() else run.parent) / name
+
+
+def _save(solver: Tuned | Chosen, run: File) -> None:
+    """Save a solver in the checkpoint of its model, and print where."""
+    try:
+        typer.echo(str(save_tuned(solver, run)))
+    except CheckpointError:  # weights of another package, which hold no solver
+        typer.echo("the weights are no checkpoint of scoresde: the solver is in its file alone")
 
 
 def _counts(text: str) -> list[int]:

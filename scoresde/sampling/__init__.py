@@ -5,6 +5,7 @@ What encodes and edits is imported when it is first asked for, since a first sam
 
 from typing import TYPE_CHECKING, Any
 
+from scoresde.sampling.departure import measure_departure
 from scoresde.sampling.likelihood import (
     TRACES,
     Bound,
@@ -51,6 +52,7 @@ __all__ = [
     "interpolate",
     "latents",
     "log_likelihood",
+    "measure_departure",
     "sample",
     "sdedit",
     "slerp",

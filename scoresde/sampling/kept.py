@@ -9,7 +9,7 @@ chooses its own steps has an interpolation of its own, for which the time is mad
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -99,11 +99,14 @@ class Keeper:
         path: the path of the run, from whose first point it starts.
         x: the start.
         model: the model for the slopes at points between which a state is interpolated.
+        before: the states that are known, at times before the first point of the path.
     """
 
-    def __init__(self, kept: dict[float, Point], path: Path, x: Tensor, model: Counted) -> None:
+    def __init__(
+        self, kept: dict[float, Point], path: Path, x: Tensor, model: Counted, before: Mapping[float, Tensor] | None = None
+    ) -> None:
         self.kept, self.model = kept, model
-        self.states: dict[float, Tensor] = {}
+        self.states: dict[float, Tensor] = dict(before or {})
         self.here = _Here(path.points[0], x.clone())
         self._match(self.here)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from scoresde.sampling.counted import Counted, evaluation_mode
+from scoresde.sampling.early import early
 from scoresde.sampling.kept import Keeper, Times, kept_points, with_kept
 from scoresde.sampling.matrix import kept_on_path, matrix_plan, matrix_solver, matrix_start
 from scoresde.sampling.plan import plan
@@ -213,16 +214,22 @@ def sample(
     method.check_model(model)
     where: Any  # a path of scalar points or, with matrix coefficients, of times alone
     rows: Sequence[Update] | None
-    if matrix is not None:
+    own = path is None and project is None
+    begun = early(model, method, steps, t_max=t_max, t_min=t_min, end=end) if own else None
+    if begun is not None:
+        model, method = begun.model, begun.method
+        where, rows = plan(method, method, model.sde, begun.path, steps, None, None, None)
+    elif matrix is not None:
         _refuse_with_matrices(noise)
         where, rows = matrix_plan(cast(MatrixSolver, method), matrix, path, steps, t_max, t_min, end)
     else:
         where, rows = plan(solver, method, model.sde, path, steps, t_max, t_min, end)
         method = method.chosen(where)
     drawn = not isinstance(shape_or_start, Tensor)
+    whole_path = where if begun is None else begun.whole
     if drawn:
-        _check_prior(where, model.sde)
-    kept: Any = {} if keep is None else kept_points(keep, where) if matrix is None else kept_on_path(keep, where)
+        _check_prior(whole_path, model.sde)
+    kept: Any = {} if keep is None else kept_points(keep, whole_path) if matrix is None else kept_on_path(keep, where)
     if kept and matrix is None:
         determined = not method.stochastic and all(v.lam > u.lam for u, v in where.moves)
         where = with_kept(where, kept, method.name, dense=method.dense, determined=determined)
@@ -235,14 +242,19 @@ def sample(
     if matrix is not None:
         x, fresh = matrix_start(shape_or_start, model, matrix, where.points[0], seed, device, dtype, grads)
     else:
-        prior_std, copy = math.exp(value(where.points[0].log_sigma)), loop is None or not loop.copies_start
+        prior_std, copy = math.exp(value(whole_path.points[0].log_sigma)), loop is None or not loop.copies_start
         x, fresh = start(shape_or_start, model, seed, prior_std, device, dtype, grads, copy)
     model.check_convertible(value(where.points[0].t))
     told = Conditions.of(conditions, x.shape[0], device=x.device, dtype=x.dtype)
     x = model.project(x, **told.values)
+    before: dict[float, Tensor] = {}
+    if begun is not None:
+        with torch.set_grad_enabled(grads):
+            before = {t: begun.carry(x, t) for t, p in kept.items() if p.lam < where.points[0].lam}
+            x = begun.carry(x)
     counted = Counted(model, told, grads=grads)
     run = Run(method, loop, where, rows, counted, x, fresh if noise is None else noise, project)
-    keeper = Keeper(kept, where, x, counted) if kept else None
+    keeper = Keeper(kept, where, x, counted, before) if kept else None
     watch = _watching(keeper, callback)
     with torch.set_grad_enabled(grads), evaluation_mode(model), bar(progress, method.name, run.steps) as on_step:
         model.check_start(x, **told.values)
@@ -257,9 +269,11 @@ def sample(
         ended = model.project(ended, **told.values)
         data = model.to_data(ended)
     times = tuple(value(t) for t in where.times[: last.reached])
+    times = times if begun is None else (begun.begin, *times)
     states = {} if keeper is None else keeper.found(method.name, whole=last.reached is None)
     states = {t: model.project(state, **told.values) for t, state in states.items()}
     info, latent = dict(last.info or {}), None if data is ended else last.x
+    info |= {} if begun is None else {"gaussian until": begun.model.until}
     return Samples(data, forward, seconds, run.noise.seeds, method.name, times, info, backward, states, latent)
 
 

@@ -1,17 +1,9 @@
 r"""The teleported start: noise carried towards the data in closed form, as far as the data look like a Gaussian.
 
-At high noise the data are close to the Gaussian with their mean and covariance, whose probability flow is known in
-closed form, :meth:`scoresde.score.DataMoments.flow`. So the start may be carried from the prior to a later time without
-evaluations, and the steps of a solver go where the model departs from that Gaussian. The departure at a level
-:math:`\rho = \sigma / \alpha`,
-
-.. math:: d(\rho) = \big( \operatorname{mean} \| m(x) - m_G(x) \|^2 \big)^{1/2},
-
-is the root mean square difference of the data predictions of the model and of the Gaussian, over coordinates and samples.
-The flow in :math:`x / \alpha` has the slope :math:`(x / \alpha - m) / \rho`, so that the carried state is off by about
-:math:`\int_\rho^\infty d(r)\, dr / r`, at most :math:`d(\rho) / 2` where d falls like :math:`r^{-2}` or faster. The rest
-of the flow shrinks this by about :math:`\rho`, in units of the data. So :math:`d(\rho) / \rho` estimates the error. It is
-no bound: starts between two modes may end at the other one.
+The start is carried from the prior to a later time along the flow of the Gaussian with the moments of the data, without
+evaluations, and the steps of a solver go where the model departs from that Gaussian. With d the root mean square difference
+of both data predictions, over coordinates and samples, :math:`d(\rho) / \rho` estimates the error at the data: see
+:mod:`scoresde.score.departure`.
 """
 
 from __future__ import annotations
@@ -26,13 +18,11 @@ from torch import Tensor
 
 from scoresde.base.numbers import whole
 from scoresde.sampling.counted import evaluation_mode
+from scoresde.sampling.departure import DEEPEST, moments_for
 from scoresde.sampling.start import check_model, start
 from scoresde.score import Conditions, DataMoments, ScoreModel
 
 __all__ = ["Teleported", "teleport"]
-
-DEEPEST = -7.0
-"""The smallest lam to which the search looks: at alpha = 0 a path has none, and no data show there."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +71,7 @@ def teleport(
     Args:
         model: the score model.
         shape_or_start: the shape ``(batch, *event)`` of a start to draw, or the start at the end of the SDE's time.
-        tolerance: the largest estimate of the error at the data, in units of the data: see the module.
+        tolerance: the largest estimate of the error at the data, relative to their scale: see the module.
         t: the time to go to, instead of the one that the tolerance allows.
         moments: the mean and covariance of what the model describes under its conditions; by default ``model.moments``.
         pilot: the number of samples on which the departure is measured.
@@ -102,12 +92,7 @@ def teleport(
         8
     """
     check_model(model)
-    moments = model.moments if moments is None else moments
-    if moments is None:
-        raise ValueError(
-            "got a model without the moments of its data; expected model.moments = scoresde.score.DataMoments.of(data), or "
-            "moments=.."
-        )
+    moments = moments_for(model, moments)
     if not tolerance > 0:
         raise ValueError(f"got tolerance={tolerance}; expected a positive number")
     sde = model.sde

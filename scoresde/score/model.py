@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.base.shape import check_batch, expand
+from scoresde.score.departure import Departure
 from scoresde.score.moments import DataMoments
 from scoresde.score.output import evaluate, evaluate_bound, halves, unwrapped
 from scoresde.score.predictions import PREDICTIONS, Coefficients
@@ -106,7 +107,11 @@ class ScoreModel(nn.Module):
     """The null values of the conditions that training left out at times, by name; ``None`` where no training is known."""
 
     moments: DataMoments | None = None
-    """The mean and covariance of the data that the model describes, where they are known; set by the user."""
+    """The mean and covariance of the data that the model describes, where they are known; a training sets them."""
+
+    departure: Departure | None = None
+    """How far the model departs from the Gaussian with these moments, by which ``solver="auto"`` spares steps: see
+    :func:`scoresde.sampling.measure_departure`; a training sets it."""
 
     tuned: Any
     """The solver that was tuned for this model and is saved with it, named ``solver="tuned"``; ``None`` if none was."""

@@ -165,6 +165,11 @@ class DataMoments:
         kind = f"rank={len(self.variances)}" if isinstance(self.basis, Tensor) else f"basis={self.basis or 'axes'!r}"
         return f"{type(self).__name__}(event={tuple(self.mean.shape)}, {kind})"
 
+    @property
+    def scale(self) -> float:
+        """The root mean square standard deviation of a coordinate."""
+        return math.sqrt(float(self.trace(lambda e: e)) / self.mean.numel())
+
     # The covariance --------------------------------------------------------------------------------------------------
 
     def quadratic(self, function: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from scoresde.solvers.adaptive.reverse_sde import gotta_go_fast
 from scoresde.solvers.chooser import auto, auto_sde
 from scoresde.solvers.fitted.chosen import KIND, Chosen
 from scoresde.solvers.fitted.kept import read_plain
+from scoresde.solvers.fitted.midpoints import MIDPOINT_KIND, Midpoints
 from scoresde.solvers.fitted.tuned import Tuned
 from scoresde.solvers.methods.ancestral import ddpm, euler_maruyama, ncsn, reverse_diffusion, sde_heun
 from scoresde.solvers.methods.er import er_sde_solver
@@ -166,7 +167,7 @@ def get(text: str) -> Solver:
     return SOLVERS.make(text)
 
 
-def fitted_solver(value: Any) -> Tuned | Chosen:
+def fitted_solver(value: Any) -> Tuned | Chosen | Midpoints:
     """Return the solver tuned or chosen for a model from the plain values that its ``to_json`` made.
 
     Raises:
@@ -180,6 +181,8 @@ def fitted_solver(value: Any) -> Tuned | Chosen:
     """
     if isinstance(value, Mapping) and value.get("kind") == KIND:
         return Chosen.from_json(value, SOLVERS.make)
+    if isinstance(value, Mapping) and value.get("kind") == MIDPOINT_KIND:
+        return Midpoints.from_json(value)
     return Tuned.from_json(value)
 
 

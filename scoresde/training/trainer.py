@@ -1,9 +1,9 @@
 """The trainer: the training loop, and the files that it writes.
 
 The data, times, noise and dropout of a step are functions of the seed and the number of the step alone. A checkpoint
-therefore holds the weights, the averages, the state of the optimizer and the number of steps, and a resumed training equals
-an uninterrupted one bit for bit. For the same reason each of several processes draws the random numbers of the whole batch
-and takes its share. Together they compute what one process would.
+therefore holds the weights, the averages, the state of the optimizer, the sums over the data and the number of steps, and a
+resumed training equals an uninterrupted one bit for bit. For the same reason each of several processes draws the random
+numbers of the whole batch and takes its share. Together they compute what one process would.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from scoresde.base.lock import InUseError
 from scoresde.base.numbers import whole
 from scoresde.discrete import DenoisingModel
 from scoresde.objectives import Objective
-from scoresde.score import ScoreModel
+from scoresde.sampling import measure_departure
+from scoresde.score import MomentSums, ScoreModel, Wrapper
+from scoresde.sde import GaussianSDE
 from scoresde.training.aims import objective_of
 from scoresde.training.batches import Batches, Indexed, Samplable
 from scoresde.training.files import checkpoint
@@ -47,6 +49,8 @@ __all__ = ["Monitor", "Trainer"]
 Monitor = Callable[[int, ScoreModel], Mapping[str, float] | None]
 """A function of the step and the averaged model, called during a training, that returns numbers by name or ``None``."""
 
+_SEEN = 1 << 16  # so many samples are enough for the moments of the data
+_ENTRIES = 1 << 14  # the entries of the samples together on which the departure from the moments is measured
 _PATIENCE = 20  # so many batches in a row without a finite loss end a training: the cause is not in single batches
 
 
@@ -143,6 +147,7 @@ class Trainer:
         self.best = math.inf
         self._failure: Exception | None = None
         self.stepper = Stepper(model, self.batches, self.objective, self.processes, self.method)
+        self.sums = MomentSums(self.batches.event()) if _has_states_like_data(model) else None
         self.monitor, self.progress = monitor, progress
         self.description = self._describe()
         self.places: Places | None = None
@@ -284,6 +289,9 @@ class Trainer:
             moving.update(self.averaged[name], self.model, average.beta(self.steps))
             moving.update(self.companions[name], self.companion, average.beta(self.steps))
         last = self.steps == steps
+        self._see(batch[0])
+        if last or outcome.stop:
+            self._tell_moments()
         if self.processes.main:
             try:
                 records.step(self.steps, outcome)
@@ -297,6 +305,28 @@ class Trainer:
             if self.places is not None:
                 saved = f"saved to {self.places.path}: the same call continues from there"
             raise KeyboardInterrupt(f"stopped after step {self.steps} of {steps}; {saved}")
+
+    def _see(self, x0: Tensor) -> None:
+        """Add this process's share of a batch to the sums over the data, unless enough samples are in them."""
+        enough = min(len(self.batches.data), _SEEN) if isinstance(self.batches.data, Tensor | Indexed) else _SEEN
+        if self.sums is not None and self.sums.count < enough:
+            self.sums.add(x0, self.processes.add)
+
+    def _tell_moments(self) -> None:
+        """Set the moments of the data on the models, and its departure from them on the model to sample from."""
+        if self.sums is not None and self.sums.count > 1:
+            moments = self.sums.moments()
+            for model in (self.model, *self.averaged.values()):
+                model.moments = moments
+        model = self.sampled
+        if getattr(model, "moments", None) is None or not isinstance(model.sde, GaussianSDE):
+            return
+        n = min(max(4, min(32, _ENTRIES // math.prod(self.batches.event()))), self.batches.batch_size)
+        with contextlib.suppress(Exception):  # an objective may give the network conditions that the data have not
+            conditions: dict[str, Tensor] = {}
+            if self.batches.conditions or isinstance(self.batches.data, Indexed):
+                conditions = self.batches.at(0, self.processes.device, model.dtype, slice(0, n))[1]
+            model.departure = measure_departure(model, n=n, levels=12, conditions=conditions)
 
     def _refuse(self, outcome: Outcome) -> None:
         """Raise for a batch whose loss is not finite, or count it as skipped and warn."""
@@ -353,7 +383,8 @@ class Trainer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint: all tensors that the next step depends on, and the description of the training."""
         tensors = {f"model.{name}": value for name, value in checkpoint.weights(self.model).items()}
-        tensors |= moments_of(self.model)
+        tensors |= moments_of(self.model) | moments_of(self.sampled)
+        tensors |= {f"sums.{name}": value for name, value in (self.sums.to_tensors() if self.sums else {}).items()}
         tensors |= self._averaged_tensors(list(self.averaged))
         for group, companion in self._companions().items():
             tensors |= {f"{group}.{name}": value for name, value in checkpoint.weights(companion).items()}
@@ -405,6 +436,8 @@ class Trainer:
         for group, companion in self._companions().items():
             checkpoint.fill(companion, stored.group(group), path)
         self.stepper.restore(stored)
+        if self.sums is not None:
+            self.sums.fill(stored.group("sums"))
         self.losses = stored.tensors["history"].tolist()
         self.skipped = [step for step, loss in self.history if not math.isfinite(loss)]
         self.best = stored.description.get("best", math.inf)
@@ -425,6 +458,13 @@ def _first_parameter(model: ScoreModel) -> nn.Parameter:
     if not isinstance(model.net, nn.Module) or found is None:
         raise ValueError("got a score model whose network has no parameters to train; expected a torch.nn.Module")
     return found
+
+
+def _has_states_like_data(model: ScoreModel | DenoisingModel) -> bool:
+    """Tell whether the states of a model are noised data, so that it has their moments, which nobody has set."""
+    if not isinstance(model, ScoreModel) or isinstance(model, Wrapper) or not isinstance(model.sde, GaussianSDE):
+        return False
+    return type(model).to_data is ScoreModel.to_data and model.moments is None
 
 
 def _check_files(files: Files, monitor: Monitor | None, powers: bool) -> None:

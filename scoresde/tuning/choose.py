@@ -5,7 +5,8 @@ A pilot runs in three rounds, each judged by the distance from the ends of the m
 1. On a quarter of the starts: all named solvers of one evaluation a step on the paths lam, karras and t, each to each end
    that it has; and the families abm-n on a coarse grid of :class:`~scoresde.solvers.Arctan` spacings and cuts.
 2. On all starts: the best of the first round, and some of each kind.
-3. On all starts: the neighbours of the best spacing, at half the distance each time nothing is gained.
+3. On all starts: the neighbours of the best spacing, though a named path may be better still, at half the distance each time
+   nothing is gained.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as File
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from scoresde.base.numbers import is_whole, whole
-from scoresde.plots.figure import PALETTE, new_figure
 from scoresde.sampling import sample
 from scoresde.sampling.counted import evaluation_mode
 from scoresde.sampling.start import check_model
@@ -37,10 +37,7 @@ from scoresde.training.interrupts import interrupts
 from scoresde.tuning.sharing import fitted
 from scoresde.tuning.teacher import Advance, Metric, Teacher, bar, event_of
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["choose", "plot_trials"]
+__all__ = ["choose"]
 
 PATHS = ("lam", "karras", "t")
 """The paths on which named solvers are tried."""
@@ -77,9 +74,10 @@ def choose(
 
     Nothing is learned: the choice is among the solvers of the table, and runs on any number of steps. It takes some hundred
     short runs of ``starts`` samples, and two solutions of the model's own flow to a small tolerance. The table of what was
-    tried is :meth:`scoresde.solvers.Chosen.table`, and :func:`plot_trials` draws it.
+    tried is :meth:`scoresde.solvers.Chosen.table`, and :func:`scoresde.tuning.plot_trials` draws it.
 
-    The first Ctrl-C ends the pilot with the numbers of evaluations that are done; with ``out`` the same call then continues.
+    The first Ctrl-C or SIGTERM ends the pilot by an error. With ``out`` the numbers of evaluations that are done are kept,
+    and the same call goes on from there.
 
     Args:
         model: any score model. A network is copied to float64.
@@ -101,7 +99,7 @@ def choose(
         TypeError, ValueError: for what is no score model with Gaussian marginals, wrong numbers, a model without a shape,
             and an ``out`` for another model.
         ArithmeticError: if the model's flow has no end: see :func:`scoresde.comparison.flow_end`.
-        KeyboardInterrupt: if interrupted before there is any choice.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM.
 
     Example:
         >>> import scoresde
@@ -143,8 +141,6 @@ def choose(
             Chosen.of(pilots, get, identity).write(out or "")
 
         found = fitted(wanted, out, lambda: _kept(out, identity), pilot, write, interrupted)
-    if not found:
-        raise KeyboardInterrupt("interrupted before there was any choice")
     return Chosen.of(found, get, identity)
 
 
@@ -245,9 +241,10 @@ class _Search:
             scale, rounds = 1.0, 0
             while rounds < HALVINGS:
                 seen = {replace(trial, error=0.0) for trial in kept}
-                near = [t for t in _neighbours(kept[0], scale) if replace(t, error=0.0) not in seen]
+                best = next((trial for trial in kept if isinstance(trial.spacing, Arctan)), kept[0])
+                near = [t for t in _neighbours(best, scale) if replace(t, error=0.0) not in seen]
                 found = tried(near, inside)
-                if not found or found[0].error > 0.99 * kept[0].error:
+                if not found or found[0].error > 0.99 * best.error:
                     scale, rounds = scale / 2, rounds + 1
                 kept = sorted([*kept, *found], key=lambda t: t.error)
             advance(max(0, self.most() - done), kept[0].error)
@@ -285,40 +282,3 @@ def _listed(trials: Sequence[Trial]) -> tuple[Trial, ...]:
     """Return the best trials, and the best of the named solvers on named paths, by rising error."""
     named = [t for t in trials if isinstance(t.spacing, str)][: LISTED // 4]
     return tuple(t for i, t in enumerate(trials) if i < LISTED or t in named)
-
-
-# The figure ----------------------------------------------------------------------------------------------------------
-
-
-def plot_trials(solver: Chosen) -> Figure:
-    """Plot the errors of all trials of a pilot against the evaluations, the choices as a line.
-
-    Example:
-        >>> from scoresde.solvers import Pilot
-        >>> pilots = [Pilot(n, (Trial("abm-3", error=1 / n**2), Trial("ddim", error=1 / n))) for n in (5, 10)]
-        >>> plot_trials(Chosen.of(pilots, get)).axes[0].get_xlabel()
-        'evaluations'
-    """
-    figure = new_figure(6.4, 4.0)
-    ax = figure.subplots()
-    kinds = {"named solvers": [], "families on arctan spacings": []}  # type: dict[str, list[tuple[int, float]]]
-    for pilot in solver.pilots:
-        for trial in pilot.trials:
-            if math.isfinite(trial.error):
-                kinds["named solvers" if isinstance(trial.spacing, str) else "families on arctan spacings"].append(
-                    (pilot.evaluations, trial.error)
-                )
-    for colour, shift, (name, points) in zip(PALETTE[4:6], (1.012, 1 / 1.012), kinds.items(), strict=True):
-        counts, errors = [n * shift for n, _ in points], [error for _, error in points]
-        ax.plot(counts, errors, "_", color=colour, markersize=9, label=name)
-    counts = [pilot.evaluations for pilot in solver.pilots]
-    ax.plot(counts, [p.trials[0].error for p in solver.pilots], "o-", color=PALETTE[0], label="chosen")
-    ax.plot(counts, [p.held_out for p in solver.pilots], "s:", color=PALETTE[1], label="chosen, on held-out starts")
-    ax.set(xlabel="evaluations", ylabel="rms error", xscale="log", yscale="log")
-    ax.set_xticks(counts, [str(n) for n in counts])
-    ax.minorticks_off()
-    ax.set_axisbelow(True)
-    ax.grid(True, which="major", color="0.9", linewidth=0.6)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8)
-    return figure

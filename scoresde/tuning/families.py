@@ -22,7 +22,7 @@ from scoresde.solvers.path import CLEAN, Point, points
 from scoresde.solvers.prediction import Prediction, Rho, Velocity
 from scoresde.solvers.updates import Row
 
-__all__ = ["BASES", "Family"]
+__all__ = ["BASES", "Copies", "Family"]
 
 _METHODS: dict[str, tuple[Prediction, int]] = {
     "velocity-2": (Velocity(), 2),
@@ -131,7 +131,7 @@ class Family:
         ]
         rows = mixed_rows(where, [[factor.reshape(shape) for factor in mix] for mix in mixes])
         differ = self._differ(copies) if apart else [copies] * self.evaluations
-        of = _Copies(model, conditions, iter(differ))
+        of = Copies(model, conditions, iter(differ))
         for state in readable(rows, of, x.expand(copies, *x.shape), FreshNoise([0], x.device)):  # type: ignore[arg-type]
             x = state.x
         return x
@@ -187,7 +187,7 @@ def _constant(value: Tensor, x: Tensor) -> Tensor:
     return value.clone()
 
 
-class _Copies:
+class Copies:
     """A model for several copies of a batch, each at its own time, of which the first ``differ`` are evaluated apart."""
 
     def __init__(self, model: ScoreModel, conditions: Conditions, differ: Iterator[int]) -> None:

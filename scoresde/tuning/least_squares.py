@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Problem", "Progress", "minimize"]
+__all__ = ["LeastSquares", "Progress", "minimize"]
 
 
 @dataclass(frozen=True)
-class Problem:
+class LeastSquares:
     """The residuals of samples as a function of the numbers.
 
     Attributes:
@@ -71,7 +71,7 @@ class Progress:
 
 
 def minimize(
-    problem: Problem,
+    problem: LeastSquares,
     numbers: Tensor,
     free: int,
     *,

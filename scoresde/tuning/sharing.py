@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from scoresde.base.lock import Lock
 from scoresde.base.processes import share
+from scoresde.tuning.stopping import stopped
 
 __all__ = ["fitted"]
 
@@ -26,6 +27,9 @@ def fitted(
     """Return the fits for all numbers of evaluations, and those that the file ``out`` holds for others.
 
     Each number is fitted by one process: by this one, or by another that makes the same call with the same ``out``.
+
+    Raises:
+        KeyboardInterrupt: if ``stop`` says so before all numbers are done; it says which are, and where they are kept.
 
     Args:
         numbers: the numbers of evaluations.
@@ -66,4 +70,6 @@ def fitted(
     if folder is not None and not all(done(str(n)) for n in numbers):
         folder.mkdir(parents=True, exist_ok=True)
     share([f"{'' if file is None else file.name} {n}" for n in numbers], folder, done, work, stop)
+    if stop() and not kept.keys() >= set(numbers):
+        raise stopped(kept.keys() & set(numbers), numbers, out)
     return list(kept.values())

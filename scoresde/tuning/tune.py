@@ -26,7 +26,7 @@ from scoresde.score import ScoreModel
 from scoresde.solvers.fitted import Tuned, TunedSteps, model_identity
 from scoresde.training.interrupts import interrupts
 from scoresde.tuning.families import BASES, Family
-from scoresde.tuning.least_squares import Problem, minimize
+from scoresde.tuning.least_squares import LeastSquares, minimize
 from scoresde.tuning.sharing import fitted
 from scoresde.tuning.teacher import Advance, Metric, Teacher, bar, event_of
 
@@ -85,7 +85,8 @@ def tune(
     than any named solver. Where the ends of a few starts are much more wrong than all others, because they lie between two
     modes, more ``starts`` close the gap between the starts of the fit and others.
 
-    The first Ctrl-C ends the fit and returns the best numbers so far; with ``out`` the same call then continues.
+    The first Ctrl-C or SIGTERM ends the fit by an error. With ``out`` the numbers of evaluations that are done are kept, and
+    the same call goes on from there.
 
     Args:
         model: any score model. A network is copied to float64.
@@ -115,7 +116,7 @@ def tune(
         TypeError, ValueError: for what is no score model with Gaussian marginals, wrong numbers, a model without a shape,
             and an ``out`` that was fitted to another model.
         ArithmeticError: if the model's flow has no end: see :func:`scoresde.comparison.flow_end`.
-        KeyboardInterrupt: if interrupted before there are any numbers.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM.
 
     Sources of the idea: Tong et al., "Learning to Discretize Denoising Diffusion ODEs" (LD3), 2024,
     https://arxiv.org/abs/2405.15506; Frankel et al., "S4S: Solving for a Diffusion Model Solver", 2025,
@@ -156,16 +157,15 @@ def tune(
         bar(progress, total, "tune", "iteration") as advance,
     ):
 
-        def best(n: int) -> TunedSteps:
+        def best(n: int) -> TunedSteps | None:
             with evaluation_mode(fit().teacher.model):
-                return fit().best(n, replace(settings, interrupted=interrupted), advance)
+                found = fit().best(n, replace(settings, interrupted=interrupted), advance)
+            return None if interrupted() else found  # in the middle of it, as far as anyone can tell
 
         def write(fits: Sequence[TunedSteps]) -> None:
             Tuned(tuple(fits), identity).write(out or "")
 
         found = fitted(wanted, out, lambda: _kept(out, identity), best, write, interrupted)
-    if not found:
-        raise KeyboardInterrupt("interrupted before there were any numbers")
     return Tuned(tuple(found), identity)
 
 
@@ -204,7 +204,7 @@ class _Fit:
 
     teacher: Teacher
 
-    def problem(self, family: Family, part: int) -> Problem:
+    def problem(self, family: Family, part: int) -> LeastSquares:
         """Return the residuals of the solvers of a family on one part of the starts."""
         taught = self.teacher
         first, last = taught.parts[part].start, taught.parts[part].stop
@@ -216,7 +216,7 @@ class _Fit:
             found = taught.metric(ends.flatten(0, 1), reference.expand_as(ends).flatten(0, 1))
             return found.reshape(len(vectors), len(x), -1)
 
-        return Problem(residuals, last - first)
+        return LeastSquares(residuals, last - first)
 
     def best(self, n: int, settings: _Settings, advance: Advance) -> TunedSteps:
         """Return the best numbers for n evaluations: chosen on the second part of the starts, measured on the third."""

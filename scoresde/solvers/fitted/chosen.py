@@ -125,6 +125,7 @@ class Chosen(Chooser):
     rows: Callable[[Path], Sequence[Update]] = field(init=False, repr=False, compare=False)
     general: None = field(init=False, default=None, repr=False, compare=False)
     choices: tuple[Choice, ...] = field(default=(), compare=False)  # follow from the pilots
+    early: float = field(init=False, default=0.0, repr=False, compare=False)
     pilots: tuple[Pilot, ...] = ()
     model: str = ""
     any_model: bool = False

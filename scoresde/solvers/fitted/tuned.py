@@ -20,19 +20,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import torch
 from torch import nn
 
-from scoresde.solvers.fitted.kept import check_same, read_plain, write_plain
+from scoresde.solvers.fitted.kept import EXACT, check_same, learned_for, plain, read_plain, restored, write_plain
 from scoresde.solvers.path import CLEAN, Path, Point
 from scoresde.solvers.prediction import Data
 from scoresde.solvers.solver import Description, RowSolver
 from scoresde.solvers.updates import Row, Update
 
 __all__ = ["Tuned", "TunedSteps", "mixed_rows"]
-
-EXACT = 1e-9
-"""The largest difference of the sum of a row's mix from one, and of a marginal of the path from the solver's own."""
 
 
 def mixed_rows(points: Sequence[Point], mixes: Sequence[Sequence[Any]]) -> list[Row]:
@@ -184,45 +180,15 @@ class Tuned(RowSolver):
 
     def _numbers(self, path: Path) -> TunedSteps:
         """Return the learned numbers for a path, or refuse it."""
-        if not path.ends_clean:
-            raise ValueError(
-                "got a path that stops before sigma = 0, where a tuned solver ends; expected end='denoise' or 'flow'"
-            )
-        if len(path) not in self.step_counts:
-            known = ", ".join(map(str, self.step_counts))
-            raise ValueError(f"got steps={len(path)} for a solver tuned for {known} evaluations; expected steps={known}")
-        one = self.steps[self.step_counts.index(len(path))]
-        t = torch.tensor(one.times, dtype=torch.float64)
-        own = torch.tensor([one.log_alpha, one.log_sigma], dtype=torch.float64)
-        inside = float(t.max()) <= path.sde.span[1] * (1 + EXACT)
-        if not inside or not torch.allclose(torch.stack([path.sde.log_alpha(t), path.sde.log_sigma(t)]), own, 0.0, 1e-6):
-            raise ValueError(
-                f"got a path on {path.sde!r}, whose marginals differ from those of the SDE for which the solver was tuned; "
-                "expected the same SDE, or a solver tuned on this one"
-            )
-        if abs(path.points[0].t - one.times[0]) > 1e-6 * one.times[0]:
-            raise ValueError(
-                f"got a path that starts at t={path.points[0].t:.6g} for a solver tuned from t={one.times[0]:.6g}; expected "
-                f"the same start: t_max={one.times[0]:.6g}"
-            )
-        return one
+        return learned_for(path, self.steps, "evaluations")
 
     # Files ---------------------------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
         """Return the solver as plain values for ``json.dumps``."""
-        plain = [{f.name: getattr(one, f.name) for f in fields(one)} for one in self.steps]
-        for one in plain:
-            one["mixes"] = [list(mix) for mix in one["mixes"]]
-            for name, value in one.items():
-                one[name] = list(value) if isinstance(value, tuple) else _finite(value)
-        return {
-            "kind": "scoresde tuned solver",
-            "version": 1,
-            "model": self.model,
-            "any_model": self.any_model,
-            "steps": plain,
-        }
+        steps = [{f.name: plain(getattr(one, f.name)) for f in fields(one)} for one in self.steps]
+        about = {"kind": "scoresde tuned solver", "version": 1, "model": self.model, "any_model": self.any_model}
+        return {**about, "steps": steps}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Tuned:
@@ -234,7 +200,7 @@ class Tuned(RowSolver):
         if not isinstance(value, Mapping) or (value.get("kind"), value.get("version")) != ("scoresde tuned solver", 1):
             raise ValueError("got values that are no tuned solver of version 1; expected those that Tuned.to_json makes")
         try:
-            steps = tuple(TunedSteps(**{k: _restored(v) for k, v in one.items()}) for one in value["steps"])
+            steps = tuple(TunedSteps(**{k: restored(v) for k, v in one.items()}) for one in value["steps"])
             return cls(steps, str(value["model"]), bool(value["any_model"]))
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(
@@ -264,14 +230,3 @@ class Tuned(RowSolver):
         if any_model is not None and isinstance(value, dict):
             value["any_model"] = any_model
         return cls.from_json(value)
-
-
-def _finite(value: Any) -> Any:
-    """Return the value; None for NaN, for which JSON has no word."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _restored(value: Any) -> Any:
-    if value is None:
-        return math.nan
-    return tuple(_restored(v) for v in value) if isinstance(value, list) else value

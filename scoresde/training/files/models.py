@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from scoresde import weights as weights_of_others
 from scoresde.discrete import DenoisingModel
-from scoresde.score import DataMoments, LatentModel, MatrixModel, PointModel, ScoreModel
+from scoresde.score import DataMoments, Departure, LatentModel, MatrixModel, PointModel, ScoreModel
 from scoresde.sde import GaussianSDE, MatrixSDE
 from scoresde.sde.chain import Chain
-from scoresde.solvers.fitted import Chosen, Tuned
+from scoresde.solvers.fitted import Chosen, Midpoints, Tuned
 from scoresde.solvers.table import fitted_solver
 from scoresde.training.files import checkpoint
 from scoresde.training.files.checkpoint import Checkpoint, CheckpointError, average_group, companion_of, fill, read
@@ -112,22 +112,27 @@ def save(
 
 
 def moments_of(model: ScoreModel | DenoisingModel) -> dict[str, Tensor]:
-    """Return the moments that were set on a model as tensors of a checkpoint; empty where there are none.
+    """Return the moments of a model's data and its departure from them as tensors of a checkpoint; empty without moments.
 
     Example:
         >>> from scoresde import VP
         >>> moments_of(ScoreModel(lambda x, t: x, VP()))
         {}
     """
-    moments = vars(model).get("moments")
-    return {f"moments.{k}": v for k, v in moments.to_tensors().items()} if isinstance(moments, DataMoments) else {}
+    moments, departure = (vars(model).get(name) for name in ("moments", "departure"))
+    if not isinstance(moments, DataMoments):
+        return {}
+    found = {f"moments.{k}": v for k, v in moments.to_tensors().items()}
+    return found | {f"departure.{k}": v for k, v in (departure.to_tensors() if departure else {}).items()}
 
 
 def _with_moments(model: ScoreModel, stored: Checkpoint, path: str | os.PathLike[str]) -> ScoreModel:
-    """Set the moments in a checkpoint, if there are any, on the model."""
+    """Set the moments in a checkpoint and the departure from them, if there are any, on the model."""
     if tensors := stored.group("moments"):
         try:
             model.moments = DataMoments.from_tensors(tensors)
+            if departure := stored.group("departure"):
+                model.departure = Departure.from_tensors(departure)
         except ValueError as error:
             raise CheckpointError(f"{path} holds damaged moments: {error}; take an older checkpoint") from error
     return model
@@ -185,7 +190,7 @@ def load(
     if net is None and sde is None and time is None and model is None and weights_of_others.recognizes(path):
         return weights_of_others.load_published(path, ema=bool(ema))
     group = average_group(read(path, ()).description, ema, path)
-    stored = read(path, (group, "moments"))
+    stored = read(path, (group, "moments", "departure"))
     tensors = stored.group(group)
     own = {k: v for k, v in stored.description.items() if k in _OF_MODEL}
     own["learned_variance"] = bool(stored.description.get("learned_variance"))
@@ -219,13 +224,14 @@ def load(
     return _with_moments(made, stored, path).eval()
 
 
-def save_tuned(solver: Tuned | Chosen, path: str | os.PathLike[str]) -> Path:
+def save_tuned(solver: Tuned | Chosen | Midpoints, path: str | os.PathLike[str]) -> Path:
     """Save a solver in the checkpoint of the model that it was tuned for, and return the path of the checkpoint.
 
     :func:`load` then returns the model with the solver, ``model.tuned``. All else in the file stays as it is.
 
     Args:
-        solver: the result of :func:`scoresde.tuning.tune` or :func:`scoresde.tuning.choose`.
+        solver: the result of :func:`scoresde.tuning.tune`, :func:`~scoresde.tuning.choose` or
+            :func:`~scoresde.tuning.midpoints`.
         path: the checkpoint or the run folder.
 
     Raises:
@@ -247,7 +253,7 @@ def save_tuned(solver: Tuned | Chosen, path: str | os.PathLike[str]) -> Path:
     return where
 
 
-def _tuned(stored: Checkpoint, path: str | os.PathLike[str]) -> Tuned | Chosen | None:
+def _tuned(stored: Checkpoint, path: str | os.PathLike[str]) -> Tuned | Chosen | Midpoints | None:
     """Return the tuned or chosen solver in a checkpoint, or ``None``."""
     value = stored.description.get("tuned")
     try:
