@@ -21,7 +21,7 @@ from scoresde.sde import SDES, Chain
 from scoresde.solvers import Tuned, TunedSteps, Velocity, make_path, multistep, readable, stencil_rows
 from scoresde.solvers.fitted import model_identity
 from scoresde.tuning.families import BASES, Family
-from scoresde.tuning.least_squares import Problem, minimize
+from scoresde.tuning.least_squares import LeastSquares, minimize
 
 NOTHING = Conditions.of(None, 1)
 
@@ -150,11 +150,11 @@ def test_a_linear_problem_is_solved_as_in_closed_form() -> None:
         return (vectors @ matrix[samples].T)[..., None] - right[samples]
 
     *_, last = minimize(
-        Problem(residuals, 60, chunk=50), torch.zeros(4).double(), 4, penalty=0.0, robust=math.inf, tolerance=1e-9
+        LeastSquares(residuals, 60, chunk=50), torch.zeros(4).double(), 4, penalty=0.0, robust=math.inf, tolerance=1e-9
     )
     torch.testing.assert_close(last.numbers, torch.linalg.lstsq(matrix, right).solution[:, 0], rtol=0, atol=1e-6)
     first_two = [
-        p.numbers for p in minimize(Problem(residuals, 60), torch.zeros(4).double(), 2, penalty=0.0, robust=math.inf)
+        p.numbers for p in minimize(LeastSquares(residuals, 60), torch.zeros(4).double(), 2, penalty=0.0, robust=math.inf)
     ]
     assert all(bool((numbers[2:] == 0).all()) for numbers in first_two)  # what is not free stays
     assert bool((drawn(1, 4)[0] != last.numbers).all())
@@ -170,7 +170,7 @@ def test_a_robust_fit_is_not_moved_by_a_few_wild_samples() -> None:
 
     def fitted(robust: float) -> float:
         *_, last = minimize(
-            Problem(residuals, 200), torch.zeros(3).double(), 3, penalty=0.0, robust=robust, most=9.0, tolerance=1e-6
+            LeastSquares(residuals, 200), torch.zeros(3).double(), 3, penalty=0.0, robust=robust, most=9.0, tolerance=1e-6
         )
         return float((last.numbers - truth).abs().max())
 
@@ -183,11 +183,11 @@ def test_the_objective_falls_at_every_step_and_a_penalty_keeps_numbers_small() -
         return torch.stack([10 * (b - a**2), 1 - a], -1).expand(-1, 4, -1)[:, samples]
 
     start = torch.tensor([-1.2, 1.0], dtype=torch.float64)
-    found = list(minimize(Problem(residuals, 4), start, 2, penalty=0.0, robust=math.inf, tolerance=1e-12))
+    found = list(minimize(LeastSquares(residuals, 4), start, 2, penalty=0.0, robust=math.inf, tolerance=1e-12))
     errors = [float(p.errors.mean()) for p in found]
     assert errors == sorted(errors, reverse=True)
     torch.testing.assert_close(found[-1].numbers, torch.ones(2).double(), rtol=0, atol=1e-3)
-    *_, kept = minimize(Problem(residuals, 4), start, 2, penalty=10.0, robust=math.inf)
+    *_, kept = minimize(LeastSquares(residuals, 4), start, 2, penalty=10.0, robust=math.inf)
     assert float(kept.numbers.norm()) < float(found[-1].numbers.norm())
 
 

@@ -24,8 +24,8 @@ from scoresde.solvers.rows import last_move
 from scoresde.solvers.updates import Row
 from scoresde.training.interrupts import interrupts
 from scoresde.tuning.families import Copies
-from scoresde.tuning.least_squares import Problem, minimize
-from scoresde.tuning.stopping import stopped
+from scoresde.tuning.least_squares import LeastSquares, minimize
+from scoresde.tuning.sharing import stopped
 from scoresde.tuning.teacher import Metric, Teacher, bar, event_of
 
 __all__ = ["midpoints"]
@@ -167,7 +167,7 @@ class _Family:
             x = state.x
         return x
 
-    def problem(self, taught: Teacher, part: int) -> Problem:
+    def problem(self, taught: Teacher, part: int) -> LeastSquares:
         first, last = taught.parts[part].start, taught.parts[part].stop
 
         def residuals(vectors: Tensor, samples: slice, apart: bool) -> Tensor:
@@ -177,7 +177,7 @@ class _Family:
             found = taught.metric(ends.flatten(0, 1), reference.expand_as(ends).flatten(0, 1))
             return found.reshape(len(vectors), len(x), -1)
 
-        return Problem(residuals, last - first)
+        return LeastSquares(residuals, last - first)
 
     def error(self, taught: Teacher, numbers: Tensor, part: int) -> float:
         """Return the root mean square residual on a part of the starts; infinite where it is not finite."""
