@@ -188,7 +188,7 @@ def test_class_names_travel_from_folders_to_samples(tmp_path):
         assert np.allclose(x, expected.numpy(), atol=1e-5)
     done = invoke("sample", tmp_path / "run", "--label", "3", "--no-progress")
     assert done.exit_code == 2 and "got --label '3'; expected one of 1, 2, 10, or a number from 0 to 2" in done.stderr
-    call = ("compare", tmp_path / "run", "--solver", "ddim", "--evaluations", 3, "--metric", "rms", "-n", 4, "--no-progress")
+    call = ("compare", tmp_path / "run", "--solver", "ddim", "--evaluations", 3, "--metric", "time", "-n", 4)
     done = invoke(*call, "--label", "10,2", "--out", tmp_path / "report")
     assert done.exit_code == 0, done.output
     assert "label: 2 (2), 10 (2)" in done.output and "label: 2 (2), 10 (2)" in (tmp_path / "report/table.md").read_text()

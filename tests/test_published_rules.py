@@ -196,6 +196,7 @@ def test_a_run_that_goes_back_ends_once(name: str) -> None:
     assert nodes_of_steps(make(finish="lower-order"), path) == [*alone[0], *alone[1]]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("finish", ["lower-order", "high-order"])
 @pytest.mark.parametrize("name", [n for n, (make, _) in MULTISTEP.items() if not make(finish="same").stochastic])
 def test_each_finish_keeps_the_order_that_it_claims(name: str, finish: str) -> None:

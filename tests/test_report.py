@@ -513,7 +513,7 @@ def drawn_small(figure, path):
     path.write_bytes(b"drawn")
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(st.lists(pieces, min_size=1, max_size=12), st.lists(trails, max_size=2), described)
 def test_a_report_is_made_of_what_there_is(found, trails, described):
     given_ = Comparison(tuple(found), described, tuple(trails))

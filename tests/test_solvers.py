@@ -63,6 +63,7 @@ def reference(name: str, t_min: float | None = None) -> torch.Tensor:
     return _references[key]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("solver", "name"), covering([*DETERMINISTIC, *VARIANTS], SDES))
 def test_deterministic_solvers_have_the_order_they_claim(solver: str, name: str) -> None:
     sde, model = SDES[name], model_on(SDES[name])
@@ -361,6 +362,7 @@ ZERO_ALPHA = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("solver", "name"), covering(SOLVERS, ZERO_ALPHA))
 def test_alpha_zero_is_carried_on_every_spacing(solver: str, name: str) -> None:
     sde = ZERO_ALPHA[name]

@@ -266,6 +266,7 @@ def test_langevin_corrections_take_the_data_prediction() -> None:
 # Memory that the model keeps ---------------------------------------------------------------------------------
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("solver", "kind"), covering(LINEAR, ["x0", "eps"]))
 def test_a_model_may_return_the_same_memory_at_each_call(solver: str, kind: str) -> None:
     rows = ROWS[solver].rows(make_path(VP(), "lam", 4))
