@@ -61,6 +61,10 @@ def _guided() -> Names:
     return names | {"model": _digits(num_classes=10), "net": _net(out_features=10)}
 
 
+def _measured() -> Names:
+    return {"scoresde": scoresde, "model": scoresde.problems.ring().model(scoresde.VP()), "data": torch.randn(64, 2, generator=_generator())}
+
+
 def _judged() -> Names:
     """What the block on a contrastive model has: pictures with embeddings of their texts, and a model of the pictures."""
     model = scoresde.ScoreModel(models.UNet(3, 8, (1, 2), lean=True), scoresde.VP(), "v")
@@ -171,6 +175,7 @@ CASES: dict[str, Case] = {
     "docs/architecture.md": Case(
         names=lambda: {"scoresde": scoresde}, smaller=(("steps=100, ", "steps=1, batch_size=8, "),)
     ),
+    "docs/auto.md": Case(names=_measured),
     "docs/choose_a_solver.md": Case(names=lambda: {"scoresde": scoresde}, smaller=(("n=64", "n=8"),), slow=True),
     "docs/guidance.md": Case(
         names=_guided,
