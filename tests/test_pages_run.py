@@ -62,7 +62,11 @@ def _guided() -> Names:
 
 
 def _measured() -> Names:
-    return {"scoresde": scoresde, "model": scoresde.problems.ring().model(scoresde.VP()), "data": torch.randn(64, 2, generator=_generator())}
+    return {
+        "scoresde": scoresde,
+        "model": scoresde.problems.ring().model(scoresde.VP()),
+        "data": torch.randn(64, 2, generator=_generator()),
+    }
 
 
 def _judged() -> Names:
