@@ -309,7 +309,7 @@ class Trainer:
     def _see(self, x0: Tensor) -> None:
         """Add this process's share of a batch to the sums over the data, unless enough samples are in them."""
         enough = min(len(self.batches.data), _SEEN) if isinstance(self.batches.data, Tensor | Indexed) else _SEEN
-        if self.sums is not None and self.sums.count < enough:
+        if self.sums is not None and self.sums.count < enough and x0.is_floating_point():  # tokens are no states
             self.sums.add(x0, self.processes.add)
 
     def _tell_moments(self) -> None:
