@@ -241,7 +241,7 @@ class MatrixSDE(SDE):
         )
 
     def to_data(self, t: Time) -> ModalMap:
-        r"""Return the linear map psi^T / |c|^2 from gradients in the state to changes of the data prediction.
+        r"""Return the linear map :math:`\psi^T / |c|^2` from gradients in the state to changes of the data prediction.
 
         A potential adds its gradient g to the score, so that the data prediction m becomes :math:`m + \psi^T g / |c|^2` if
         the potential depends on the state through what it tells of the data. For one variable it is sigma^2 / alpha.
