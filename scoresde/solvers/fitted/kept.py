@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path as File
 from typing import Any, Protocol, TypeVar
 
@@ -17,7 +17,7 @@ from scoresde.base.files import replacing
 from scoresde.base.identity import digest
 from scoresde.solvers.path import Path
 
-__all__ = ["Learned", "check_same", "learned_for", "model_identity", "plain", "read_plain", "restored", "write_plain"]
+__all__ = ["Learned", "check_same", "learned_for", "model_identity", "plain", "read_plain", "restored_solver", "write_plain"]
 
 
 def model_identity(model: nn.Module) -> str:
@@ -104,6 +104,7 @@ class Learned(Protocol):
 
 
 Numbers = TypeVar("Numbers", bound=Learned)
+Fitted = TypeVar("Fitted")
 
 EXACT = 1e-9
 """The relative difference of two times that is rounding."""
@@ -152,8 +153,31 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def restored(value: Any) -> Any:
+def _restored(value: Any) -> Any:
     """Return the value of which :func:`plain` made another."""
     if value is None:
         return math.nan
-    return tuple(restored(v) for v in value) if isinstance(value, list) else value
+    return tuple(_restored(v) for v in value) if isinstance(value, list) else value
+
+
+def restored_solver(
+    value: Any, kind: str, make: Callable[..., Numbers], build: Callable[[tuple[Numbers, ...], str, bool], Fitted]
+) -> Fitted:
+    """Return the solver with learned numbers in plain values.
+
+    Args:
+        value: the plain values, of which nothing is known.
+        kind: the kind of solver that they must name, which the messages name too.
+        make: the class of the numbers of one number of steps.
+        build: the class of the solver, made of these, the identity of its model, and whether it may sample others.
+
+    Raises:
+        ValueError: for values of another kind or version, or that are damaged.
+    """
+    if not isinstance(value, Mapping) or (value.get("kind"), value.get("version")) != (kind, 1):
+        raise ValueError(f"got values that are no {kind} of version 1; expected those that its to_json makes")
+    try:
+        steps = tuple(make(**{k: _restored(v) for k, v in one.items()}) for one in value["steps"])
+        return build(steps, str(value["model"]), bool(value["any_model"]))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"got a damaged {kind} ({error}); expected the values that its to_json makes") from error

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from scoresde.sde import GaussianSDE
-from scoresde.solvers.fitted.kept import check_same, learned_for, plain, restored, write_plain
+from scoresde.solvers.fitted.kept import check_same, learned_for, plain, restored_solver, write_plain
 from scoresde.solvers.path import Path, Point, points
 from scoresde.solvers.prediction import Rho
 from scoresde.solvers.rows import last_move
@@ -185,15 +185,7 @@ class Midpoints(RowSolver):
         Raises:
             ValueError: for values of another kind or version, or that are damaged.
         """
-        if not isinstance(value, Mapping) or (value.get("kind"), value.get("version")) != (MIDPOINT_KIND, 1):
-            raise ValueError("got values that are no solver with mid-points; expected those that Midpoints.to_json makes")
-        try:
-            steps = tuple(MidpointSteps(**{k: restored(v) for k, v in one.items()}) for one in value["steps"])
-            return cls(steps, str(value["model"]), bool(value["any_model"]))
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"got a damaged solver with mid-points ({error}); expected the values that Midpoints.to_json makes"
-            ) from error
+        return restored_solver(value, MIDPOINT_KIND, MidpointSteps, cls)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the solver to a JSON file, whose name is then the name of a solver: ``"mine.json"``.

@@ -22,13 +22,16 @@ from typing import Any
 
 from torch import nn
 
-from scoresde.solvers.fitted.kept import EXACT, check_same, learned_for, plain, read_plain, restored, write_plain
+from scoresde.solvers.fitted.kept import EXACT, check_same, learned_for, plain, read_plain, restored_solver, write_plain
 from scoresde.solvers.path import CLEAN, Path, Point
 from scoresde.solvers.prediction import Data
 from scoresde.solvers.solver import Description, RowSolver
 from scoresde.solvers.updates import Row, Update
 
 __all__ = ["Tuned", "TunedSteps", "mixed_rows"]
+
+KIND = "scoresde tuned solver"
+"""What files of tuned solvers call themselves."""
 
 
 def mixed_rows(points: Sequence[Point], mixes: Sequence[Sequence[Any]]) -> list[Row]:
@@ -187,7 +190,7 @@ class Tuned(RowSolver):
     def to_json(self) -> dict[str, Any]:
         """Return the solver as plain values for ``json.dumps``."""
         steps = [{f.name: plain(getattr(one, f.name)) for f in fields(one)} for one in self.steps]
-        about = {"kind": "scoresde tuned solver", "version": 1, "model": self.model, "any_model": self.any_model}
+        about = {"kind": KIND, "version": 1, "model": self.model, "any_model": self.any_model}
         return {**about, "steps": steps}
 
     @classmethod
@@ -197,15 +200,7 @@ class Tuned(RowSolver):
         Raises:
             ValueError: for values of another kind or version, or that are damaged.
         """
-        if not isinstance(value, Mapping) or (value.get("kind"), value.get("version")) != ("scoresde tuned solver", 1):
-            raise ValueError("got values that are no tuned solver of version 1; expected those that Tuned.to_json makes")
-        try:
-            steps = tuple(TunedSteps(**{k: restored(v) for k, v in one.items()}) for one in value["steps"])
-            return cls(steps, str(value["model"]), bool(value["any_model"]))
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"got a damaged tuned solver ({error}); expected the values that Tuned.to_json makes"
-            ) from error
+        return restored_solver(value, KIND, TunedSteps, cls)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the solver to a JSON file, whose name is then the name of a solver: ``"mine.json"``.

@@ -52,18 +52,24 @@ def sample_seeds(seed: int | Sequence[int] | None, n: int) -> list[int]:
     if isinstance(seed, int | np.integer):
         if seed < 0:
             raise ValueError(f"got seed={seed}; expected a whole number of at least 0, or one per sample")
-        return list(_derived(int(seed), n))
+        return list(_recent(int(seed), n) if n <= _FEW else _derived(int(seed), n))
     seeds = [operator.index(s) for s in seed]
     if len(seeds) != n:
         raise ValueError(f"got {len(seeds)} seeds for {n} samples; expected one per sample, or one integer for all")
     return seeds
 
 
-@functools.lru_cache(maxsize=8)  # calls in a loop often share seed and batch
+_FEW = 4096
+"""The largest batch whose seeds are remembered: those of a million samples would take tens of megabytes."""
+
+
 def _derived(seed: int, n: int) -> tuple[int, ...]:
     shift, flip, high = (int(word) for word in np.random.SeedSequence(seed).generate_state(3))
     words = _scramble(np.arange(shift, shift + n, dtype=np.uint64) & _LOW) ^ np.uint64(flip)
     return tuple((np.uint64(high >> 1 << 32) | words).tolist())
+
+
+_recent = functools.lru_cache(maxsize=8)(_derived)  # calls in a loop often share seed and batch
 
 
 _LOW = np.uint64(2**32 - 1)
